@@ -1,0 +1,347 @@
+"""The contract of the ops: public functions, argument checks, registered operators, gradients, choice of engine.
+
+Public functions check the caller's tensors and view them in the canonical layout; a registered operator
+(`torch.ops.hgrn.*`) sees only that layout; an engine (`reference`, `cpu`, `triton`) only computes.
+
+Shape letters: O outer, T time, I inner, D channels, C = D (real state) or 2D (complex state, [Re | Im]), N sequences
+(N = O unless packed). `[O, T, I, C]` is the canonical layout: every axis in front of `dim` is outer, every axis between
+`dim` and the channels is inner, so that neither rows nor columns of a grid are ever transposed.
+"""
+
+import importlib
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from . import packing, reference
+from .reference import state_dtype
+
+_ENGINE_FILES = {"numba": "cpu", "triton": "triton"}
+_ENGINE_OF_DEVICE = {"cpu": "numba", "cuda": "triton"}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Choice of engine
+
+
+@cache
+def _load(engine: str):
+    return importlib.import_module(f".{_ENGINE_FILES[engine]}", __package__)
+
+
+@cache
+def _importable(engine: str) -> bool:
+    try:
+        _load(engine)
+    except ImportError:
+        return False
+    return True
+
+
+def available_engines(device: str | torch.device = "cpu") -> tuple[str, ...]:
+    """The engines that work for tensors on `device`, fastest first; "reference" works everywhere."""
+    engine = _ENGINE_OF_DEVICE.get(torch.device(device).type)
+    return (engine, "reference") if engine is not None and _importable(engine) else ("reference",)
+
+
+@cache
+def _warn_once_of_reference(device_type: str) -> None:
+    engine = _ENGINE_OF_DEVICE.get(device_type)
+    remedy = f"install {engine} for a fast one" if engine else f"no fast engine exists for {device_type}"
+    warnings.warn(f"hgrn runs its reference loop on {device_type}, which is slow: {remedy}", stacklevel=4)
+
+
+def _choose(engine: str | None, device: torch.device) -> str:
+    """The engine to ask the operator for: "reference", or "auto" (settled when the operator runs), or a named one."""
+    if engine is None:
+        if device.type == "meta" or len(available_engines(device)) > 1:
+            return "auto"
+        _warn_once_of_reference(device.type)
+        return "reference"
+    if engine not in ("reference", *_ENGINE_FILES):
+        raise ValueError(f"engine must be one of 'reference', 'numba', 'triton' or None, got {engine!r}")
+    if engine != "reference" and device.type != "meta":
+        if _ENGINE_OF_DEVICE.get(device.type) != engine:
+            raise ValueError(
+                f"engine {engine!r} cannot run on {device}: numba runs on cpu, triton on cuda; "
+                "leave engine=None to choose by device"
+            )
+        if not _importable(engine):
+            raise ImportError(f"engine {engine!r} was asked for, but the package {engine} cannot be imported; install it")
+    return engine
+
+
+def _engine(engine: str, tensor: Tensor):
+    return _load(_ENGINE_OF_DEVICE[tensor.device.type] if engine == "auto" else engine)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Registered operators, in the canonical layout
+
+
+def _check_values(x: Tensor, lower_bound: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    """Checks that need the values of small tensors: on CPU only, where reading them costs no synchronisation."""
+    if cu_seqlens is not None:
+        packing.check_cu_seqlens(cu_seqlens, x.shape[1])
+    if lower_bound is not None and lower_bound.device.type == "cpu" and lower_bound.numel():
+        low, high = torch.aminmax(lower_bound)
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"lower_bound must lie in [0, 1], got values from {low:.4g} to {high:.4g}; "
+                "hgrn.modules.LowerBounds turns free parameters into bounds"
+            )
+
+
+def _states(x: Tensor, cu_seqlens: Tensor | None, channels: int) -> Tensor:
+    sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return x.new_empty((sequences, x.shape[2], channels), dtype=state_dtype(x.dtype))
+
+
+def _contiguous_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("hgrn::hgru_scan", mutates_args=())
+def _hgru_scan(
+    candidate: Tensor, forget: Tensor, lower_bound: Tensor | None, theta: Tensor | None, initial_state: Tensor | None,
+    cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool, engine: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check_values(candidate, lower_bound, cu_seqlens)
+    return _engine(engine, candidate).hgru_scan(
+        candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
+    )
+
+
+@_hgru_scan.register_fake
+def _(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine):
+    return _contiguous_like(candidate), _states(candidate, cu_seqlens, candidate.shape[-1])
+
+
+@torch.library.custom_op("hgrn::hgru_scan_backward", mutates_args=())
+def _hgru_scan_backward(
+    grad_h: Tensor, grad_final: Tensor, candidate: Tensor, forget: Tensor, lower_bound: Tensor | None,
+    theta: Tensor | None, initial_state: Tensor | None, h: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None,
+    reverse: bool, engine: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of candidate, forget, lower_bound `[D]`, theta `[D]`, initial_state; zeros for what was not given."""
+    return _engine(engine, candidate).hgru_scan_backward(
+        grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse
+    )
+
+
+@_hgru_scan_backward.register_fake
+def _(grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
+    channel = forget.new_empty(forget.shape[-1:], dtype=state_dtype(forget.dtype))
+    return (
+        _contiguous_like(candidate), _contiguous_like(forget), channel, torch.empty_like(channel),
+        _states(candidate, cu_seqlens, candidate.shape[-1]),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("hgrn::hgru_carry", mutates_args=())
+def _hgru_carry(
+    candidate: Tensor, forget: Tensor, lower_bound: Tensor | None, theta: Tensor | None, cu_seqlens: Tensor | None,
+    mask: Tensor | None, reverse: bool, engine: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check_values(candidate, lower_bound, cu_seqlens)
+    return _engine(engine, candidate).hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse)
+
+
+@_hgru_carry.register_fake
+def _(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse, engine):
+    return _states(forget, cu_seqlens, forget.shape[-1]), _states(candidate, cu_seqlens, candidate.shape[-1])
+
+
+@torch.library.custom_op("hgrn::gated_scan", mutates_args=())
+def _gated_scan(
+    x: Tensor, log_f: Tensor, theta: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
+    mask: Tensor | None, reverse: bool, engine: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check_values(x, None, cu_seqlens)
+    return _engine(engine, x).gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse)
+
+
+@_gated_scan.register_fake
+def _(x, log_f, theta, initial_state, cu_seqlens, mask, reverse, engine):
+    return _contiguous_like(x), _states(x, cu_seqlens, x.shape[-1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients
+
+
+def _where_needed(needs: tuple[bool, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients that were asked for, padded with None for the arguments behind the tensors."""
+    return tuple(grad if need else None for need, grad in zip(needs, grads)) + (None,) * (len(needs) - len(grads))
+
+
+def _through_reference(function: Callable, inputs: tuple[Tensor | None, ...], needs, grad_outputs):
+    """Gradients that can be differentiated again, by running the reference loop under autograd."""
+    wanted = [x for x, need in zip(inputs, needs) if need]
+    pairs = [(out, grad) for out, grad in zip(function(*inputs), grad_outputs) if out.requires_grad]
+    outputs, grad_outputs = zip(*pairs)
+    grads = iter(torch.autograd.grad(outputs, wanted, grad_outputs, create_graph=True, materialize_grads=True))
+    return [next(grads) if need else None for need in needs[: len(inputs)]]
+
+
+def _scan_setup(ctx, inputs, output):
+    *tensors, ctx.reverse, ctx.engine = inputs
+    ctx.save_for_backward(*tensors, output[0])
+
+
+def _scan_backward(ctx, grad_h, grad_final):
+    candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, h = ctx.saved_tensors
+    differentiable = (candidate, forget, lower_bound, theta, initial_state)
+    needs = ctx.needs_input_grad
+    if torch.is_grad_enabled():  # a graph of this backward is wanted: second derivatives
+        again = partial(reference.hgru_scan, cu_seqlens=cu_seqlens, mask=mask, reverse=ctx.reverse)
+        return _where_needed(needs, *_through_reference(again, differentiable, needs, (grad_h, grad_final)))
+    return _where_needed(
+        needs,
+        *torch.ops.hgrn.hgru_scan_backward(
+            grad_h, grad_final, *differentiable, h, cu_seqlens, mask, ctx.reverse, ctx.engine
+        ),
+    )
+
+
+_hgru_scan.register_autograd(_scan_backward, setup_context=_scan_setup)
+
+
+def _carry_setup(ctx, inputs, output):
+    *tensors, ctx.reverse, ctx.engine = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _carry_backward(ctx, grad_decay, grad_end):
+    """The states inside were not written, so they are made again: of both outputs, each a scan's final state."""
+    candidate, forget, lower_bound, theta, cu_seqlens, mask = ctx.saved_tensors
+    differentiable = (candidate, forget, lower_bound, theta)
+    needs = ctx.needs_input_grad
+    if torch.is_grad_enabled():
+        again = partial(reference.hgru_carry, cu_seqlens=cu_seqlens, mask=mask, reverse=ctx.reverse)
+        return _where_needed(needs, *_through_reference(again, differentiable, needs, (grad_decay, grad_end)))
+    scan = partial(_final_state_gradients, forget=forget, lower_bound=lower_bound, cu_seqlens=cu_seqlens, mask=mask,
+                   reverse=ctx.reverse, engine=ctx.engine)  # fmt: skip
+    grads = scan(grad_end, candidate, theta=theta, initial_state=None)
+    # The product of the gates is what a real scan without input makes of an initial state of ones.
+    of_decay = scan(grad_decay, torch.zeros_like(forget), theta=None, initial_state=torch.ones_like(grad_decay))
+    return _where_needed(needs, grads[0], grads[1] + of_decay[1], grads[2] + of_decay[2], grads[3])
+
+
+def _final_state_gradients(
+    grad_final, candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine
+):
+    inputs = (candidate, forget, lower_bound, theta, initial_state)
+    h, _ = torch.ops.hgrn.hgru_scan(*inputs, cu_seqlens, mask, reverse, engine)
+    return torch.ops.hgrn.hgru_scan_backward(
+        torch.zeros_like(h), grad_final, *inputs, h, cu_seqlens, mask, reverse, engine
+    )
+
+
+_hgru_carry.register_autograd(_carry_backward, setup_context=_carry_setup)
+
+
+def _gated_setup(ctx, inputs, output):
+    *tensors, ctx.reverse, ctx.engine = inputs
+    ctx.save_for_backward(*tensors, output[0])
+
+
+def _gated_backward(ctx, grad_h, grad_final):
+    """The adjoint of a gated scan is the same scan the other way, its gates moved by one position.
+
+    With `G_t` the gradient of `h_t` and `a_t = exp(log_f_t + i theta)` (1 where the mask is False):
+        G_t = grad_h_t + conj(a_{t+1}) G_{t+1},   dx_t = G_t,   dlog_f_t = Re(conj(G_t) a_t h_{t-1}).
+    Written with differentiable operations, so that it has second derivatives of its own.
+    """
+    x, log_f, theta, initial_state, cu_seqlens, mask, h = ctx.saved_tensors
+    accumulate, total = state_dtype(x.dtype), x.shape[1]
+    if total == 0:
+        return _where_needed(ctx.needs_input_grad, grad_h, torch.zeros_like(log_f),
+                             None if theta is None else torch.zeros_like(theta), grad_final)  # fmt: skip
+    if cu_seqlens is None:
+        edge = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        first, last = (edge + total - 1, edge) if ctx.reverse else (edge, edge + total - 1)
+        row, filled = torch.arange(x.shape[0], device=x.device), torch.ones_like(edge, dtype=torch.bool)
+    else:
+        first, last, filled = packing.edges(cu_seqlens, ctx.reverse)
+        row = torch.zeros_like(first)
+    live = filled[:, None, None]
+    before = 1 if ctx.reverse else -1  # where the position that a scan visits next lies, for torch.roll
+
+    # The final state is h at the last position, so its gradient joins there; an empty sequence hands it through.
+    arriving = torch.where(live, grad_final, 0).to(accumulate)
+    upstream = grad_h.to(accumulate).index_put((row, last), arriving, accumulate=True)
+    # What rolls over a sequence's edge meets a zero state there, so its value does not matter.
+    adjoint, _ = torch.ops.hgrn.gated_scan(
+        upstream, log_f.to(accumulate).roll(before, 1), None if theta is None else -theta, None, cu_seqlens,
+        None if mask is None else mask.roll(before, 1), not ctx.reverse, ctx.engine,
+    )  # fmt: skip
+
+    # Accumulating writes only: an empty sequence's clamped position may be the first one of another sequence.
+    starts = torch.zeros_like(x[..., 0, 0], dtype=torch.int32).index_put((row, first), filled.int(), accumulate=True)
+    previous = torch.where(starts[:, :, None, None] > 0, 0, h.to(accumulate).roll(-before, 1))
+    if initial_state is not None:
+        previous = previous.index_put((row, first), torch.where(live, initial_state, 0), accumulate=True)
+    decay = log_f.to(accumulate).exp()
+    if mask is not None:
+        decay = torch.where(mask[..., None], decay, 0)
+    turned = reference.rotate(previous, theta)
+
+    if theta is None:
+        grad_log_f, grad_theta = decay * adjoint * turned, None
+        back = decay * adjoint
+    else:
+        adjoint_re, adjoint_im = adjoint.chunk(2, -1)
+        turned_re, turned_im = turned.chunk(2, -1)
+        grad_log_f = decay * (adjoint_re * turned_re + adjoint_im * turned_im)
+        grad_theta = (decay * (adjoint_im * turned_re - adjoint_re * turned_im)).sum((0, 1, 2))
+        back = reference.rotate(torch.cat([decay, decay], -1) * adjoint, -theta)
+    if mask is not None:
+        back = torch.where(mask[..., None], back, adjoint)
+    grad_initial = None if initial_state is None else torch.where(live, back[row, first], grad_final)
+    return _where_needed(
+        ctx.needs_input_grad, adjoint.to(x.dtype), grad_log_f.to(log_f.dtype), grad_theta, grad_initial
+    )
+
+
+_gated_scan.register_autograd(_gated_backward, setup_context=_gated_setup)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# vmap: the mapped axis joins the outer one
+
+
+def _fold(operator, info, in_dims, *arguments):
+    """Runs `operator` with the mapped axis folded into the outer axis of every tensor that has one.
+
+    Where that cannot be (packed sequences, or a lower bound, angle or boundary of each sample's own) the samples run
+    one after the other.
+    """
+    names = [argument.name for argument in operator._schema.arguments]
+    shared = ("lower_bound", "theta")
+    own = any(dim is not None for name, dim in zip(names, in_dims) if name in shared)
+    packed = arguments[names.index("cu_seqlens")] is not None
+    summed = operator is torch.ops.hgrn.hgru_scan_backward.default  # each sample's lower bound has its own gradient
+    if own or packed or summed:
+        samples = [
+            operator(*(a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims)))
+            for i in range(info.batch_size)
+        ]
+        return tuple(torch.stack(outputs) for outputs in zip(*samples)), (0,) * len(samples[0])
+
+    def folded(name, argument, dim):
+        if not isinstance(argument, Tensor) or name in shared:
+            return argument
+        moved = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+        return moved.flatten(0, 1)
+
+    outputs = operator(*(folded(*triple) for triple in zip(names, arguments, in_dims)))
+    return tuple(out.unflatten(0, (info.batch_size, -1)) for out in outputs), (0,) * len(outputs)
+
+
+for _op in (_hgru_scan, _hgru_scan_backward, _hgru_carry, _gated_scan):
+    _op.register_vmap(partial(_fold, _op._opoverload))

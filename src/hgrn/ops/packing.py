@@ -1,0 +1,50 @@
+"""Where sequences begin and end: the one definition of masks, lengths and packed boundaries.
+
+Two ways to put sequences of different lengths into one tensor:
+- padded: `[B, T, ...]` with a boolean mask `[B, T]`, False where nothing is (on either side, or inside);
+- packed: `[1, total, ...]` with `cu_seqlens [N + 1]`, sequence n at positions `cu_seqlens[n] : cu_seqlens[n + 1]`.
+"""
+
+import torch
+from torch import Tensor
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, total: int) -> None:
+    """Raises ValueError unless the values are 0 <= ... <= total, never falling, from 0 to `total` (read on CPU only)."""
+    if cu_seqlens.device.type != "cpu":
+        return
+    values = cu_seqlens.tolist()
+    if values[0] != 0 or values[-1] != total or any(b < a for a, b in zip(values, values[1:])):
+        raise ValueError(
+            f"cu_seqlens must start at 0, never fall, and end at the number of packed positions ({total}), "
+            f"got {values if len(values) <= 12 else values[:6] + ['...'] + values[-6:]}; "
+            "it is the cumulative sum of the sequence lengths with a 0 in front (hgrn.ops.packing.lengths_to_cu_seqlens)"
+        )
+
+
+def lengths_to_cu_seqlens(lengths: Tensor) -> Tensor:
+    """Sequence lengths `[N]` -> boundaries `[N + 1]`, int32."""
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+
+
+def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
+    """Sequence lengths `[N]` -> mask `[N, size]`, True at the first `lengths[n]` positions of row n."""
+    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def sequence_ids(cu_seqlens: Tensor, total: int) -> Tensor:
+    """Boundaries `[N + 1]` -> for each of `total` positions the number of its sequence, int64."""
+    positions = torch.arange(total, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens[1:].contiguous(), positions, right=True)
+
+
+def edges(cu_seqlens: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The positions at which each scan begins and ends, and which sequences are not empty: three `[N]` tensors.
+
+    For an empty sequence both positions are clamped into range and mean nothing.
+    """
+    lower, upper = cu_seqlens[:-1].long(), cu_seqlens[1:].long() - 1
+    filled = upper >= lower
+    limit = upper.max().clamp_min(0)
+    lower, upper = lower.minimum(limit), upper.clamp_min(0)
+    return (upper, lower, filled) if reverse else (lower, upper, filled)
