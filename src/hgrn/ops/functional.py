@@ -173,7 +173,7 @@ def hgru_scan(
         layout.canonical(candidate), layout.canonical(forget), layout.channels(lower_bound, "lower_bound", size),
         layout.channels(theta, "theta", size), layout.initial(initial_state), cu_seqlens, layout.mask(mask),
     )  # fmt: skip
-    engine = _choose(engine, candidate.device)
+    engine = _choose(engine, candidate.device.type)
     if engine == "reference":
         h, final = reference.hgru_scan(*tensors, reverse)
     else:
@@ -209,7 +209,7 @@ def hgru_carry(
         layout.canonical(candidate), layout.canonical(forget), layout.channels(lower_bound, "lower_bound", size),
         layout.channels(theta, "theta", size), cu_seqlens, layout.mask(mask),
     )  # fmt: skip
-    engine = _choose(engine, candidate.device)
+    engine = _choose(engine, candidate.device.type)
     if engine == "reference":
         decay, end_state = reference.hgru_carry(*tensors, reverse)
     else:
@@ -249,7 +249,7 @@ def gated_scan(
         layout.canonical(x), layout.canonical(log_f), layout.channels(theta, "theta", size),
         layout.initial(initial_state), cu_seqlens, layout.mask(mask),
     )  # fmt: skip
-    engine = _choose(engine, x.device)
+    engine = _choose(engine, x.device.type)
     if engine == "reference":
         h, final = reference.gated_scan(*tensors, reverse)
     else:

@@ -55,19 +55,20 @@ def _warn_once_of_reference(device_type: str) -> None:
     warnings.warn(f"hgrn runs its reference loop on {device_type}, which is slow: {remedy}", stacklevel=4)
 
 
-def _choose(engine: str | None, device: torch.device) -> str:
+@torch.compiler.assume_constant_result
+def _choose(engine: str | None, device_type: str) -> str:
     """The engine to ask the operator for: "reference", or "auto" (settled when the operator runs), or a named one."""
     if engine is None:
-        if device.type == "meta" or len(available_engines(device)) > 1:
+        if device_type == "meta" or len(available_engines(device_type)) > 1:
             return "auto"
-        _warn_once_of_reference(device.type)
+        _warn_once_of_reference(device_type)
         return "reference"
     if engine not in ("reference", *_ENGINE_FILES):
         raise ValueError(f"engine must be one of 'reference', 'numba', 'triton' or None, got {engine!r}")
-    if engine != "reference" and device.type != "meta":
-        if _ENGINE_OF_DEVICE.get(device.type) != engine:
+    if engine != "reference" and device_type != "meta":
+        if _ENGINE_OF_DEVICE.get(device_type) != engine:
             raise ValueError(
-                f"engine {engine!r} cannot run on {device}: numba runs on cpu, triton on cuda; "
+                f"engine {engine!r} cannot run on {device_type}: numba runs on cpu, triton on cuda; "
                 "leave engine=None to choose by device"
             )
         if not _importable(engine):

@@ -43,14 +43,14 @@ def _double(gate: Tensor, theta: Tensor | None) -> Tensor:
 
 def _recur(decay: Tensor, x: Tensor, theta, initial_state: Tensor, mask, reverse: bool) -> tuple[Tensor, Tensor]:
     """`h_t = decay_t * exp(i theta) * h_{t-1} + x_t` over `[O, T, I, *]`; where mask is False, `h_t = h_{t-1} + x_t`."""
-    state, states = initial_state, [None] * x.shape[1]
+    state, states = initial_state.clone(), [None] * x.shape[1]  # a copy: no output may alias an input
     for t in reversed(range(x.shape[1])) if reverse else range(x.shape[1]):
         carried = _double(decay[:, t], theta) * rotate(state, theta)
         if mask is not None:
             carried = torch.where(mask[:, t, :, None], carried, state)
         state = carried + x[:, t]
         states[t] = state
-    return (torch.stack(states, dim=1) if states else torch.zeros_like(x)), state
+    return (torch.stack(states, dim=1) if states else x.clone()), state
 
 
 def _each_sequence(decay, x, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,177 @@
+"""Files of text: what an entry of a recipe stands for, and how its bytes or records are read.
+
+Plain text is a stream of bytes; JSON Lines (`.jsonl`) is a stream of records, one JSON object a line. Either
+may be compressed. Nothing here holds more of a file than one block or one record.
+"""
+
+from __future__ import annotations
+
+import bz2
+import difflib
+import glob
+import gzip
+import hashlib
+import importlib.resources
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from hgrn.errors import UserError
+
+BLOCK = 1 << 22  # bytes read at a time
+CORPUS_PREFIX = "corpus:"
+CORPORA = {"shakespeare": "shakespeare.txt.xz"}
+RECORDS_SUFFIX = ".jsonl"
+SUFFIXES_IN_FOLDERS = (".txt", ".md", RECORDS_SUFFIX)
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+OTHER_COMPRESSION = (".zst", ".lz4", ".zip", ".7z")
+EDGE = 1 << 20  # bytes at either end of a file that tell two versions of it apart
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file; `name` is what messages call it."""
+
+    name: str
+    path: Path
+
+    @property
+    def has_records(self) -> bool:
+        return _text_suffix(self.path) == RECORDS_SUFFIX
+
+    @property
+    def size_on_disk(self) -> int | None:
+        """Bytes of text if that is known without reading, which for a compressed file it is not."""
+        return None if _suffix(self.path) in OPENERS else self.path.stat().st_size
+
+    def size(self) -> int:
+        """Bytes of text after decompression."""
+        known = self.size_on_disk
+        return sum(len(block) for block in self.blocks()) if known is None else known
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes from start to stop (the end if None), in blocks; all but the last are `BLOCK` long."""
+        with self._open() as stream:
+            stream.seek(start)
+            left = stop - start if stop is not None else None
+            while block := stream.read(BLOCK if left is None else min(BLOCK, left)):
+                yield block
+                left = None if left is None else left - len(block)
+
+    def records(self) -> Iterator[tuple[str, dict]]:
+        """Each record with its place, "file:line". Blank lines are none."""
+        for number, line in self._lines():
+            where = f"{self.name}:{number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{where}: not valid JSON: {error}") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{where}: every line must be a JSON object; got {type(record).__name__}")
+            yield where, record
+
+    def count_records(self) -> int:
+        return sum(1 for _ in self._lines())
+
+    def character_border(self, position: int) -> int:
+        """The first byte at or after position that does not continue a UTF-8 character."""
+        if position == 0:
+            return 0
+        with self._open() as stream:
+            stream.seek(position)
+            ahead = stream.read(3)
+        return position + len(ahead) - len(ahead.lstrip(bytes(range(0x80, 0xC0))))
+
+    def signature(self) -> list:
+        """What changes when the file does, without reading all of it."""
+        if self.name.startswith(CORPUS_PREFIX):  # its mtime is that of the installation
+            return [self.path.name, hashlib.sha256(self.path.read_bytes()).hexdigest()]
+        stat = self.path.stat()
+        digest = hashlib.sha256()
+        try:
+            with open(self.path, "rb") as stream:
+                digest.update(stream.read(EDGE))
+                stream.seek(max(0, stat.st_size - EDGE))
+                digest.update(stream.read(EDGE))
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read: {error.strerror}") from None
+        return [self.path.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        with self._open() as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.isspace():
+                    yield number, line
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        opener = OPENERS.get(_suffix(self.path), open)
+        try:
+            with opener(self.path, "rb") as stream:
+                yield stream
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise UserError(f"{self.name} cannot be read: {error}") from None
+
+
+def expand(entry: str) -> tuple[list[TextFile], str | None]:
+    """The files behind one entry of a recipe (a file, a folder, a glob, `corpus:NAME`), and what is wrong.
+
+    A folder stands for its .txt, .md and .jsonl files, compressed ones too, at any depth, sorted; hidden
+    files and folders are left out.
+    """
+    if entry.startswith(CORPUS_PREFIX):
+        return _expand_corpus(entry)
+    path = Path(entry).expanduser()
+    if path.is_file():
+        found = [path]
+    elif path.is_dir():
+        inside = (child for child in path.rglob("*") if child.is_file())
+        found = sorted(child for child in inside if _belongs(child.relative_to(path)))
+        if not found:
+            return [], f"folder {entry} has no {', '.join(SUFFIXES_IN_FOLDERS)} files (plain or compressed)"
+    elif glob.has_magic(entry):
+        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        if not found:
+            return [], f"no file matches {entry}"
+    else:
+        return [], _missing(entry, path)
+    for each in found:
+        if _suffix(each) in OTHER_COMPRESSION:
+            return [], (f"{each} is compressed in a way that is not read here; use "
+                        f"{', '.join(OPENERS)}, or decompress it")
+    return [TextFile(str(each), each) for each in found], None
+
+
+def _expand_corpus(entry: str) -> tuple[list[TextFile], str | None]:
+    name = entry.removeprefix(CORPUS_PREFIX)
+    if name not in CORPORA:
+        return [], f"unknown corpus {name!r}; there is {', '.join(CORPUS_PREFIX + each for each in CORPORA)}"
+    resource = importlib.resources.files("hgrn.data").joinpath("corpora", CORPORA[name])
+    return [TextFile(entry, Path(str(resource)))], None
+
+
+def _belongs(relative: Path) -> bool:
+    hidden = any(part.startswith(".") for part in relative.parts)
+    return not hidden and _text_suffix(relative) in SUFFIXES_IN_FOLDERS
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _text_suffix(path: Path) -> str:
+    """The suffix without that of the compression."""
+    compressed = _suffix(path) in OPENERS or _suffix(path) in OTHER_COMPRESSION
+    return _suffix(path.with_suffix("") if compressed else path)
+
+
+def _missing(entry: str, path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"file {entry} not found: there is no folder {path.parent}"
+    near = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.iterdir()])
+    return f"file {entry} not found" + (f"; did you mean {' or '.join(near)}?" if near else "")

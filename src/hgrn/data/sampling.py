@@ -1,0 +1,152 @@
+"""Batches from tokens. Which batch comes next depends on the position alone: (epoch, index, seed).
+
+Shapes: B sequences of a step (over all ranks), T block size, R rows of this rank or micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from hgrn.data.shuffle import hashed, shuffled
+from hgrn.data.tokens import TokenFile
+from hgrn.errors import UserError
+
+IGNORED = -100
+
+Mode = Literal["reset", "carry", "documents"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Sequences and, at each position, the token that follows.
+
+    input_ids, labels: int64 [R, T], or [1, R * T] when packed; labels are -100 where nothing is to be
+    predicted. cu_seqlens: None, or int32 borders of the sequences in a packed row, 0 first and R * T last.
+    restart: state from the batch before must be dropped. block_size: T.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    cu_seqlens: torch.Tensor | None
+    restart: bool
+    block_size: int
+
+    @property
+    def num_blocks(self) -> int:
+        """R, whether the blocks are rows or packed into one."""
+        return self.input_ids.numel() // self.block_size
+
+    def split(self, parts: int) -> list[Batch]:
+        """Micro-batches of equally many blocks, in order. Raises ValueError if parts does not divide them."""
+        if parts < 1 or self.num_blocks % parts:
+            raise ValueError(f"parts must divide the {self.num_blocks} blocks of the batch; got {parts}")
+        if self.cu_seqlens is None:
+            return [replace(self, input_ids=ids, labels=labels)
+                    for ids, labels in zip(self.input_ids.chunk(parts), self.labels.chunk(parts))]
+        width = self.input_ids.shape[1] // parts
+        micro = []
+        for start in range(0, self.input_ids.shape[1], width):
+            inside = (self.cu_seqlens >= start) & (self.cu_seqlens <= start + width)
+            micro.append(replace(self, input_ids=self.input_ids[:, start:start + width],
+                                 labels=self.labels[:, start:start + width],
+                                 cu_seqlens=self.cu_seqlens[inside] - start))
+        return micro
+
+    def to(self, device: torch.device | str) -> Batch:
+        cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
+        return replace(self, input_ids=self.input_ids.to(device), labels=self.labels.to(device),
+                       cu_seqlens=cu_seqlens)
+
+
+class BlockSampler:
+    """Endless batches of contiguous blocks.
+
+    batch_size is B, the sequences of a step over all ranks; each rank takes its slice of consecutive rows,
+    and the rows of a step do not depend on world. The mode says what a sequence may know of the text before:
+
+    - "reset": nothing. Block i is tokens [iT, iT + T); an epoch takes every block once, in an order of its
+      own, and leaves out the last incomplete block and batch.
+    - "carry": everything back to the start of the epoch. Row b of successive steps reads on through one of B
+      adjacent stretches of the text, whose borders differ between epochs; an epoch's first step restarts.
+    - "documents": as reset, and nothing across the start of a document either. The blocks lie end to end in
+      one packed row, cut at every document; the last token of a document predicts nothing.
+
+    Raises UserError if the text is too short for one step, ValueError for sizes that do not fit each other.
+    """
+
+    def __init__(self, tokens: TokenFile, block_size: int, batch_size: int, mode: Mode, seed: int,
+                 rank: int = 0, world: int = 1):
+        for name, value in (("block_size", block_size), ("batch_size", batch_size), ("world", world)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if mode not in ("reset", "carry", "documents"):
+            raise ValueError(f"mode must be 'reset', 'carry' or 'documents'; got {mode!r}")
+        if batch_size % world:
+            raise ValueError(f"batch_size {batch_size} must be a multiple of the {world} ranks")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be in [0, {world}); got {rank}")
+        self.tokens, self.block_size, self.batch_size, self.mode = tokens, block_size, batch_size, mode
+        self.epoch, self.index, self.seed = 0, 0, seed
+        self._rows = np.arange(batch_size)[rank * batch_size // world:(rank + 1) * batch_size // world]
+        # The last label needs one token more; carry leaves T tokens free, by which borders can move.
+        margin = block_size if mode == "carry" else 1
+        self.steps_per_epoch = max(len(tokens) - margin, 0) // (block_size * batch_size)
+        if self.steps_per_epoch == 0:
+            needed = block_size * batch_size + margin
+            raise UserError(f"the text has {len(tokens)} tokens, and one step of {batch_size} sequences of "
+                            f"{block_size} needs {needed}; use more text, or a smaller batch or block size")
+
+    def next(self) -> Batch:
+        """The batch at the position, which moves on by one."""
+        restart = self.mode != "carry" or self.index == 0
+        starts = self._stream_starts() if self.mode == "carry" else self._block_starts()
+        tokens = np.stack([self.tokens.read(start, self.block_size + 1) for start in starts.tolist()])
+        self.index += 1
+        if self.index == self.steps_per_epoch:
+            self.epoch, self.index = self.epoch + 1, 0
+        if self.mode == "documents":
+            return self._packed(tokens, starts)
+        return self._batch(tokens[:, :-1], tokens[:, 1:], None, restart)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: epoch, index of the next step in it, seed."""
+        return {"epoch": self.epoch, "index": self.index, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position. Raises ValueError for one that this text, with these sizes, does not have."""
+        if not 0 <= state["index"] < self.steps_per_epoch or state["epoch"] < 0:
+            raise ValueError(f"position {state} is not in a text of {self.steps_per_epoch} steps per epoch; "
+                             "was it saved with other data, batch size or block size?")
+        self.epoch, self.index, self.seed = state["epoch"], state["index"], state["seed"]
+
+    def _block_starts(self) -> np.ndarray:
+        blocks = (len(self.tokens) - 1) // self.block_size
+        order = shuffled(self.index * self.batch_size + self._rows, blocks, self.seed, self.epoch)
+        return order * self.block_size
+
+    def _stream_starts(self) -> np.ndarray:
+        stretch = self.steps_per_epoch * self.block_size
+        free = len(self.tokens) - 1 - self.batch_size * stretch
+        offset = hashed(self.seed, self.epoch) % (free + 1)
+        return offset + self._rows * stretch + self.index * self.block_size
+
+    def _packed(self, tokens: np.ndarray, starts: np.ndarray) -> Batch:
+        size = self.block_size
+        labels = tokens[:, 1:].copy()
+        borders = []
+        for row, start in enumerate(starts.tolist()):
+            documents = self.tokens.document_starts(start + 1, start + size + 1) - start  # in [1, T]
+            labels[row, documents - 1] = IGNORED
+            borders += [row * size, *(row * size + documents[documents < size]).tolist()]
+        borders.append(labels.size)
+        cu_seqlens = torch.tensor(borders, dtype=torch.int32)
+        return self._batch(tokens[:, :-1].reshape(1, -1), labels.reshape(1, -1), cu_seqlens, restart=True)
+
+    def _batch(self, input_ids: np.ndarray, labels: np.ndarray, cu_seqlens: torch.Tensor | None,
+               restart: bool) -> Batch:
+        input_ids, labels = (torch.from_numpy(np.ascontiguousarray(array)) for array in (input_ids, labels))
+        return Batch(input_ids, labels, cu_seqlens, restart, self.block_size)

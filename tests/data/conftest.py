@@ -1,0 +1,40 @@
+"""What the data tests share: text in a temporary folder, with a token cache beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from hgrn.data.text import TextData, TextSplit
+from hgrn.data.tokens import TokenFile, prepare
+
+# No deadline: the time that an example takes says more about the machine than about the code.
+settings.register_profile("hgrn", deadline=None, max_examples=50)
+settings.load_profile("hgrn")
+
+
+@pytest.fixture
+def make_data(tmp_path: Path) -> Callable[..., TextData]:
+    """TextData with one split `train` of all the text, unless told otherwise, and a cache of its own."""
+
+    def make(files: list[Path] | None = None, **settings) -> TextData:
+        settings.setdefault("splits", {"train": TextSplit()})
+        settings.setdefault("cache", str(tmp_path / "cache"))
+        return TextData(files=None if files is None else [str(file) for file in files], **settings)
+
+    return make
+
+
+@pytest.fixture
+def make_tokens(tmp_path: Path, make_data) -> Callable[..., TokenFile]:
+    """Byte tokens of the given documents, each a file."""
+
+    def make(*documents: bytes) -> TokenFile:
+        files = []
+        for number, content in enumerate(documents):
+            files.append(tmp_path / f"{number:04}.txt")
+            files[-1].write_bytes(content)
+        return prepare(make_data(files), "train")
+
+    return make

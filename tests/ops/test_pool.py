@@ -1,0 +1,148 @@
+"""The CPU engine's threads: concurrent callers, forked children, PyTorch's thread count, an unwritable cache."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from hgrn.ops import available_engines, hgru_scan, pool
+
+pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="numba is not installed")
+
+
+def large():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, 64, 1024, generator=generator), torch.randn(4, 64, 1024, generator=generator)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_work_is_cut_by_the_thread_count(two_threads):
+    seen = []
+    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=1 << 20)
+    assert sorted(cut[:2] for cut in seen) == [(0, 2), (2, 5)] and len({cut[2] for cut in seen}) == 2
+    seen.clear()
+    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=100)
+    assert seen == [(0, 5, threading.get_ident())]
+    seen.clear()
+    torch.set_num_threads(1)
+    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=1 << 20)
+    assert seen == [(0, 5, threading.get_ident())]
+
+
+def test_an_error_in_a_thread_reaches_the_caller(two_threads):
+    def kernel(first, last):
+        if first:
+            raise RuntimeError("from the pool")
+
+    with pytest.raises(RuntimeError, match="from the pool"):
+        pool.run(kernel, tasks=2, work=1 << 20)
+
+
+def test_same_result_on_any_number_of_threads(two_threads):
+    x, gate = (t.requires_grad_() for t in large())
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        h, final = hgru_scan(x, gate)
+        results.append((h, final, *torch.autograd.grad(h.sum(), [x, gate])))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_many_python_threads_at_once(two_threads):
+    x, gate = large()
+    expected = hgru_scan(x, gate)[0]
+    wrong = []
+
+    def call():
+        for _ in range(20):
+            if not torch.equal(hgru_scan(x, gate)[0], expected):
+                wrong.append(1)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+FORKED = """
+import os, warnings
+import numpy as np
+import torch
+from hgrn.ops import hgru_scan, pool
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
+torch.set_num_threads(2)
+x, gate = torch.linspace(-3, 3, 1 << 18).reshape(4, 64, 1024), torch.linspace(5, -5, 1 << 18).reshape(4, 64, 1024)
+expected = hgru_scan(x, gate)[0].numpy()
+assert pool._pool is not None
+child = os.fork()
+if child == 0:  # compared by NumPy: PyTorch's own threads do not survive a fork
+    os._exit(0 if pool._pool is None and np.array_equal(hgru_scan(x, gate)[0].numpy(), expected) and pool._pool else 1)
+assert os.waitpid(child, 0)[1] == 0
+
+class Scans(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+    def __getitem__(self, n):
+        return hgru_scan(x, gate)[0]
+
+loader = torch.utils.data.DataLoader(Scans(), num_workers=2, batch_size=None, multiprocessing_context="fork")
+assert all(np.array_equal(h.numpy(), expected) for h in loader)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_forked_children_work_after_the_parent_used_its_pool():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_writable_folder_the_kernels_still_compile():
+    program = """
+import warnings, numba.core.caching as caching
+caching.CacheImpl._locator_classes = []
+import torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from hgrn.ops import hgru_scan
+    x = torch.ones(1, 2, 3)
+    hgru_scan(x, x, engine="numba"); hgru_scan(x, x, engine="numba")
+said = [str(w.message) for w in caught if "NUMBA_CACHE_DIR" in str(w.message)]
+assert len(said) == 1, said
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_numba_the_reference_runs_with_one_warning():
+    program = """
+import sys, warnings
+sys.modules["numba"] = None
+import torch, hgrn
+assert hgrn.available_engines("cpu") == ("reference",)
+x = torch.ones(1, 2, 3)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    hgrn.hgru_scan(x, x); hgrn.hgru_scan(x, x)
+assert [str(w.message) for w in caught] == ["hgrn runs its reference loop on cpu, which is slow: install numba for a fast one"]
+try:
+    hgrn.hgru_scan(x, x, engine="numba")
+except ImportError as error:
+    assert "numba" in str(error)
+else:
+    raise AssertionError("a named engine fell back")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
