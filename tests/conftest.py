@@ -3,6 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
+
+# No deadline: the time that an example takes says more about the machine than about the code.
+settings.register_profile("hgrn", deadline=None, max_examples=50)
+settings.load_profile("hgrn")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,3 +20,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder ../shared with the full golden files and data is not here")
     return folder
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    """At the sizes of tests a second thread costs far more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

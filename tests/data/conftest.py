@@ -4,15 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from hgrn.data.text import TextData, TextSplit
 from hgrn.data.tokens import TokenFile, prepare
-
-# No deadline: the time that an example takes says more about the machine than about the code.
-settings.register_profile("hgrn", deadline=None, max_examples=50)
-settings.load_profile("hgrn")
-
 
 @pytest.fixture
 def make_data(tmp_path: Path) -> Callable[..., TextData]:

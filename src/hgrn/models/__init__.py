@@ -1,0 +1,11 @@
+"""HGRN as Hugging Face models; importing this registers them with the Auto classes of transformers."""
+
+from .backbone import HGRNModel, HGRNPreTrainedModel
+from .cache import HGRNCache
+from .configuration import HGRNConfig
+from .heads import HGRNForCausalLM
+from .registration import register
+
+__all__ = ["HGRNCache", "HGRNConfig", "HGRNForCausalLM", "HGRNModel", "HGRNPreTrainedModel", "register"]
+
+register()

@@ -1,0 +1,211 @@
+"""The configuration of the HGRN models: every field, what it may hold, and the published sizes."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Self
+
+from transformers import PreTrainedConfig
+
+INITIALIZATIONS = ("pytorch", "normal")
+_CHOICES = {
+    "glu_act": ("silu", "identity"),
+    "gate_position": ("after_norm", "before_norm"),
+    "gate_act": ("silu", "sigmoid"),
+    "initialization": INITIALIZATIONS,
+}
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank")
+_FLAGS = ("bias", "complex_state", "scale_embeddings", "tie_word_embeddings", "use_cache")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+# Keys that transformers itself writes into any configuration or passes to it, beside its fields.
+_OF_TRANSFORMERS = {
+    "model_type", "auto_map", "name_or_path", "num_labels", "torch_dtype", "output_attentions",
+    "attn_implementation", "experts_implementation", "quantization_config", "per_layer_config",
+    "tie_last_hidden_states", "tokenizer_class", "transformers_weights",
+}  # fmt: skip
+
+# A folder that we save names these classes in its config.json and holds the file, so that a program that
+# never imports hgrn finds the installed package (with trust_remote_code=True).
+_AUTO_MAP = {
+    "AutoConfig": "modeling_hgrn.HGRNConfig",
+    "AutoModel": "modeling_hgrn.HGRNModel",
+    "AutoModelForCausalLM": "modeling_hgrn.HGRNForCausalLM",
+}
+_LOADER = '''\
+"""Loads this folder with the installed package hgrn (pip install hgrn); there is no model code in here.
+
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+A program that imports hgrn.models needs neither this file nor trust_remote_code.
+"""
+
+from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNModel
+
+__all__ = ["HGRNConfig", "HGRNForCausalLM", "HGRNModel"]
+'''
+
+_PRESETS = {
+    # facts.md 1.4: 46,247,936 parameters. The bilinear GLU is what the authors' code runs.
+    "wikitext103": dict(
+        vocab_size=50264, hidden_size=512, num_hidden_layers=6, glu_act="identity", dropout=0.1,
+        initialization="pytorch", bos_token_id=0, pad_token_id=1, eos_token_id=2,
+    ),
+    # facts.md 6.1, from the published config.json: 146.07 M parameters (derived). It names the GLU's
+    # activation "swish", which the authors' helper may have run as identity; dropout in training is unknown
+    # (here 0).
+    "lm-150m": dict(
+        vocab_size=50272, hidden_size=768, num_hidden_layers=14, bias=False, initialization="normal",
+        bos_token_id=50260, eos_token_id=50260,
+    ),
+    # Inferred: the sizes are not published. 150M's pattern (GLU twice the width) with a width and depth that
+    # fit the name: 351.6 M parameters; 19 layers with a GLU of 2816 (355.5 M) fit as well. The rest as above.
+    "lm-350m": dict(
+        vocab_size=50272, hidden_size=1024, num_hidden_layers=22, bias=False, initialization="normal",
+        bos_token_id=50260, eos_token_id=50260,
+    ),
+    # Inferred from the size of the published file (3.9 GB of float32): 975.7 M parameters. The rest as above.
+    "lm-1b": dict(
+        vocab_size=50272, hidden_size=2048, num_hidden_layers=16, bias=False, initialization="normal",
+        bos_token_id=50260, eos_token_id=50260,
+    ),
+}  # fmt: skip
+
+
+class HGRNConfig(PreTrainedConfig):
+    """Configuration of HGRN models.
+
+    Fields:
+        vocab_size: number of tokens.
+        hidden_size: channels D.
+        num_hidden_layers: blocks, each an HGRU and a GLU.
+        intermediate_size: channels inside each GLU; None becomes twice hidden_size.
+        glu_act: "silu", or "identity" (bilinear).
+        dropout: probability on embeddings and on the output of every HGRU and GLU, in [0, 1).
+        bias: biases of the linear maps in the blocks (norms keep theirs; the output projection has none).
+        norm_eps: epsilon of all norms, > 0.
+        complex_state: two numbers per channel turned by learned angles; False is the real variant.
+        gate_position: output gate "after_norm" (the authors' code) or "before_norm" (the paper's text).
+        gate_act: activation of the output gate, "silu" or "sigmoid".
+        gate_rank: factor forget and gate projections through this many channels; None does not.
+        scale_embeddings: multiply embeddings by sqrt(hidden_size).
+        tie_word_embeddings: one matrix for embeddings and output projection.
+        initialization: "pytorch" (its default for linear maps, embeddings N(0, 1/sqrt(hidden_size)); the
+            authors' WikiText-103 model) or "normal" (N(0, 0.02), biases 0).
+        use_cache: return the state when not training.
+        bos_token_id, eos_token_id, pad_token_id: ids of special tokens or None; several ends are a list. The
+            pad token's embedding starts at zero and is not trained as an input.
+
+    Other keyword arguments are transformers' own (dtype, id2label, ...); one that neither knows is an error.
+
+    Raises:
+        ValueError: listing every field that is unknown or holds something it may not.
+    """
+
+    model_type = "hgrn"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 50264
+    hidden_size: int = 512
+    num_hidden_layers: int = 6
+    intermediate_size: int | None = None
+    glu_act: str = "silu"
+    dropout: float = 0.0
+    bias: bool = True
+    norm_eps: float = 1e-5
+    complex_state: bool = True
+    gate_position: str = "after_norm"
+    gate_act: str = "silu"
+    gate_rank: int | None = None
+    scale_embeddings: bool = True
+    tie_word_embeddings: bool = True
+    initialization: str = "pytorch"
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None and isinstance(self.hidden_size, int):
+            self.intermediate_size = 2 * self.hidden_size
+        self._raise_problems(unknown=[key for key in kwargs if key not in _OF_TRANSFORMERS and key[0] != "_"])
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def preset(cls, name: str, **overrides) -> Self:
+        """A published model (facts.md 1.4 and 6.1), some fields overridden.
+
+        Names are "wikitext103", "lm-150m", "lm-350m" and "lm-1b". The ids of special tokens are those of the
+        published vocabulary: where vocab_size is overridden they are None unless given.
+
+        Raises:
+            ValueError: no preset has this name, or a field is wrong.
+        """
+        if name not in _PRESETS:
+            known = ", ".join(_PRESETS)
+            raise ValueError(f"preset must be one of {known}, got {name!r}{_near(name, _PRESETS)}")
+        foreign = _TOKENS if "vocab_size" in overrides else ()
+        return cls(**{k: v for k, v in _PRESETS[name].items() if k not in foreign} | overrides)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As transformers does, and the loader file for programs that do not import hgrn beside it."""
+        self._raise_problems()
+        self.auto_map = dict(_AUTO_MAP)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / "modeling_hgrn.py").write_text(_LOADER, encoding="utf-8")
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig"):
+        """Does nothing: it would make transformers copy our source files into saved folders."""
+
+    def _raise_problems(self, unknown: Sequence[str] = ()) -> None:
+        known = [field.name for field in fields(self)]
+        problems = [f"{name}: no such field{_near(name, known)}" for name in unknown]
+        problems += [
+            f"{name}: must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+            for name, choices in _CHOICES.items()
+            if getattr(self, name) not in choices
+        ]
+        problems += [
+            f"{name}: must be a positive integer{' or None' if name == 'gate_rank' else ''}, got {value!r}"
+            for name in _COUNTS
+            if not (_is_int(value := getattr(self, name)) and value > 0)
+            and not (value is None and name == "gate_rank")
+        ]
+        problems += [
+            f"{name}: must be True or False, got {value!r}"
+            for name in _FLAGS
+            if not isinstance(value := getattr(self, name), bool)
+        ]
+        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
+            problems.append(f"dropout: must be a number in [0, 1), got {self.dropout!r}")
+        if not (_is_number(self.norm_eps) and self.norm_eps > 0):
+            problems.append(f"norm_eps: must be a positive number, got {self.norm_eps!r}")
+        problems += [
+            f"{name}: must be a token id below vocab_size ({self.vocab_size}) or None, got {value!r}"
+            for name in _TOKENS
+            if (value := getattr(self, name)) is not None and not self._are_tokens(name, value)
+        ]
+        if problems:
+            raise ValueError(f"HGRNConfig has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+
+    def _are_tokens(self, name: str, value) -> bool:
+        values = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        limit = self.vocab_size if _is_int(self.vocab_size) else float("inf")
+        return all(_is_int(v) and 0 <= v < limit for v in values)
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=2)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""

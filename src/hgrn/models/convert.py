@@ -1,0 +1,193 @@
+"""Published checkpoint layouts, in and out.
+
+A layout is a table of lines (published name, our name, change of the tensor), `{n}` standing for a layer
+number. Every change only moves numbers, so in and out again gives the same bits, and a gradient converts like
+its parameter.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hgrn.errors import UserError
+
+
+class ConversionError(UserError):
+    """A checkpoint has not the names, shapes or values that its layout or the model asks for."""
+
+
+class Change(NamedTuple):
+    """How a tensor changes on the way in and on the way out."""
+
+    load: Callable[[Tensor], Tensor]
+    save: Callable[[Tensor], Tensor]
+
+
+SAME = Change(lambda x: x, lambda x: x)
+# Rows (Re, Im, Re, Im, ...) become (all Re, all Im).
+HALVES = Change(
+    lambda x: torch.cat([x[0::2], x[1::2]]),
+    lambda x: torch.stack(x.chunk(2), dim=1).flatten(0, 1),
+)
+ANGLES = Change(lambda x: x.flatten(), lambda x: x[None, None])
+# gamma^k is P_2 + ... + P_k there and P_1 + ... + P_{k-1} here: the same bounds from rows moved by one
+# (facts.md 1.2).
+ROLL = Change(lambda x: x.roll(-1, 0), lambda x: x.roll(1, 0))
+
+
+class Line(NamedTuple):
+    """One tensor. `ours` is None if it holds no weights; `row` is given if it is only a row of ours."""
+
+    published: str
+    ours: str | None
+    change: Change = SAME
+    row: int | None = None
+
+
+def _linear(published: str, ours: str, change: Change = SAME) -> list[Line]:
+    """A linear map, two in a row, or a norm; with or without bias."""
+    parts = [number + kind for number in ("", "0.", "1.") for kind in ("weight", "bias")]
+    return [Line(f"{published}.{part}", f"{ours}.{part}", change) for part in parts]
+
+
+def _hgru(candidate: Change, *angles: Line) -> list[Line]:
+    """A layer of hgru-pytorch (facts.md 1.3)."""
+    return [
+        *_linear("input_proj", "candidate_proj", candidate),
+        *_linear("lambda_proj", "forget_proj"),
+        *_linear("gate", "gate_proj"),
+        *_linear("out_proj", "out_proj"),
+        *_linear("norm", "norm"),
+        *angles,
+    ]
+
+
+def _under(published: str, ours: str, lines: Iterable[Line]) -> list[Line]:
+    return [line._replace(published=published + line.published, ours=ours + line.ours) for line in lines]
+
+
+_COMPLEX = _hgru(HALVES, Line("theta", "theta", ANGLES))
+
+LAYOUTS: dict[str, list[Line]] = {
+    # Hgru1d (causal or not), Hgru1dV2, Hgru1dV3, Hgru2d
+    "hgru": _COMPLEX,
+    # BiHgru1d, BiHgru2d
+    "bihgru": _hgru(
+        HALVES, Line("theta_forward", "theta", ANGLES, row=0), Line("theta_reverse", "theta", ANGLES, row=1)
+    ),
+    # HgruRealV6, HgruReal2d
+    "hgru-real": _hgru(SAME),
+    # the WikiText-103 language model in fairseq (facts.md 6.1)
+    "fairseq-lm": [
+        Line("decoder.version", None),
+        Line("decoder.embed_tokens.weight", "model.embed_tokens.weight"),
+        Line("decoder.lower_bounds", "model.stack.bounds.logits", ROLL),
+        *_under("decoder.layers.{n}.self_attn.hgru.", "model.stack.blocks.{n}.mixer.", _COMPLEX),
+        *_linear("decoder.layers.{n}.self_attn_layer_norm", "model.stack.blocks.{n}.mixer_norm"),
+        *_linear("decoder.layers.{n}.glu.l1", "model.stack.blocks.{n}.glu.gate_proj"),
+        *_linear("decoder.layers.{n}.glu.l2", "model.stack.blocks.{n}.glu.up_proj"),
+        *_linear("decoder.layers.{n}.glu.l3", "model.stack.blocks.{n}.glu.down_proj"),
+        *_linear("decoder.layers.{n}.final_layer_norm", "model.stack.blocks.{n}.glu_norm"),
+        *_linear("decoder.layer_norm", "model.stack.norm"),
+        Line("decoder.output_projection.weight", "lm_head.weight"),
+    ],
+}
+
+
+def from_published(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Tensors under published names -> under ours.
+
+    Raises:
+        ConversionError: naming every tensor that the layout does not have, and every row without its partner.
+    """
+    converted, problems = _read(tensors, layout)
+    _raise(problems, layout)
+    return converted
+
+
+def load_published(module: nn.Module, tensors: Mapping[str, Tensor], layout: str) -> None:
+    """Copies a published checkpoint into `module` (its dtype stays the module's).
+
+    Raises:
+        ConversionError: naming all that is unexpected, missing or of another shape; nothing is copied then.
+    """
+    converted, problems = _read(tensors, layout)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    given: dict[int, Tensor] = {}
+    for name, value in converted.items():
+        parameter = parameters.get(name)
+        if parameter is None:
+            problems.append(f"unexpected: {name} is not in the model")
+        elif parameter.shape != value.shape:
+            shapes = f"{tuple(value.shape)}, in the model {tuple(parameter.shape)}"
+            problems.append(f"reshaped: {name} is {shapes}")
+        elif not torch.equal(given.setdefault(id(parameter), value), value):
+            problems.append(f"untied: {name} differs from the tensor that the model ties it to")
+    here = {id(parameters[name]) for name in converted if name in parameters}
+    problems += [f"missing: {name}" for name, parameter in parameters.items() if id(parameter) not in here]
+    _raise(problems, layout)
+    with torch.no_grad():
+        for name, value in converted.items():
+            parameters[name].copy_(value)
+
+
+def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
+    """The parameters of `module` under published names; tied ones once.
+
+    Raises:
+        ConversionError: naming every parameter that the layout does not have.
+    """
+    published, problems = {}, []
+    for name, parameter in module.named_parameters():
+        found = list(_matches(name, layout, "ours"))
+        for line, number in found:
+            value = parameter.detach() if line.row is None else parameter.detach()[line.row]
+            published[line.published.format(n=number)] = line.change.save(value).contiguous()
+        if not found:
+            problems.append(f"unexpected: {name}")
+    _raise(problems, layout)
+    return published
+
+
+def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
+    converted, rows, problems = {}, {}, []
+    for name, tensor in tensors.items():
+        found = next(_matches(name, layout, "published"), None)
+        if found is None:
+            problems.append(f"unexpected: {name} is not in the layout")
+            continue
+        line, number = found
+        if line.ours is None:
+            continue
+        ours, value = line.ours.format(n=number), line.change.load(tensor)
+        if line.row is None:
+            converted[ours] = value
+        else:
+            rows.setdefault(ours, {})[line.row] = value
+    for ours, parts in rows.items():
+        if len(parts) == 2:
+            converted[ours] = torch.stack([parts[0], parts[1]])
+        else:
+            problems.append(f"missing: the other row of {ours}")
+    return converted, problems
+
+
+def _matches(name: str, layout: str, column: str):
+    """The lines whose column fits `name`, each with the layer number."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    for line in LAYOUTS[layout]:
+        pattern = re.escape(getattr(line, column) or "").replace(r"\{n\}", r"(\d+)")
+        if found := re.fullmatch(pattern, name):
+            yield line, found.group(1) if found.groups() else None
+
+
+def _raise(problems: list[str], layout: str) -> None:
+    if problems:
+        raise ConversionError(
+            f"the checkpoint does not fit (layout {layout!r}, {len(problems)} problem(s)):\n  "
+            + "\n  ".join(problems)
+        )

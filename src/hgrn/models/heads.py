@@ -1,0 +1,120 @@
+"""HGRNModel with a head: language modelling."""
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from hgrn.ops.packing import sequence_ids
+
+from .backbone import HGRNModel, HGRNPreTrainedModel
+from .cache import HGRNCache
+from .configuration import HGRNConfig
+
+_IGNORE = -100
+
+
+class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
+    """HGRN as a language model."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    # Tells transformers' Trainer to pass num_items_in_batch, though forward takes no arbitrary keyword
+    # arguments: a misspelt cu_seqlens must be an error, not a state that leaks from document to document.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: HGRNConfig):
+        super().__init__(config)
+        self.model = HGRNModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: HGRNCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+    ) -> CausalLMOutputWithPast:
+        """
+        Arguments as `HGRNModel.forward`, and:
+
+        Args:
+            labels: `[B, T]`, the tokens themselves; position t is scored on label t + 1 of the same document,
+                -100 is not scored.
+            shift_labels: `[B, T]` in place of labels, already shifted: position t is scored on
+                shift_labels[t].
+            num_items_in_batch: divide the summed loss by this; default: by the number of scored positions.
+            logits_to_keep: compute logits of so many last positions, or of these positions, only; 0 is all.
+
+        Returns:
+            loss if labels are given, logits `[B, T, vocab_size]`, past_key_values, hidden_states.
+
+        Raises:
+            ValueError, TypeError: the arguments do not go together; the message names them.
+        """
+        if labels is not None and shift_labels is not None:
+            raise ValueError("give labels or shift_labels, not both")
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            cu_seqlens=cu_seqlens,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+
+        loss = None
+        if labels is not None:
+            shift_labels = _next_in_document(labels, cu_seqlens)
+        if shift_labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=None,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=shift_labels.contiguous(),
+                ignore_index=_IGNORE,
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """Generation starts from our cache: none of transformers' own fits a model without attention."""
+        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+            return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            given = generation_config.cache_implementation
+            raise ValueError(
+                f"cache_implementation={given!r}: HGRN keeps a state of fixed size and no keys and values "
+                "that could lie elsewhere; leave cache_implementation out"
+            )
+        model_kwargs["past_key_values"] = HGRNCache()
+
+
+def _next_in_document(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Position t gets label t + 1, and -100 where that belongs to another document or to none."""
+    following = nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORE)
+    if cu_seqlens is None:
+        return following
+    document = sequence_ids(cu_seqlens, labels.shape[1])
+    last = document != torch.roll(document, -1)
+    return following.masked_fill(last, _IGNORE)

@@ -1,0 +1,35 @@
+"""How transformers finds these models where hgrn is imported; saved folders carry a loader for elsewhere."""
+
+import warnings
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .backbone import HGRNModel
+from .configuration import HGRNConfig
+from .heads import HGRNForCausalLM
+
+
+def register(overwrite: bool = False) -> None:
+    """Registers the models with the Auto classes of transformers. Importing `hgrn.models` does this once.
+
+    Args:
+        overwrite: take the model type "hgrn" even where another package holds it.
+
+    Where another package (flash-linear-attention has models of that name) holds "hgrn", it keeps it and a
+    warning names it: the Auto classes then read saved folders with that package's classes, while
+    `HGRNForCausalLM.from_pretrained` and the like are unaffected.
+    """
+    AutoModel.register(HGRNConfig, HGRNModel, exist_ok=True)
+    AutoModelForCausalLM.register(HGRNConfig, HGRNForCausalLM, exist_ok=True)
+    name = HGRNConfig.model_type
+    holder = CONFIG_MAPPING[name] if name in CONFIG_MAPPING else HGRNConfig
+    if holder is not HGRNConfig and not overwrite:
+        package = holder.__module__.split(".")[0]
+        warnings.warn(
+            f"the model type {name!r} is held by the package {package!r}, so AutoConfig and the other Auto "
+            "classes stay with it; hgrn.models.register(overwrite=True) gives them to hgrn",
+            stacklevel=2,
+        )
+        return
+    AutoConfig.register(name, HGRNConfig, exist_ok=True)

@@ -1,0 +1,11 @@
+"""HGRN as plain PyTorch modules: `HGRN` goes where an `nn.LSTM` was, the others are its parts."""
+
+from .block import Block
+from .bounds import LowerBounds
+from .glu import GLU
+from .hgru import HGRU
+from .hgru2d import HGRU2d
+from .parameters import no_decay_names
+from .stack import HGRN
+
+__all__ = ["GLU", "HGRN", "HGRU", "Block", "HGRU2d", "LowerBounds", "no_decay_names"]

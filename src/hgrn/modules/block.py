@@ -1,0 +1,47 @@
+"""One layer of HGRN: a token mixer and a channel mixer, each behind a norm and with a residual."""
+
+from functools import partial
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Block(nn.Module):
+    """`x + dropout(mixer(norm(x)))`, then `x + dropout(glu(norm(x)))` (facts.md 1.4).
+
+    Args:
+        dim: channels.
+        mixer: the token mixer; called as an `HGRU` is.
+        glu: the channel mixer, `[..., dim]` -> `[..., dim]`.
+        dropout: probability on both branches.
+        norm_eps: epsilon of both norms.
+
+    Attributes:
+        gradient_checkpointing: set it to True to keep only the block's inputs while training, and to compute
+            the block again in the backward pass. (The two names are the ones that transformers looks for and
+            sets.)
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func = staticmethod(partial(checkpoint, use_reentrant=False))
+
+    def __init__(
+        self, dim: int, mixer: nn.Module, glu: nn.Module, *, dropout: float = 0.0, norm_eps: float = 1e-5
+    ):
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.mixer = mixer
+        self.glu_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.glu = glu
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *rest) -> tuple[Tensor, tuple[Tensor] | None]:
+        """As `HGRU.forward`: (x, lower_bound, state, mask, cu_seqlens) -> (y, state)."""
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(self._compute, x, *rest)
+        return self._compute(x, *rest)
+
+    def _compute(self, x: Tensor, lower_bound=None, state=None, mask=None, cu_seqlens=None):
+        mixed, state = self.mixer(self.mixer_norm(x), lower_bound, state, mask, cu_seqlens)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.glu(self.glu_norm(x))), state

@@ -1,0 +1,34 @@
+"""GLU: the channel mixer of HGRN."""
+
+from torch import Tensor, nn
+
+_ACTIVATIONS = {"silu": nn.functional.silu, "identity": lambda x: x}
+
+
+class GLU(nn.Module):
+    """The gated linear unit `W_d (act(W_g x) * W_u x)` (facts.md 1.4).
+
+    Args:
+        dim: channels of input and output.
+        hidden: channels inside.
+        act: "silu", or "identity" for the bilinear unit that the authors' WikiText-103 model runs.
+        bias: biases of the three linear maps.
+
+    Shape:
+        `[..., dim]` -> `[..., dim]`.
+    """
+
+    def __init__(self, dim: int, hidden: int, act: str = "silu", bias: bool = True):
+        super().__init__()
+        if act not in _ACTIVATIONS:
+            raise ValueError(f"act must be one of {tuple(_ACTIVATIONS)}, got {act!r}")
+        self.act = act
+        self.gate_proj = nn.Linear(dim, hidden, bias=bias)
+        self.up_proj = nn.Linear(dim, hidden, bias=bias)
+        self.down_proj = nn.Linear(hidden, dim, bias=bias)
+
+    def extra_repr(self) -> str:
+        return f"act={self.act}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(_ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,156 @@
+"""HGRU: the token mixer of HGRN over sequences.
+
+Shape letters: B batch, T time, D channels, N packed sequences, C = D (real state) or 2D (complex, [Re | Im]).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from hgrn.ops import hgru_scan
+
+from .parameters import KeepsFloat32, at_least_float32
+
+_ACTIVATIONS = {"silu": nn.functional.silu, "sigmoid": torch.sigmoid}
+_GATE_POSITIONS = ("after_norm", "before_norm")
+
+
+def initial_theta(dim: int) -> Tensor:
+    """The angles at the start, `theta_j = 10000^(-2j / dim)` (facts.md 1.3), float64 `[dim]`."""
+    return 10000.0 ** (-2.0 * torch.arange(dim, dtype=torch.float64) / dim)
+
+
+def _projection(dim: int, out: int, rank: int | None, bias: bool) -> nn.Module:
+    """A linear map, or two in a row through `rank` channels."""
+    if rank is None:
+        return nn.Linear(dim, out, bias=bias)
+    return nn.Sequential(nn.Linear(dim, rank, bias=bias), nn.Linear(rank, out, bias=bias))
+
+
+class HGRU(KeepsFloat32):
+    """The hierarchically gated recurrent unit: projections, one scan (two if bidirectional), output gate.
+
+    `c = SiLU(W_c x)`, `lambda = gamma + (1 - gamma) sigmoid(W_f x)`,
+    `h_t = lambda_t exp(i theta) h_{t-1} + (1 - lambda_t) c_t`, `y = W_o (Norm([Re h, Im h]) * act(W_g x))`
+    (paper, section 3, with the norm where the authors' code has it; facts.md 1.1 and 1.3).
+
+    Args:
+        dim: channels D of input and output.
+        bidirectional: add a scan from the end to the same projections; the sum of both is read out.
+        shared_theta: one theta for both directions, or one for each (bidirectional and complex only).
+        complex_state: two numbers per channel, turned by theta each step; False is the authors' real variant,
+            with half the state and no theta.
+        gate_position: "after_norm" (`Norm(h) * gate`, the authors' code) or "before_norm" (`Norm(h * gate)`,
+            the paper's text and `hgru1d_v3`).
+        gate_act: activation of the output gate, "silu" or "sigmoid" (`hgru1d_v2`, `hgru1d_v3`).
+        gate_rank: factor the forget and gate projections through this many channels (`hgru1d_v2`,
+            `hgru1d_v3`).
+        bias: biases of the linear maps; the norm keeps its own.
+        norm_eps: epsilon of the norm.
+
+    The rows of `candidate_proj` and `gate_proj` are ordered [Re | Im].
+    """
+
+    no_decay = ("theta",)
+    float32_parameters = ("theta",)
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        bidirectional: bool = False,
+        shared_theta: bool = True,
+        complex_state: bool = True,
+        gate_position: str = "after_norm",
+        gate_act: str = "silu",
+        gate_rank: int | None = None,
+        bias: bool = True,
+        norm_eps: float = 1e-5,
+    ):
+        super().__init__()
+        if gate_position not in _GATE_POSITIONS:
+            raise ValueError(f"gate_position must be one of {_GATE_POSITIONS}, got {gate_position!r}")
+        if gate_act not in _ACTIVATIONS:
+            raise ValueError(f"gate_act must be one of {tuple(_ACTIVATIONS)}, got {gate_act!r}")
+        if not shared_theta and not (bidirectional and complex_state):
+            raise ValueError("shared_theta=False needs bidirectional=True and complex_state=True")
+        self.dim = dim
+        self.bidirectional = bidirectional
+        self.gate_position = gate_position
+        self.gate_act = gate_act
+        width = 2 * dim if complex_state else dim
+        self.candidate_proj = nn.Linear(dim, width, bias=bias)
+        self.forget_proj = _projection(dim, dim, gate_rank, bias)
+        self.gate_proj = _projection(dim, width, gate_rank, bias)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.out_proj = nn.Linear(width, dim, bias=bias)
+        self.theta = None
+        if complex_state:
+            shape = (dim,) if shared_theta else (2, dim)
+            self.theta = nn.Parameter(torch.empty(shape, dtype=at_least_float32(torch.get_default_dtype())))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets theta; the linear maps and the norm are modules of their own and set themselves."""
+        if self.theta is not None:
+            with torch.no_grad():
+                self.theta.copy_(initial_theta(self.dim))
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, bidirectional={self.bidirectional}, gate={self.gate_act} {self.gate_position}"
+
+    def forward(
+        self,
+        x: Tensor,
+        lower_bound: Tensor | None = None,
+        state: tuple[Tensor] | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor] | None]:
+        """Training, prefill, a further chunk and a single step (T = 1) are all this call.
+
+        Args:
+            x: `[B, T, D]`; with cu_seqlens `[1, total, D]`.
+            lower_bound: this layer's row of `LowerBounds`, `[D]`; None is 0.
+            state: what the call on the previous chunk returned: `(recurrent [B, C],)`, `[N, C]` if packed;
+                None is zeros.
+            mask: bool `[B, T]`; where False the position is skipped exactly.
+            cu_seqlens: boundaries `[N + 1]` of sequences packed end to end; each starts from its own state.
+
+        Returns:
+            y like x, and the state after the last position, float32 (float64 for float64 input); None if
+            bidirectional.
+
+        Raises:
+            ValueError: x has another shape, or a bidirectional layer is given a state.
+        """
+        self._check(x, "[B, T, D]", 3)
+        if self.bidirectional and state is not None:
+            raise ValueError("a bidirectional HGRU reads whole sequences and takes no state; pass state=None")
+        initial = None if state is None else state[0]
+        h, final = self._scan(x, (1,), lower_bound, initial, mask=mask, cu_seqlens=cu_seqlens)
+        return self._read_out(h, x), None if self.bidirectional else (final,)
+
+    def _check(self, x: Tensor, letters: str, ndim: int) -> None:
+        if x.ndim != ndim or x.shape[-1] != self.dim:
+            raise ValueError(f"x must have shape {letters} with D = {self.dim}, got {tuple(x.shape)}")
+
+    def _scan(self, x: Tensor, dims: tuple[int, ...], lower_bound, initial_state=None, **where):
+        """The sum of the scans along `dims` in each direction, and the final state of the first."""
+        candidate, forget = self.candidate_proj(x), self.forget_proj(x)
+        own = self.theta is not None and self.theta.ndim == 2
+        directions = [(False, self.theta[0] if own else self.theta)]
+        if self.bidirectional:
+            directions.append((True, self.theta[1] if own else self.theta))
+        (h, final), *others = [
+            hgru_scan(candidate, forget, lower_bound, theta, initial_state, dim=dim, reverse=reverse, **where)
+            for dim in dims
+            for reverse, theta in directions
+        ]
+        for other, _ in others:
+            h = h + other
+        return h, final
+
+    def _read_out(self, h: Tensor, x: Tensor) -> Tensor:
+        gate = _ACTIVATIONS[self.gate_act](self.gate_proj(x))
+        gated = self.norm(h * gate) if self.gate_position == "before_norm" else self.norm(h) * gate
+        return self.out_proj(gated)

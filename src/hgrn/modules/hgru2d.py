@@ -1,0 +1,23 @@
+"""HGRU2d: the token mixer of HGRN over grids."""
+
+from torch import Tensor
+
+from .hgru import HGRU
+
+
+class HGRU2d(HGRU):
+    """An HGRU whose scans run along both axes of a grid and are summed before the read-out (facts.md 1.3).
+
+    Takes the arguments of `HGRU`: two scans (down and right), or four if bidirectional; theta is shared by
+    both axes. Neither axis is ever transposed in memory.
+    """
+
+    def forward(self, x: Tensor, lower_bound: Tensor | None = None) -> tuple[Tensor, None]:
+        """x `[B, H, W, D]`, lower_bound `[D]` or None (0) -> y like x, and None: a grid carries no state.
+
+        Raises:
+            ValueError: x has another shape.
+        """
+        self._check(x, "[B, H, W, D]", 4)
+        h, _ = self._scan(x, (1, 2), lower_bound)
+        return self._read_out(h, x), None

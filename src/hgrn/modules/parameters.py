@@ -1,0 +1,51 @@
+"""What is special about some parameters: which never leave float32, and which take no weight decay."""
+
+import torch
+from torch import Tensor, nn
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precisions; float32 and float64 as they are."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class KeepsFloat32(nn.Module):
+    """A module whose `float32_parameters` stay float32 when the rest goes to a half precision.
+
+    A lower bound of 0.9995 is 1.0 in bfloat16, and a layer with that bound never writes; the small angles at
+    the end of theta lose their digits likewise. So `.to(torch.bfloat16)`, `.half()` and a parent's `.to(...)`
+    move these parameters but do not narrow them. `.double()` widens them as usual.
+    """
+
+    float32_parameters: tuple[str, ...] = ()
+
+    def _apply(self, fn, recurse=True):
+        parameters = [p for name in self.float32_parameters if (p := getattr(self, name)) is not None]
+        kept = {id(t) for p in parameters for t in (p, p.grad) if t is not None}
+
+        def without_narrowing(t: Tensor) -> Tensor:
+            applied = fn(t)
+            if id(t) not in kept or applied.dtype == at_least_float32(applied.dtype):
+                return applied
+            return t.to(applied.device, at_least_float32(t.dtype))
+
+        return super()._apply(without_narrowing, recurse)
+
+
+_WITHOUT_DECAY = (nn.LayerNorm, nn.RMSNorm, nn.Embedding)
+
+
+def no_decay_names(module: nn.Module) -> set[str]:
+    """The parameters that take no weight decay, by their names in `module.named_parameters()`.
+
+    What is decayed is the weight matrices of linear maps; everything else is named here:
+    - what a module of ours lists in its class attribute `no_decay` (theta, the table of lower bounds);
+    - gains and offsets of norms, and all biases;
+    - embeddings: a row is decayed at every step but learns only when its token occurs: rare ones would fade.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        for name, _ in part.named_parameters(recurse=False)
+        if isinstance(part, _WITHOUT_DECAY) or name == "bias" or name in getattr(part, "no_decay", ())
+    }

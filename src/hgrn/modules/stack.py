@@ -1,0 +1,103 @@
+"""HGRN: the whole stack on anyone's tensors, where an `nn.LSTM` was.
+
+Shape letters: B batch, T time, N packed sequences, C = dim (real state) or 2 dim (complex state).
+"""
+
+from torch import Tensor, nn
+
+from .block import Block
+from .bounds import LowerBounds
+from .glu import GLU
+from .hgru import HGRU
+
+
+class HGRN(nn.Module):
+    """Blocks of HGRU and GLU with lower bounds that rise with depth, and a final norm.
+
+    Args:
+        dim: channels of input and output.
+        depth: number of blocks.
+        glu_dim: channels inside each GLU; None is `2 * dim`.
+        glu_act: "silu" or "identity".
+        dropout: probability on the output of every HGRU and GLU.
+        bias: biases of all linear maps.
+        norm_eps: epsilon of all norms.
+        **hgru: further arguments of `HGRU`: bidirectional, shared_theta, complex_state, gate_position,
+            gate_act, gate_rank.
+
+    Set `gradient_checkpointing = True` on members of `blocks` to trade time for memory in training.
+
+    Example:
+        >>> import torch
+        >>> from hgrn import HGRN
+        >>> rnn = HGRN(dim=32, depth=2)
+        >>> x = torch.randn(4, 100, 32)               # batch first
+        >>> y, state = rnn(x)                         # zeros at the start, like nn.LSTM
+        >>> y.shape
+        torch.Size([4, 100, 32])
+        >>> more, state = rnn(torch.randn(4, 1, 32), state)   # goes on where x ended, here by one step
+        >>> [part.shape for part in state[0]]         # one tuple of tensors for each block
+        [torch.Size([4, 64])]
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        *,
+        glu_dim: int | None = None,
+        glu_act: str = "silu",
+        dropout: float = 0.0,
+        bias: bool = True,
+        norm_eps: float = 1e-5,
+        **hgru,
+    ):
+        super().__init__()
+        self.bounds = LowerBounds(depth, dim)
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                HGRU(dim, bias=bias, norm_eps=norm_eps, **hgru),
+                GLU(dim, 2 * dim if glu_dim is None else glu_dim, glu_act, bias=bias),
+                dropout=dropout,
+                norm_eps=norm_eps,
+            )
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: tuple | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> tuple[Tensor, tuple | None]:
+        """A whole sequence, a chunk or a single step; all three give the same numbers.
+
+        Args:
+            x: `[B, T, dim]`; with cu_seqlens `[1, total, dim]`.
+            state: what the call on the previous chunk returned: for each block a tuple `(recurrent [B, C],)`,
+                `[N, C]` if packed; None is zeros. Gradients flow through it: detach it to cut them.
+            mask: bool `[B, T]`, False where there is no input: on either side, or inside. Such positions are
+                skipped exactly; their outputs mean nothing.
+            cu_seqlens: int32 or int64 `[N + 1]`, boundaries of N sequences packed end to end.
+            hidden_states: a list to which the input of every block is appended.
+
+        Returns:
+            y like x, and the state after the last position; None if bidirectional.
+
+        Raises:
+            ValueError: a shape or the number of states does not fit, or a bidirectional stack gets a state.
+        """
+        if state is not None and len(state) != len(self.blocks):
+            depth = len(self.blocks)
+            raise ValueError(f"state must have an entry for each of {depth} blocks, got {len(state)}")
+        bounds, states = self.bounds(), []
+        for index, block in enumerate(self.blocks):
+            if hidden_states is not None:
+                hidden_states.append(x)
+            x, after = block(x, bounds[index], None if state is None else state[index], mask, cu_seqlens)
+            states.append(after)
+        return self.norm(x), None if None in states else tuple(states)

@@ -1,0 +1,180 @@
+"""The stack: cut, packed and padded runs give the plain numbers; and what else a user of nn.LSTM relies
+on."""
+
+import doctest
+
+import pytest
+import torch
+
+from hgrn.modules import GLU, HGRN, no_decay_names, stack
+from hgrn.ops.packing import lengths_to_cu_seqlens
+from tests.tolerances import assert_close
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [{}, dict(complex_state=False), dict(gate_position="before_norm", gate_act="sigmoid", gate_rank=3)],
+)
+DIM, DEPTH = 7, 3
+
+
+def make(dtype=torch.float64, **options) -> HGRN:
+    """A stack with random bounds and, where states are complex, theta = 1: nothing that turns may pass for
+    held."""
+    torch.manual_seed(0)
+    rnn = HGRN(DIM, DEPTH, **options).to(dtype)
+    for name, parameter in rnn.named_parameters():
+        if name.endswith("theta"):
+            torch.nn.init.ones_(parameter)
+        elif name.endswith("logits"):
+            torch.nn.init.normal_(parameter)
+    return rnn
+
+
+def noise(*shape, dtype=torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def gradients(rnn: HGRN, y: torch.Tensor, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    names, parameters = zip(*rnn.named_parameters())
+    return dict(zip(names, torch.autograd.grad((y * weight).sum(), parameters)))
+
+
+def assert_same_gradients(actual, expected):
+    for name in expected:
+        assert_close(actual[name], expected[name], name=f"gradient of {name}")
+
+
+@DTYPES
+@OPTIONS
+@pytest.mark.parametrize("cut", [[1] * 12, [5, 7], [0, 3, 0, 9]], ids=["steps", "chunks", "empty chunks"])
+def test_steps_and_chunks_are_the_whole(cut, dtype, options):
+    rnn, x, weight = make(dtype, **options), noise(2, 12, DIM, dtype=dtype), noise(2, 12, DIM, dtype=dtype)
+    whole, after_whole = rnn(x)
+    state, pieces = None, []
+    for piece in x.split(cut, dim=1):
+        y, state = rnn(piece, state)
+        pieces.append(y)
+    joined = torch.cat(pieces, dim=1)
+    assert_close(joined, whole)
+    for part, expected in zip(state, after_whole, strict=True):
+        assert_close(part[0], expected[0])
+    assert_same_gradients(gradients(rnn, joined, weight), gradients(rnn, whole, weight))
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "options", [{}, dict(complex_state=False), dict(bidirectional=True, shared_theta=False)]
+)
+def test_packed_is_separate(dtype, options):
+    rnn, lengths = make(dtype, **options), [4, 1, 0, 7]
+    x, weight = noise(1, 12, DIM, dtype=dtype), noise(1, 12, DIM, dtype=dtype)
+    packed, after = rnn(x, cu_seqlens=lengths_to_cu_seqlens(torch.tensor(lengths)))
+    runs = [rnn(piece) for piece in x.split(lengths, dim=1)]
+    separate = torch.cat([y for y, _ in runs], dim=1)
+    assert_close(packed, separate)
+    assert_same_gradients(gradients(rnn, packed, weight), gradients(rnn, separate, weight))
+    if after is not None:
+        for layer in range(DEPTH):
+            assert_close(after[layer][0], torch.cat([state[layer][0] for _, state in runs]))
+
+
+@DTYPES
+@pytest.mark.parametrize("options", [{}, dict(complex_state=False), dict(bidirectional=True)])
+@pytest.mark.parametrize(
+    "row",
+    ["..xxxxxx", "xxxxxx..", "xx.xxx.x", "xxxxxxxx", "........"],
+    ids=["left", "right", "middle", "none", "all"],
+)
+def test_padded_is_plain(row, dtype, options):
+    rnn = make(dtype, **options)
+    keep = torch.tensor([c == "x" for c in row])
+    padded, weight = noise(1, 8, DIM, dtype=dtype), noise(1, 8, DIM, dtype=dtype)
+    y, after = rnn(padded, mask=keep[None])
+    plain, after_plain = rnn(padded[:, keep])
+    assert_close(y[:, keep], plain)
+    for part, expected in zip(after or (), after_plain or ()):
+        assert_close(part[0], expected[0])
+    if keep.any():
+        padded_gradients = gradients(rnn, y[:, keep], weight[:, keep])
+        assert_same_gradients(padded_gradients, gradients(rnn, plain, weight[:, keep]))
+
+
+def test_the_loss_of_a_later_chunk_reaches_an_earlier_one():
+    rnn, x, weight = make(), noise(2, 8, DIM), noise(2, 4, DIM)
+    first, second = x[:, :4].clone().requires_grad_(), x[:, 4:]
+    _, state = rnn(first)
+    (rnn(second, state)[0] * weight).sum().backward()
+    whole = x.clone().requires_grad_()
+    (rnn(whole)[0][:, 4:] * weight).sum().backward()
+    assert_close(first.grad, whole.grad[:, :4])
+    assert first.grad.abs().max() > 1e-3
+
+
+def test_recomputed_blocks_give_the_same_gradients():
+    rnn, x = make(dropout=0.2), noise(2, 6, DIM)
+    for checkpointing in (False, True):
+        for block in rnn.blocks:
+            block.gradient_checkpointing = checkpointing
+        torch.manual_seed(1)
+        y, state = rnn(x)
+        loss = y.sum() + state[-1][0].sum()
+        grads = torch.autograd.grad(loss, list(rnn.parameters()))
+        if checkpointing:
+            assert torch.equal(y, plain)
+            assert all(map(torch.equal, grads, expected))
+        plain, expected = y, grads
+
+
+def test_autocast_narrows_neither_state_nor_bounds():
+    rnn, x = make(torch.float32), noise(2, 6, DIM, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = rnn(x)
+        assert rnn.bounds().dtype == state[0][0].dtype == torch.float32
+    assert_close(y, rnn(x)[0], torch.bfloat16)
+    y.sum().backward()
+    assert all(p.grad.dtype == p.dtype and p.grad.isfinite().all() for p in rnn.parameters())
+
+
+def test_hidden_states_are_the_inputs_of_the_blocks():
+    rnn, x, seen = make(), noise(2, 6, DIM), []
+    y, _ = rnn(x, hidden_states=seen)
+    assert len(seen) == DEPTH and seen[0] is x
+    last, _ = rnn.blocks[-1](seen[-1], rnn.bounds()[-1])
+    assert torch.equal(rnn.norm(last), y)
+
+
+def test_a_state_of_another_stack_is_an_error():
+    with pytest.raises(ValueError, match="an entry for each of 3 blocks, got 2"):
+        make()(noise(1, 2, DIM), state=((None,), (None,)))
+
+
+def test_what_takes_no_decay():
+    rnn = HGRN(4, 1, gate_rank=2)
+    names = no_decay_names(rnn)
+    decayed = {name for name, _ in rnn.named_parameters()} - names
+    assert names <= dict(rnn.named_parameters()).keys()
+    assert {"bounds.logits", "norm.weight", "blocks.0.mixer.theta", "blocks.0.mixer.norm.bias"} <= names
+    assert "blocks.0.mixer.forget_proj.1.bias" in names
+    assert no_decay_names(torch.nn.Embedding(3, 2)) == {"weight"}
+    assert decayed == {name for name, p in rnn.named_parameters() if p.ndim == 2} - {"bounds.logits"}
+
+
+def test_glu_activations():
+    x, glu = noise(2, 3), GLU(3, 5, act="identity").double()
+    assert_close(glu(x), glu.down_proj(glu.gate_proj(x) * glu.up_proj(x)))
+    glu.act = "silu"
+    assert_close(glu(x), glu.down_proj(torch.nn.functional.silu(glu.gate_proj(x)) * glu.up_proj(x)))
+    with pytest.raises(ValueError, match="act must be one of .*'relu'"):
+        GLU(3, 5, act="relu")
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError, match="bidirectionnal"):
+        HGRN(4, 1, bidirectionnal=True)
+
+
+def test_the_example_in_the_docstring():
+    failures, tried = doctest.testmod(stack)
+    assert tried > 5 and failures == 0
