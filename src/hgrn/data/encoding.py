@@ -114,6 +114,11 @@ def make_encoder(tokenizer: str, by_line: bool) -> ByteEncoder | TextEncoder:
     return ByteEncoder(by_line) if is_byte_tokenizer(loaded) else TextEncoder(loaded, by_line)
 
 
+def read_text(units: Iterable[Unit]) -> Iterator[str]:
+    """The text of documents one after the other, in pieces of a bounded size; for training a tokenizer."""
+    return (text for text, _ in _pieces(units, by_line=False))
+
+
 def _border(encoder: ByteEncoder | TextEncoder, first: bool) -> Encoded:
     """The start of a document, after an end-of-text token unless it is the first."""
     if first:

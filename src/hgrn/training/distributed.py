@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -50,11 +50,13 @@ class Ranks:
         """Whether this process is the one that writes logs and prints."""
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
-        """`values` summed over the ranks, on every rank, in place."""
-        if self.world > 1:
-            dist.all_reduce(values)
-        return values
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over the ranks, on every rank."""
+        if self.world == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -65,7 +67,9 @@ class Ranks:
         """`model` with its gradients averaged over the ranks at the end of each backward pass."""
         if self.world == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        return DistributedDataParallel(
+            model, device_ids=[self.device] if self.device.type == "cuda" else None
+        )
 
     def local_gradients(self, wrapped: nn.Module) -> AbstractContextManager:
         """Backward passes inside only accumulate: for every micro-batch of a step but the last."""

@@ -1,7 +1,7 @@
 """Learning rates as pure functions of the number of optimizer steps already taken.
 
-`step` is 0 before the first update, so the first update uses the rate at 0, as in fairseq. All three schedules
-share the linear warm-up from `warmup_init_lr` to the peak; they differ in what follows.
+`step` is 0 before the first update, so the first update uses the rate at 0, as in fairseq. All three
+schedules share the linear warm-up from `warmup_init_lr` to the peak; they differ in what follows.
 """
 
 import math
@@ -20,14 +20,19 @@ def constant(step: int, peak: float, warmup_steps: int = 0, warmup_init_lr: floa
 
 
 def inverse_sqrt(step: int, peak: float, warmup_steps: int, warmup_init_lr: float = 0.0) -> float:
-    """Warm-up, then peak * sqrt(warmup_steps / step): the schedule of the paper's language model (facts 3.1)."""
+    """Warm-up, then peak * sqrt(warmup_steps / step): the authors' language model (facts.md 3.1)."""
     if step < warmup_steps:
         return warmup(step, peak, warmup_steps, warmup_init_lr)
     return peak * math.sqrt(warmup_steps) / math.sqrt(step)
 
 
 def cosine(
-    step: int, peak: float, steps: int, warmup_steps: int = 0, warmup_init_lr: float = 0.0, min_lr: float = 0.0
+    step: int,
+    peak: float,
+    steps: int,
+    warmup_steps: int = 0,
+    warmup_init_lr: float = 0.0,
+    min_lr: float = 0.0,
 ) -> float:
     """Warm-up, then half a cosine from the peak to `min_lr` at `steps`, where it stays."""
     if step < warmup_steps:

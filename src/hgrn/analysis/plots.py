@@ -1,0 +1,57 @@
+"""Pictures of runs and models. Figures are made without pyplot, so no window system and no global state is touched."""
+
+from pathlib import Path
+from typing import Any
+
+from .gates import LayerGates
+
+_INK, _ACCENT, _SHADE = "#1f3b57", "#c8502d", "#9db4c8"
+
+
+def learning_curve(rows: list[dict[str, Any]], path: Path, test: float | None = None) -> None:
+    """Bits per byte over training: the rows of a run's log.jsonl, and the test split's figure as a line if given."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    train = [row for row in rows if row["kind"] == "train"]
+    validation = [row for row in rows if row["kind"] == "validation"]
+    axes.plot([r["step"] for r in train], [r["bits_per_byte"] for r in train], color=_SHADE, label="training batches")
+    axes.plot([r["step"] for r in validation], [r["bits_per_byte"] for r in validation], "o-", color=_INK, label="validation")
+    if test is not None:
+        axes.axhline(test, color=_ACCENT, linestyle="--", label=f"test: {test:.3f}")
+    lowest = min(r["bits_per_byte"] for r in [*train, *validation])
+    axes.set_ylim(0.95 * lowest, max(1.6 * lowest, 1.02 * (test or 0)))
+    axes.set(xlabel="step", ylabel="bits per byte", title="Learning curve")
+    minutes = axes.secondary_xaxis(
+        "top", functions=(lambda step: step * _minutes_per_step(train), lambda m: m / _minutes_per_step(train))
+    )
+    minutes.set_xlabel("minutes of training")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=150)
+
+
+def _minutes_per_step(train: list[dict[str, Any]]) -> float:
+    return train[-1]["elapsed"] / 60 / train[-1]["step"]
+
+
+def forget_gates(layers: list[LayerGates], path: Path) -> None:
+    """The forget gates of each layer, its channels sorted by their mean, beside the lower bounds it has learned."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 * len(layers) + 0.6, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
+    for number, (axes, layer) in enumerate(zip(panels, layers), 1):
+        order = layer.mean.argsort()
+        channels = range(1, len(order) + 1)
+        axes.fill_between(channels, layer.low[order], layer.high[order], color=_SHADE, alpha=0.5, linewidth=0,
+                          label="forget gate, 5 % to 95 % of positions")  # fmt: skip
+        axes.plot(channels, layer.mean[order], color=_INK, label="forget gate, mean over positions")
+        axes.plot(channels, layer.lower_bound[order], ".", markersize=2.5, color=_ACCENT, label="learned lower bound")
+        axes.set(title=f"layer {number}\nmean gate {layer.mean.mean():.2f}", xlabel="channels, sorted", ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("1 keeps everything, 0 forgets everything")
+    figure.suptitle("Forget gates: lower layers forget quickly, upper layers remember")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, markerscale=4)
+    figure.savefig(path, dpi=150)

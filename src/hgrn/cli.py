@@ -1,0 +1,255 @@
+"""The command line: the only place that parses arguments, prints errors and decides exit codes."""
+
+import argparse
+import difflib
+import os
+import sys
+from pathlib import Path
+
+from hgrn import __version__
+from hgrn.errors import UserError
+
+_DESCRIPTION = "Hierarchically Gated Recurrent Networks: train, evaluate and use them."
+_EPILOG = """start here:
+  hgrn quickstart                                  a language model in minutes, no network, no arguments
+  hgrn train lm/text --data.files my.txt           train on your own text
+  hgrn generate runs/text --prompt "Once upon"     write with what was trained
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 2 something to mend, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    # On a busy machine, threads that spin while they wait for each other cost several times what they gain. Read by
+    # the OpenMP library when PyTorch is loaded, so it is set before that.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        known.overrides = _overrides(rest) if known.takes_overrides else _nothing_left(rest)
+        return known.command(known) or 0
+    except UserError as error:
+        print(f"hgrn: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hgrn: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output is gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hgrn", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"hgrn {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command, about: str, detail: str = "", takes_overrides: bool = False, to=commands):
+        made = to.add_parser(
+            name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=detail,
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )  # fmt: skip
+        made.set_defaults(command=command, takes_overrides=takes_overrides)
+        return made
+
+    quickstart = add("quickstart", _quickstart, "train a small language model on Shakespeare and show what it learned",
+                     "Takes minutes on two CPU cores and needs no network.")  # fmt: skip
+    quickstart.add_argument("--out", type=Path, help="run folder (default: runs/quickstart, or the next free name)")
+
+    train = add("train", _train, "train what a recipe describes", _train_detail(), takes_overrides=True)
+    train.add_argument("recipe", help="a shipped recipe's name, or the path of a .yaml file")
+    train.add_argument("--out", type=Path, help="run folder (default: runs/ and the recipe's name)")
+    train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the run folder")
+
+    evaluate = add("eval", _eval, "measure a model in bits per byte",
+                   "The whole split is read once, in order, with the state carried.")  # fmt: skip
+    evaluate.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model")
+    evaluate.add_argument("--data", nargs="+", metavar="PATH",
+                          help="text to read (default: the split of the recipe that the model was trained with)")  # fmt: skip
+    evaluate.add_argument("--split", default="test", help="split of the recipe's data (default: test)")
+
+    generate = add("generate", _generate, "continue a prompt, printing as it goes")
+    generate.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model")
+    generate.add_argument("--prompt", required=True, help="the text to continue")
+    generate.add_argument("--max-new-tokens", type=int, default=300, metavar="N", help="length of the continuation (default: 300)")
+    generate.add_argument("--temperature", type=float, default=0.8, metavar="X",
+                          help="0 takes the likeliest token every time, 1 samples as the model says (default: 0.8)")  # fmt: skip
+    generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens only")
+    generate.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of total probability P only")
+    generate.add_argument("--seed", type=int, help="make the sample repeatable")
+
+    tokenizer = add("tokenizer", None, "make tokenizers")
+    kinds = tokenizer.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    fit = add("train", _tokenizer_train, "train a byte-level BPE tokenizer on text", to=kinds)
+    fit.add_argument("files", nargs="+", metavar="PATH", help="text files, folders, JSONL, also compressed")
+    fit.add_argument("--vocab-size", type=int, required=True, metavar="N", help="tokens, with the 256 bytes and 3 special ones")
+    fit.add_argument("--out", type=Path, required=True, help="a new folder; use it as data.tokenizer in a recipe")
+    fit.add_argument("--text-field", default="text", metavar="NAME", help="field of JSONL records (default: text)")
+
+    add("doctor", _doctor, "say what is installed, which engines work here, and why the others do not")
+    return parser
+
+
+def _train_detail() -> str:
+    from importlib.resources import files
+
+    root = files("hgrn") / "recipes"
+    names = [file.name for file in root.iterdir()] + [f"lm/{file.name}" for file in (root / "lm").iterdir()]
+    shipped = "\n".join(f"  {name.removesuffix('.yaml')}" for name in sorted(names) if name.endswith(".yaml"))
+    return f"""Any value of the recipe can be set on the command line by its dotted name:
+  hgrn train quickstart --optimizer.lr 1e-3 --training.steps 2000 --model.hidden_size 256
+
+shipped recipes:
+{shipped}
+
+On several processes: torchrun --nproc-per-node 2 -m hgrn train RECIPE"""
+
+
+def _overrides(rest: list[str]) -> dict[str, str]:
+    """`--a.b value` and `--a.b=value` as a dictionary."""
+    found, left = {}, list(rest)
+    while left:
+        key, equals, value = left.pop(0).partition("=")
+        if not key.startswith("--") or "." not in key:
+            raise UserError(
+                f"unknown argument {key!r}; values of the recipe are set by their dotted names, such as --optimizer.lr 1e-3"
+            )
+        if not equals:
+            values = []
+            while left and not (left[0].startswith("--") and "." in left[0].partition("=")[0]):
+                values.append(left.pop(0))
+            if not values:
+                raise UserError(f"{key} needs a value: {key} VALUE")
+            value = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+        found[key.removeprefix("--")] = value
+    return found
+
+
+def _nothing_left(rest: list[str]) -> dict:
+    if rest:
+        known = ("--out", "--data", "--split", "--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed")
+        near = difflib.get_close_matches(rest[0], known, 1)
+        raise UserError(f"unknown argument {rest[0]!r}{f'; did you mean {near[0]}?' if near else ''} (see --help)")
+    return {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The commands. Each imports what it needs, so that `hgrn --help` is quick.
+
+
+def _quickstart(arguments: argparse.Namespace) -> int:
+    from hgrn import quickstart
+    from hgrn.memory import keep_freed_memory
+
+    keep_freed_memory()
+    out = arguments.out or quickstart.free_folder(Path("runs/quickstart"))
+    if quickstart.run(out) is None:
+        print(f"stopped; go on with: hgrn train quickstart --out {out} --resume")
+        return 130
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from hgrn.memory import keep_freed_memory
+    from hgrn.training.loop import train
+    from hgrn.training.recipe import load_recipe
+    from hgrn.training.runlog import Console
+
+    keep_freed_memory()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    out = arguments.out or Path("runs") / recipe.name
+    with Console() as console:
+        outcome = train(recipe, out, resume=arguments.resume, on_event=console)
+    if int(os.environ.get("RANK", 0)) > 0:  # under torchrun, one process speaks
+        return 130 if outcome.interrupted else 0
+    if outcome.interrupted:
+        repeated = "".join(f" --{key} {value}" for key, value in arguments.overrides.items())
+        print(f"go on with: hgrn train {arguments.recipe} --out {out} --resume{repeated}")
+        return 130
+    print(f"done: {outcome.checkpoint}\nmeasure it with: hgrn eval {out}")
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from hgrn import inference
+    from hgrn.data.text import TextData, TextSplit
+    from hgrn.data.tokens import prepare
+    from hgrn.training.recipe import recipe_from_yaml
+    from hgrn.training.tasks import evaluate
+
+    model, _, folder = inference.load(arguments.checkpoint)
+    if arguments.data:
+        split = "test"
+        data = TextData(files=arguments.data, tokenizer=str(folder), splits={split: TextSplit()})
+    elif (folder / "recipe.yaml").is_file():
+        split, data = arguments.split, recipe_from_yaml(folder / "recipe.yaml").data
+    else:
+        raise UserError(f"{folder} was saved without a recipe, so its data is not known: give the text with --data PATH")
+    with _Bar("evaluating") as bar:
+        result = evaluate(model, prepare(data, split), on_progress=bar)
+    print(f"{result.tokens:,} tokens, {result.bytes:,} bytes, {result.nats:.1f} nats")
+    print(f"{split} bits per byte: {result.bits_per_byte:.3f}")
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from hgrn import inference
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    if arguments.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
+    model, tokenizer, _ = inference.load(arguments.checkpoint)
+    inference.encode_prompt(tokenizer, arguments.prompt, model.config.vocab_size)  # before anything is printed
+    write(arguments.prompt)
+    inference.generate(
+        model, tokenizer, arguments.prompt, write, max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,
+    )  # fmt: skip
+    print()
+
+
+def _tokenizer_train(arguments: argparse.Namespace) -> None:
+    from hgrn.data.encoding import read_text
+    from hgrn.data.text import SplitText, TextData, TextSplit
+    from hgrn.data.tokenizer import train_tokenizer
+
+    data = TextData(files=arguments.files, text_field=arguments.text_field, splits={"train": TextSplit()})
+    units = SplitText(data, "train").units(whole_characters=True)
+    train_tokenizer(read_text(units), arguments.vocab_size, arguments.out)
+    print(f"saved {arguments.out}; use it with: hgrn train RECIPE --data.tokenizer {arguments.out}")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hgrn import doctor
+
+    findings = doctor.examine()
+    marks = {True: "ok", False: "!!", None: "  "}
+    for finding in findings:
+        print(f"{marks[finding.works]} {finding.name:26} {finding.value}")
+        if finding.works is False:
+            print(f"   {'':26} -> {finding.remedy}")
+    return 0 if all(finding.works is not False for finding in findings) else 1
+
+
+class _Bar:
+    """A progress bar on a terminal, nothing elsewhere; called with (done, total)."""
+
+    def __init__(self, title: str):
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task(title)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.stop()

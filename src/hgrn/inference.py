@@ -1,0 +1,97 @@
+"""Using a saved model: load it with its tokenizer, and write text with it as it is made."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hgrn.errors import UserError
+from hgrn.training.checkpointing import find_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from hgrn.models import HGRNForCausalLM
+
+
+def load(path: str | Path) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast", Path]:
+    """The model and tokenizer in `path` (a run folder, a checkpoint or a saved model), and the folder they are in.
+
+    Raises UserError for whatever is there instead, and for weights that are not finite.
+    """
+    from transformers import AutoModelForCausalLM
+
+    import hgrn.models  # noqa: F401  (registers the Auto classes)
+    from hgrn.data.tokenizer import load_tokenizer
+
+    folder = find_checkpoint(Path(path))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder} does not hold a model that can be loaded: {error}") from error
+    wrong = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if wrong:
+        raise UserError(f"{folder}: {', '.join(wrong[:3])} hold NaN or infinity; use an earlier checkpoint")
+    return model.eval(), load_tokenizer(str(folder)), folder
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerFast", prompt: str, vocab_size: int) -> torch.Tensor:
+    """The prompt's ids `[1, T]`. Raises UserError for an empty prompt or text that the vocabulary does not hold."""
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise UserError("the prompt is empty: give at least one character to go on from")
+    strange = [i for i in ids if i >= vocab_size or (i == tokenizer.unk_token_id and i is not None)]
+    if strange:
+        raise UserError(f"the prompt {prompt!r} has {len(strange)} token(s) outside of the model's vocabulary; reword it")
+    return torch.tensor([ids])
+
+
+class _Pieces:
+    """What `generate` of transformers calls a streamer: gets ids as they are made, hands on complete characters."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", write: Callable[[str], None]):
+        from hgrn.data.tokenizer import StreamDecoder
+
+        self._decoder, self._write, self._is_prompt = StreamDecoder(tokenizer), write, True
+
+    def put(self, ids: torch.Tensor) -> None:
+        if self._is_prompt:  # the first call brings the prompt back
+            self._is_prompt = False
+        else:
+            self._write(self._decoder.push(ids.flatten().tolist()))
+
+    def end(self) -> None:
+        self._write(self._decoder.finish())
+
+
+def generate(
+    model: "HGRNForCausalLM",
+    tokenizer: "PreTrainedTokenizerFast",
+    prompt: str,
+    write: Callable[[str], None],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+) -> None:
+    """Continues `prompt` and calls `write` with each piece of text as it is made.
+
+    temperature 0 takes the likeliest token every time; top_k and top_p draw from the likeliest tokens only.
+    Raises UserError as `encode_prompt`, and for a temperature below 0.
+    """
+    from transformers import GenerationConfig
+
+    if temperature < 0:
+        raise UserError(f"temperature must be at least 0, got {temperature:g}; 0 takes the likeliest token, 1 samples")
+    ids = encode_prompt(tokenizer, prompt, model.config.vocab_size)
+    if seed is not None:
+        torch.manual_seed(seed)
+    sampling = {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0} if temperature else {}
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=temperature > 0, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, **sampling,
+    )  # fmt: skip
+    model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=_Pieces(tokenizer, write))

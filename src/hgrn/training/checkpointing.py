@@ -1,0 +1,312 @@
+"""Checkpoints that are either complete or not there.
+
+A run folder:
+
+    run.lock, recipe.yaml, log.jsonl, tensorboard/
+    checkpoints/step-000500/
+        model.safetensors, config.json, tokenizer files, recipe.yaml
+        rank-0.pt, ...    one per process: optimizer, RNG, position (read with weights_only=True)
+        manifest.json     every other file with its size and checksum
+
+A checkpoint is written into a hidden folder beside its place, and renamed when all of it, the manifest last,
+is on disk. So a kill at any moment leaves the checkpoints before it whole, and at most hidden folders, which
+the next save removes. `transformers.AutoModelForCausalLM.from_pretrained` loads a `step-N` folder.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import load_model
+from torch import nn
+
+from hgrn.errors import UserError
+from hgrn.training.distributed import Ranks
+from hgrn.training.recipe import (
+    Recipe,
+    blocking_changes,
+    recipe_from_yaml,
+    recipe_to_yaml,
+)
+
+log = logging.getLogger(__name__)
+
+# What a save has just done, in order. Tests kill it at each.
+SAVE_POINTS = (
+    "folder made",
+    "weights written",
+    "tokenizer written",
+    "recipe written",
+    "state written",
+    "files on disk",
+    "manifest on disk",
+    "renamed",
+    "parent on disk",
+    "old checkpoint hidden",
+    "rotated",
+)
+
+
+# Prefixes of the hidden folders.
+SAVING, DROPPED = ".saving-", ".dropped-"
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """A file of a checkpoint: its name below the folder, its bytes, their checksum."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a whole checkpoint, and its step, number of processes and fingerprint of the data."""
+
+    step: int
+    world: int
+    data: str
+    files: list[SavedFile]
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "Manifest":
+        """As it stands in the folder; `damage` says whether it holds."""
+        content = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        return cls(**{**content, "files": [SavedFile(**row) for row in content["files"]]})
+
+
+def save(
+    run: Path,
+    step: int,
+    *,
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    fingerprint: str,
+    state: dict,
+    ranks: Ranks,
+) -> Path:
+    """Save one checkpoint from all ranks, then drop all but the newest `recipe.training.keep`; its folder.
+
+    model, tokenizer: anything with `save_pretrained(folder)`. state: this rank's optimizer, RNG and position,
+    of types that `torch.load(weights_only=True)` reads.
+    """
+    place = run / "checkpoints" / f"step-{step:06d}"
+    hidden = place.with_name(SAVING + place.name)
+    if ranks.is_main:
+        _remove_hidden(run)
+        hidden.mkdir(parents=True)
+        _done("folder made")
+        with _without_bars():
+            model.save_pretrained(hidden)
+        _done("weights written")
+        tokenizer.save_pretrained(hidden)
+        _done("tokenizer written")
+        (hidden / "recipe.yaml").write_text(recipe_to_yaml(recipe), encoding="utf-8")
+        _done("recipe written")
+    ranks.barrier()
+    torch.save(state, hidden / _state_name(ranks.rank))
+    ranks.barrier()
+    if ranks.is_main:
+        _done("state written")
+        files = [file for file in sorted(hidden.rglob("*")) if file.is_file()]
+        for file in files:
+            _fsync(file)
+        _done("files on disk")
+        listed = [SavedFile(f.relative_to(hidden).as_posix(), f.stat().st_size, _sha256(f)) for f in files]
+        manifest = Manifest(step, ranks.world, fingerprint, listed)
+        (hidden / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+        _fsync(hidden / "manifest.json")
+        _fsync(hidden)
+        _done("manifest on disk")
+        if place.exists():  # one that a resume has passed over as damaged
+            _hide_and_remove(place)
+        hidden.rename(place)
+        _done("renamed")
+        _fsync(place.parent)
+        _done("parent on disk")
+        _rotate(run, step, recipe.training.keep)
+        _done("rotated")
+    ranks.barrier()
+    return place
+
+
+def steps_saved(run: Path) -> list[tuple[int, Path]]:
+    """The step and folder of every checkpoint in a run folder, whole or not, oldest first."""
+    found = []
+    for folder in (run / "checkpoints").glob("step-*"):
+        if number := re.fullmatch(r"step-(\d+)", folder.name):
+            found.append((int(number[1]), folder))
+    return sorted(found)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why the manifest of a checkpoint does not hold, or None if it does."""
+    try:
+        files = Manifest.read(checkpoint).files
+    except FileNotFoundError:
+        return "manifest.json is missing"
+    except (ValueError, KeyError, TypeError):
+        return "manifest.json is not one that hgrn wrote"
+    for listed in files:
+        file = checkpoint / listed.name
+        if not file.is_file():
+            return f"{listed.name} is missing"
+        if file.stat().st_size != listed.size:
+            return f"{listed.name} has {file.stat().st_size} bytes instead of {listed.size}"
+        if _sha256(file) != listed.sha256:
+            return f"the checksum of {listed.name} does not match"
+    return None
+
+
+def latest_valid(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint whose manifest holds, and the newer ones passed over, with the reasons."""
+    passed_over = []
+    for _, folder in reversed(steps_saved(run)):
+        reason = damage(folder)
+        if reason is None:
+            return folder, passed_over
+        passed_over.append((folder, reason))
+    return None, passed_over
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint to load from `path`: itself, or the newest whole one if it is a run folder.
+
+    A folder without our manifest passes if it holds a config.json (any saved transformers model). Raises
+    UserError.
+    """
+    if not path.is_dir():
+        raise UserError(
+            f"no checkpoint folder {path}: give a run folder, one of its checkpoints, or a saved model"
+        )
+    if (path / "manifest.json").is_file():
+        if reason := damage(path):
+            raise UserError(
+                f"checkpoint {path} is damaged: {reason}. Use another one of the run, or copy it again."
+            )
+        return path
+    if (path / "config.json").is_file():
+        return path
+    newest, passed_over = latest_valid(path)
+    if newest is None:
+        reasons = "".join(f"\n  {folder}: {reason}" for folder, reason in passed_over)
+        raise UserError(
+            f"{path} holds no complete checkpoint and no config.json: it is not a saved model{reasons}"
+        )
+    return newest
+
+
+def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str, ranks: Ranks) -> None:
+    """Raise UserError unless a run of `recipe` on this data and these ranks may go on from `checkpoint`."""
+    manifest = Manifest.read(checkpoint)
+    check_same_recipe(checkpoint / "recipe.yaml", recipe)
+    if manifest.data != fingerprint:
+        raise UserError(
+            f"{checkpoint} was trained on other data (fingerprint {manifest.data}, now {fingerprint}): "
+            "give the data it was trained on, or start a new run in another folder"
+        )
+    if manifest.world != ranks.world:
+        raise UserError(
+            f"{checkpoint} was saved by {manifest.world} processes: resume with as many, not {ranks.world}"
+        )
+    if _state_name(ranks.rank) not in [file.name for file in manifest.files]:
+        raise UserError(
+            f"{checkpoint} has no optimizer state ({_state_name(ranks.rank)}) to resume with: start "
+            "a new run in another folder"
+        )
+
+
+def check_same_recipe(saved: Path, recipe: Recipe) -> None:
+    """Raise UserError if the recipe file of a run differs from `recipe` in what decides the weights."""
+    changes = blocking_changes(recipe_from_yaml(saved), recipe)
+    if changes:
+        raise UserError(
+            f"{saved.parent} was trained with another recipe:\n  "
+            + "\n  ".join(changes)
+            + "\nUndo the changes to resume it, or start a new run in another folder."
+        )
+
+
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Put the weights of a checkpoint into a model of the same configuration, bit for bit."""
+    load_model(model, checkpoint / "model.safetensors", device="cpu")
+
+
+def load_state(checkpoint: Path, rank: int) -> dict:
+    """What `save` was given as `state` on this rank, on the CPU. UserError for a file that holds code."""
+    file = checkpoint / _state_name(rank)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{file} holds more than tensors and plain data, so it is refused: it is not ours"
+        ) from error
+
+
+def _remove_hidden(run: Path) -> None:
+    """Remove what a killed save or rotation left behind."""
+    for prefix in (SAVING, DROPPED):
+        for leftover in (run / "checkpoints").glob(f"{prefix}*"):
+            shutil.rmtree(leftover)
+
+
+def _rotate(run: Path, step: int, keep: int | None) -> None:
+    """Drop the checkpoints up to `step` but the newest `keep` (None keeps all)."""
+    old = [folder for number, folder in steps_saved(run) if number <= step]
+    for folder in old[:-keep] if keep else []:
+        _hide_and_remove(folder)
+
+
+def _hide_and_remove(folder: Path) -> None:
+    """Remove a checkpoint so that a kill halfway never leaves part of it under its name."""
+    hidden = folder.rename(folder.with_name(DROPPED + folder.name))
+    _done("old checkpoint hidden")
+    shutil.rmtree(hidden)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar of its own across ours."""
+    from transformers.utils import logging as transformers_logging
+
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _done(point: str) -> None:
+    log.debug("checkpoint: %s", point)
+
+
+def _state_name(rank: int) -> str:
+    return f"rank-{rank}.pt"
+
+
+def _fsync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

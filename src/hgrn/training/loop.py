@@ -1,0 +1,335 @@
+"""The training loop: from a recipe and a folder to a trained model, or to where it was told to stop."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from hgrn.errors import UserError
+from hgrn.training import checkpointing
+from hgrn.training.distributed import Ranks
+from hgrn.training.optimizer import build_optimizer, parameters_of, set_learning_rate
+from hgrn.training.recipe import Recipe
+from hgrn.training.runfolder import check_free, locked, write_recipe
+from hgrn.training.runlog import RunLog
+from hgrn.training.schedules import learning_rate
+from hgrn.training.tasks import LanguageModelTask
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Progress:
+    """The numbers of a run that go on after a resume.
+
+    step: optimizer steps taken. tokens: tokens that counted for the loss, over all ranks. seconds: spent in
+    steps, not in saving and validation. window_*: the same since the last row of the log. best: the
+    validation row with the fewest bits per byte.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    window_nats: float = 0.0
+    window_tokens: int = 0
+    window_seconds: float = 0.0
+    best: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: after `step` of `steps`, with everything saved in `checkpoint`."""
+
+    step: int
+    steps: int
+    checkpoint: Path
+    best: dict[str, float]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal stopped the run before its last step."""
+        return self.step < self.steps
+
+
+def train(
+    recipe: Recipe, out: Path | str, *, resume: bool = False, on_event: Listener | None = None
+) -> Outcome:
+    """Train `recipe` in the run folder `out` and return when its last step is saved.
+
+    resume goes on from the newest whole checkpoint in `out`, and ends with the same weights as a run that was
+    never stopped, bit for bit on CPU; without one it starts from step 0. SIGINT and SIGTERM end the step,
+    save and return; a second SIGINT raises KeyboardInterrupt. on_event gets every event on rank 0 (see
+    hgrn.training.runlog); nothing is printed. Under torchrun every process calls this; `out` is one folder
+    that all of them see.
+
+    Raises UserError for whatever the user can mend: data, an `out` that holds something else or is in use, a
+    checkpoint of another recipe or other data, a loss or gradient that is not finite.
+    """
+    run = Path(out)
+    with ExitStack() as stack:
+        ranks = stack.enter_context(Ranks.join())
+        stack.enter_context(_threads(recipe.training.threads))
+        _check_division(recipe, ranks)
+        listen = on_event if on_event and ranks.is_main else _ignore
+        if ranks.is_main:
+            check_free(run, resume)
+
+        def tell_data(done: int, total: int | None) -> None:
+            listen({"kind": "data", "step": 0, "done": done, "total": total})
+
+        task = LanguageModelTask(recipe, ranks, tell_data)
+        if ranks.is_main:
+            stack.enter_context(locked(run))
+            # Once more: another run may have come and gone while the data was prepared.
+            check_free(run, resume)
+        ranks.barrier()
+        trainer = Trainer(recipe, run, task, ranks, listen)
+        if resume:
+            trainer.resume()
+        if ranks.is_main:
+            write_recipe(run, recipe)
+            log = RunLog(run, trainer.progress.step)
+            stack.callback(log.close)
+            trainer.listeners.append(log)
+        trainer.stop_requested = stack.enter_context(_stop_signals(second_aborts=ranks.world == 1))
+        return trainer.run_to_end()
+
+
+class Trainer:
+    """One run: everything that a checkpoint has to hold, and the steps that change it."""
+
+    def __init__(self, recipe: Recipe, run: Path, task: LanguageModelTask, ranks: Ranks, listen: Listener):
+        self.recipe, self.run, self.task, self.ranks = recipe, run, task, ranks
+        self.listeners = [listen]
+        self.model = task.model.train()
+        # Only the steps are compiled: validation reads in other shapes, each of which would be compiled anew.
+        self.wrapped = ranks.wrap(torch.compile(self.model) if recipe.training.compile else self.model)
+        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.parameters = parameters_of(self.optimizer)
+        schedule = recipe.schedule
+        self.learning_rate = learning_rate(
+            schedule.name,
+            recipe.optimizer.lr,
+            recipe.training.steps,
+            schedule.warmup_steps,
+            schedule.warmup_init_lr,
+            schedule.min_lr,
+        )
+        self.progress = Progress()
+        self.checkpoint: Path | None = None
+        self.stop_requested: Callable[[], bool] = lambda: False
+        self.lr = self.grad_norm = math.nan  # of the last step
+        torch.manual_seed(recipe.training.seed + ranks.rank)  # dropout differs between the ranks
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of this rank's state but the weights, which are saved beside it."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.ranks.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.ranks.device)
+        return {
+            "progress": asdict(self.progress),
+            "optimizer": self.optimizer.state_dict(),
+            "task": self.task.state_dict(),
+            "rng": rng,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken."""
+        self.progress = Progress(**state["progress"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.task.load_state_dict(state["task"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.ranks.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.ranks.device)
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint of the run folder; from step 0 if it has not saved any."""
+        checkpoint, passed_over = checkpointing.latest_valid(self.run)
+        for path, reason in passed_over:
+            self._emit("passed over", path=str(path), reason=reason)
+        if checkpoint is not None:
+            checkpointing.check_resumable(checkpoint, self.recipe, self.task.fingerprint, self.ranks)
+            checkpointing.load_weights(checkpoint, self.model)
+            self.load_state_dict(checkpointing.load_state(checkpoint, self.ranks.rank))
+            self.checkpoint = checkpoint
+            self._emit("resumed", path=str(checkpoint))
+        elif passed_over:
+            reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
+            raise UserError(f"no checkpoint in {self.run} is whole, so it cannot be resumed:{reasons}")
+        elif (self.run / "recipe.yaml").is_file():
+            checkpointing.check_same_recipe(self.run / "recipe.yaml", self.recipe)
+
+    def run_to_end(self) -> Outcome:
+        """Take the remaining steps, with the log rows, validations and checkpoints between them."""
+        training, progress = self.recipe.training, self.progress
+        self._emit(
+            "start",
+            name=self.recipe.name,
+            device=str(self.ranks.device),
+            parameters=sum(parameter.numel() for parameter in self.parameters),
+            steps=training.steps,
+            tokens=len(self.task.train),
+        )
+        while progress.step < training.steps:
+            stop = self._step()
+            last = progress.step == training.steps
+            if last or progress.step % training.log_every == 0:
+                self._log_row()
+            if training.eval_every and (last or progress.step % training.eval_every == 0):
+                self._validate()
+            if stop or last or progress.step % training.save_every == 0:
+                self._save()
+            if stop and not last:
+                self._emit("interrupted", path=str(self.checkpoint))
+                break
+        return Outcome(progress.step, training.steps, self.checkpoint, progress.best)
+
+    def _step(self) -> bool:
+        """One optimizer step; whether a signal on any rank asks to stop after it."""
+        began, ranks, progress = time.perf_counter(), self.ranks, self.progress
+        batches, counted_here = self.task.next_batches()
+        (counted,) = ranks.sum(counted_here)
+        total = 0.0
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            with nullcontext() if last else ranks.local_gradients(self.wrapped):
+                loss = self.task.loss(self.wrapped, index, batch, int(counted))
+                # The backward pass averages over the ranks and we want the sum: counted spans all of them.
+                (loss * ranks.world).backward()
+            total = total + loss.detach()
+        norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        loss_here, grad_norm = torch.stack([total, norm]).tolist()  # the one wait for the device in a step
+        loss, stop = ranks.sum(loss_here, self.stop_requested())
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise UserError(self._not_finite(loss, grad_norm))
+        clip_norm = self.recipe.optimizer.clip_norm
+        if clip_norm is not None and grad_norm > clip_norm:
+            clip_grads_with_norm_(self.parameters, clip_norm, norm)
+        self.lr, self.grad_norm = self.learning_rate(progress.step), grad_norm
+        set_learning_rate(self.optimizer, self.lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seconds = time.perf_counter() - began
+        progress.step += 1
+        progress.tokens += int(counted)
+        progress.seconds += seconds
+        progress.window_nats += loss * counted
+        progress.window_tokens += int(counted)
+        progress.window_seconds += seconds
+        return stop > 0
+
+    def _log_row(self) -> None:
+        """Emit the means since the last row, and begin anew."""
+        progress, sampler, training = self.progress, self.task.sampler, self.recipe.training
+        loss = progress.window_nats / progress.window_tokens
+        window_steps = progress.step % training.log_every or training.log_every
+        self._emit(
+            "train",
+            loss=loss,
+            bits_per_byte=loss / math.log(2) * self.task.tokens_per_byte,
+            lr=self.lr,
+            grad_norm=self.grad_norm,
+            epoch=sampler.epoch + sampler.index / sampler.steps_per_epoch,
+            tokens=progress.tokens,
+            tokens_per_s=progress.window_tokens / progress.window_seconds,
+            elapsed=progress.seconds,
+            time_left=(training.steps - progress.step) * progress.window_seconds / window_steps,
+        )
+        progress.window_nats, progress.window_tokens, progress.window_seconds = 0.0, 0, 0.0
+
+    def _validate(self) -> None:
+        if self.ranks.is_main:
+            result = self.task.validate()
+            row = {"step": self.progress.step, "bits_per_byte": result.bits_per_byte}
+            if not self.progress.best or row["bits_per_byte"] < self.progress.best["bits_per_byte"]:
+                self.progress.best = row
+            self._emit(
+                "validation", bits_per_byte=result.bits_per_byte, nats_per_token=result.nats / result.tokens
+            )
+
+    def _save(self) -> None:
+        self.checkpoint = checkpointing.save(
+            self.run,
+            self.progress.step,
+            model=self.model,
+            tokenizer=self.task.tokenizer,
+            recipe=self.recipe,
+            fingerprint=self.task.fingerprint,
+            state=self.state_dict(),
+            ranks=self.ranks,
+        )
+        self._emit("saved", path=str(self.checkpoint))
+
+    def _emit(self, kind: str, **values: Any) -> None:
+        for listener in self.listeners:
+            listener({"kind": kind, "step": self.progress.step, **values})
+
+    def _not_finite(self, loss: float, grad_norm: float) -> str:
+        step, saved = self.progress.step + 1, checkpointing.steps_saved(self.run)
+        where = (
+            f"resume from {saved[-1][1]} with --resume"
+            if saved
+            else "nothing has been saved yet, so start again"
+        )
+        return (
+            f"step {step}: loss {loss}, gradient norm {grad_norm}. Training stopped before this step changed "
+            f"the weights; {where}. If it stops here again, begin a new run with a lower optimizer.lr, a "
+            "longer schedule.warmup_steps or optimizer.clip_norm 1.0."
+        )
+
+
+def _ignore(event: dict[str, Any]) -> None:
+    pass
+
+
+def _check_division(recipe: Recipe, ranks: Ranks) -> None:
+    parts = ranks.world * recipe.batch.accumulation
+    if recipe.batch.batch_size % parts:
+        raise UserError(
+            f"batch.batch_size = {recipe.batch.batch_size} must be a multiple of {parts}: {ranks.world} "
+            f"processes times batch.accumulation = {recipe.batch.accumulation}"
+        )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Use `count` CPU threads meanwhile, or leave them alone."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _stop_signals(second_aborts: bool) -> Iterator[Callable[[], bool]]:
+    """Yields what tells whether SIGINT or SIGTERM has come; they do nothing else meanwhile.
+
+    With second_aborts a second SIGINT is a KeyboardInterrupt; under torchrun the terminal's may come twice.
+    """
+    received = []
+
+    def handle(number: int, frame: object) -> None:
+        if second_aborts and number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only there Python lets us listen
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,111 @@
+"""What is wrong with a nested document, so that a person can act on it: path, value, rule, remedy."""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel
+
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+class Problem(NamedTuple):
+    """One mistake: where it is, what was given there, which rule it breaks and what to do."""
+
+    path: str
+    value: Any
+    rule: str
+    remedy: str = ""
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "(not given)"
+
+
+ABSENT = _Absent()
+
+
+def report(subject: str, found: Sequence[Problem]) -> str:
+    """The message that lists `found`, one line each."""
+    lines = [f"{subject} has {len(found)} problem{'s' if len(found) > 1 else ''}; nothing was started:"]
+    for problem in found:
+        at = problem.path if problem.value is ABSENT else f"{problem.path} = {_short(problem.value)}"
+        lines.append(f"  {at}: {problem.rule}{f' ({problem.remedy})' if problem.remedy else ''}")
+    return "\n".join(lines)
+
+
+def near(key: str, known: Iterable[str]) -> str:
+    """'did you mean ...?' when something in `known` looks like `key`, else what is known."""
+    known = sorted(known)
+    matches = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    if matches:
+        return f"did you mean {' or '.join(matches)}?"
+    return f"known: {', '.join(known)}" if known else "nothing is known here"
+
+
+def dotted(location: Sequence[str | int]) -> str:
+    """("training", "steps") -> "training.steps"."""
+    return ".".join(map(str, location))
+
+
+def strip_optional(kind: Any) -> Any:
+    """X for X | None."""
+    if get_origin(kind) in (Union, types.UnionType):
+        (kind,) = [part for part in get_args(kind) if part is not types.NoneType]
+    return kind
+
+
+def type_at(root: Any, location: Sequence[str | int]) -> Any:
+    """The declared type at a path below the type `root` (models, dataclasses, dicts, tuples), or None."""
+    kind = strip_optional(root)
+    for key in location:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        elif get_origin(kind) in (tuple, list):
+            kind = get_args(kind)[0]
+        else:
+            kind = children(kind).get(key)
+        kind = strip_optional(kind)
+    return kind
+
+
+def children(kind: Any) -> dict[str, Any]:
+    """The named fields of a model or dataclass and their types; empty for anything else."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return {}
+
+
+def takes_text(kind: Any) -> bool:
+    """Whether a value of this type is a string."""
+    return kind is str or get_origin(kind) is Literal
+
+
+def describe(root: type[BaseModel], error: dict) -> Problem:
+    """A pydantic error below the model `root`, with the field's description as the remedy."""
+    location = error["loc"]
+    parent = type_at(root, location[:-1])
+    field = (
+        parent.model_fields.get(location[-1])
+        if isinstance(parent, type) and issubclass(parent, BaseModel)
+        else None
+    )
+    remedy = (field.description or "") if field is not None else ""
+    if error["type"] in UNKNOWN_KEY:
+        return Problem(
+            dotted(location), error["input"], f"unknown key; {near(location[-1], children(parent))}"
+        )
+    if error["type"].startswith("missing"):
+        return Problem(dotted(location), ABSENT, "required", remedy)
+    return Problem(dotted(location), error["input"], error["msg"].replace("Input should", "should"), remedy)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

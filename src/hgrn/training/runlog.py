@@ -1,0 +1,130 @@
+"""Where a run tells how it goes: rows in a file, TensorBoard, and the terminal.
+
+The loop emits events, plain dictionaries with `kind` and `step`: "data" (tokenising), "passed over" and
+"resumed", "start", "train", "validation", "saved", "interrupted". `RunLog` keeps the rows of training and
+validation, `Console` shows what a person wants to see.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+ROWS = ("train", "validation")
+
+
+class RunLog:
+    """`log.jsonl`, one row a line as soon as it is known, and the same numbers for TensorBoard."""
+
+    def __init__(self, run: Path, step: int):
+        """Go on after `step`: rows of later steps, which a killed run has left, are dropped."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = run / "log.jsonl"
+        kept = [row for row in read_rows(path) if row["step"] <= step]
+        draft = path.with_suffix(".draft")
+        draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        os.replace(draft, path)
+        self._rows = path.open("a", encoding="utf-8", buffering=1)
+        self._board = SummaryWriter(run / "tensorboard", purge_step=step + 1 if step else None)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["kind"] not in ROWS:
+            return
+        self._rows.write(json.dumps(event) + "\n")
+        for name, value in event.items():
+            if name not in ("kind", "step"):
+                self._board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+
+    def close(self) -> None:
+        self._rows.close()
+        self._board.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log.jsonl, up to a line that a kill or a power cut has spoiled; none without a file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Console:
+    """Shows events to a person: a progress bar on a terminal, else a line for each. A context manager.
+
+    bar: None chooses the bar if `stream` (standard output) is a terminal.
+    """
+
+    def __init__(self, bar: bool | None = None, stream: TextIO | None = None):
+        self._stream = stream or sys.stdout
+        self._bar = self._stream.isatty() if bar is None else bar
+
+    def __enter__(self) -> "Console":
+        if self._bar:
+            from rich import console, progress
+
+            self._progress = progress.Progress(
+                progress.TextColumn("step"),
+                progress.MofNCompleteColumn(),
+                progress.BarColumn(),
+                progress.TextColumn("{task.fields[numbers]}"),
+                progress.TimeRemainingColumn(),
+                console=console.Console(file=self._stream, highlight=False),
+                refresh_per_second=4,
+            )
+            self._task = None
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if self._bar and event["kind"] == "start":
+            total, done = event["steps"], event["step"]
+            self._task = self._progress.add_task("", total=total, completed=done, numbers="")
+        if self._bar and event["kind"] == "train":
+            self._progress.update(self._task, completed=event["step"], numbers=_numbers(event))
+        elif line := self._line(event):
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        if self._bar:
+            self._progress.console.print(line, markup=False, soft_wrap=True)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    def _line(self, event: dict[str, Any]) -> str | None:
+        match event["kind"]:
+            case "start":
+                return (
+                    f"training {event['name']} on {event['device']}: {event['parameters']:,} parameters, "
+                    f"{event['steps']:,} steps, {event['tokens']:,} tokens of text"
+                )
+            case "passed over":
+                return f"passed over {event['path']}: {event['reason']}"
+            case "resumed":
+                return f"resumed at step {event['step']} from {event['path']}"
+            case "train":
+                return f"step {event['step']}: {_numbers(event)}, {_duration(event['time_left'])} left"
+            case "validation":
+                return f"step {event['step']}: validation {event['bits_per_byte']:.4f} bits per byte"
+            case "interrupted":
+                return f"stopped at step {event['step']}; saved as {event['path']}"
+        return None
+
+
+def _numbers(event: dict[str, Any]) -> str:
+    speed = f"{event['tokens_per_s']:,.0f} tokens/s"
+    return f"loss {event['loss']:.4f}, {event['bits_per_byte']:.4f} bits per byte, {speed}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,192 @@
+"""What is trained: the language-model task, and bits per byte by the one rule."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hgrn.data.sampling import IGNORED, Batch, BlockSampler
+from hgrn.data.tokenizer import load_tokenizer
+from hgrn.data.tokens import TokenFile, prepare
+from hgrn.errors import UserError
+from hgrn.training.distributed import Ranks
+from hgrn.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from hgrn.models import HGRNCache, HGRNForCausalLM
+
+# One chunk of an evaluation: long enough to keep the CPU busy (measured: longer is no faster), and
+# with logits of at most 64 MiB in fp32 whatever the vocabulary.
+CHUNK_TOKENS = 2**14
+CHUNK_LOGITS = 2**24
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The cost of reading a split once: `nats` for `tokens` predicted tokens that stand for `bytes` bytes."""
+
+    bits_per_byte: float
+    nats: float
+    bytes: int
+    tokens: int
+
+
+class LanguageModelTask:
+    """Next-token prediction on the text of a recipe: tokenizer, token files, model, batches and loss."""
+
+    def __init__(
+        self, recipe: Recipe, ranks: Ranks, progress: Callable[[int, int | None], None] | None = None
+    ):
+        """Prepare the data and build the seeded model on the ranks' device; `progress` as in `prepare`.
+
+        Raises UserError for text or a tokenizer that the recipe cannot be trained with.
+        """
+        self.recipe, self.ranks = recipe, ranks
+        self.tokenizer = load_tokenizer(recipe.data.tokenizer)
+        self.train = prepare(recipe.data, "train", progress)
+        self.validation = prepare(recipe.data, "validation", progress) if recipe.training.eval_every else None
+        self.sampler = BlockSampler(
+            self.train,
+            recipe.batch.block_size,
+            recipe.batch.batch_size,
+            recipe.batch.state,
+            recipe.training.seed,
+            ranks.rank,
+            ranks.world,
+        )
+        self.model = self._build_model().to(ranks.device)
+        # One cache per micro-batch, where the recipe carries the state from block to block.
+        self.carried: list[Any] = [None] * recipe.batch.accumulation
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the training tokens."""
+        return self.train.fingerprint
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """Of the training text: turns nats per token into nats per byte."""
+        return len(self.train) / self.train.num_bytes
+
+    def next_batches(self) -> tuple[list[Batch], int]:
+        """This rank's micro-batches of the next step, and how many of their tokens count for the loss."""
+        batch = self.sampler.next()
+        if batch.restart:
+            self.carried = [None] * len(self.carried)
+        return batch.split(len(self.carried)), int((batch.labels != IGNORED).sum())
+
+    def loss(self, model: nn.Module, index: int, batch: Batch, counted: int) -> Tensor:
+        """The summed nats of micro-batch `index`, over `counted`: the tokens that count in the whole step."""
+        batch = batch.to(self.ranks.device)
+        carry = self.recipe.batch.state == "carry"
+        with self._precision():
+            output = model(
+                input_ids=batch.input_ids,
+                shift_labels=batch.labels,
+                cu_seqlens=batch.cu_seqlens,
+                past_key_values=self.carried[index],
+                use_cache=carry,
+                num_items_in_batch=counted,
+            )
+        if carry:
+            self.carried[index] = output.past_key_values.detach()
+        return output.loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data and the carried states, as plain data and tensors."""
+        carried = [cache and (cache.state, cache.seen_tokens) for cache in self.carried]
+        return {"sampler": self.sampler.state_dict(), "carried": carried}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the position that `state_dict` gave."""
+        self.sampler.load_state_dict(state["sampler"])
+        self.carried = [carried and self._cache(*carried) for carried in state["carried"]]
+
+    def validate(self) -> Evaluation:
+        """Bits per byte of the validation split, or of its first `training.eval_tokens` tokens."""
+        return evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
+
+    def _cache(self, state: tuple, seen_tokens: int) -> "HGRNCache":
+        from hgrn.models import HGRNCache
+
+        device = self.ranks.device
+        return HGRNCache(tuple(tuple(part.to(device) for part in layer) for layer in state), seen_tokens)
+
+    def _precision(self) -> AbstractContextManager:
+        if self.recipe.training.precision == "bf16":
+            return torch.autocast(self.ranks.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _build_model(self) -> "HGRNForCausalLM":
+        from hgrn.models import HGRNForCausalLM
+
+        special = {
+            name: getattr(self.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
+        config = self.recipe.model.config(self.train.vocab_size, special)
+        if config.vocab_size < self.train.vocab_size:
+            raise UserError(
+                f"model.vocab_size = {config.vocab_size}, but tokenizer {self.recipe.data.tokenizer} has "
+                f"{self.train.vocab_size} tokens: raise it or choose another tokenizer"
+            )
+        torch.manual_seed(self.recipe.training.seed)
+        return HGRNForCausalLM(config)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    tokens: TokenFile,
+    *,
+    chunk: int | None = None,
+    limit_tokens: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Read a split once, in order, as one sequence with the state carried, and count what it costs.
+
+    Nats are summed over all tokens but the first, and bytes are those of the same tokens; with `limit_tokens`
+    only the first tokens are read, and their bytes are estimated from the whole split. chunk: tokens of one
+    call (None bounds the memory of the logits); it does not change the result. on_progress gets (tokens read,
+    tokens in all). Raises UserError if the model's vocabulary is too small or its output is not finite.
+    """
+    length = min(len(tokens), limit_tokens or len(tokens))
+    if length < 2:
+        raise UserError(
+            f"cannot evaluate on {length} token(s): at least 2 are needed, one to predict the next from"
+        )
+    if tokens.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"the text has a vocabulary of {tokens.vocab_size} tokens and the model one of "
+            f"{model.config.vocab_size}: use the tokenizer that was saved with the model"
+        )
+    device = next(model.parameters()).device
+    chunk = chunk or min(CHUNK_TOKENS, max(1, CHUNK_LOGITS // model.config.vocab_size))
+    was_training = model.training
+    model.eval()
+    nats, state = torch.zeros((), dtype=torch.float64, device=device), None
+    for start in range(0, length - 1, chunk):
+        ids = torch.from_numpy(tokens.read(start, min(chunk, length - 1 - start) + 1)).to(device)
+        output = model(input_ids=ids[None, :-1], past_key_values=state, use_cache=True)
+        nats += F.cross_entropy(output.logits[0].float(), ids[1:], reduction="sum")
+        state = output.past_key_values
+        if on_progress is not None:
+            on_progress(start + len(ids), length)
+    model.train(was_training)
+    if not torch.isfinite(nats):
+        raise UserError(f"the model's output on this text is not finite: {_not_finite(model)}")
+    num_bytes = (tokens.num_bytes - tokens.first_token_bytes) * (length - 1) / (len(tokens) - 1)
+    return Evaluation(nats.item() / math.log(2) / num_bytes, nats.item(), round(num_bytes), length - 1)
+
+
+def _not_finite(model: nn.Module) -> str:
+    """Which weights are to blame, for a message."""
+    names = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    if names:
+        more = ", ..." if len(names) > 3 else ""
+        return f"{', '.join(names[:3])}{more} hold NaN or infinity. Use another checkpoint."
+    return "its weights are finite, so a hidden value overflowed. Evaluate in fp32, or another checkpoint."

@@ -1,0 +1,78 @@
+import io
+import json
+
+import pytest
+
+from hgrn.training.loop import train
+from hgrn.training.runlog import Console, RunLog, read_rows
+from tests.training.tiny_runs import tiny_recipe
+
+
+def test_jsonl_and_tensorboard_tell_the_same(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny_recipe(tmp_path), tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "log.jsonl")
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    for kind, steps in (("train", [3, 6, 9, 12]), ("validation", [4, 8, 12])):
+        own = [row for row in rows if row["kind"] == kind]
+        assert [row["step"] for row in own] == steps
+        scalars = board.Scalars(f"{kind}/bits_per_byte")
+        assert [scalar.step for scalar in scalars] == steps
+        assert [scalar.value for scalar in scalars] == pytest.approx(
+            [row["bits_per_byte"] for row in own], rel=1e-6
+        )
+    keys = {
+        "kind",
+        "step",
+        "loss",
+        "bits_per_byte",
+        "lr",
+        "grad_norm",
+        "epoch",
+        "tokens",
+        "tokens_per_s",
+        "elapsed",
+    }
+    assert keys <= rows[0].keys()
+    assert rows[0]["tokens"] == 3 * 4 * 16
+
+
+def test_rows_after_the_resumed_step_are_dropped(tmp_path):
+    rows = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2, 3)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tr')
+    log = RunLog(tmp_path, 2)
+    log({"kind": "train", "step": 3, "loss": 0.5})
+    log({"kind": "saved", "step": 3, "path": "x"})
+    assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / "log.jsonl")] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 0.5),
+    ]
+    log.close()
+
+
+def test_no_log_has_no_rows(tmp_path):
+    assert read_rows(tmp_path / "log.jsonl") == []
+
+
+def told(tmp_path, bar):
+    stream = io.StringIO()
+    with Console(bar=bar, stream=stream) as console:
+        train(tiny_recipe(tmp_path), tmp_path / "run", on_event=console)
+    return stream.getvalue()
+
+
+def test_plain_lines(tmp_path):
+    lines = told(tmp_path, bar=None).splitlines()
+    assert lines[0].startswith("training tiny on cpu: ")
+    assert [line.split(":")[0] for line in lines[1:]] == [f"step {step}" for step in (3, 4, 6, 8, 9, 12, 12)]
+    assert "bits per byte" in lines[1] and "tokens/s" in lines[1] and "left" in lines[1]
+    assert lines[-1].startswith("step 12: validation ")
+
+
+def test_the_bar_on_request(tmp_path):
+    text = told(tmp_path, bar=True)
+    assert "12/12" in text and "bits per byte" in text and "tokens/s" in text
+    assert "step 12: validation" in text
