@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason=
 
 def large():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(4, 64, 1024, generator=generator), torch.randn(4, 64, 1024, generator=generator)
+    return torch.randn(4, 256, 1024, generator=generator), torch.randn(4, 256, 1024, generator=generator)
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def two_threads():
 
 def test_work_is_cut_by_the_thread_count(two_threads):
     seen = []
-    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=1 << 20)
+    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=1 << 21)
     assert sorted(cut[:2] for cut in seen) == [(0, 2), (2, 5)] and len({cut[2] for cut in seen}) == 2
     seen.clear()
     pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=100)
     assert seen == [(0, 5, threading.get_ident())]
     seen.clear()
     torch.set_num_threads(1)
-    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=1 << 20)
+    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=1 << 21)
     assert seen == [(0, 5, threading.get_ident())]
 
 
@@ -45,7 +45,7 @@ def test_an_error_in_a_thread_reaches_the_caller(two_threads):
             raise RuntimeError("from the pool")
 
     with pytest.raises(RuntimeError, match="from the pool"):
-        pool.run(kernel, tasks=2, work=1 << 20)
+        pool.run(kernel, tasks=2, work=1 << 21)
 
 
 def test_same_result_on_any_number_of_threads(two_threads):
@@ -84,7 +84,7 @@ import torch
 from hgrn.ops import hgru_scan, pool
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
 torch.set_num_threads(2)
-x, gate = torch.linspace(-3, 3, 1 << 18).reshape(4, 64, 1024), torch.linspace(5, -5, 1 << 18).reshape(4, 64, 1024)
+x, gate = torch.linspace(-3, 3, 1 << 18).reshape(4, 256, 1024), torch.linspace(5, -5, 1 << 18).reshape(4, 256, 1024)
 expected = hgru_scan(x, gate)[0].numpy()
 assert pool._pool is not None
 child = os.fork()

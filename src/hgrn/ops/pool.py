@@ -29,10 +29,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def run(kernel: Callable[[int, int], None], tasks: int, work: int, grain: int = 1 << 16) -> None:
+def run(kernel: Callable[[int, int], None], tasks: int, work: int, grain: int = 1 << 19) -> None:
     """Calls `kernel(first, last)` on ranges that cover `range(tasks)`, on up to `torch.get_num_threads()` threads.
 
-    `work` is the number of elements in all; below `grain` of them for each thread the caller does the work itself.
+    `work` is the number of elements in all. Each thread gets `grain` of them at least, about a millisecond of work: after
+    an operation of PyTorch its own threads spin for some milliseconds, and a thread of ours has to wait for a core.
     """
     threads = min(torch.get_num_threads(), tasks, max(1, work // grain))
     if threads == 1:

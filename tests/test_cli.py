@@ -1,0 +1,241 @@
+"""The command line, end to end on a tiny run: what it prints, what it refuses, and how."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hgrn.cli import main
+
+TINY = [
+    "--model.hidden_size", "16", "--model.num_hidden_layers", "2", "--batch.block_size", "32", "--batch.batch_size", "4",
+    "--schedule.warmup_steps", "1", "--training.steps", "4", "--training.eval_every", "2", "--training.eval_tokens", "200",
+    "--training.save_every", "2", "--training.log_every", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Token files go to a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "my.txt"
+    path.write_text("Once upon a time there was a recurrent network. " * 100)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, text) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "lm/text", "--data.files", str(text), "--out", str(out), *TINY]) == 0
+    return out
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must fail as a person would want it to."""
+
+    def run(*arguments: object) -> str:
+        status = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert status == 2
+        assert printed.err.startswith("hgrn: error: ") and "Traceback" not in printed.err
+        return printed.err
+
+    return run
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_train_leaves_a_log_checkpoints_and_tensorboard(trained):
+    rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [2, 4]
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    assert list((trained / "tensorboard").glob("events*"))
+
+
+def test_eval_of_the_recipes_split_and_of_other_text(trained, text, capsys):
+    assert main(["eval", str(trained)]) == 0
+    own = capsys.readouterr().out.splitlines()
+    assert own[-1].startswith("test bits per byte: ") and "239 bytes" in own[0]
+    assert main(["eval", str(trained), "--data", str(text)]) == 0
+    assert "4,799 bytes" in capsys.readouterr().out
+
+
+def test_generate_repeats_with_a_seed_and_streams_the_prompt_first(trained, capsys):
+    outputs = []
+    for seed in ("1", "1", "2"):
+        assert main(["generate", str(trained), "--prompt", "Once", "--max-new-tokens", "30", "--seed", seed]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert all(out.startswith("Once") and len(out) > 10 for out in outputs)
+
+
+def test_temperature_zero_takes_the_likeliest(trained, capsys):
+    for _ in range(2):
+        assert main(["generate", str(trained), "--prompt", "A", "--max-new-tokens", "8", "--temperature", "0"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == second
+
+
+def test_tokenizer_train_and_a_run_with_it(text, tmp_path, capsys):
+    assert main(["tokenizer", "train", str(text), "--vocab-size", "300", "--out", str(tmp_path / "bpe")]) == 0
+    assert str(tmp_path / "bpe") in capsys.readouterr().out
+    arguments = ["--data.files", str(text), "--data.tokenizer", str(tmp_path / "bpe"), "--out", str(tmp_path / "run")]
+    small = ["--batch.block_size", "8", "--batch.batch_size", "2", "--data.splits.validation.span", "0", "1"]
+    assert main(["train", "lm/text", *TINY, *arguments, *small]) == 0
+
+
+def test_resume_goes_on_and_a_second_run_is_refused(text, tmp_path, fails, capsys):
+    base = ["train", "lm/text", "--data.files", str(text), "--out", str(tmp_path / "run"), *TINY]
+    assert main(base) == 0
+    before = snapshot(tmp_path / "run")
+    assert "already holds a run" in fails(*base)
+    assert snapshot(tmp_path / "run") == before
+    assert main([*base, "--resume"]) == 0
+    assert "resumed at step 4" in capsys.readouterr().out
+
+
+def test_doctor(capsys):
+    status = main(["doctor"])
+    out = capsys.readouterr().out
+    assert status == 0 and "engine numba (cpu)" in out and "from the float64 reference" in out
+
+
+def test_train_help_lists_every_recipe(capsys):
+    from hgrn.training.recipe import shipped_recipes
+
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and all(name in out for name in shipped_recipes())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+def test_missing_file(fails, tmp_path):
+    assert "nowhere.txt" in fails("train", "lm/text", "--data.files", tmp_path / "nowhere.txt", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_corpus(fails, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    assert "empty" in fails("train", "lm/text", "--data.files", tmp_path / "empty.txt", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_corpus_shorter_than_one_block(fails, tmp_path):
+    (tmp_path / "short.txt").write_text("far too short")
+    message = fails("train", "lm/text", "--data.files", tmp_path / "short.txt", "--out", tmp_path / "run")
+    assert "block" in message and not (tmp_path / "run").exists()
+
+
+def test_bytes_that_the_tokenizer_cannot_take(fails, text, tmp_path):
+    assert main(["tokenizer", "train", str(text), "--vocab-size", "300", "--out", str(tmp_path / "bpe")]) == 0
+    (tmp_path / "latin1.txt").write_bytes("caf\xe9 ".encode("latin-1") * 500)
+    message = fails("train", "lm/text", *TINY, "--data.files", tmp_path / "latin1.txt", "--data.tokenizer",
+                    tmp_path / "bpe", "--out", tmp_path / "run")  # fmt: skip
+    assert "byte 3 (0xe9)" in message
+
+
+def test_five_mistakes_in_a_recipe_are_reported_together(fails, text, tmp_path):
+    (tmp_path / "bad.yaml").write_text(
+        "name: bad\nmodel: {hiden_size: 8}\n"
+        f"data: {{files: [{text}], splits: {{train: {{span: [0, 1]}}}}}}\n"
+        "batch: {block_size: 0, batch_size: 5, accumulation: 2}\n"
+        "optimizer: {lr: fast}\nschedule: {name: cosin}\ntraining: {steps: 10, sed: 1}\n"
+    )
+    message = fails("train", tmp_path / "bad.yaml", "--out", tmp_path / "run")
+    for key in ("hiden_size", "batch.block_size", "optimizer.lr", "schedule.name", "training.sed"):
+        assert key in message, key
+    assert "hidden_size" in message and "seed" in message and not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_a_run(fails, text, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "holds no run" in fails("train", "lm/text", *TINY, "--data.files", text, "--out", tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_truncated_checkpoint(fails, trained, tmp_path):
+    broken = shutil.copytree(trained / "checkpoints" / "step-000004", tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "damaged" in fails("generate", broken, "--prompt", "A")
+    (broken / "manifest.json").unlink()
+    assert "cannot be loaded" in fails("eval", broken)
+
+
+def test_foreign_checkpoint(fails, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "vocab_size": 8}')
+    assert "gpt2" in fails("eval", tmp_path)
+    assert "no checkpoint folder" in fails("eval", tmp_path / "missing")
+    (tmp_path / "config.json").write_text('{"model_type": "hgrn", "vocab_size": 8}')
+    assert "cannot be loaded" in fails("generate", tmp_path, "--prompt", "A")
+
+
+def test_missing_weights_are_never_made_up(fails, trained, tmp_path):
+    holed = shutil.copytree(trained / "checkpoints" / "step-000004", tmp_path / "holed")
+    (holed / "manifest.json").unlink()
+    tensors = load_file(holed / "model.safetensors")
+    tensors.pop("model.stack.blocks.0.mixer.theta")
+    save_file(tensors, holed / "model.safetensors", {"format": "pt"})
+    assert "theta" in fails("generate", holed, "--prompt", "A")
+
+
+def test_nan_in_the_weights(fails, trained, tmp_path):
+    poisoned = shutil.copytree(trained / "checkpoints" / "step-000004", tmp_path / "poisoned")
+    (poisoned / "manifest.json").unlink()
+    tensors = load_file(poisoned / "model.safetensors")
+    tensors["model.stack.norm.weight"][3] = torch.nan
+    save_file(tensors, poisoned / "model.safetensors", {"format": "pt"})
+    for command in (("eval", poisoned), ("generate", poisoned, "--prompt", "A")):
+        message = fails(*command)
+        assert "model.stack.norm.weight" in message and "NaN" in message
+
+
+def test_prompts_that_cannot_be_used(fails, trained, tmp_path):
+    assert "prompt is empty" in fails("generate", trained, "--prompt", "")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"once": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    other = shutil.copytree(trained / "checkpoints" / "step-000004", tmp_path / "words")
+    (other / "manifest.json").unlink()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(other)
+    assert "outside of the model's vocabulary" in fails("generate", other, "--prompt", "once upon")
+
+
+def test_unknown_arguments(fails, trained):
+    assert "did you mean --prompt?" in fails("generate", trained, "--prompt", "A", "--promt", "B")
+    assert "--optimizer.lr needs a value" in fails("train", "quickstart", "--optimizer.lr")
+    assert "unknown argument '--lr'" in fails("train", "quickstart", "--lr", "1")
+    assert "temperature must be at least 0" in fails("generate", trained, "--prompt", "A", "--temperature", "-1")
+    assert "--max-new-tokens must be at least 1" in fails("generate", trained, "--prompt", "A", "--max-new-tokens", "0")
+
+
+def test_output_that_nobody_reads_any_more(trained):
+    """`hgrn generate ... | head -c 1` ends without a traceback."""
+    command = [sys.executable, "-m", "hgrn", "generate", str(trained), "--prompt", "A", "--max-new-tokens", "200"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0
