@@ -178,7 +178,7 @@ def test_truncated_checkpoint(fails, trained, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "damaged" in fails("generate", broken, "--prompt", "A")
     (broken / "manifest.json").unlink()
-    assert "cannot be loaded" in fails("eval", broken)
+    assert "does not hold a model that can be loaded" in fails("eval", broken)
 
 
 def test_foreign_checkpoint(fails, tmp_path):
@@ -186,7 +186,7 @@ def test_foreign_checkpoint(fails, tmp_path):
     assert "gpt2" in fails("eval", tmp_path)
     assert "no checkpoint folder" in fails("eval", tmp_path / "missing")
     (tmp_path / "config.json").write_text('{"model_type": "hgrn", "vocab_size": 8}')
-    assert "cannot be loaded" in fails("generate", tmp_path, "--prompt", "A")
+    assert "does not hold a model that can be loaded" in fails("generate", tmp_path, "--prompt", "A")
 
 
 def test_missing_weights_are_never_made_up(fails, trained, tmp_path):

@@ -22,9 +22,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
-    # On a busy machine, threads that spin while they wait for each other cost several times what they gain. Read by
-    # the OpenMP library when PyTorch is loaded, so it is set before that.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         known.overrides = _overrides(rest) if known.takes_overrides else _nothing_left(rest)
         return known.command(known) or 0
@@ -202,8 +199,6 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
     model, tokenizer, _ = inference.load(arguments.checkpoint)
-    inference.encode_prompt(tokenizer, arguments.prompt, model.config.vocab_size)  # before anything is printed
-    write(arguments.prompt)
     inference.generate(
         model, tokenizer, arguments.prompt, write, max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,

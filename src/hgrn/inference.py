@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hgrn.errors import UserError
-from hgrn.training.checkpointing import find_checkpoint
+from hgrn.training.checkpointing import find_checkpoint, without_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,16 +20,26 @@ def load(path: str | Path) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast"
 
     Raises UserError for whatever is there instead, and for weights that are not finite.
     """
-    from transformers import AutoModelForCausalLM
+    from safetensors import SafetensorError
 
-    import hgrn.models  # noqa: F401  (registers the Auto classes)
     from hgrn.data.tokenizer import load_tokenizer
+    from hgrn.models import HGRNConfig, HGRNForCausalLM
 
     folder = find_checkpoint(Path(path))
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        kind = HGRNConfig.get_config_dict(folder)[0].get("model_type")
+        if kind != "hgrn":
+            raise ValueError(f"its config.json describes a model of type {kind!r}, not 'hgrn'")
+        with without_bars():
+            model, report = HGRNForCausalLM.from_pretrained(folder, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} does not hold a model that can be loaded: {error}") from error
+    unfit = {kind: names for kind, names in report.items() if names and kind.endswith("_keys")}
+    if unfit:
+        raise UserError(
+            f"{folder}: the weights do not fit the model that its config.json describes; "
+            + "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}" for kind, names in unfit.items())
+        )
     wrong = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     if wrong:
         raise UserError(f"{folder}: {', '.join(wrong[:3])} hold NaN or infinity; use an earlier checkpoint")
@@ -77,7 +87,7 @@ def generate(
     top_p: float | None = None,
     seed: int | None = None,
 ) -> None:
-    """Continues `prompt` and calls `write` with each piece of text as it is made.
+    """Calls `write` with the prompt, then with each piece of its continuation as it is made.
 
     temperature 0 takes the likeliest token every time; top_k and top_p draw from the likeliest tokens only.
     Raises UserError as `encode_prompt`, and for a temperature below 0.
@@ -94,4 +104,5 @@ def generate(
         max_new_tokens=max_new_tokens, do_sample=temperature > 0, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, **sampling,
     )  # fmt: skip
+    write(prompt)
     model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=_Pieces(tokenizer, write))

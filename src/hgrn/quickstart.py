@@ -45,7 +45,7 @@ def run(out: Path, overrides: dict[str, Any] | None = None) -> Evaluation | None
     test = prepare(recipe.data, "test")
     result = evaluate(model, test)
 
-    print(f"\nA sample, after the prompt {PROMPT!r}:\n\n{PROMPT}", end="")
+    print(f"\nA sample, after the prompt {PROMPT!r}:\n")
     text = []
     inference.generate(model, tokenizer, PROMPT, text.append, max_new_tokens=400, temperature=0.7, seed=1)
     print("".join(text))

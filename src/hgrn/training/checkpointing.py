@@ -108,7 +108,7 @@ def save(
         _remove_hidden(run)
         hidden.mkdir(parents=True)
         _done("folder made")
-        with _without_bars():
+        with without_bars():
             model.save_pretrained(hidden)
         _done("weights written")
         tokenizer.save_pretrained(hidden)
@@ -277,7 +277,7 @@ def _hide_and_remove(folder: Path) -> None:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Keep transformers from drawing a progress bar of its own across ours."""
     from transformers.utils import logging as transformers_logging
 
