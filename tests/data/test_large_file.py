@@ -1,4 +1,4 @@
-"""A text far larger than the memory allowed is prepared and drawn from."""
+"""A text far larger than the memory allowed is prepared, drawn from and trained on."""
 
 import shutil
 import subprocess
@@ -17,6 +17,10 @@ import numpy, torch
 from hgrn.data.sampling import BlockSampler
 from hgrn.data.text import TextData, TextSplit
 from hgrn.data.tokens import prepare
+from hgrn.models import HGRNForCausalLM
+from hgrn.ops import cpu_kernels
+from hgrn.training.loop import train
+from hgrn.training.recipe import load_recipe
 
 
 def status(field):
@@ -48,6 +52,12 @@ with open(text, "rb") as file:
         file.seek(start)
         window = file.read(10_000).replace(b"\\n", b"\\0")
         assert bytes(0 if token == 257 else token for token in tokens.read(start, 10_000).tolist()) == window
+recipe = load_recipe("lm/text", {
+    "data.files": [text], "data.cache": cache, "data.documents": "line", "data.splits": {"train": {}},
+    "training.steps": 5, "training.eval_every": None, "schedule.warmup_steps": 1, "model.hidden_size": 64,
+})
+outcome = train(recipe, Path(cache) / "run")
+assert outcome.step == 5 and outcome.checkpoint.is_dir()
 print(f"peak {(status('VmPeak') - imported) / 1e6:.0f} MB of address space above the imports")
 """
 

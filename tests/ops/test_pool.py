@@ -84,7 +84,7 @@ import torch
 from hgrn.ops import hgru_scan, pool
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
 torch.set_num_threads(2)
-x, gate = torch.linspace(-3, 3, 1 << 18).reshape(4, 256, 1024), torch.linspace(5, -5, 1 << 18).reshape(4, 256, 1024)
+x, gate = torch.linspace(-3, 3, 1 << 20).reshape(4, 256, 1024), torch.linspace(5, -5, 1 << 20).reshape(4, 256, 1024)
 expected = hgru_scan(x, gate)[0].numpy()
 assert pool._pool is not None
 child = os.fork()

@@ -52,6 +52,6 @@ def forget_gates(layers: list[LayerGates], path: Path) -> None:
         axes.set(title=f"layer {number}\nmean gate {layer.mean.mean():.2f}", xlabel="channels, sorted", ylim=(-0.02, 1.02))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("1 keeps everything, 0 forgets everything")
-    figure.suptitle("Forget gates: lower layers forget quickly, upper layers remember")
+    figure.suptitle("Forget gates and their learned lower bounds, layer by layer")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, markerscale=4)
     figure.savefig(path, dpi=150)
