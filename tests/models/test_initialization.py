@@ -19,8 +19,8 @@ def spread(x: torch.Tensor) -> float:
 
 
 def check_pytorch(model: HGRNForCausalLM) -> None:
-    """Linear maps uniform within 1 / sqrt(fan in); embeddings N(0, 1 / sqrt(d)), the pad row zero (facts.md
-    1.4)."""
+    """Linear maps uniform within 1 / sqrt(fan in); embeddings N(0, 1 / sqrt(d)), the pad row zero, as
+    in the authors' fairseq."""
     table = model.model.embed_tokens.weight
     assert spread(table[4:]) == pytest.approx(64**-0.5, rel=0.1) and (table[3] == 0).all()
     for name, module in model.model.named_modules():

@@ -10,7 +10,7 @@ from hgrn.training.loop import train
 from hgrn.training.recipe import load_recipe, shipped_recipes
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-# From facts.md 1.4 and 6.1 where the recipe has a published or derived size; None: our own.
+# The size where the recipe has a published or derived size; None: our own.
 PARAMETERS = {
     "quickstart": None,
     "lm/sotu": None,
@@ -83,7 +83,7 @@ def test_small_recipes_train(with_data, tmp_path, name):
 
 
 def test_wikitext103_is_the_authors_script():
-    """facts.md 3.1, line by line."""
+    """The authors' script, line by line."""
     recipe = load_recipe("lm/wikitext103")
     data, batch, optimizer, schedule, training = (
         recipe.data, recipe.batch, recipe.optimizer, recipe.schedule, recipe.training

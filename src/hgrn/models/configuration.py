@@ -48,12 +48,12 @@ __all__ = ["HGRNConfig", "HGRNForCausalLM", "HGRNModel"]
 '''
 
 _PRESETS = {
-    # facts.md 1.4: 46,247,936 parameters. The bilinear GLU is what the authors' code runs.
+    # The authors' hgrn_lm_base: 46,247,936 parameters. The bilinear GLU is what the authors' code runs.
     "wikitext103": dict(
         vocab_size=50264, hidden_size=512, num_hidden_layers=6, glu_act="identity", dropout=0.1,
         initialization="pytorch", bos_token_id=0, pad_token_id=1, eos_token_id=2,
     ),
-    # facts.md 6.1, from the published config.json: 146.07 M parameters (derived). It names the GLU's
+    # From the published config.json of HGRN-150M: 146.07 M parameters (derived). It names the GLU's
     # activation "swish", which the authors' helper may have run as identity; dropout in training is unknown
     # (here 0).
     "lm-150m": dict(
@@ -135,7 +135,7 @@ class HGRNConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides) -> Self:
-        """A published model (facts.md 1.4 and 6.1), some fields overridden.
+        """A published model, some fields overridden.
 
         Names are "wikitext103", "lm-150m", "lm-350m" and "lm-1b". The ids of special tokens are those of the
         published vocabulary: where vocab_size is overridden they are None unless given.

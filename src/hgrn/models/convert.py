@@ -34,7 +34,7 @@ HALVES = Change(
 )
 ANGLES = Change(lambda x: x.flatten(), lambda x: x[None, None])
 # gamma^k is P_2 + ... + P_k there and P_1 + ... + P_{k-1} here: the same bounds from rows moved by one
-# (facts.md 1.2).
+# (see docs/maths.md).
 ROLL = Change(lambda x: x.roll(-1, 0), lambda x: x.roll(1, 0))
 
 
@@ -54,7 +54,7 @@ def _linear(published: str, ours: str, change: Change = SAME) -> list[Line]:
 
 
 def _hgru(candidate: Change, *angles: Line) -> list[Line]:
-    """A layer of hgru-pytorch (facts.md 1.3)."""
+    """A layer of the authors' hgru-pytorch."""
     return [
         *_linear("input_proj", "candidate_proj", candidate),
         *_linear("lambda_proj", "forget_proj"),
@@ -80,7 +80,7 @@ LAYOUTS: dict[str, list[Line]] = {
     ),
     # HgruRealV6, HgruReal2d
     "hgru-real": _hgru(SAME),
-    # the WikiText-103 language model in fairseq (facts.md 6.1)
+    # the WikiText-103 language model in fairseq
     "fairseq-lm": [
         Line("decoder.version", None),
         Line("decoder.embed_tokens.weight", "model.embed_tokens.weight"),

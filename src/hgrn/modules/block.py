@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Block(nn.Module):
-    """`x + dropout(mixer(norm(x)))`, then `x + dropout(glu(norm(x)))` (facts.md 1.4).
+    """`x + dropout(mixer(norm(x)))`, then `x + dropout(glu(norm(x)))` (the authors' fairseq: modules/rnn/hgrn/hgrn_layer.py).
 
     Args:
         dim: channels.

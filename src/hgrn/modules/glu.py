@@ -6,7 +6,7 @@ _ACTIVATIONS = {"silu": nn.functional.silu, "identity": lambda x: x}
 
 
 class GLU(nn.Module):
-    """The gated linear unit `W_d (act(W_g x) * W_u x)` (facts.md 1.4).
+    """The gated linear unit `W_d (act(W_g x) * W_u x)` (the authors' fairseq: modules/ffn/glu.py).
 
     Args:
         dim: channels of input and output.

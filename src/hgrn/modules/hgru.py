@@ -15,7 +15,7 @@ _GATE_POSITIONS = ("after_norm", "before_norm")
 
 
 def initial_theta(dim: int) -> Tensor:
-    """The angles at the start, `theta_j = 10000^(-2j / dim)` (facts.md 1.3), float64 `[dim]`."""
+    """The angles at the start, `theta_j = 10000^(-2j / dim)` (the authors' hgru-pytorch), float64 `[dim]`."""
     return 10000.0 ** (-2.0 * torch.arange(dim, dtype=torch.float64) / dim)
 
 
@@ -31,7 +31,7 @@ class HGRU(KeepsFloat32):
 
     `c = SiLU(W_c x)`, `lambda = gamma + (1 - gamma) sigmoid(W_f x)`,
     `h_t = lambda_t exp(i theta) h_{t-1} + (1 - lambda_t) c_t`, `y = W_o (Norm([Re h, Im h]) * act(W_g x))`
-    (paper, section 3, with the norm where the authors' code has it; facts.md 1.1 and 1.3).
+    (paper, section 3, with the norm where the authors' hgru-pytorch has it).
 
     Args:
         dim: channels D of input and output.

@@ -6,7 +6,7 @@ from .hgru import HGRU
 
 
 class HGRU2d(HGRU):
-    """An HGRU whose scans run along both axes of a grid and are summed before the read-out (facts.md 1.3).
+    """An HGRU whose scans run along both axes of a grid and are summed before the read-out (the authors' Hgru2d).
 
     Takes the arguments of `HGRU`: two scans (down and right), or four if bidirectional; theta is shared by
     both axes. Neither axis is ever transposed in memory.

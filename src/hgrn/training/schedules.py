@@ -20,7 +20,7 @@ def constant(step: int, peak: float, warmup_steps: int = 0, warmup_init_lr: floa
 
 
 def inverse_sqrt(step: int, peak: float, warmup_steps: int, warmup_init_lr: float = 0.0) -> float:
-    """Warm-up, then peak * sqrt(warmup_steps / step): the authors' language model (facts.md 3.1)."""
+    """Warm-up, then peak * sqrt(warmup_steps / step): the authors' language model (their script_alm.sh)."""
     if step < warmup_steps:
         return warmup(step, peak, warmup_steps, warmup_init_lr)
     return peak * math.sqrt(warmup_steps) / math.sqrt(step)
