@@ -69,10 +69,10 @@ def _compiler_cache() -> Finding:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from hgrn.ops import cpu_kernels
+            from hgrn.ops import cpu_language
     except ImportError:
         return Finding("compiled kernels", "not kept: numba is not installed")
-    if cpu_kernels.FLAGS["cache"]:
+    if cpu_language.cache_works():
         return Finding("compiled kernels", "kept on disk", True)
     return Finding("compiled kernels", "compiled again by every process", False, "set NUMBA_CACHE_DIR to a writable folder")
 

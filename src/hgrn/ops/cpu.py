@@ -1,4 +1,4 @@
-"""The CPU engine: what stands between the registered operators and the Numba kernels.
+"""The CPU engine: what stands between the registered operators and the kernels.
 
 Shape letters as in `hgrn.ops.library`. Every output is written once by the kernels; running states are float32 (float64
 for float64 tensors).
@@ -9,33 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cpu_kernels, pool
-from .cpu_kernels import TOKENS
+from . import cpu_scan, threads
+from .cpu_language import Kernel
 from .reference import state_dtype
 
 _HUGE = 4 << 20  # bytes from which NumPy asks for huge pages
-_BLOCK = 1024  # channels of one task at most: their states and parameters stay in the first-level cache
+_BLOCK = 1024  # channels of one task at most: their states and parameters stay near the core
+_LINE = 16  # blocks of channels are multiples of this many, a cache line of float32
 
 
-def _token(dtype: torch.dtype):
-    return TOKENS[str(dtype).removeprefix("torch.")]
-
-
-class _Call:
+class _Scan:
     """The sizes of one call, as the kernels take them, and how its tasks are cut."""
 
-    def __init__(self, x: Tensor, channels: int, cu_seqlens: Tensor | None, reverse: bool):
+    def __init__(self, x: Tensor, channels: int, cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool):
         outer, self.steps, self.inner, width = x.shape
         self.channels, self.parts, self.reverse = channels, width // max(channels, 1), reverse
         self.bounds = None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
         self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        self.accumulate = state_dtype(x.dtype)
-        self.token, self.one = _token(x.dtype), _token(self.accumulate).dtype.type(1)
-        self.work = x.numel()
+        self.mask = None if mask is None else mask.contiguous()
+        self.dtype, self.accumulate, self.work = x.dtype, state_dtype(x.dtype), x.numel()
         rows = self.sequences * self.inner
-        threads = torch.get_num_threads()
-        wanted = -(-threads // rows) if 0 < rows < threads else 1  # blocks of channels, so that no thread is idle
-        self.block = max(16, min(_BLOCK, -(-channels // wanted)))
+        wanted = max(-(-torch.get_num_threads() // max(rows, 1)), -(-channels // _BLOCK))  # no thread is idle
+        self.block = max(1, -(-channels // (wanted * _LINE))) * _LINE
         self.blocks = -(-channels // self.block)
         self.tasks = rows * self.blocks
 
@@ -45,22 +40,27 @@ class _Call:
             return torch.zeros(self.sequences, self.inner, self.parts * self.channels, dtype=self.accumulate)
         return given.clone(memory_format=torch.contiguous_format)
 
-    def channel(self, given: Tensor | None) -> Tensor:
-        """A per-channel parameter `[D]`; zeros where none was given."""
-        return torch.zeros(self.channels, dtype=self.accumulate) if given is None else given.contiguous()
-
-    def angles(self, theta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def channel_values(self, lower_bound: Tensor | None, theta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """`1 - lower_bound`, and cosine and sine of theta (angles in float64); `[D]`, ones where nothing was given."""
+        ones = torch.ones(self.channels, dtype=self.accumulate)
         if theta is None:
-            nothing = torch.empty(0, dtype=self.accumulate)
-            return nothing, nothing
-        return torch.cos(theta.double()).to(self.accumulate), torch.sin(theta.double()).to(self.accumulate)
+            return ones if lower_bound is None else 1 - lower_bound, ones, ones
+        wide = theta.double()
+        cos, sin = wide.cos().to(self.accumulate), wide.sin().to(self.accumulate)
+        return ones if lower_bound is None else 1 - lower_bound, cos, sin
 
-    def run(self, kernel, *arguments) -> None:
-        """Runs the kernel over all tasks."""
-        sizes = (self.inner, self.blocks, self.block, self.channels, self.steps, _address(self.bounds), self.reverse)
-        head = (self.token, self.one, self.parts == 2)
-        tail = (*sizes, *arguments)
-        pool.run(lambda first, last: kernel(*head, first, last, *tail), self.tasks, self.work)
+    def run(self, kernel: Kernel, **arguments: Tensor | int) -> None:
+        """Runs the kernel over all tasks. Tensors that share a layout with others are given by `_strided`."""
+        addresses = {name: _address(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+        block = kernel.block(
+            self.tasks, steps=self.steps, inner=self.inner, channels=self.channels, blocks=self.blocks, block=self.block,
+            bounds=_address(self.bounds), reverse=self.reverse, mask=_address(self.mask), **addresses,
+        )  # fmt: skip
+        threads.run(kernel.address(_name(self.dtype), self.parts), block, self.work)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _empty(like: Tensor) -> Tensor:
@@ -77,8 +77,10 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _strided(x: Tensor) -> tuple[int, tuple[int, int, int]]:
-    return x.data_ptr(), x.stride()[:3]
+def _strided(name: str, x: Tensor) -> dict[str, int]:
+    """Address and strides in bytes of `[O, T, I, C]` with unit last stride."""
+    outer, time, inner = (stride * x.element_size() for stride in x.stride()[:3])
+    return {name: x.data_ptr(), f"{name}_outer": outer, f"{name}_time": time, f"{name}_inner": inner}
 
 
 def _unit_last_stride(x: Tensor) -> Tensor:
@@ -87,25 +89,24 @@ def _unit_last_stride(x: Tensor) -> Tensor:
 
 def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_scan`."""
-    call = _Call(candidate, forget.shape[-1], cu_seqlens, reverse)
-    state, lower, (cos, sin) = call.states(initial_state), call.channel(lower_bound), call.angles(theta)
-    h, mask = _empty(candidate), None if mask is None else mask.contiguous()
-    call.run(
-        cpu_kernels.hgru_scan, *_strided(candidate), *_strided(forget), _address(lower), _address(cos), _address(sin),
-        _address(mask), _address(state), _address(h), 0,
+    scan = _Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
+    state, (room, cos, sin) = scan.states(initial_state), scan.channel_values(lower_bound, theta)
+    h = _empty(candidate)
+    scan.run(
+        cpu_scan.hgru_scan, **_strided("candidate", candidate), **_strided("forget", forget), room=room, cos=cos, sin=sin,
+        state=state, h=h, decay=0,
     )  # fmt: skip
     return h, state
 
 
 def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_carry`."""
-    call = _Call(candidate, forget.shape[-1], cu_seqlens, reverse)
-    state, lower, (cos, sin) = call.states(None), call.channel(lower_bound), call.angles(theta)
-    decay = torch.ones(call.sequences, call.inner, call.channels, dtype=call.accumulate)
-    mask = None if mask is None else mask.contiguous()
-    call.run(
-        cpu_kernels.hgru_scan, *_strided(candidate), *_strided(forget), _address(lower), _address(cos), _address(sin),
-        _address(mask), _address(state), 0, _address(decay),
+    scan = _Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
+    state, (room, cos, sin) = scan.states(None), scan.channel_values(lower_bound, theta)
+    decay = torch.ones(scan.sequences, scan.inner, scan.channels, dtype=scan.accumulate)
+    scan.run(
+        cpu_scan.hgru_scan, **_strided("candidate", candidate), **_strided("forget", forget), room=room, cos=cos, sin=sin,
+        state=state, h=torch.empty_like(state, dtype=scan.dtype), decay=decay,
     )  # fmt: skip
     return decay, state
 
@@ -114,18 +115,17 @@ def hgru_scan_backward(
     grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of candidate, forget, lower_bound, theta and initial_state; h is what the forward returned."""
-    call = _Call(candidate, forget.shape[-1], cu_seqlens, reverse)
-    lower, (cos, sin) = call.channel(lower_bound), call.angles(theta)
-    initial = call.states(None) if initial_state is None else initial_state.contiguous()
-    g = call.states(grad_final.to(call.accumulate))
-    grad_h, h, mask = _unit_last_stride(grad_h), h.contiguous(), None if mask is None else mask.contiguous()
-    grad_candidate = _empty(candidate)
-    grad_forget = _empty(forget)
-    sums = torch.zeros(2, call.sequences * call.inner, call.channels, dtype=call.accumulate)
-    call.run(
-        cpu_kernels.hgru_scan_backward, *_strided(candidate), *_strided(forget), _address(lower), _address(cos),
-        _address(sin), _address(mask), _address(initial), _address(h), *_strided(grad_h), _address(g),
-        _address(grad_candidate), _address(grad_forget), _address(sums[0]), _address(sums[1]),
+    scan = _Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
+    room, cos, sin = scan.channel_values(lower_bound, theta)
+    initial = scan.states(None) if initial_state is None else initial_state.contiguous()
+    g = scan.states(grad_final.to(scan.accumulate))
+    grad_h, h = _unit_last_stride(grad_h), h.contiguous()
+    grad_candidate, grad_forget = _empty(candidate), _empty(forget)
+    sums = torch.zeros(2, scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate)
+    scan.run(
+        cpu_scan.hgru_scan_backward, **_strided("candidate", candidate), **_strided("forget", forget), room=room, cos=cos,
+        sin=sin, initial=initial, h=h, **_strided("grad_h", grad_h), g=g, grad_candidate=grad_candidate,
+        grad_forget=grad_forget, grad_lower=sums[0], grad_theta=sums[1],
     )  # fmt: skip
     grad_lower, grad_theta = sums.sum(1).unbind(0)
     return grad_candidate, grad_forget, grad_lower.clone(), grad_theta.clone(), g
@@ -133,11 +133,10 @@ def hgru_scan_backward(
 
 def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.gated_scan`."""
-    call = _Call(x, log_f.shape[-1], cu_seqlens, reverse)
-    state, (cos, sin) = call.states(initial_state), call.angles(theta)
-    h, mask = _empty(x), None if mask is None else mask.contiguous()
-    call.run(
-        cpu_kernels.gated_scan, *_strided(x), *_strided(log_f), _address(cos), _address(sin), _address(mask),
-        _address(state), _address(h),
+    scan = _Scan(x, log_f.shape[-1], cu_seqlens, mask, reverse)
+    state, (_, cos, sin) = scan.states(initial_state), scan.channel_values(None, theta)
+    h = _empty(x)
+    scan.run(
+        cpu_scan.gated_scan, **_strided("x", x), **_strided("log_f", log_f), cos=cos, sin=sin, state=state, h=h,
     )  # fmt: skip
     return h, state

@@ -1,0 +1,330 @@
+"""The CPU kernels of the scans: `hgru_scan` with `hgru_carry`, its backward, and `gated_scan`.
+
+A task is one sequence, one inner index and one block of channels with all of its time steps. Running states live in their output
+tensors (the final state in the forward, the gradient of the initial state in the backward), where they stay in the first-level
+cache. A row of channels at one step is worked on in pieces: while a piece is computed, the same piece of the next step is asked
+for, because rows that lie far apart, or are visited backwards, are more than the processor's own prefetcher finds out.
+
+Letters in the formulas: f forget and a (a + i b) candidate before their activations, s (re + i im) the state, g the gradient that
+arrives at h_t from everything after it, `room` 1 - gamma, `write` 1 - lambda_t, `keep` lambda_t, `turn` the angle's cosine and
+sine.
+"""
+
+from .cpu_language import (
+    Kernel,
+    exp_nonpositive,
+    helper,
+    itemsize,
+    load,
+    load_flag,
+    load_index,
+    next_task,
+    prefetch,
+    select,
+    sigmoid,
+    sigmoid_pair,
+    silu,
+    silu_pair,
+    store,
+)
+
+_PIECE = 128  # channels
+_LAYOUT = "steps inner channels blocks block bounds reverse mask"  # strides are in bytes
+_CANDIDATE = (
+    " candidate candidate_outer candidate_time candidate_inner forget forget_outer forget_time forget_inner room cos sin"
+)
+
+
+@helper
+def _task(call, task):
+    """Which sequence, outer and inner index, first channel, number of channels and range of time a task covers."""
+    sequence, rest = task // (call.inner * call.blocks), task % (call.inner * call.blocks)
+    i, start = rest // call.blocks, (rest % call.blocks) * call.block
+    outer, begin, end = sequence, 0, call.steps
+    if call.bounds != 0:
+        outer, begin, end = 0, load_index(call.bounds, sequence), load_index(call.bounds, sequence + 1)
+    return sequence, outer, i, start, min(call.block, call.channels - start), begin, end
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# hgru_scan and hgru_carry, forward
+
+
+@helper
+def _scan_real(token, one, width, candidate, forget, room, state, h):
+    for j in range(width):
+        write = load(one, room, j, 2) * sigmoid(one, -load(token, forget, j, 1))
+        s = (one - write) * load(one, state, j, 3) + write * silu(one, load(token, candidate, j, 0))
+        store(one, state, j, s, 3)
+        store(token, h, j, s, 4)
+
+
+@helper
+def _scan_complex(token, one, width, size, wide, candidate, forget, room, cos, sin, state, h):
+    """`size` and `wide` are the distances from real to imaginary parts, in bytes, of tensors and of states."""
+    for j in range(width):
+        write = load(one, room, j, 2) * sigmoid(one, -load(token, forget, j, 1))
+        keep, c, s = one - write, load(one, cos, j, 2), load(one, sin, j, 2)
+        re, im = load(one, state, j, 3), load(one, state + wide, j, 5)
+        new_re = keep * (c * re - s * im) + write * silu(one, load(token, candidate, j, 0))
+        new_im = keep * (s * re + c * im) + write * silu(one, load(token, candidate + size, j, 0))
+        store(one, state, j, new_re, 3)
+        store(one, state + wide, j, new_im, 5)
+        store(token, h, j, new_re, 4)
+        store(token, h + size, j, new_im, 6)
+
+
+@helper
+def _carry(token, one, width, forget, room, decay):
+    """The product of the gates; the gate itself is exact where it is close to 0, since it is all that counts here."""
+    for j in range(width):
+        keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
+        room_j = load(one, room, j, 2)
+        gate = select(keep < drop, (one - room_j) + room_j * keep, one - room_j * drop)
+        store(one, decay, j, gate * load(one, decay, j, 4), 4)
+
+
+@helper
+def _copy(token, one, width, state, h):
+    for j in range(width):
+        store(token, h, j, load(one, state, j, 3), 4)
+
+
+@Kernel(_LAYOUT + _CANDIDATE + " state h decay")
+def hgru_scan(call):
+    """`state` holds the initial states and is left with the final ones.
+
+    With `decay` (ones, left with the products of the gates), `h` is not the states but one row to be written over.
+    """
+    token, one, parts = call.token, call.one, call.parts
+    size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
+    part, wide_part = size * call.channels, wide * call.channels
+    forward = call.decay == 0
+    task = next_task(call)
+    while task < call.tasks:
+        sequence, outer, i, start, width, begin, end = _task(call, task)
+        row = (sequence * inner + i) * call.channels
+        s, decay = call.state + wide * (row * parts + start), call.decay + wide * (row + start)
+        room, cos, sin = call.room + wide * start, call.cos + wide * start, call.sin + wide * start
+        candidate = call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
+        forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
+        h = call.h + size * start + part * parts * ((outer * call.steps * inner + i) if forward else row // call.channels)
+        h_time = part * parts * inner if forward else 0
+        ahead = -1 if reverse else 1
+        for step in range(end - begin):
+            t = end - 1 - step if reverse else begin + step
+            h_row = h + t * h_time
+            if call.mask != 0 and not load_flag(call.mask, (outer * call.steps + t) * inner + i):
+                for k in range(parts):
+                    _copy(token, one, width, s + k * wide_part, h_row + k * part)
+                continue
+            c_row, f_row = candidate + t * call.candidate_time, forget + t * call.forget_time
+            c_next, f_next = c_row + ahead * call.candidate_time, f_row + ahead * call.forget_time
+            for j in range(0, width, _PIECE):
+                n, x, y = min(_PIECE, width - j), j * size, j * wide
+                prefetch(f_next + x, n * size)
+                for k in range(parts):
+                    prefetch(c_next + k * part + x, n * size)
+                if parts == 1:
+                    _scan_real(token, one, n, c_row + x, f_row + x, room + y, s + y, h_row + x)
+                else:
+                    _scan_complex(
+                        token, one, n, part, wide_part, c_row + x, f_row + x, room + y, cos + y, sin + y, s + y, h_row + x
+                    )
+                if not forward:
+                    _carry(token, one, n, f_row + x, room + y, decay + y)
+        task = next_task(call)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# hgru_scan, backward
+
+
+@helper
+def _back_real(token, past, one, width, candidate, forget, room, before, grad_h, g_row, grad_c, grad_f, grad_lower):
+    """`past` is the dtype of the row `before` that holds h_{t-1}: the initial state's is the state dtype."""
+    for j in range(width):
+        room_j = load(one, room, j, 2)
+        keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
+        x, slope = silu_pair(one, load(token, candidate, j, 0))
+        write = room_j * drop
+        g = load(one, g_row, j, 5) + load(token, grad_h, j, 4)
+        to_gate = g * (load(past, before, j, 3) - x)
+        store(one, g_row, j, (one - write) * g, 5)
+        store(token, grad_c, j, g * write * slope, 6)
+        store(token, grad_f, j, to_gate * (write * keep), 7)
+        store(one, grad_lower, j, load(one, grad_lower, j, 8) + to_gate * drop, 8)
+
+
+@helper
+def _back_complex(
+    token, past, one, width, size, past_size, wide, candidate, forget, room, cos, sin, before, grad_h, g_row, grad_c,
+    grad_f, grad_lower, grad_theta,
+):  # fmt: skip
+    for j in range(width):
+        room_j, c, s = load(one, room, j, 2), load(one, cos, j, 2), load(one, sin, j, 2)
+        keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
+        x_re, slope_re = silu_pair(one, load(token, candidate, j, 0))
+        x_im, slope_im = silu_pair(one, load(token, candidate + size, j, 0))
+        write = room_j * drop
+        g_re = load(one, g_row, j, 5) + load(token, grad_h, j, 4)
+        g_im = load(one, g_row + wide, j, 9) + load(token, grad_h + size, j, 4)
+        re, im = load(past, before, j, 3), load(past, before + past_size, j, 3)
+        turned_re, turned_im = c * re - s * im, s * re + c * im
+        to_gate = g_re * (turned_re - x_re) + g_im * (turned_im - x_im)
+        gate = one - write
+        store(one, g_row, j, gate * (c * g_re + s * g_im), 5)
+        store(one, g_row + wide, j, gate * (c * g_im - s * g_re), 9)
+        store(token, grad_c, j, g_re * write * slope_re, 6)
+        store(token, grad_c + size, j, g_im * write * slope_im, 10)
+        store(token, grad_f, j, to_gate * (write * keep), 7)
+        store(one, grad_lower, j, load(one, grad_lower, j, 8) + to_gate * drop, 8)
+        to_angle = gate * (g_im * turned_re - g_re * turned_im)
+        store(one, grad_theta, j, load(one, grad_theta, j, 11) + to_angle, 11)
+
+
+@helper
+def _hold(token, one, width, grad_h, g_row):
+    """A masked position: the gradient passes to the position before as it is."""
+    for j in range(width):
+        store(one, g_row, j, load(one, g_row, j, 5) + load(token, grad_h, j, 4), 5)
+
+
+@helper
+def _clear(token, one, width, row):
+    for j in range(width):
+        store(token, row, j, one - one, 6)
+
+
+@Kernel(
+    _LAYOUT + _CANDIDATE + " initial h grad_h grad_h_outer grad_h_time grad_h_inner g grad_candidate grad_forget"
+    " grad_lower grad_theta"
+)
+def hgru_scan_backward(call):
+    """`g` holds the final states' gradients and is left with the initial states'.
+
+    grad_lower and grad_theta are sums over time for each sequence and inner index, `[N, I, D]`, and start at 0.
+    """
+    token, one, parts = call.token, call.one, call.parts
+    size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
+    part, wide_part = size * call.channels, wide * call.channels
+    task = next_task(call)
+    while task < call.tasks:
+        sequence, outer, i, start, width, begin, end = _task(call, task)
+        row = (sequence * inner + i) * call.channels
+        s0, g_row = call.initial + wide * (row * parts + start), call.g + wide * (row * parts + start)
+        gl, gt = call.grad_lower + wide * (row + start), call.grad_theta + wide * (row + start)
+        room, cos, sin = call.room + wide * start, call.cos + wide * start, call.sin + wide * start
+        candidate = call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
+        forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
+        grad_h = call.grad_h + outer * call.grad_h_outer + i * call.grad_h_inner + size * start
+        first = outer * call.steps * inner + i
+        h, grad_c = call.h + part * parts * first + size * start, call.grad_candidate + part * parts * first + size * start
+        grad_f = call.grad_forget + part * first + size * start
+        back = 1 if reverse else -1
+        for step in range(end - begin):
+            t = begin + step if reverse else end - 1 - step
+            dh, dc, df = grad_h + t * call.grad_h_time, grad_c + t * inner * part * parts, grad_f + t * inner * part
+            if call.mask != 0 and not load_flag(call.mask, first + t * inner):
+                for k in range(parts):
+                    _hold(token, one, width, dh + k * part, g_row + k * wide_part)
+                    _clear(token, one, width, dc + k * part)
+                _clear(token, one, width, df)
+                continue
+            c_row, f_row = candidate + t * call.candidate_time, forget + t * call.forget_time
+            c_next, f_next, dh_next = c_row + back * call.candidate_time, f_row + back * call.forget_time, dh + back * call.grad_h_time
+            before = h + (t + back) * inner * part * parts
+            before_next = before + back * inner * part * parts
+            entering = step == end - begin - 1
+            for j in range(0, width, _PIECE):
+                n, x, y = min(_PIECE, width - j), j * size, j * wide
+                prefetch(f_next + x, n * size)
+                for k in range(parts):
+                    prefetch(c_next + k * part + x, n * size)
+                    prefetch(dh_next + k * part + x, n * size)
+                    prefetch(before_next + k * part + x, n * size)
+                if parts == 2 and entering:
+                    _back_complex(
+                        token, one, one, n, part, wide_part, wide_part, c_row + x, f_row + x, room + y, cos + y, sin + y,
+                        s0 + y, dh + x, g_row + y, dc + x, df + x, gl + y, gt + y,
+                    )  # fmt: skip
+                elif parts == 2:
+                    _back_complex(
+                        token, token, one, n, part, part, wide_part, c_row + x, f_row + x, room + y, cos + y, sin + y,
+                        before + x, dh + x, g_row + y, dc + x, df + x, gl + y, gt + y,
+                    )  # fmt: skip
+                elif entering:
+                    _back_real(token, one, one, n, c_row + x, f_row + x, room + y, s0 + y, dh + x, g_row + y, dc + x, df + x, gl + y)
+                else:
+                    _back_real(token, token, one, n, c_row + x, f_row + x, room + y, before + x, dh + x, g_row + y, dc + x, df + x, gl + y)
+        task = next_task(call)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# gated_scan
+
+
+@helper
+def _gated_real(token, one, width, x, log_f, state, h):
+    for j in range(width):
+        s = exp_nonpositive(load(token, log_f, j, 1)) * load(one, state, j, 3) + load(token, x, j, 0)
+        store(one, state, j, s, 3)
+        store(token, h, j, s, 4)
+
+
+@helper
+def _gated_complex(token, one, width, size, wide, x, log_f, cos, sin, state, h):
+    for j in range(width):
+        decay, c, s = exp_nonpositive(load(token, log_f, j, 1)), load(one, cos, j, 2), load(one, sin, j, 2)
+        re, im = load(one, state, j, 3), load(one, state + wide, j, 5)
+        new_re = decay * (c * re - s * im) + load(token, x, j, 0)
+        new_im = decay * (s * re + c * im) + load(token, x + size, j, 0)
+        store(one, state, j, new_re, 3)
+        store(one, state + wide, j, new_im, 5)
+        store(token, h, j, new_re, 4)
+        store(token, h + size, j, new_im, 6)
+
+
+@helper
+def _held(token, one, width, x, state, h):
+    """A masked position: the state is held, and what the caller left in x is added."""
+    for j in range(width):
+        s = load(one, state, j, 3) + load(token, x, j, 0)
+        store(one, state, j, s, 3)
+        store(token, h, j, s, 4)
+
+
+@Kernel(_LAYOUT + " x x_outer x_time x_inner log_f log_f_outer log_f_time log_f_inner cos sin state h")
+def gated_scan(call):
+    """`state` holds the initial states and is left with the final ones."""
+    token, one, parts = call.token, call.one, call.parts
+    size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
+    part, wide_part = size * call.channels, wide * call.channels
+    task = next_task(call)
+    while task < call.tasks:
+        sequence, outer, i, start, width, begin, end = _task(call, task)
+        s = call.state + wide * ((sequence * inner + i) * call.channels * parts + start)
+        cos, sin = call.cos + wide * start, call.sin + wide * start
+        first = outer * call.steps * inner + i
+        x = call.x + outer * call.x_outer + i * call.x_inner + size * start
+        log_f = call.log_f + outer * call.log_f_outer + i * call.log_f_inner + size * start
+        ahead = -1 if reverse else 1
+        for step in range(end - begin):
+            t = end - 1 - step if reverse else begin + step
+            x_row, f_row = x + t * call.x_time, log_f + t * call.log_f_time
+            h_row = call.h + part * parts * (first + t * inner) + size * start
+            if call.mask != 0 and not load_flag(call.mask, first + t * inner):
+                for k in range(parts):
+                    _held(token, one, width, x_row + k * part, s + k * wide_part, h_row + k * part)
+                continue
+            x_next, f_next = x_row + ahead * call.x_time, f_row + ahead * call.log_f_time
+            for j in range(0, width, _PIECE):
+                n, at, y = min(_PIECE, width - j), j * size, j * wide
+                prefetch(f_next + at, n * size)
+                for k in range(parts):
+                    prefetch(x_next + k * part + at, n * size)
+                if parts == 1:
+                    _gated_real(token, one, n, x_row + at, f_row + at, s + y, h_row + at)
+                else:
+                    _gated_complex(token, one, n, part, wide_part, x_row + at, f_row + at, cos + y, sin + y, s + y, h_row + at)
+        task = next_task(call)
