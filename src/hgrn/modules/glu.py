@@ -2,7 +2,9 @@
 
 from torch import Tensor, nn
 
-_ACTIVATIONS = {"silu": nn.functional.silu, "identity": lambda x: x}
+from hgrn.ops import gated_unit
+
+_ACTIVATIONS = ("silu", "identity")
 
 
 class GLU(nn.Module):
@@ -21,7 +23,7 @@ class GLU(nn.Module):
     def __init__(self, dim: int, hidden: int, act: str = "silu", bias: bool = True):
         super().__init__()
         if act not in _ACTIVATIONS:
-            raise ValueError(f"act must be one of {tuple(_ACTIVATIONS)}, got {act!r}")
+            raise ValueError(f"act must be one of {_ACTIVATIONS}, got {act!r}")
         self.act = act
         self.gate_proj = nn.Linear(dim, hidden, bias=bias)
         self.up_proj = nn.Linear(dim, hidden, bias=bias)
@@ -31,4 +33,4 @@ class GLU(nn.Module):
         return f"act={self.act}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated_unit(self.gate_proj(x), self.up_proj(x), activation=self.act))

@@ -6,11 +6,11 @@ Shape letters: B batch, T time, D channels, N packed sequences, C = D (real stat
 import torch
 from torch import Tensor, nn
 
-from hgrn.ops import hgru_scan
+from hgrn.ops import gated_norm, hgru_scan
 
 from .parameters import KeepsFloat32, at_least_float32
 
-_ACTIVATIONS = {"silu": nn.functional.silu, "sigmoid": torch.sigmoid}
+_ACTIVATIONS = ("silu", "sigmoid")
 _GATE_POSITIONS = ("after_norm", "before_norm")
 
 
@@ -70,7 +70,7 @@ class HGRU(KeepsFloat32):
         if gate_position not in _GATE_POSITIONS:
             raise ValueError(f"gate_position must be one of {_GATE_POSITIONS}, got {gate_position!r}")
         if gate_act not in _ACTIVATIONS:
-            raise ValueError(f"gate_act must be one of {tuple(_ACTIVATIONS)}, got {gate_act!r}")
+            raise ValueError(f"gate_act must be one of {_ACTIVATIONS}, got {gate_act!r}")
         if not shared_theta and not (bidirectional and complex_state):
             raise ValueError("shared_theta=False needs bidirectional=True and complex_state=True")
         self.dim = dim
@@ -151,6 +151,8 @@ class HGRU(KeepsFloat32):
         return h, final
 
     def _read_out(self, h: Tensor, x: Tensor) -> Tensor:
-        gate = _ACTIVATIONS[self.gate_act](self.gate_proj(x))
-        gated = self.norm(h * gate) if self.gate_position == "before_norm" else self.norm(h) * gate
+        gated = gated_norm(
+            h, self.gate_proj(x), self.norm.weight, self.norm.bias, self.norm.eps, activation=self.gate_act,
+            gate_first=self.gate_position == "before_norm",
+        )  # fmt: skip
         return self.out_proj(gated)

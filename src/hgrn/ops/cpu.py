@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cpu_scan, threads
+from . import cpu_layer, cpu_scan, threads
 from .cpu_language import Kernel
 from .reference import state_dtype
 
 _HUGE = 4 << 20  # bytes from which NumPy asks for huge pages
 _BLOCK = 1024  # channels of one task at most: their states and parameters stay near the core
+_ROWS = 64  # rows of one task of a norm or unit: few enough for all threads, so many that partial sums cost little
 _LINE = 16  # blocks of channels are multiples of this many, a cache line of float32
+_ACTIVATIONS = {"identity": cpu_layer.IDENTITY, "silu": cpu_layer.SILU, "sigmoid": cpu_layer.SIGMOID}
 
 
 class _Scan:
@@ -140,3 +142,64 @@ def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tup
         cpu_scan.gated_scan, **_strided("x", x), **_strided("log_f", log_f), cos=cos, sin=sin, state=state, h=h,
     )  # fmt: skip
     return h, state
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`[..., C]` as rows `[R, C]` with unit last stride, copied only where the leading axes do not fold."""
+    return _unit_last_stride(x.reshape(-1, x.shape[-1]))
+
+
+def _run_rows(kernel: Kernel, activation: str, like: Tensor, rows: dict[str, Tensor], **arguments: Tensor | int) -> None:
+    """Runs a kernel over the rows of tensors; `rows` names those that may have a stride of their own."""
+    count, width = like.shape
+    strided = {}
+    for name, x in rows.items():
+        strided |= {name: x.data_ptr(), f"{name}_row": x.stride(0) * x.element_size()}
+    addresses = {name: _address(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    block = kernel.block(-(-count // _ROWS), rows=count, block=_ROWS, width=width, **strided, **addresses)
+    threads.run(kernel.address(_name(like.dtype), _ACTIVATIONS[activation]), block, like.numel())
+
+
+def gated_norm(x, gate, weight, bias, eps, activation, gate_first) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and each row's mean and inverse deviation; see `hgrn.ops.layer.gated_norm`."""
+    rows, wide, y = _rows(x), state_dtype(x.dtype), _empty(x)
+    mean, inverse = torch.empty(x.shape[:-1], dtype=wide), torch.empty(x.shape[:-1], dtype=wide)
+    scratch = torch.empty(-(-rows.shape[0] // _ROWS), x.shape[-1], dtype=wide)
+    _run_rows(
+        cpu_layer.gated_norm, activation, rows, {"x": rows, "z": _rows(gate)}, gate_first=gate_first, scale=weight.contiguous(),
+        shift=bias.contiguous(), eps=torch.tensor(eps, dtype=wide), y=y, mean=mean, inverse=inverse, scratch=scratch,
+    )  # fmt: skip
+    return y, mean, inverse
+
+
+def gated_norm_backward(grad, x, gate, weight, bias, mean, inverse, activation, gate_first) -> tuple[Tensor, ...]:
+    """Gradients of x, gate, weight and bias."""
+    rows, wide = _rows(x), state_dtype(x.dtype)
+    tasks = -(-rows.shape[0] // _ROWS)
+    grad_x, grad_gate = _empty(x), _empty(gate)
+    sums = torch.zeros(2, tasks, x.shape[-1], dtype=wide)
+    scratch = torch.empty(tasks, 4, x.shape[-1], dtype=wide)
+    _run_rows(
+        cpu_layer.gated_norm_backward, activation, rows, {"x": rows, "z": _rows(gate), "dy": _rows(grad)},
+        gate_first=gate_first, scale=weight.contiguous(), shift=bias.contiguous(), mean=mean.contiguous(),
+        inverse=inverse.contiguous(), dx=grad_x, dz=grad_gate, dscale=sums[0], dshift=sums[1], scratch=scratch,
+    )  # fmt: skip
+    grad_weight, grad_bias = sums.sum(1).unbind(0)
+    return grad_x, grad_gate, grad_weight.clone(), grad_bias.clone()
+
+
+def gated_unit(gate, x, activation) -> Tensor:
+    """See `hgrn.ops.layer.gated_unit`."""
+    rows, y = _rows(x), _empty(x)
+    _run_rows(cpu_layer.gated_unit, activation, rows, {"z": _rows(gate), "x": rows}, y=y)
+    return y
+
+
+def gated_unit_backward(grad, gate, x, activation) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and x."""
+    rows, grad_gate, grad_x = _rows(x), _empty(gate), _empty(x)
+    _run_rows(
+        cpu_layer.gated_unit_backward, activation, rows, {"z": _rows(gate), "x": rows, "dy": _rows(grad)}, dz=grad_gate,
+        dx=grad_x,
+    )  # fmt: skip
+    return grad_gate, grad_x

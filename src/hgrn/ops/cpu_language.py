@@ -1,8 +1,8 @@
 """The language of the CPU kernels: the fields of a call, typed access to memory, and the arithmetic of gates.
 
 A kernel is a function of one argument, a `Call`: the address of a block of 64-bit integers (sizes, strides, addresses of tensors)
-whose places its `fields` name, so that a kernel reads `call.steps`. The dtype of the tensors and the number of parts of a state
-(1 real, 2 complex) belong to the argument's type; a kernel is compiled for each pair when it is first used. `call.token` stands for
+whose places its `fields` name, so that a kernel reads `call.steps`. The dtype of the tensors and a variant, a small number whose
+meaning is the kernel's own, belong to the argument's type; a kernel is compiled for each pair when it is first used. `call.token` stands for
 the dtype of the tensors (float32, float64, uint16 for bfloat16, int16 for float16), `call.one` is the number 1 in the dtype of the
 state. Values are float32 in registers, float64 for float64.
 
@@ -43,9 +43,9 @@ def _value_type(token):
 class Call(types.Type):
     """The type of a kernel's argument."""
 
-    def __init__(self, fields: tuple[str, ...], token, parts: int):
-        self.fields, self.token, self.parts = fields, token, parts
-        super().__init__(f"Call({token}, {parts}, {', '.join(fields)}, {_SOURCES})")
+    def __init__(self, fields: tuple[str, ...], token, variant: int):
+        self.fields, self.token, self.variant = fields, token, variant
+        super().__init__(f"Call({token}, {variant}, {', '.join(fields)}, {_SOURCES})")
 
 
 @register_model(Call)
@@ -61,7 +61,7 @@ class _CallAttributes(AttributeTemplate):
     def generic_resolve(self, call, name):
         if name in ("token", "one"):
             return call.token if name == "token" else _value_type(call.token)
-        return types.int64 if name == "parts" or name in call.fields else None
+        return types.int64 if name == "variant" or name in call.fields else None
 
 
 @lower_getattr_generic(Call)
@@ -70,8 +70,8 @@ def _field(context, builder, call, value, name):
         return context.get_constant(call.token, 0)
     if name == "one":
         return context.get_constant(_value_type(call.token), 1)
-    if name == "parts":
-        return context.get_constant(types.int64, call.parts)
+    if name == "variant":
+        return context.get_constant(types.int64, call.variant)
     pointer = builder.inttoptr(value, ir.IntType(64).as_pointer())
     return builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(64), call.fields.index(name))]))
 
@@ -110,6 +110,8 @@ def cache_works() -> bool:
 # Contraction into fused multiply-adds is the only liberty: NaN and infinity keep their meaning.
 _OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
 helper = njit(**_OPTIONS)
+# For loops that sum along a row, which only in an order of its own choice become vector code.
+summing = njit(fastmath={"contract", "reassoc"}, error_model="numpy")
 # Inlined before LLVM sees it: LLVM's own inliner runs too late for the loop around the call to become vector code.
 arithmetic = njit(inline="always", **_OPTIONS)
 
@@ -125,13 +127,13 @@ class Kernel:
         self.compiled = cache(self._compile)
         return self
 
-    def _compile(self, dtype: str, parts: int):
-        signature = types.void(Call(self.fields, _TOKENS[dtype], parts))
+    def _compile(self, dtype: str, variant: int):
+        signature = types.void(Call(self.fields, _TOKENS[dtype], variant))
         return cfunc(signature, cache=cache_works(), **_OPTIONS)(self.function)
 
-    def address(self, dtype: str, parts: int) -> int:
-        """Where the machine code for a dtype ("float32", ...) and a number of parts is: a C function of one pointer."""
-        return self.compiled(dtype, parts).address
+    def address(self, dtype: str, variant: int) -> int:
+        """Where the machine code for a dtype ("float32", ...) and a variant is: a C function of one pointer."""
+        return self.compiled(dtype, variant).address
 
     def block(self, tasks: int, **values: int) -> np.ndarray:
         """The block of integers for one call; every field must be given."""

@@ -96,7 +96,7 @@ def hgru_scan(call):
 
     With `decay` (ones, left with the products of the gates), `h` is not the states but one row to be written over.
     """
-    token, one, parts = call.token, call.one, call.parts
+    token, one, parts = call.token, call.one, call.variant
     size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
     part, wide_part = size * call.channels, wide * call.channels
     forward = call.decay == 0
@@ -205,7 +205,7 @@ def hgru_scan_backward(call):
 
     grad_lower and grad_theta are sums over time for each sequence and inner index, `[N, I, D]`, and start at 0.
     """
-    token, one, parts = call.token, call.one, call.parts
+    token, one, parts = call.token, call.one, call.variant
     size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
     part, wide_part = size * call.channels, wide * call.channels
     task = next_task(call)
@@ -297,7 +297,7 @@ def _held(token, one, width, x, state, h):
 @Kernel(_LAYOUT + " x x_outer x_time x_inner log_f log_f_outer log_f_time log_f_inner cos sin state h")
 def gated_scan(call):
     """`state` holds the initial states and is left with the final ones."""
-    token, one, parts = call.token, call.one, call.parts
+    token, one, parts = call.token, call.one, call.variant
     size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
     part, wide_part = size * call.channels, wide * call.channels
     task = next_task(call)

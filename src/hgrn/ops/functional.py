@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
+from . import library, reference
 from .library import _FLOATS, _choose
 from .reference import state_dtype
-from . import reference
 
 
 class _Layout:
@@ -177,7 +177,7 @@ def hgru_scan(
     if engine == "reference":
         h, final = reference.hgru_scan(*tensors, reverse)
     else:
-        h, final = torch.ops.hgrn.hgru_scan(*tensors, reverse, engine)
+        h, final = library.hgru_scan(*tensors, reverse, engine)
     return h.reshape(candidate.shape), layout.state(final)
 
 
@@ -213,7 +213,7 @@ def hgru_carry(
     if engine == "reference":
         decay, end_state = reference.hgru_carry(*tensors, reverse)
     else:
-        decay, end_state = torch.ops.hgrn.hgru_carry(*tensors, reverse, engine)
+        decay, end_state = library.hgru_carry(*tensors, reverse, engine)
     return layout.state(decay), layout.state(end_state)
 
 
@@ -253,5 +253,5 @@ def gated_scan(
     if engine == "reference":
         h, final = reference.gated_scan(*tensors, reverse)
     else:
-        h, final = torch.ops.hgrn.gated_scan(*tensors, reverse, engine)
+        h, final = library.gated_scan(*tensors, reverse, engine)
     return h.reshape(x.shape), layout.state(final)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import packing, reference
+from .operator import operator
 from .reference import state_dtype
 
 _ENGINE_FILES = {"numba": "cpu", "triton": "triton"}
@@ -106,8 +107,8 @@ def _contiguous_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("hgrn::hgru_scan", mutates_args=())
-def _hgru_scan(
+@operator("hgrn::hgru_scan")
+def hgru_scan(
     candidate: Tensor, forget: Tensor, lower_bound: Tensor | None, theta: Tensor | None, initial_state: Tensor | None,
     cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool, engine: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -117,13 +118,13 @@ def _hgru_scan(
     )
 
 
-@_hgru_scan.register_fake
+@hgru_scan.register_fake
 def _(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine):
     return _contiguous_like(candidate), _states(candidate, cu_seqlens, candidate.shape[-1])
 
 
-@torch.library.custom_op("hgrn::hgru_scan_backward", mutates_args=())
-def _hgru_scan_backward(
+@operator("hgrn::hgru_scan_backward")
+def hgru_scan_backward(
     grad_h: Tensor, grad_final: Tensor, candidate: Tensor, forget: Tensor, lower_bound: Tensor | None,
     theta: Tensor | None, initial_state: Tensor | None, h: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None,
     reverse: bool, engine: str,
@@ -134,7 +135,7 @@ def _hgru_scan_backward(
     )
 
 
-@_hgru_scan_backward.register_fake
+@hgru_scan_backward.register_fake
 def _(grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
     channel = forget.new_empty(forget.shape[-1:], dtype=state_dtype(forget.dtype))
     return (
@@ -143,8 +144,8 @@ def _(grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, 
     )  # fmt: skip
 
 
-@torch.library.custom_op("hgrn::hgru_carry", mutates_args=())
-def _hgru_carry(
+@operator("hgrn::hgru_carry")
+def hgru_carry(
     candidate: Tensor, forget: Tensor, lower_bound: Tensor | None, theta: Tensor | None, cu_seqlens: Tensor | None,
     mask: Tensor | None, reverse: bool, engine: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -152,13 +153,13 @@ def _hgru_carry(
     return _engine(engine, candidate).hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse)
 
 
-@_hgru_carry.register_fake
+@hgru_carry.register_fake
 def _(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse, engine):
     return _states(forget, cu_seqlens, forget.shape[-1]), _states(candidate, cu_seqlens, candidate.shape[-1])
 
 
-@torch.library.custom_op("hgrn::gated_scan", mutates_args=())
-def _gated_scan(
+@operator("hgrn::gated_scan")
+def gated_scan(
     x: Tensor, log_f: Tensor, theta: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     mask: Tensor | None, reverse: bool, engine: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -166,7 +167,7 @@ def _gated_scan(
     return _engine(engine, x).gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse)
 
 
-@_gated_scan.register_fake
+@gated_scan.register_fake
 def _(x, log_f, theta, initial_state, cu_seqlens, mask, reverse, engine):
     return _contiguous_like(x), _states(x, cu_seqlens, x.shape[-1])
 
@@ -203,13 +204,13 @@ def _scan_backward(ctx, grad_h, grad_final):
         return _where_needed(needs, *_through_reference(again, differentiable, needs, (grad_h, grad_final)))
     return _where_needed(
         needs,
-        *torch.ops.hgrn.hgru_scan_backward(
+        *hgru_scan_backward(
             grad_h, grad_final, *differentiable, h, cu_seqlens, mask, ctx.reverse, ctx.engine
         ),
     )
 
 
-_hgru_scan.register_autograd(_scan_backward, setup_context=_scan_setup)
+hgru_scan.register_autograd(_scan_backward, setup_context=_scan_setup)
 
 
 def _carry_setup(ctx, inputs, output):
@@ -237,13 +238,13 @@ def _final_state_gradients(
     grad_final, candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine
 ):
     inputs = (candidate, forget, lower_bound, theta, initial_state)
-    h, _ = torch.ops.hgrn.hgru_scan(*inputs, cu_seqlens, mask, reverse, engine)
-    return torch.ops.hgrn.hgru_scan_backward(
+    h, _ = hgru_scan(*inputs, cu_seqlens, mask, reverse, engine)
+    return hgru_scan_backward(
         torch.zeros_like(h), grad_final, *inputs, h, cu_seqlens, mask, reverse, engine
     )
 
 
-_hgru_carry.register_autograd(_carry_backward, setup_context=_carry_setup)
+hgru_carry.register_autograd(_carry_backward, setup_context=_carry_setup)
 
 
 def _gated_setup(ctx, inputs, output):
@@ -277,7 +278,7 @@ def _gated_backward(ctx, grad_h, grad_final):
     arriving = torch.where(live, grad_final, 0).to(accumulate)
     upstream = grad_h.to(accumulate).index_put((row, last), arriving, accumulate=True)
     # What rolls over a sequence's edge meets a zero state there, so its value does not matter.
-    adjoint, _ = torch.ops.hgrn.gated_scan(
+    adjoint, _ = gated_scan(
         upstream, log_f.to(accumulate).roll(before, 1), None if theta is None else -theta, None, cu_seqlens,
         None if mask is None else mask.roll(before, 1), not ctx.reverse, ctx.engine,
     )  # fmt: skip
@@ -309,27 +310,27 @@ def _gated_backward(ctx, grad_h, grad_final):
     )
 
 
-_gated_scan.register_autograd(_gated_backward, setup_context=_gated_setup)
+gated_scan.register_autograd(_gated_backward, setup_context=_gated_setup)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # vmap: the mapped axis joins the outer one
 
 
-def _fold(operator, info, in_dims, *arguments):
-    """Runs `operator` with the mapped axis folded into the outer axis of every tensor that has one.
+def _fold(overload, info, in_dims, *arguments):
+    """Runs the operator with the mapped axis folded into the outer axis of every tensor that has one.
 
     Where that cannot be (packed sequences, or a lower bound, angle or boundary of each sample's own) the samples run
     one after the other.
     """
-    names = [argument.name for argument in operator._schema.arguments]
+    names = [argument.name for argument in overload._schema.arguments]
     shared = ("lower_bound", "theta")
     own = any(dim is not None for name, dim in zip(names, in_dims) if name in shared)
     packed = arguments[names.index("cu_seqlens")] is not None
-    summed = operator is torch.ops.hgrn.hgru_scan_backward.default  # each sample's lower bound has its own gradient
+    summed = overload is hgru_scan_backward.overload  # each sample's lower bound has its own gradient
     if own or packed or summed:
         samples = [
-            operator(*(a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims)))
+            overload(*(a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims)))
             for i in range(info.batch_size)
         ]
         return tuple(torch.stack(outputs) for outputs in zip(*samples)), (0,) * len(samples[0])
@@ -340,9 +341,9 @@ def _fold(operator, info, in_dims, *arguments):
         moved = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
         return moved.flatten(0, 1)
 
-    outputs = operator(*(folded(*triple) for triple in zip(names, arguments, in_dims)))
+    outputs = overload(*(folded(*triple) for triple in zip(names, arguments, in_dims)))
     return tuple(out.unflatten(0, (info.batch_size, -1)) for out in outputs), (0,) * len(outputs)
 
 
-for _op in (_hgru_scan, _hgru_scan_backward, _hgru_carry, _gated_scan):
-    _op.register_vmap(partial(_fold, _op._opoverload))
+for _op in (hgru_scan, hgru_scan_backward, hgru_carry, gated_scan):
+    _op.register_vmap(partial(_fold, _op.overload))
