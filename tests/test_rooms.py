@@ -15,7 +15,7 @@ OURS = {
 }  # fmt: skip
 # Heavy packages, and where they may be imported at the top of a file.
 HEAVY = {
-    "numba": {"ops/cpu.py", "ops/cpu_kernels.py"}, "llvmlite": {"ops/cpu_kernels.py"}, "triton": {"ops/triton.py"},
+    "numba": {"ops/cpu.py", "ops/cpu_language.py"}, "llvmlite": {"ops/cpu_language.py"}, "triton": {"ops/triton.py"},
     "transformers": {"models/"}, "datasets": set(), "matplotlib": set(), "tensorboard": set(), "kornia": set(),
 }  # fmt: skip
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))

@@ -1,14 +1,18 @@
 """The CPU engine's threads: concurrent callers, forked children, PyTorch's thread count, an unwritable cache."""
 
+import ctypes
+import itertools
 import os
 import subprocess
 import sys
 import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 
-from hgrn.ops import available_engines, hgru_scan, pool
+from hgrn.ops import available_engines, hgru_scan, threads
 
 pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="numba is not installed")
 
@@ -26,33 +30,42 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def test_work_is_cut_by_the_thread_count(two_threads):
+def who_ran(work=1 << 20, tasks=64):
+    """Runs tasks of a kernel made of Python and returns which thread had which."""
     seen = []
-    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=1 << 21)
-    assert sorted(cut[:2] for cut in seen) == [(0, 2), (2, 5)] and len({cut[2] for cut in seen}) == 2
-    seen.clear()
-    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=100)
-    assert seen == [(0, 5, threading.get_ident())]
-    seen.clear()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def kernel(address):
+        while (task := taken()) < tasks:
+            seen.append((task, threading.get_ident()))
+            time.sleep(0.001)
+
+    taken = itertools.count().__next__  # atomic, as the kernels' own counter
+    threads.run(ctypes.cast(kernel, ctypes.c_void_p).value, np.array([tasks, 0]), work)
+    assert sorted(task for task, _ in seen) == list(range(tasks))
+    return {thread for _, thread in seen}
+
+
+def test_tasks_are_shared_among_as_many_threads_as_pytorch_has(two_threads):
+    assert len(who_ran()) == 2
+    assert who_ran(work=100) == {threading.get_ident()}
+    assert who_ran(tasks=1) == {threading.get_ident()}
     torch.set_num_threads(1)
-    pool.run(lambda first, last: seen.append((first, last, threading.get_ident())), tasks=5, work=1 << 21)
-    assert seen == [(0, 5, threading.get_ident())]
+    assert who_ran() == {threading.get_ident()}
 
 
-def test_an_error_in_a_thread_reaches_the_caller(two_threads):
-    def kernel(first, last):
-        if first:
-            raise RuntimeError("from the pool")
-
-    with pytest.raises(RuntimeError, match="from the pool"):
-        pool.run(kernel, tasks=2, work=1 << 21)
+def test_where_openmp_cannot_be_called_a_pool_takes_over(two_threads, monkeypatch):
+    monkeypatch.setattr(threads, "_gomp_parallel", lambda: None)
+    monkeypatch.setattr(threads, "_pool", None)
+    used = who_ran()
+    assert len(used) == 2 and threading.get_ident() not in used
 
 
 def test_same_result_on_any_number_of_threads(two_threads):
     x, gate = (t.requires_grad_() for t in large())
     results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
         h, final = hgru_scan(x, gate)
         results.append((h, final, *torch.autograd.grad(h.sum(), [x, gate])))
     for other in results[1:]:
@@ -81,15 +94,15 @@ FORKED = """
 import os, warnings
 import numpy as np
 import torch
-from hgrn.ops import hgru_scan, pool
+from hgrn.ops import hgru_scan, threads
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
 torch.set_num_threads(2)
 x, gate = torch.linspace(-3, 3, 1 << 20).reshape(4, 256, 1024), torch.linspace(5, -5, 1 << 20).reshape(4, 256, 1024)
 expected = hgru_scan(x, gate)[0].numpy()
-assert pool._pool is not None
+assert not threads._forked
 child = os.fork()
 if child == 0:  # compared by NumPy: PyTorch's own threads do not survive a fork
-    os._exit(0 if pool._pool is None and np.array_equal(hgru_scan(x, gate)[0].numpy(), expected) and pool._pool else 1)
+    os._exit(0 if threads._forked and np.array_equal(hgru_scan(x, gate)[0].numpy(), expected) and threads._pool else 1)
 assert os.waitpid(child, 0)[1] == 0
 
 class Scans(torch.utils.data.Dataset):
@@ -104,7 +117,7 @@ assert all(np.array_equal(h.numpy(), expected) for h in loader)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_forked_children_work_after_the_parent_used_its_pool():
+def test_forked_children_work_after_the_parent_used_its_threads():
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
