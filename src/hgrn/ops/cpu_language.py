@@ -223,6 +223,18 @@ def load_flag(typing, address, index):
 
 
 @intrinsic
+def load_byte(typing, one, address, index):
+    """The signed byte at `address[index]`, as a number of the type of `one`."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[1], ir.IntType(8).as_pointer())
+        byte = builder.load(builder.gep(pointer, [arguments[2]]))
+        return builder.sitofp(builder.sext(byte, ir.IntType(32)), context.get_value_type(one))
+
+    return one(one, types.int64, types.int64), generate
+
+
+@intrinsic
 def itemsize(typing, token):
     """Bytes of one element in memory."""
     size = _SIZE[token]
