@@ -17,7 +17,7 @@ SHAPES = {
 }  # fmt: skip
 # The same corners, of 2^16 to 2^18 elements.
 QUICK_SHAPES = {
-    "base": (4, 128, 512), "narrow": (16, 256, 64), "short": (16, 16, 512), "long": (1, 4096, 64), "wide": (1, 128, 2048),
+    "base": (4, 128, 512), "narrow": (16, 256, 64), "short": (16, 16, 512), "long": (1, 1024, 64), "wide": (1, 64, 2048),
 }  # fmt: skip
 PEER_SHAPE, QUICK_PEER_SHAPE = (4, 2048, 512), (2, 128, 64)
 CASES = tuple(
