@@ -51,7 +51,7 @@ def transformer_step(model: nn.Module, context: int) -> Callable[[], Tensor]:
     @torch.no_grad()
     def step() -> Tensor:
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-        cache.crop(context)
+        cache.crop(-1)  # takes the newest token away again
         return logits
 
     return step

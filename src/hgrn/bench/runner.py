@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -19,6 +20,7 @@ _MEASURED = {
     "length": lengths.measure,
 }  # fmt: skip
 NAMES = (*_MEASURED, "quality")
+_WIDTH = 180  # characters of a table that is not printed on a terminal
 
 
 def run(names: Sequence[str], out: Path, pictures: Path, *, quick: bool = False) -> None:
@@ -33,7 +35,7 @@ def run(names: Sequence[str], out: Path, pictures: Path, *, quick: bool = False)
             raise UserError(f"no benchmark is called {name!r}; {f'did you mean {near[0]}?' if near else 'choose from '}"
                             f"{'' if near else ', '.join(NAMES)}")  # fmt: skip
     where = environment()
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     console.print(
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; torch {where['torch']}, numba {where['numba']}, "
         f"transformers {where['transformers']}; commit {where['commit']}", highlight=False, soft_wrap=True,
@@ -64,20 +66,27 @@ def run(names: Sequence[str], out: Path, pictures: Path, *, quick: bool = False)
 
 
 def _table(title: str, rows: list[Row]) -> Table:
-    """What a person wants to see of the rows."""
+    """What a person wants to see of the rows, without the columns that are empty."""
+    columns = {
+        "what": [row.name for row in rows],
+        "by": [row.peer for row in rows],
+        "shape": [escape(row.shape) for row in rows],
+        "how": [f"{row.dtype} {row.kind}" for row in rows],
+        "ms": [_number(row.median_ms, ".4g") for row in rows],
+        "10 to 90 %": [row.median_ms and f"{row.p10_ms:.3g} to {row.p90_ms:.3g}" or "" for row in rows],
+        "limit / time": [_number(row.ratio, ".2f") for row in rows],
+        "tokens/s": [_number(row.tokens_per_s, ",.0f") for row in rows],
+        "parameters": [_number(row.parameters, ",") for row in rows],
+        "MB": [_number(row.memory_mb, ",.4g") for row in rows],
+        "note": [escape(row.note) for row in rows],
+    }
+    columns = {heading: cells for heading, cells in columns.items() if any(cells)}
     table = Table(title=title, title_justify="left")
-    for heading in ("what", "by", "shape", "dtype", "kind"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("median ms", "10 to 90 %", "limit / time", "tokens/s", "parameters", "MB"):
-        table.add_column(heading, justify="right")
-    table.add_column("note", overflow="fold")
-    for row in rows:
-        spread = "" if row.median_ms is None else f"{row.p10_ms:.4g} to {row.p90_ms:.4g}"
-        table.add_row(
-            row.name, row.peer, row.shape.replace("[", r"\["), row.dtype, row.kind, _number(row.median_ms, ".4g"), spread,
-            _number(row.ratio, ".2f"), _number(row.tokens_per_s, ",.0f"), _number(row.parameters, ","),
-            _number(row.memory_mb, ",.4g"), row.note,
-        )  # fmt: skip
+    for heading in columns:
+        words = heading in ("what", "by", "shape", "how", "note")
+        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+    for cells in zip(*columns.values()):
+        table.add_row(*cells)
     return table
 
 

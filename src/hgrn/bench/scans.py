@@ -25,7 +25,7 @@ CASES = tuple(
     for kernel, complex_state in (("hgru_scan", False), ("hgru_scan", True), ("gated_scan", False))
     for backward in (False, True)
 )
-LIMIT = "limit: the same bytes by torch.add into warm memory"
+LIMIT = "limit: as many bytes by torch.add"
 
 
 def measure(quick: bool, tell: Tell) -> list[Row]:
