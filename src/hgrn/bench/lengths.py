@@ -17,7 +17,7 @@ from .scan_cases import ScanCase, check
 from .training import training_step
 
 _LENGTHS = tuple(4096 << k for k in range(7))  # to 262,144
-_QUICK_LENGTHS = (1024, 2048, 4096)
+_QUICK_LENGTHS = (1024, 4096)
 _WIDTH, _DEPTH, _QUICK_WIDTH = 128, 4, 32
 _CHUNK = 4096  # tokens of one call while a context is read
 # Run by a process of its own, so that nothing that was measured before counts.

@@ -41,7 +41,7 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
         x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
         out = torch.empty(rows, outputs)
         functions[_product_name(rows, inputs, outputs)] = partial(torch.mm, x, weight.T, out=out)
-    times = round_robin(functions, 5 if quick else 30, on_call=tell("limits"))
+    times = round_robin(functions, 3 if quick else 30, on_call=tell("limits"))
 
     def traffic(name: str, label: str, amount: int, kind: str) -> Row:
         note = f"{amount / times[name].median / 1e6:.1f} GB/s"

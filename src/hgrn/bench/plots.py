@@ -47,15 +47,26 @@ def _bars(labels: list[str], values: list[float], colours: list[str], texts: lis
 
 
 def _scan_limits(rows: Rows):
-    """The share of the limit that every scan reaches."""
+    """The share of the limit that every scan reaches: a panel a scan, a pair of bars a shape."""
+    from matplotlib.figure import Figure
+
     rows = [row for row in rows if row["ratio"]]
-    figure = _bars(
-        [f"{row['name']}, {row['shape']}, {row['dtype']}, {row['kind']}" for row in rows],
-        [float(row["ratio"]) for row in rows], [_INK if row["kind"] == "kernel" else _SHADE for row in rows],
-        [f"{float(row['ratio']):.2f}" for row in rows],
-        title="Scans: time of the same bytes by torch.add, over ours", xlabel="1 is the limit",
-    )  # fmt: skip
-    figure.axes[0].axvline(1, color=_ACCENT, linestyle="--")
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    groups = list(dict.fromkeys((row["shape"], row["dtype"]) for row in rows))
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    panels = figure.subplots(2, -(-len(names) // 2), sharex=True, sharey=True, squeeze=False).T.flat
+    for panel, name in zip(panels, names):
+        for offset, kind, colour in ((-0.2, "kernel", _INK), (0.2, "op", _SHADE)):
+            ratios = {(row["shape"], row["dtype"]): float(row["ratio"]) for row in rows if (row["name"], row["kind"]) == (name, kind)}
+            places = [place + offset for place in range(len(groups))]
+            bars = panel.bar(places, [ratios.get(group, 0) for group in groups], 0.4, color=colour, label=kind)
+            panel.bar_label(bars, fmt="{:.2f}", fontsize=6, padding=1)
+        panel.axhline(1, color=_ACCENT, linestyle="--", linewidth=1)
+        panel.set_title(name, fontsize=9)
+        panel.set_xticks(range(len(groups)), [f"{shape}\n{dtype}" for shape, dtype in groups], rotation=60, ha="right", fontsize=7)
+        panel.grid(alpha=0.25, axis="y")
+    figure.suptitle("Scans: the time of as many bytes by torch.add, over ours (1 is the limit)")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

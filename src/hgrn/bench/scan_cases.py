@@ -80,11 +80,10 @@ def check(case: ScanCase, shape: tuple[int, int, int], dtype: torch.dtype) -> No
     batch, steps, channels = shape
     inputs = case.inputs((batch, min(steps, max(256, _CHECKED // (batch * channels))), channels), dtype)
     expected = case.call(tuple(tensor.double() for tensor in inputs), "reference")()
-    given, call = GivenOutputs(), case.call(inputs)
-    with given.used():
-        call()  # allocates what is then given
-        again = call()
-    for kind, actual in (("op", call()), ("kernel", again)):
+    call = case.call(inputs)
+    kernel = GivenOutputs().wrap(call)
+    kernel()  # allocates what is then given
+    for kind, actual in (("op", call()), ("kernel", kernel())):
         for number, (found, wanted) in enumerate(zip(actual, expected, strict=True)):
             what = "h" if number == 0 else f"the gradient of input {number}"
             refuse_if_wrong(f"{case.name} ({kind}), {what}", dtype, found, wanted)
@@ -110,9 +109,18 @@ class GivenOutputs:
     def __init__(self):
         self._kept: list[Tensor] = []
 
+    def wrap(self, function: Callable[[], object]) -> Callable[[], object]:
+        """The function with its results in the kept memory; those of its call before are overwritten."""
+
+        def call() -> object:
+            with self._given():
+                return function()
+
+        return call
+
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """While open, results go into the kept memory; those of the call before are overwritten."""
+    def _given(self) -> Iterator[None]:
+        """For one call: results go into the kept memory, in the order in which they were asked for."""
         from hgrn.ops import cpu
 
         allocate, kept = cpu._empty, iter(tuple(self._kept))
@@ -129,12 +137,3 @@ class GivenOutputs:
             yield
         finally:
             cpu._empty = allocate
-
-    def wrap(self, function: Callable[[], object]) -> Callable[[], object]:
-        """The function with its results in the kept memory."""
-
-        def call() -> object:
-            with self.used():
-                return function()
-
-        return call
