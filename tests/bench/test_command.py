@@ -21,7 +21,19 @@ def test_limits_and_scan(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "freed memory is kept" in printed and str(tmp_path / "out" / "scan.csv") in printed.replace("\n", "")
     rows = read_csv(tmp_path / "out" / "scan.csv")
-    assert {"name", "peer", "shape", "dtype", "kind", "median_ms", "p10_ms", "p90_ms", "ratio", "commit", "date"} <= set(rows[0])
+    assert {
+        "name",
+        "peer",
+        "shape",
+        "dtype",
+        "kind",
+        "median_ms",
+        "p10_ms",
+        "p90_ms",
+        "ratio",
+        "commit",
+        "date",
+    } <= set(rows[0])
     ours = [row for row in rows if row["ratio"]]
     assert len(ours) == 2 * len(scans.CASES) * 2 and {row["kind"] for row in ours} == {"kernel", "op"}
     assert all(float(row["p10_ms"]) <= float(row["median_ms"]) <= float(row["p90_ms"]) for row in ours)

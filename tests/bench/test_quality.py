@@ -14,7 +14,12 @@ from hgrn.bench.results import environment, read_csv, write_csv
 from hgrn.errors import UserError
 
 PLAN = replace(
-    QUICK, search_s=0.05, final_s=0.1, rates=(1e-3, 3e-3), tokens=300, contestants=(Contestant("HGRN", "HGRN"), Contestant("GRU", "GRU"))
+    QUICK,
+    search_s=0.05,
+    final_s=0.1,
+    rates=(1e-3, 3e-3),
+    tokens=300,
+    contestants=(Contestant("HGRN", "HGRN"), Contestant("GRU", "GRU")),
 )
 
 

@@ -10,9 +10,32 @@ from hgrn.bench.results import Row, environment, read_csv, write_csv
 from hgrn.errors import UserError
 
 COLUMNS = [
-    "name", "peer", "shape", "dtype", "kind", "median_ms", "p10_ms", "p90_ms", "repeats", "bytes", "flops", "limit_ms", "ratio",
-    "tokens_per_s", "parameters", "memory_mb", "note", "cpu", "cores", "threads", "torch", "numba", "transformers", "commit", "date",
-]  # fmt: skip
+    "name",
+    "peer",
+    "shape",
+    "dtype",
+    "kind",
+    "median_ms",
+    "p10_ms",
+    "p90_ms",
+    "repeats",
+    "bytes",
+    "flops",
+    "limit_ms",
+    "ratio",
+    "tokens_per_s",
+    "parameters",
+    "memory_mb",
+    "note",
+    "cpu",
+    "cores",
+    "threads",
+    "torch",
+    "numba",
+    "transformers",
+    "commit",
+    "date",
+]
 
 
 def test_a_row_comes_back_from_the_file(tmp_path):

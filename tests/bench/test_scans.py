@@ -1,4 +1,4 @@
-"""That a kernel which disagrees with the reference gets no number, what a case counts, and that peers compute the same thing."""
+"""That a wrong kernel gets no number, what a case counts, and that peers compute the same thing."""
 
 import pytest
 import torch
@@ -19,7 +19,9 @@ def test_our_kernels_pass_their_check(case, dtype):
     check(case, SHAPE, dtype)
 
 
-@pytest.mark.parametrize("kernel, gradient", [("hgru_scan", False), ("hgru_scan_backward", True), ("gated_scan", False)])
+@pytest.mark.parametrize(
+    "kernel, gradient", [("hgru_scan", False), ("hgru_scan_backward", True), ("gated_scan", False)]
+)
 def test_a_wrong_kernel_is_refused(monkeypatch, kernel, gradient):
     right = getattr(cpu, kernel)
 
@@ -72,7 +74,12 @@ def test_given_outputs_are_the_same_memory_in_every_call():
 
 @pytest.mark.parametrize(
     "kernel, complex_state, backward, numbers",
-    [("hgru_scan", False, False, 3), ("hgru_scan", False, True, 9), ("hgru_scan", True, False, 5), ("hgru_scan", True, True, 15)],
+    [
+        ("hgru_scan", False, False, 3),
+        ("hgru_scan", False, True, 9),
+        ("hgru_scan", True, False, 5),
+        ("hgru_scan", True, True, 15),
+    ],
 )
 def test_minimal_bytes(kernel, complex_state, backward, numbers):
     assert ScanCase(kernel, complex_state, backward).minimal_bytes((2, 3, 4), torch.float16) == numbers * 24 * 2

@@ -1,4 +1,4 @@
-"""One token after the other, batch 1: against the time to read the weights once, and against a Transformer with its cache."""
+"""One token after the other: against the time to read the weights once, and a Transformer with its cache."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +12,9 @@ from .models import BYTES, transformer
 from .results import Row
 from .scan_cases import ScanCase, check
 
-# How the weights of our model may be stored: name -> what turns the float32 model into one that steps with such weights. The
-# limit follows from the bytes of whatever parameters and buffers come out, so another format is one more line here.
+# How the weights of our model may be stored: name -> what turns the float32 model into one that steps with such
+# weights. The limit follows from the bytes of whatever parameters and buffers come out, so another format is one more
+# line here.
 FORMATS: dict[str, Callable[[nn.Module], nn.Module]] = {"float32": lambda model: model}
 _CONTEXTS, _QUICK_CONTEXTS = (128, 512, 2048, 4096), (128, 512)
 _GENERATED = 16  # tokens of one call of generate
@@ -92,28 +93,76 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     for name, stored in models.items():
         functions["step", name] = hgrn_step(stored)
         functions["generate", name] = partial(
-            stored.generate, torch.full((1, 1), 65), max_new_tokens=_GENERATED, min_new_tokens=_GENERATED, do_sample=False,
+            stored.generate,
+            torch.full((1, 1), 65),
+            max_new_tokens=_GENERATED,
+            min_new_tokens=_GENERATED,
+            do_sample=False,
             pad_token_id=0,
-        )  # fmt: skip
+        )
     contexts = _QUICK_CONTEXTS if quick else _CONTEXTS
     functions |= {context: transformer_step(other, context) for context in contexts}
     times = round_robin(functions, 5 if quick else 30, on_call=tell(f"decode {size}"))
 
     read = times["read"].median
     rows = [
-        Row.timed(times["read"], name="read as many bytes: torch.sum", peer="torch", shape=size, kind="kernel",
-                  bytes=source.nbytes, note=f"{source.nbytes / read / 1e6:.1f} GB/s"),
-        Row.timed(times["products"], name="the products of one vector with all weights", peer="torch", shape=size, kind="kernel"),
-    ]  # fmt: skip
+        Row.timed(
+            times["read"],
+            name="read as many bytes: torch.sum",
+            peer="torch",
+            shape=size,
+            kind="kernel",
+            bytes=source.nbytes,
+            note=f"{source.nbytes / read / 1e6:.1f} GB/s",
+        ),
+        Row.timed(
+            times["products"],
+            name="the products of one vector with all weights",
+            peer="torch",
+            shape=size,
+            kind="kernel",
+        ),
+    ]
     for name, stored in models.items():
-        amount, cells = weight_bytes(stored), {"peer": "HGRN", "shape": size, "dtype": name, "parameters": model.num_parameters()}
-        limit, step, generate = read * amount / source.nbytes, times["step", name], times["generate", name].over(_GENERATED)
-        rows.append(Row.timed(step, name="decode step", bytes=amount, limit_ms=limit, tokens_per_s=1e3 / step.median,
-                              note="limit: reading the weights once", **cells))  # fmt: skip
-        rows.append(Row.timed(generate, name="generate, a token", tokens_per_s=1e3 / generate.median,
-                              note=f"{generate.median - step.median:.2f} ms of it is not the model's step", **cells))  # fmt: skip
+        amount, cells = (
+            weight_bytes(stored),
+            {"peer": "HGRN", "shape": size, "dtype": name, "parameters": model.num_parameters()},
+        )
+        limit, step, generate = (
+            read * amount / source.nbytes,
+            times["step", name],
+            times["generate", name].over(_GENERATED),
+        )
+        rows.append(
+            Row.timed(
+                step,
+                name="decode step",
+                bytes=amount,
+                limit_ms=limit,
+                tokens_per_s=1e3 / step.median,
+                note="limit: reading the weights once",
+                **cells,
+            )
+        )
+        rows.append(
+            Row.timed(
+                generate,
+                name="generate, a token",
+                tokens_per_s=1e3 / generate.median,
+                note=f"{generate.median - step.median:.2f} ms of it is not the model's step",
+                **cells,
+            )
+        )
     for context in contexts:
-        rows.append(Row.timed(times[context], name="decode step", peer="Transformer", shape=f"{size}, context {context}",
-                              parameters=other.num_parameters(), tokens_per_s=1e3 / times[context].median,
-                              note="transformers GPT-2, SDPA, DynamicCache"))  # fmt: skip
+        rows.append(
+            Row.timed(
+                times[context],
+                name="decode step",
+                peer="Transformer",
+                shape=f"{size}, context {context}",
+                parameters=other.num_parameters(),
+                tokens_per_s=1e3 / times[context].median,
+                note="transformers GPT-2, SDPA, DynamicCache",
+            )
+        )
     return rows

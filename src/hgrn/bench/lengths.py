@@ -1,4 +1,4 @@
-"""Time and memory against the length of the sequence: of a training step, and of a decoding step behind so long a context."""
+"""Time and memory against length: of training steps of long sequences, and of decoding steps behind long contexts."""
 
 import json
 import subprocess
@@ -41,20 +41,34 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     steps = {length: training_step(model, 1, length) for length in lengths}
     times = round_robin(steps, 2 if quick else 3, on_call=tell("length: training steps"))
     rows = [
-        Row.timed(times[length], name="training step", shape=f"T={length}, {label}", tokens_per_s=1e3 * length / times[length].median,
-                  parameters=model.size, memory_mb=peaks[length], **cells)
+        Row.timed(
+            times[length],
+            name="training step",
+            shape=f"T={length}, {label}",
+            tokens_per_s=1e3 * length / times[length].median,
+            parameters=model.size,
+            memory_mb=peaks[length],
+            **cells,
+        )
         for length in lengths
-    ]  # fmt: skip
+    ]
     model.eval()
     caches = _read_contexts(model, lengths)
     steps = {length: hgrn_step(model.model, cache) for length, cache in caches.items()}
     times = round_robin(steps, 20 if quick else 200, on_call=tell("length: decoding steps"))
     return rows + [
-        Row.timed(times[length], name="decode step", shape=f"context {length}, {label}", tokens_per_s=1e3 / times[length].median,
-                  parameters=model.size, memory_mb=sum(part.nbytes for layer in caches[length].state for part in layer) / 1e6,
-                  note="memory: the state", **cells)
+        Row.timed(
+            times[length],
+            name="decode step",
+            shape=f"context {length}, {label}",
+            tokens_per_s=1e3 / times[length].median,
+            parameters=model.size,
+            memory_mb=sum(part.nbytes for layer in caches[length].state for part in layer) / 1e6,
+            note="memory: the state",
+            **cells,
+        )
         for length in lengths
-    ]  # fmt: skip
+    ]
 
 
 def _model(width: int) -> HGRNModel:
@@ -80,7 +94,7 @@ def _read_contexts(model: HGRNModel, lengths: tuple[int, ...]) -> dict[int, obje
 
 
 def _peak(length: int, width: int) -> float | None:
-    """The most memory of a training step at this length, in 10^6 bytes above what the process held; None if not on Linux."""
+    """The most memory of a training step, in 10^6 bytes above what the process held; None if not on Linux."""
     if not Path("/proc/self/status").is_file():
         return None
     command = [sys.executable, "-c", _CHILD, str(length), str(width), str(torch.get_num_threads())]

@@ -16,8 +16,8 @@ _PRODUCTS = ((4096, 128, 256), (4096, 512, 1024), (4096, 1024, 512), (1, 768, 15
 class Stream:
     """`torch.add(a, b, out=c)` into memory that is already mapped: three streams that no cache holds.
 
-    Calling it moves `bytes` bytes: two streams are read and one is written. `time_of` turns its measured time into the time of
-    any other traffic.
+    Calling it moves `bytes` bytes: two streams are read and one is written. `time_of` turns its measured time into the
+    time of any other traffic.
     """
 
     def __init__(self, mebibytes: int = 64):
@@ -56,10 +56,15 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
         name, flops = _product_name(rows, inputs, outputs), 2 * rows * inputs * outputs
         found.append(
             Row.timed(
-                times[name], name="matrix product", peer="torch", shape=name, kind="kernel", flops=flops,
+                times[name],
+                name="matrix product",
+                peer="torch",
+                shape=name,
+                kind="kernel",
+                flops=flops,
                 bytes=4 * (rows * inputs + inputs * outputs + rows * outputs),
                 note=f"{flops / times[name].median / 1e6:.1f} GFLOP/s",
-            )  # fmt: skip
+            )
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Timing: everything that is compared runs in turn, round after round, so that what the machine does meanwhile hits all alike."""
+"""Timing: all that is compared runs in turn, round after round, so that what else the machine does hits all alike."""
 
 import gc
 import time
@@ -51,14 +51,17 @@ def round_robin(
     capped = set()
     done, total = 0, len(functions) * (repeats + 1)
 
+    def report(calls: int, skipped: int = 0) -> None:
+        nonlocal done, total
+        done, total = done + calls, total - skipped
+        if on_call is not None:
+            on_call(done, total)
+
     def call(function: Callable[[], object]) -> float:
-        nonlocal done
         began = time.perf_counter()
         function()
         seconds = time.perf_counter() - began
-        done += 1
-        if on_call is not None:
-            on_call(done, total)
+        report(1)
         return seconds
 
     for function in functions.values():
@@ -71,7 +74,7 @@ def round_robin(
             for name, function in functions.items():
                 if cap_s is not None and sum(readings[name]) >= cap_s:
                     capped.add(name)
-                    total -= 1
+                    report(0, skipped=1)
                 else:
                     readings[name].append(call(function))
     finally:

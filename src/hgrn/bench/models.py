@@ -102,7 +102,11 @@ def _hgrn(width: int, depth: int, context: int) -> LanguageModel:
 
     # The gate before the norm and untied embeddings, as the quick start has them.
     config = HGRNConfig(
-        vocab_size=BYTES, hidden_size=width, num_hidden_layers=depth, gate_position="before_norm", tie_word_embeddings=False
+        vocab_size=BYTES,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        gate_position="before_norm",
+        tie_word_embeddings=False,
     )
     return HGRNModel(HGRNForCausalLM(config))
 
@@ -116,9 +120,18 @@ def transformer(width: int, depth: int, context: int, vocabulary: int) -> nn.Mod
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=vocabulary, n_positions=context, n_embd=width, n_layer=depth, n_head=width // (64 if width > 128 else 32),
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="sdpa", bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        n_positions=context,
+        n_embd=width,
+        n_layer=depth,
+        n_head=width // (64 if width > 128 else 32),
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        attn_implementation="sdpa",
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     return GPT2LMHeadModel(config)
 
 
@@ -135,7 +148,12 @@ def _mamba(width: int, depth: int, context: int) -> LanguageModel:
 
     _quiet()
     config = MambaConfig(
-        vocab_size=BYTES, hidden_size=width, num_hidden_layers=depth, bos_token_id=None, eos_token_id=None, pad_token_id=None
+        vocab_size=BYTES,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
     )
     return MambaModel(MambaForCausalLM(config))
 
@@ -149,9 +167,17 @@ def _recurrent_gemma(width: int, depth: int, context: int) -> LanguageModel:
 
     _quiet()
     config = RecurrentGemmaConfig(
-        vocab_size=BYTES, hidden_size=width, num_hidden_layers=depth, intermediate_size=6 * width, lru_width=width,
-        num_attention_heads=width // 64, attention_window_size=context, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=BYTES,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        intermediate_size=6 * width,
+        lru_width=width,
+        num_attention_heads=width // 64,
+        attention_window_size=context,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     return RecurrentGemmaModel(RecurrentGemmaForCausalLM(config))
 
 
@@ -178,23 +204,42 @@ KINDS = {
         Kind("Transformer", _transformer, lambda: "transformers GPT-2, SDPA"),
         Kind("GRU", _gru, lambda: "nn.GRU"),
         Kind("LSTM", _lstm, lambda: "nn.LSTM"),
-        Kind("Mamba", _mamba, lambda: f"transformers, {'trained by the scan of mambapy' if _has_mambapy() else 'its own loop'}"),
+        Kind(
+            "Mamba",
+            _mamba,
+            lambda: f"transformers, {'trained by the scan of mambapy' if _has_mambapy() else 'its own loop'}",
+        ),
         Kind("RecurrentGemma", _recurrent_gemma, lambda: "transformers, its own loop"),
     )
 }
 # Width and depth of each kind for about so many parameters.
 SIZES = {
-    "tiny": {"HGRN": (64, 2), "Transformer": (64, 2), "GRU": (64, 3), "LSTM": (64, 2), "Mamba": (64, 2), "RecurrentGemma": (64, 3)},
+    "tiny": {
+        "HGRN": (64, 2),
+        "Transformer": (64, 2),
+        "GRU": (64, 3),
+        "LSTM": (64, 2),
+        "Mamba": (64, 2),
+        "RecurrentGemma": (64, 3),
+    },
     "0.9M": {"HGRN": (128, 4), "Transformer": (128, 4), "GRU": (256, 2), "LSTM": (224, 2), "Mamba": (128, 8)},
     "5M": {
-        "HGRN": (256, 6), "Transformer": (256, 6), "GRU": (512, 3), "LSTM": (448, 3), "Mamba": (256, 12),
+        "HGRN": (256, 6),
+        "Transformer": (256, 6),
+        "GRU": (512, 3),
+        "LSTM": (448, 3),
+        "Mamba": (256, 12),
         "RecurrentGemma": (256, 6),
     },
     "30M": {
-        "HGRN": (512, 9), "Transformer": (512, 9), "GRU": (1024, 5), "LSTM": (960, 4), "Mamba": (512, 18),
+        "HGRN": (512, 9),
+        "Transformer": (512, 9),
+        "GRU": (1024, 5),
+        "LSTM": (960, 4),
+        "Mamba": (512, 18),
         "RecurrentGemma": (512, 9),
     },
-}  # fmt: skip
+}
 
 
 def build(name: str, size: str, context: int) -> LanguageModel:

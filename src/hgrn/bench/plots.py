@@ -20,7 +20,9 @@ def draw(name: str, rows: Rows, folder: Path) -> list[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=150)
         except OSError as error:
-            raise UserError(f"{path} cannot be written: {error}; give a folder that can be with --plots FOLDER") from error
+            raise UserError(
+                f"{path} cannot be written: {error}; give a folder that can be with --plots FOLDER"
+            ) from error
         made.append(path)
     return made
 
@@ -57,13 +59,19 @@ def _scan_limits(rows: Rows):
     panels = figure.subplots(2, -(-len(names) // 2), sharex=True, sharey=True, squeeze=False).T.flat
     for panel, name in zip(panels, names):
         for offset, kind, colour in ((-0.2, "kernel", _INK), (0.2, "op", _SHADE)):
-            ratios = {(row["shape"], row["dtype"]): float(row["ratio"]) for row in rows if (row["name"], row["kind"]) == (name, kind)}
+            ratios = {
+                (row["shape"], row["dtype"]): float(row["ratio"])
+                for row in rows
+                if (row["name"], row["kind"]) == (name, kind)
+            }
             places = [place + offset for place in range(len(groups))]
             bars = panel.bar(places, [ratios.get(group, 0) for group in groups], 0.4, color=colour, label=kind)
             panel.bar_label(bars, fmt="{:.2f}", fontsize=6, padding=1)
         panel.axhline(1, color=_ACCENT, linestyle="--", linewidth=1)
         panel.set_title(name, fontsize=9)
-        panel.set_xticks(range(len(groups)), [f"{shape}\n{dtype}" for shape, dtype in groups], rotation=60, ha="right", fontsize=7)
+        panel.set_xticks(
+            range(len(groups)), [f"{shape}\n{dtype}" for shape, dtype in groups], rotation=60, ha="right", fontsize=7
+        )
         panel.grid(alpha=0.25, axis="y")
     figure.suptitle("Scans: the time of as many bytes by torch.add, over ours (1 is the limit)")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
@@ -73,10 +81,14 @@ def _scan_limits(rows: Rows):
 def _peers(rows: Rows, title: str, cell: str, xlabel: str, text: str, **axes):
     rows = [row for row in rows if row[cell]]
     return _bars(
-        [row["peer"] for row in rows], [float(row[cell]) for row in rows],
+        [row["peer"] for row in rows],
+        [float(row[cell]) for row in rows],
         [_ACCENT if row["peer"].lower().startswith("hgrn") else _SHADE for row in rows],
-        [format(float(row[cell]), text) for row in rows], title=title, xlabel=xlabel, **axes,
-    )  # fmt: skip
+        [format(float(row[cell]), text) for row in rows],
+        title=title,
+        xlabel=xlabel,
+        **axes,
+    )
 
 
 def _scan_peers(rows: Rows):
@@ -86,8 +98,11 @@ def _scan_peers(rows: Rows):
 
 
 def _train_peers(rows: Rows):
-    rows = [row | {"peer": f"{row['peer']}, {int(row['parameters']) / 1e6:.1f} M, {row['shape'].partition(',')[2].strip()}"}
-            for row in rows if row["name"] == "training step, equal size"]  # fmt: skip
+    rows = [
+        row | {"peer": f"{row['peer']}, {int(row['parameters']) / 1e6:.1f} M, {row['shape'].partition(',')[2].strip()}"}
+        for row in rows
+        if row["name"] == "training step, equal size"
+    ]
     return _peers(rows, "Training at equal size", "tokens_per_s", "tokens a second", ",.0f")
 
 
@@ -97,10 +112,14 @@ def _decode(rows: Rows):
     steps = [row for row in rows if row["name"] == "decode step"]
     other = [(int(row["shape"].rpartition(" ")[2]), row) for row in steps if row["peer"] == "Transformer"]
     contexts = [context for context, _ in other]
-    panel.plot(contexts, [float(row["median_ms"]) for _, row in other], "o-", color=_INK, label="Transformer, with its cache")
+    panel.plot(
+        contexts, [float(row["median_ms"]) for _, row in other], "o-", color=_INK, label="Transformer, with its cache"
+    )
     for row in (row for row in steps if row["peer"] == "HGRN"):
         panel.axhline(float(row["median_ms"]), color=_ACCENT, label=f"HGRN, {row['dtype']}")
-        panel.axhline(float(row["limit_ms"]), color=_SHADE, linestyle="--", label=f"reading its weights once, {row['dtype']}")
+        panel.axhline(
+            float(row["limit_ms"]), color=_SHADE, linestyle="--", label=f"reading its weights once, {row['dtype']}"
+        )
     panel.set_xscale("log", base=2)
     panel.set(xlabel="context, tokens", ylabel="milliseconds a token", title="Decoding, batch 1", ylim=(0, None))
     return _finished(figure, panel)
@@ -109,8 +128,11 @@ def _decode(rows: Rows):
 def _length(name: str, cell: str, ylabel: str, title: str) -> Callable[[Rows], object]:
     def drawing(rows: Rows):
         figure, panel = _figure(7, 4.2)
-        points = [(int(row["shape"].partition(",")[0].strip("context T=")), float(row[cell]))
-                  for row in rows if row["name"] == name and row[cell]]  # fmt: skip
+        points = [
+            (int(row["shape"].partition(",")[0].strip("context T=")), float(row[cell]))
+            for row in rows
+            if row["name"] == name and row[cell]
+        ]
         if points:
             lengths, values = zip(*points)
             panel.plot(lengths, values, "o-", color=_ACCENT, label="HGRN")
@@ -121,7 +143,9 @@ def _length(name: str, cell: str, ylabel: str, title: str) -> Callable[[Rows], o
             panel.set_yscale("log")
         panel.set(xlabel="tokens", ylabel=ylabel, title=title)
         if name == "decode step" and points:
-            panel.set_ylim(min(values) / 3, max(values) * 3)  # that it is flat shows only on a scale that could show more
+            panel.set_ylim(
+                min(values) / 3, max(values) * 3
+            )  # that it is flat shows only on a scale that could show more
         return _finished(figure, panel)
 
     return drawing
@@ -133,7 +157,9 @@ def _quality(rows: Rows):
     for colour, model in zip(_COLOURS, dict.fromkeys(row["model"] for row in finals)):
         points = [(float(row["seconds"]), float(row["bits_per_byte"])) for row in finals if row["model"] == model]
         panel.plot(*zip(*points), "o-", color=colour, label=f"{model}: {points[-1][1]:.3f}")
-    panel.set(xscale="log", xlabel="seconds of training", ylabel="bits per byte of the test split", title="Quality for time")
+    panel.set(
+        xscale="log", xlabel="seconds of training", ylabel="bits per byte of the test split", title="Quality for time"
+    )
     return _finished(figure, panel)
 
 

@@ -1,7 +1,8 @@
 """Quality for time: models of equal size learn the same text for the same wall time; bits per byte against seconds.
 
-Every model tries the same learning rates for a short while; the one with the fewest bits per byte on the validation split then
-trains for long, and reads the test split at several points in time. Runs that are in the CSV file already are not run again.
+Every model tries the same learning rates for a short while; the one with the fewest bits per byte on the validation
+split then trains for long, and reads the test split at several points in time. Runs that are in the CSV file already
+are not run again.
 """
 
 import math
@@ -34,8 +35,8 @@ _FINISHED_BY = ("model", "run", "lr", "budget_s")
 class Contestant:
     """A model of `models.KINDS`, the blocks it learns from, and how it reads a split.
 
-    window: None reads the split once with the state carried; otherwise so many tokens at a time, half of them seen before, so that
-    all but the first are predicted from at least half a window.
+    window: None reads the split once with the state carried; otherwise so many tokens at a time, half of them seen
+    before, so that all but the first are predicted from at least half a window.
     """
 
     name: str
@@ -60,8 +61,9 @@ CONTESTANTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """How long: seconds of training, evaluations not counted. points: fractions of final_s at which the test split is read.
+    """How long: seconds of training, evaluations not counted.
 
+    points: fractions of final_s at which the test split is read.
     tokens: read only so many of a split; None is all.
     """
 
@@ -86,7 +88,11 @@ def run(path: Path, where: dict[str, str], tell: Tell, plan: Plan) -> list[dict[
     for contestant in plan.contestants:
         for rate in plan.rates:
             _run_once(rows, path, where, tell, contestant, "search", rate, plan)
-        tried = [row for row in rows if _key(row)[:2] == (contestant.name, "search") and row["budget_s"] == f"{plan.search_s:g}"]
+        tried = [
+            row
+            for row in rows
+            if _key(row)[:2] == (contestant.name, "search") and row["budget_s"] == f"{plan.search_s:g}"
+        ]
         best = min(tried, key=lambda row: float(row["bits_per_byte"]))
         _run_once(rows, path, where, tell, contestant, "final", float(best["lr"]), plan)
     return rows
@@ -107,19 +113,29 @@ def _run_once(rows, path, where, tell, contestant: Contestant, kind: str, rate: 
     progress = tell(f"{contestant.name}, {kind}, learning rate {rate:g}")
     notes = "; ".join(filter(None, (KINDS[contestant.kind].note(), contestant.note)))
     fresh = [
-        shared | reading | {"split": split, "block": str(contestant.block), "batch": str(contestant.batch), "note": notes} | where
+        shared
+        | reading
+        | {"split": split, "block": str(contestant.block), "batch": str(contestant.batch), "note": notes}
+        | where
         for reading in _readings(contestant, rate, budget, points, split, plan.tokens, progress)
     ]
     if rows and list(rows[0]) != list(fresh[0]):
-        raise UserError(f"{path} has other columns than this version writes; move it away, or give another folder with --out")
+        raise UserError(
+            f"{path} has other columns than this version writes; move it away, or give another folder with --out"
+        )
     rows += fresh
     write_csv(path, rows)
 
 
 def _readings(
-    contestant: Contestant, rate: float, budget: float, points: tuple[float, ...], split: str, tokens: int | None,
+    contestant: Contestant,
+    rate: float,
+    budget: float,
+    points: tuple[float, ...],
+    split: str,
+    tokens: int | None,
     progress: Callable[[int, int], None],
-) -> Iterator[dict[str, str]]:  # fmt: skip
+) -> Iterator[dict[str, str]]:
     """Trains for `budget` seconds and yields a reading of the split at each point."""
     from hgrn.data.sampling import BlockSampler
     from hgrn.data.tokens import prepare
@@ -131,9 +147,12 @@ def _readings(
     for seconds, steps in _train(model, sampler, rate, budget, points, progress):
         bits = bits_per_byte(model, text, contestant.window, tokens)
         yield {
-            "seconds": f"{seconds:.2f}", "steps": str(steps), "tokens": str(steps * contestant.block * contestant.batch),
-            "parameters": str(model.size), "bits_per_byte": f"{bits:.4f}",
-        }  # fmt: skip
+            "seconds": f"{seconds:.2f}",
+            "steps": str(steps),
+            "tokens": str(steps * contestant.block * contestant.batch),
+            "parameters": str(model.size),
+            "bits_per_byte": f"{bits:.4f}",
+        }
 
 
 def _text():
@@ -144,13 +163,17 @@ def _text():
 
 
 def _train(
-    model: LanguageModel, sampler: "BlockSampler", peak: float, budget: float, points: tuple[float, ...],
+    model: LanguageModel,
+    sampler: "BlockSampler",
+    peak: float,
+    budget: float,
+    points: tuple[float, ...],
     progress: Callable[[int, int], None],
-) -> Iterator[tuple[float, int]]:  # fmt: skip
-    """AdamW for `budget` seconds; yields (seconds, steps) at each point, and its clock stands still until asked to go on.
+) -> Iterator[tuple[float, int]]:
+    """AdamW for `budget` seconds; yields (seconds, steps) at each point, where its clock stands still.
 
-    The learning rate follows the time and not the steps, so that every model ends its schedule. A run whose loss is not finite
-    ends at once: it goes on to yield its remaining points.
+    The learning rate follows the time and not the steps, so that every model ends its schedule. A run whose loss is not
+    finite ends at once: it goes on to yield its remaining points.
     """
     model.train()
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
@@ -179,7 +202,7 @@ def _train(
 
 
 def schedule(progress: float) -> float:
-    """The learning rate over its peak: a straight rise, then half a cosine, by the fraction of the time that has passed."""
+    """The learning rate over its peak, by the fraction of the time that has passed: a rise, then half a cosine."""
     if progress < _WARMUP:
         return max(progress, _WARMUP / 100) / _WARMUP
     through = min(1.0, (progress - _WARMUP) / (1 - _WARMUP))
@@ -188,7 +211,7 @@ def schedule(progress: float) -> float:
 
 @torch.no_grad()
 def bits_per_byte(model: LanguageModel, text: "TokenFile", window: int | None, tokens: int | None = None) -> float:
-    """The whole split (or its first `tokens` tokens, which are bytes) once, in order: nats of all bytes but the first, over ln 2.
+    """The split (or its first `tokens` bytes) once, in order: nats of all bytes but the first, over ln 2.
 
     Infinite if the model's output is not finite.
     """

@@ -25,9 +25,9 @@ class Row:
     """One measured thing; None is a cell that does not apply.
 
     name: what was done. peer: by what. kind: "kernel" (results written into given memory) or "op" (results allocated).
-    median_ms, p10_ms, p90_ms: of `repeats` calls. bytes, flops: the least traffic, the arithmetic of a call. limit_ms: the time
-    that the limit named in `note` allows; ratio = limit_ms / median_ms, 1 at the limit. tokens_per_s, parameters: of models.
-    memory_mb: the most that was in use above the start, in 10^6 bytes.
+    median_ms, p10_ms, p90_ms: of `repeats` calls. bytes, flops: the least traffic, the arithmetic of a call. limit_ms:
+    the time that the limit named in `note` allows; ratio = limit_ms / median_ms, 1 at the limit. tokens_per_s,
+    parameters: of models. memory_mb: the most that was in use above the start, in 10^6 bytes.
     """
 
     name: str
@@ -53,9 +53,15 @@ class Row:
         """A row with the times, and with its ratio where it has a limit."""
         notes = [note, "stopped early: its time was used up"] if times.capped else [note]
         return cls(
-            median_ms=times.median, p10_ms=times.p10, p90_ms=times.p90, repeats=times.repeats, limit_ms=limit_ms,
-            ratio=None if limit_ms is None else limit_ms / times.median, note="; ".join(filter(None, notes)), **cells,
-        )  # fmt: skip
+            median_ms=times.median,
+            p10_ms=times.p10,
+            p90_ms=times.p90,
+            repeats=times.repeats,
+            limit_ms=limit_ms,
+            ratio=None if limit_ms is None else limit_ms / times.median,
+            note="; ".join(filter(None, notes)),
+            **cells,
+        )
 
     @property
     def text(self) -> dict[str, str]:
@@ -75,9 +81,13 @@ def environment() -> dict[str, str]:
 
     versions = {package: version(package) for package in _WITH}
     return {
-        "cpu": _cpu_model(), "cores": str(_cores()), "threads": str(torch.get_num_threads()), **versions,
-        "commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+        "cpu": _cpu_model(),
+        "cores": str(_cores()),
+        "threads": str(torch.get_num_threads()),
+        **versions,
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def version(package: str) -> str:
@@ -107,7 +117,9 @@ def commit() -> str:
     import hgrn
 
     try:
-        _git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may lie inside somebody else's repository
+        _git(
+            "ls-files", "--error-unmatch", "__init__.py"
+        )  # an installed copy may lie inside somebody else's repository
         head, changes = _git("rev-parse", "--short=10", "HEAD"), _git("status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return f"version {hgrn.__version__}"

@@ -16,9 +16,12 @@ from . import decoding, lengths, limits, plots, quality, scans, training
 from .results import Row, environment, write_csv
 
 _MEASURED = {
-    "limits": limits.measure, "scan": scans.measure, "train": training.measure, "decode": decoding.measure,
+    "limits": limits.measure,
+    "scan": scans.measure,
+    "train": training.measure,
+    "decode": decoding.measure,
     "length": lengths.measure,
-}  # fmt: skip
+}
 NAMES = (*_MEASURED, "quality")
 _WIDTH = 180  # characters of a table that is not printed on a terminal
 
@@ -26,20 +29,25 @@ _WIDTH = 180  # characters of a table that is not printed on a terminal
 def run(names: Sequence[str], out: Path, pictures: Path, *, quick: bool = False) -> None:
     """Runs the named benchmarks (none named: all but `quality`, which takes over two hours) and tells standard output.
 
-    out gets `<name>.csv`, pictures the plots. quick takes small shapes and few repeats: to see that everything works, not to
-    quote. Raises UserError for an unknown name, a kernel that disagrees with the reference, or a folder that cannot be written.
+    out gets `<name>.csv`, pictures the plots. quick takes small shapes and few repeats: to see that everything works,
+    not to quote. Raises UserError for an unknown name, a kernel that disagrees with the reference, or a folder that
+    cannot be written.
     """
     for name in names:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, 1)
-            raise UserError(f"no benchmark is called {name!r}; {f'did you mean {near[0]}?' if near else 'choose from '}"
-                            f"{'' if near else ', '.join(NAMES)}")  # fmt: skip
+            raise UserError(
+                f"no benchmark is called {name!r}; {f'did you mean {near[0]}?' if near else 'choose from '}"
+                f"{'' if near else ', '.join(NAMES)}"
+            )
     where = environment()
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     console.print(
-        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; torch {where['torch']}, numba {where['numba']}, "
-        f"transformers {where['transformers']}; commit {where['commit']}", highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; torch {where['torch']}, "
+        f"numba {where['numba']}, transformers {where['transformers']}; commit {where['commit']}",
+        highlight=False,
+        soft_wrap=True,
+    )
     written = []
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
 
@@ -97,10 +105,24 @@ def _number(value: float | None, form: str) -> str:
 def _quality_table(rows: list[dict[str, str]]) -> Table:
     """The last reading of every run."""
     table = Table(title="quality", title_justify="left")
-    for heading in ("model", "run", "learning rate", "seconds", "steps", "tokens", "parameters", "split", "bits per byte"):
+    for heading in (
+        "model",
+        "run",
+        "learning rate",
+        "seconds",
+        "steps",
+        "tokens",
+        "parameters",
+        "split",
+        "bits per byte",
+    ):
         table.add_column(heading, justify="right" if heading not in ("model", "run", "split") else "left")
     last = {(row["model"], row["run"], row["lr"]): row for row in rows}
     for row in last.values():
-        table.add_row(*(row[key] for key in (
-            "model", "run", "lr", "seconds", "steps", "tokens", "parameters", "split", "bits_per_byte")))  # fmt: skip
+        table.add_row(
+            *(
+                row[key]
+                for key in ("model", "run", "lr", "seconds", "steps", "tokens", "parameters", "split", "bits_per_byte")
+            )
+        )
     return table

@@ -1,4 +1,4 @@
-"""The scans that are measured: inputs, one call forward or forward and backward, the bytes it must move, and the check of it."""
+"""The scans that are measured: their inputs, a call, the bytes that it must move, and the check of it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from hgrn.errors import UserError
 
 # The largest error allowed, relative to the largest value of a tensor. Half precisions: a few units in the last place.
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-# Of a check, numbers a step and numbers in all at most: enough that work is split as in what is measured, and few enough for the
-# reference, which is slow.
+# Of a check, numbers a step and numbers in all at most: enough that work is split as in what is measured, and few
+# enough for the reference, which is slow.
 _CHECKED_STEP, _CHECKED = 1 << 14, 1 << 19
 
 
@@ -30,7 +30,7 @@ class ScanCase:
         return f"{self.kernel} {state} {'forward+backward' if self.backward else 'forward'}"
 
     def minimal_bytes(self, shape: tuple[int, int, int], dtype: torch.dtype) -> int:
-        """Forward reads the input and the gate and writes h; backward reads these, h and its gradient, and writes two."""
+        """Forward reads input and gate and writes h; backward reads these, h and its gradient, and writes two."""
         batch, steps, channels = shape
         numbers = (2 if self.complex_state else 1, 1)  # of the input (and h) and of the gate, a channel
         forward, backward = 2 * numbers[0] + numbers[1], 4 * numbers[0] + 2 * numbers[1]
@@ -45,14 +45,15 @@ class ScanCase:
         gate = torch.randn(batch, steps, channels, generator=generator)
         tensors = [x, (gate if self.kernel == "hgru_scan" else torch.nn.functional.logsigmoid(gate)).to(dtype)]
         if self.kernel == "hgru_scan":
-            # Up to 0.95: a state kept for thousands of steps would show how cos(theta) was rounded, not what a kernel does.
+            # Up to 0.95: a state kept for thousands of steps would show how cos(theta) was rounded, not what a kernel
+            # does.
             tensors.append(0.95 * torch.rand(channels, generator=generator))
         if self.complex_state:
             tensors.append(torch.rand(channels, generator=generator))
         return tuple(tensors)
 
     def call(self, inputs: tuple[Tensor, ...], engine: str | None = None) -> Callable[[], tuple[Tensor, ...]]:
-        """A function of no arguments that returns h, and with backward the gradients of all inputs for one gradient of h."""
+        """A function that returns h, and with backward the gradients of all inputs for one gradient of h."""
         if not self.backward:
             return lambda: (self._scan(inputs, engine),)
         inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
@@ -77,8 +78,8 @@ class ScanCase:
 def check(case: ScanCase, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     """Compares one call, allocating and into given memory, with the float64 reference at `shape`, made smaller.
 
-    Channels stay, because the engine chooses its blocks by them, and small batches; time is cut first. Raises UserError where they
-    differ.
+    Channels stay, because the engine chooses its blocks by them, and small batches; time is cut first. Raises UserError
+    where they differ.
     """
     batch, steps, channels = shape
     batch = min(batch, max(1, _CHECKED_STEP // channels))
@@ -99,13 +100,14 @@ def refuse_if_wrong(kernel: str, dtype: torch.dtype, found: Tensor, expected: Te
     error = (found.double() - expected).abs().max().item() / max(scale, 1e-30)
     if not error <= TOLERANCES[dtype]:  # NaN is not
         raise UserError(
-            f"{kernel} in {str(dtype).removeprefix('torch.')} differs from the float64 reference by {error:.2g} of the largest "
-            f"value ({TOLERANCES[dtype]:.0e} is allowed), so no time of it is reported; try `hgrn doctor`, and report this"
+            f"{kernel} in {str(dtype).removeprefix('torch.')} differs from the float64 reference by {error:.2g} of the "
+            f"largest value ({TOLERANCES[dtype]:.0e} is allowed), so no time of it is reported; try `hgrn doctor`, and "
+            "report this"
         )
 
 
 class GivenOutputs:
-    """Memory for the results of one call of the CPU engine: kept from its first call and handed out again in every later one.
+    """Memory for the results of a call of the CPU engine: kept from the first, handed out again in every later one.
 
     So a "kernel" is the same code as an "op", autograd included, less the allocation of what it returns.
     """

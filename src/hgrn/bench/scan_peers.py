@@ -1,6 +1,7 @@
 """Other ways to run `h_t = a_t h_{t-1} + x_t` on a CPU, each in the layout that it likes, with its gradients.
 
-Shape letters: B batch, T time, D channels. All but the loop and PyTorch's scan need packages of their own (the extra `bench`).
+Shape letters: B batch, T time, D channels. All but the loop and PyTorch's scan need packages of their own (the extra
+`bench`).
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from .results import version
 
 @dataclass(frozen=True)
 class Prepared:
-    """`run()` gives (h, gradient of a, gradient of x) in the peer's own layout; `back` turns one of them into `[B, T, D]`."""
+    """`run()` gives h and the gradients of a and x in the peer's layout; `back` turns each into `[B, T, D]`."""
 
     run: Callable[[], tuple]
     back: Callable[[Any], Tensor]
@@ -23,7 +24,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Peer:
-    """`prepare(a, x, grad)`, each `[B, T, D]`, lays everything out, unmeasured; ImportError if `package` is not installed."""
+    """`prepare(a, x, grad)`, each `[B, T, D]`, lays all out, unmeasured; ImportError if `package` is not there."""
 
     name: str
     package: str

@@ -12,13 +12,20 @@ from .scan_cases import GivenOutputs, ScanCase, check
 
 # [batch, time, channels], all of 2^24 elements.
 SHAPES = {
-    "base": (8, 2048, 1024), "narrow": (128, 2048, 64), "short": (128, 128, 1024), "long": (1, 65536, 256),
+    "base": (8, 2048, 1024),
+    "narrow": (128, 2048, 64),
+    "short": (128, 128, 1024),
+    "long": (1, 65536, 256),
     "wide": (2, 2048, 4096),
-}  # fmt: skip
+}
 # The same corners, of 2^16 to 2^18 elements.
 QUICK_SHAPES = {
-    "base": (4, 128, 512), "narrow": (16, 256, 64), "short": (16, 16, 512), "long": (1, 1024, 64), "wide": (1, 64, 2048),
-}  # fmt: skip
+    "base": (4, 128, 512),
+    "narrow": (16, 256, 64),
+    "short": (16, 16, 512),
+    "long": (1, 1024, 64),
+    "wide": (1, 64, 2048),
+}
 PEER_SHAPE, QUICK_PEER_SHAPE = (4, 2048, 512), (2, 128, 64)
 CASES = tuple(
     ScanCase(kernel, complex_state, backward)
@@ -41,7 +48,9 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     for name, dtype in runs:
         repeats = 3 if quick else 15
         rows += _against_limit(name, shapes[name], dtype, stream, repeats, tell)
-    return rows + _against_peers(QUICK_PEER_SHAPE if quick else PEER_SHAPE, 3 if quick else 15, 2 if quick else 30, tell)
+    return rows + _against_peers(
+        QUICK_PEER_SHAPE if quick else PEER_SHAPE, 3 if quick else 15, 2 if quick else 30, tell
+    )
 
 
 def _against_limit(
@@ -59,9 +68,15 @@ def _against_limit(
     for case, how in times:
         traffic = case.minimal_bytes(shape, dtype)
         yield Row.timed(
-            times[case, how], name=case.name, shape=f"{label} {list(shape)}", dtype=kind, kind=how, bytes=traffic,
-            limit_ms=stream.time_of(traffic, measured), note=LIMIT,
-        )  # fmt: skip
+            times[case, how],
+            name=case.name,
+            shape=f"{label} {list(shape)}",
+            dtype=kind,
+            kind=how,
+            bytes=traffic,
+            limit_ms=stream.time_of(traffic, measured),
+            note=LIMIT,
+        )
 
 
 def _against_peers(shape: tuple[int, int, int], repeats: int, cap_s: float, tell: Tell) -> list[Row]:
@@ -81,6 +96,6 @@ def _against_peers(shape: tuple[int, int, int], repeats: int, cap_s: float, tell
             absent[peer.name] = "not installed"
     times: dict[str, Times] = round_robin(functions, repeats, cap_s=cap_s, on_call=tell(f"scan peers {list(shape)}"))
     cells = {"name": "gated recurrence real forward+backward", "shape": f"peers {list(shape)}"}
-    return [
-        Row.timed(times[name], peer=name, note=notes.get(name, ""), **cells) for name in functions
-    ] + [Row(peer=name, note=note, **cells) for name, note in absent.items()]
+    return [Row.timed(times[name], peer=name, note=notes.get(name, ""), **cells) for name in functions] + [
+        Row(peer=name, note=note, **cells) for name, note in absent.items()
+    ]

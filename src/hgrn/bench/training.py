@@ -87,10 +87,19 @@ def _against_products(width: int, depth: int, steps: int, batch: int, repeats: i
     note = f"limit: its matrix products alone; the step takes {times['step'].median / limit:.2f} of their time"
     rate = f"{products.flops / limit / 1e6:.0f} GFLOP/s"
     return [
-        Row.timed(times["step"], name="training step", limit_ms=limit, parameters=model.size, note=note,
-                  tokens_per_s=1e3 * batch * steps / times["step"].median, **cells),
-        Row.timed(times["products"], name="matrix products of the step", peer="torch", kind="kernel", note=rate, **cells),
-    ]  # fmt: skip
+        Row.timed(
+            times["step"],
+            name="training step",
+            limit_ms=limit,
+            parameters=model.size,
+            note=note,
+            tokens_per_s=1e3 * batch * steps / times["step"].median,
+            **cells,
+        ),
+        Row.timed(
+            times["products"], name="matrix products of the step", peer="torch", kind="kernel", note=rate, **cells
+        ),
+    ]
 
 
 def _against_peers(size: str, steps: int, batch: int, repeats: int, cap_s: float, tell: Tell) -> list[Row]:
@@ -100,10 +109,14 @@ def _against_peers(size: str, steps: int, batch: int, repeats: int, cap_s: float
     times = round_robin(functions, repeats, cap_s=cap_s, on_call=tell(f"train peers {size}"))
     return [
         Row.timed(
-            times[name], name="training step, equal size", peer=name, shape=f"{size}, T={steps}, B={batch}",
-            parameters=model.size, tokens_per_s=1e3 * batch * steps / times[name].median,
+            times[name],
+            name="training step, equal size",
+            peer=name,
+            shape=f"{size}, T={steps}, B={batch}",
+            parameters=model.size,
+            tokens_per_s=1e3 * batch * steps / times[name].median,
             note="; ".join(filter(None, (_dimensions(size, name), KINDS[name].note()))),
-        )  # fmt: skip
+        )
         for name, model in models.items()
     ]
 
