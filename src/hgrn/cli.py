@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--text-field", default="text", metavar="NAME", help="field of JSONL records (default: text)")
 
     bench = add("bench", _bench, "measure speed and memory against the limits of the machine and against other packages",
-                "names: limits, scan, train, decode, length, quality; without one, all but quality (over two hours).\n"
+                "names: limits, scan, train, decode, length, quality; without one, all but quality (about two hours).\n"
                 "Peers that are not installed are left out: pip install 'hgrn[bench]'")  # fmt: skip
     bench.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: all but quality)")
     bench.add_argument("--quick", action="store_true", help="small shapes and few repeats: half a minute, numbers not to be quoted")

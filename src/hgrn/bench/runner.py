@@ -27,7 +27,7 @@ _WIDTH = 180  # characters of a table that is not printed on a terminal
 
 
 def run(names: Sequence[str], out: Path, pictures: Path, *, quick: bool = False) -> None:
-    """Runs the named benchmarks (none named: all but `quality`, which takes over two hours) and tells standard output.
+    """Runs the named benchmarks (none named: all but `quality`, which takes about two hours) and tells standard output.
 
     out gets `<name>.csv`, pictures the plots. quick takes small shapes and few repeats: to see that everything works,
     not to quote. Raises UserError for an unknown name, a kernel that disagrees with the reference, or a folder that
