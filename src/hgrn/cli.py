@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ _EPILOG = """start here:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 2 something to mend, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(format="hgrn: %(message)s")
+    logging.getLogger("hgrn").setLevel(logging.INFO)
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     try:
@@ -76,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens only")
     generate.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of total probability P only")
     generate.add_argument("--seed", type=int, help="make the sample repeatable")
+    for command in (evaluate, generate):
+        command.add_argument("--int8", action="store_true", help="round the weights to 8 bits: a quarter of the memory to read, "
+                             "so faster one token at a time")  # fmt: skip
 
     tokenizer = add("tokenizer", None, "make tokenizers")
     kinds = tokenizer.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -137,7 +143,7 @@ def _overrides(rest: list[str]) -> dict[str, str]:
 def _nothing_left(rest: list[str]) -> dict:
     if rest:
         known = ("--out", "--data", "--split", "--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
-                 "--quick", "--plots")  # fmt: skip
+                 "--int8", "--quick", "--plots")  # fmt: skip
         near = difflib.get_close_matches(rest[0], known, 1)
         raise UserError(f"unknown argument {rest[0]!r}{f'; did you mean {near[0]}?' if near else ''} (see --help)")
     return {}
@@ -187,7 +193,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from hgrn.training.recipe import recipe_from_yaml
     from hgrn.training.tasks import evaluate
 
-    model, _, folder = inference.load(arguments.checkpoint)
+    model, _, folder = inference.load(arguments.checkpoint, int8=arguments.int8)
     if arguments.data:
         split = "test"
         data = TextData(files=arguments.data, tokenizer=str(folder), splits={split: TextSplit()})
@@ -209,7 +215,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
-    model, tokenizer, _ = inference.load(arguments.checkpoint)
+    model, tokenizer, _ = inference.load(arguments.checkpoint, int8=arguments.int8)
     inference.generate(
         model, tokenizer, arguments.prompt, write, max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from hgrn.models import HGRNForCausalLM
 
 
-def load(path: str | Path) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast", Path]:
+def load(path: str | Path, *, int8: bool = False) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast", Path]:
     """The model and tokenizer in `path` (a run folder, a checkpoint or a saved model), and the folder they are in.
+
+    With int8 the weights of its linear maps are rounded to 8 bits (`hgrn.modules.quantize_int8`).
 
     Raises UserError for whatever is there instead, and for weights that are not finite.
     """
@@ -24,6 +26,7 @@ def load(path: str | Path) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast"
 
     from hgrn.data.tokenizer import load_tokenizer
     from hgrn.models import HGRNConfig, HGRNForCausalLM
+    from hgrn.modules import quantize_int8
 
     folder = find_checkpoint(Path(path))
     try:
@@ -43,6 +46,8 @@ def load(path: str | Path) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast"
     wrong = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     if wrong:
         raise UserError(f"{folder}: {', '.join(wrong[:3])} hold NaN or infinity; use an earlier checkpoint")
+    if int8:
+        quantize_int8(model)
     return model.eval(), load_tokenizer(str(folder)), folder
 
 

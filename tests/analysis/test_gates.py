@@ -23,7 +23,7 @@ def test_statistics_are_those_of_the_formula():
     model.eval()
     states = model(input_ids=ids, output_hidden_states=True).hidden_states
     second = model.model.stack.blocks[1]
-    opened = torch.sigmoid(second.mixer.forget_proj(second.mixer_norm(states[1])))
+    opened = torch.sigmoid(second.mixer.project(second.mixer_norm(states[1]))[1])
     expected = shares[0] + (1 - shares[0]) * opened
     torch.testing.assert_close(layers[1].mean, expected.mean((0, 1)))
-    assert not second.mixer.forget_proj._forward_hooks
+    assert not second.mixer._forward_pre_hooks

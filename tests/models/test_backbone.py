@@ -128,9 +128,9 @@ def test_options_reach_the_stack():
     model = HGRNModel(config)
     block = model.stack.blocks[0]
     mixer, glu = block.mixer, block.glu
-    assert glu.up_proj.out_features == 3 and glu.act == "identity" and glu.down_proj.bias is None
+    assert glu.gate_up_proj.out_features == 6 and glu.act == "identity" and glu.down_proj.bias is None
     assert mixer.theta is None and mixer.gate_position == "before_norm" and mixer.gate_act == "sigmoid"
-    assert mixer.gate_proj[0].out_features == 2 and mixer.norm.eps == model.stack.norm.eps == 1e-3
+    assert mixer.gate_up.in_features == 2 and mixer.norm.eps == model.stack.norm.eps == 1e-3
     assert model.dropout.p == block.dropout.p == 0.25 and model.embed_tokens.padding_idx == 4
 
 

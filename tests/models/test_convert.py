@@ -20,7 +20,7 @@ LAYERS = {
     "03_bihgru1d": ("bihgru", dict(bidirectional=True, shared_theta=False)),
     "05_bihgru2d": ("bihgru", dict(bidirectional=True, shared_theta=False)),
     "06a_hgrureal1d_causal": ("hgru-real", dict(complex_state=False)),
-    "07_hgru1d_v3": ("hgru", dict(gate_rank=6)),
+    "07_hgru1d_v3": ("hgru-low-rank", dict(gate_rank=6)),
 }
 
 
@@ -87,6 +87,7 @@ def test_everything_that_does_not_fit_is_named():
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     tensors = dict(golden.parameters)
     del tensors["decoder.layers.1.self_attn.hgru.theta"], tensors["decoder.lower_bounds"]
+    del tensors["decoder.layers.0.self_attn.hgru.lambda_proj.weight"]
     tensors["decoder.layers.0.glu.l4.weight"] = torch.zeros(3)
     tensors["decoder.layers.7.glu.l1.bias"] = torch.zeros(24)
     tensors["decoder.layer_norm.bias"] = torch.zeros(5)
@@ -94,9 +95,10 @@ def test_everything_that_does_not_fit_is_named():
         load_published(model, tensors, "fairseq-lm")
     message = str(error.value)
     for line in (
-        "5 problem(s)",
+        "7 problem(s)",
         "unexpected: decoder.layers.0.glu.l4.weight is not in the layout",
-        "unexpected: model.stack.blocks.7.glu.gate_proj.bias is not in the model",
+        "missing: model.stack.blocks.7.glu.gate_up_proj.bias is made of 2 tensors, of which only decoder.layers.7.glu.l1.bias",
+        "missing: model.stack.blocks.0.mixer.in_proj.weight is made of 3 tensors",
         "reshaped: model.stack.norm.bias is (5,), in the model (12,)",
         "missing: model.stack.bounds.logits",
         "missing: model.stack.blocks.1.mixer.theta",
@@ -116,12 +118,12 @@ def test_a_tied_model_takes_both_copies_if_they_agree():
 
 
 def test_half_a_pair_of_angles_is_missing():
-    with pytest.raises(ConversionError, match="missing: the other row of theta"):
+    with pytest.raises(ConversionError, match="missing: theta is made of 2 tensors, of which only theta_forward is there"):
         from_published({"theta_forward": torch.zeros(1, 1, 4)}, "bihgru")
 
 
 def test_what_a_layout_cannot_hold_is_named():
     with pytest.raises(ConversionError, match="unexpected: theta"):
         to_published(HGRU(4), "hgru-real")
-    with pytest.raises(ValueError, match="layout must be one of hgru, bihgru, .*'hgrn'"):
+    with pytest.raises(ValueError, match="layout must be one of hgru, hgru-low-rank, bihgru, .*'hgrn'"):
         from_published({"theta": torch.zeros(1)}, "hgrn")

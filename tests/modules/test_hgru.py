@@ -22,8 +22,8 @@ LAYERS = {
     "06a_hgrureal1d_causal": (HGRU, "hgru-real", dict(complex_state=False)),
     "06b_hgrureal1d_noncausal": (HGRU, "hgru-real", BI | dict(complex_state=False)),
     "06c_hgrureal2d": (HGRU2d, "hgru-real", BI | dict(complex_state=False)),
-    "07_hgru1d_v3": (HGRU, "hgru", dict(gate_rank=6, gate_act="sigmoid", gate_position="before_norm")),
-    "07b_hgru1d_v2": (HGRU, "hgru", dict(gate_rank=5, gate_act="sigmoid")),
+    "07_hgru1d_v3": (HGRU, "hgru-low-rank", dict(gate_rank=6, gate_act="sigmoid", gate_position="before_norm")),
+    "07b_hgru1d_v2": (HGRU, "hgru-low-rank", dict(gate_rank=5, gate_act="sigmoid")),
     "08_hgru1d_stepwise": (HGRU, "hgru", {}),
 }
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])

@@ -29,7 +29,9 @@ def gate_statistics(model: HGRNForCausalLM, input_ids: Tensor) -> list[LayerGate
     stack, forgets = model.model.stack, []
     with ExitStack() as hooks:
         for block in stack.blocks:
-            keep = block.mixer.forget_proj.register_forward_hook(lambda _, __, out: forgets.append(out.flatten(0, 1)))
+            keep = block.mixer.register_forward_pre_hook(
+                lambda mixer, arguments: forgets.append(mixer.project(arguments[0])[1].flatten(0, 1))
+            )
             hooks.callback(keep.remove)
         was_training = model.training
         model.eval()

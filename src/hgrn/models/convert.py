@@ -32,33 +32,36 @@ HALVES = Change(
     lambda x: torch.cat([x[0::2], x[1::2]]),
     lambda x: torch.stack(x.chunk(2), dim=1).flatten(0, 1),
 )
-ANGLES = Change(lambda x: x.flatten(), lambda x: x[None, None])
+ANGLES = Change(lambda x: x.flatten(), lambda x: x.flatten()[None, None])
+ANGLES_OF_ONE = Change(lambda x: x.flatten()[None], lambda x: x.flatten()[None, None])
 # gamma^k is P_2 + ... + P_k there and P_1 + ... + P_{k-1} here: the same bounds from rows moved by one
 # (see docs/maths.md).
 ROLL = Change(lambda x: x.roll(-1, 0), lambda x: x.roll(1, 0))
 
 
 class Line(NamedTuple):
-    """One tensor. `ours` is None if it holds no weights; `row` is given if it is only a row of ours."""
+    """One tensor. `ours` is None if it holds no weights; `part` counts from 0 if it is only some of the rows of ours."""
 
     published: str
     ours: str | None
     change: Change = SAME
-    row: int | None = None
+    part: int | None = None
 
 
-def _linear(published: str, ours: str, change: Change = SAME) -> list[Line]:
-    """A linear map, two in a row, or a norm; with or without bias."""
-    parts = [number + kind for number in ("", "0.", "1.") for kind in ("weight", "bias")]
-    return [Line(f"{published}.{part}", f"{ours}.{part}", change) for part in parts]
+def _linear(published: str, ours: str, change: Change = SAME, part: int | None = None) -> list[Line]:
+    """A linear map or a norm, with or without bias."""
+    return [Line(f"{published}.{kind}", f"{ours}.{kind}", change, part) for kind in ("weight", "bias")]
 
 
-def _hgru(candidate: Change, *angles: Line) -> list[Line]:
-    """A layer of the authors' hgru-pytorch."""
+def _hgru(candidate: Change, *angles: Line, low_rank: bool = False) -> list[Line]:
+    """A layer of the authors' hgru-pytorch; the three projections of its input are one of ours."""
+    first = ".0" if low_rank else ""
+    widened = [*_linear("lambda_proj.1", "forget_up"), *_linear("gate.1", "gate_up")] if low_rank else []
     return [
-        *_linear("input_proj", "candidate_proj", candidate),
-        *_linear("lambda_proj", "forget_proj"),
-        *_linear("gate", "gate_proj"),
+        *_linear("input_proj", "in_proj", candidate, 0),
+        *_linear(f"lambda_proj{first}", "in_proj", part=1),
+        *_linear(f"gate{first}", "in_proj", part=2),
+        *widened,
         *_linear("out_proj", "out_proj"),
         *_linear("norm", "norm"),
         *angles,
@@ -72,11 +75,13 @@ def _under(published: str, ours: str, lines: Iterable[Line]) -> list[Line]:
 _COMPLEX = _hgru(HALVES, Line("theta", "theta", ANGLES))
 
 LAYOUTS: dict[str, list[Line]] = {
-    # Hgru1d (causal or not), Hgru1dV2, Hgru1dV3, Hgru2d
+    # Hgru1d (causal or not), Hgru2d
     "hgru": _COMPLEX,
+    # Hgru1dV2, Hgru1dV3
+    "hgru-low-rank": _hgru(HALVES, Line("theta", "theta", ANGLES), low_rank=True),
     # BiHgru1d, BiHgru2d
     "bihgru": _hgru(
-        HALVES, Line("theta_forward", "theta", ANGLES, row=0), Line("theta_reverse", "theta", ANGLES, row=1)
+        HALVES, Line("theta_forward", "theta", ANGLES_OF_ONE, 0), Line("theta_reverse", "theta", ANGLES_OF_ONE, 1)
     ),
     # HgruRealV6, HgruReal2d
     "hgru-real": _hgru(SAME),
@@ -87,8 +92,8 @@ LAYOUTS: dict[str, list[Line]] = {
         Line("decoder.lower_bounds", "model.stack.bounds.logits", ROLL),
         *_under("decoder.layers.{n}.self_attn.hgru.", "model.stack.blocks.{n}.mixer.", _COMPLEX),
         *_linear("decoder.layers.{n}.self_attn_layer_norm", "model.stack.blocks.{n}.mixer_norm"),
-        *_linear("decoder.layers.{n}.glu.l1", "model.stack.blocks.{n}.glu.gate_proj"),
-        *_linear("decoder.layers.{n}.glu.l2", "model.stack.blocks.{n}.glu.up_proj"),
+        *_linear("decoder.layers.{n}.glu.l1", "model.stack.blocks.{n}.glu.gate_up_proj", part=0),
+        *_linear("decoder.layers.{n}.glu.l2", "model.stack.blocks.{n}.glu.gate_up_proj", part=1),
         *_linear("decoder.layers.{n}.glu.l3", "model.stack.blocks.{n}.glu.down_proj"),
         *_linear("decoder.layers.{n}.final_layer_norm", "model.stack.blocks.{n}.glu_norm"),
         *_linear("decoder.layer_norm", "model.stack.norm"),
@@ -101,7 +106,7 @@ def from_published(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tens
     """Tensors under published names -> under ours.
 
     Raises:
-        ConversionError: naming every tensor that the layout does not have, and every row without its partner.
+        ConversionError: naming every tensor that the layout does not have, and every part without its others.
     """
     converted, problems = _read(tensors, layout)
     _raise(problems, layout)
@@ -143,17 +148,24 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
     published, problems = {}, []
     for name, parameter in module.named_parameters():
         found = list(_matches(name, layout, "ours"))
+        values = _parts(module, name, len(found)) if len(found) > 1 else [parameter.detach()]
         for line, number in found:
-            value = parameter.detach() if line.row is None else parameter.detach()[line.row]
-            published[line.published.format(n=number)] = line.change.save(value).contiguous()
+            published[line.published.format(n=number)] = line.change.save(values[line.part or 0]).contiguous()
         if not found:
             problems.append(f"unexpected: {name}")
     _raise(problems, layout)
     return published
 
 
+def _parts(module: nn.Module, name: str, count: int) -> list[Tensor]:
+    """A parameter cut into the rows that are `count` tensors elsewhere: equal ones but in an HGRU's `in_proj`."""
+    value = module.get_parameter(name).detach()
+    mixer, found, _ = name.rpartition("in_proj.")
+    return list(value.split(module.get_submodule(mixer.rstrip(".")).in_rows if found else value.shape[0] // count))
+
+
 def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
-    converted, rows, problems = {}, {}, []
+    converted, parts, problems = {}, {}, []
     for name, tensor in tensors.items():
         found = next(_matches(name, layout, "published"), None)
         if found is None:
@@ -163,15 +175,18 @@ def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor]
         if line.ours is None:
             continue
         ours, value = line.ours.format(n=number), line.change.load(tensor)
-        if line.row is None:
+        if line.part is None:
             converted[ours] = value
         else:
-            rows.setdefault(ours, {})[line.row] = value
-    for ours, parts in rows.items():
-        if len(parts) == 2:
-            converted[ours] = torch.stack([parts[0], parts[1]])
+            parts.setdefault(ours, {})[line.part] = line, name, value
+    for ours, found in parts.items():
+        template = next(line.ours for line, _, _ in found.values())
+        count = sum(line.ours == template for line in LAYOUTS[layout])
+        if len(found) == count:
+            converted[ours] = torch.cat([found[part][2] for part in range(count)])
         else:
-            problems.append(f"missing: the other row of {ours}")
+            names = ", ".join(name for _, name, _ in found.values())
+            problems.append(f"missing: {ours} is made of {count} tensors, of which only {names} is there")
     return converted, problems
 
 

@@ -14,7 +14,9 @@ class GLU(nn.Module):
         dim: channels of input and output.
         hidden: channels inside.
         act: "silu", or "identity" for the bilinear unit that the authors' WikiText-103 model runs.
-        bias: biases of the three linear maps.
+        bias: biases of the linear maps.
+
+    The first half of the rows of `gate_up_proj` is W_g, the second W_u: one product makes both.
 
     Shape:
         `[..., dim]` -> `[..., dim]`.
@@ -25,12 +27,12 @@ class GLU(nn.Module):
         if act not in _ACTIVATIONS:
             raise ValueError(f"act must be one of {_ACTIVATIONS}, got {act!r}")
         self.act = act
-        self.gate_proj = nn.Linear(dim, hidden, bias=bias)
-        self.up_proj = nn.Linear(dim, hidden, bias=bias)
+        self.gate_up_proj = nn.Linear(dim, 2 * hidden, bias=bias)
         self.down_proj = nn.Linear(hidden, dim, bias=bias)
 
     def extra_repr(self) -> str:
         return f"act={self.act}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated_unit(self.gate_proj(x), self.up_proj(x), activation=self.act))
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(gated_unit(gate, up, activation=self.act))

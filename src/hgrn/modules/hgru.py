@@ -19,13 +19,6 @@ def initial_theta(dim: int) -> Tensor:
     return 10000.0 ** (-2.0 * torch.arange(dim, dtype=torch.float64) / dim)
 
 
-def _projection(dim: int, out: int, rank: int | None, bias: bool) -> nn.Module:
-    """A linear map, or two in a row through `rank` channels."""
-    if rank is None:
-        return nn.Linear(dim, out, bias=bias)
-    return nn.Sequential(nn.Linear(dim, rank, bias=bias), nn.Linear(rank, out, bias=bias))
-
-
 class HGRU(KeepsFloat32):
     """The hierarchically gated recurrent unit: projections, one scan (two if bidirectional), output gate.
 
@@ -47,7 +40,8 @@ class HGRU(KeepsFloat32):
         bias: biases of the linear maps; the norm keeps its own.
         norm_eps: epsilon of the norm.
 
-    The rows of `candidate_proj` and `gate_proj` are ordered [Re | Im].
+    One product makes all three projections: `in_rows` rows of `in_proj` belong to candidate, forget gate and output gate, those of
+    candidate and output gate ordered [Re | Im]. With gate_rank the second and third are what `forget_up` and `gate_up` widen.
     """
 
     no_decay = ("theta",)
@@ -78,9 +72,10 @@ class HGRU(KeepsFloat32):
         self.gate_position = gate_position
         self.gate_act = gate_act
         width = 2 * dim if complex_state else dim
-        self.candidate_proj = nn.Linear(dim, width, bias=bias)
-        self.forget_proj = _projection(dim, dim, gate_rank, bias)
-        self.gate_proj = _projection(dim, width, gate_rank, bias)
+        self.in_rows = (width, gate_rank or dim, gate_rank or width)
+        self.in_proj = nn.Linear(dim, sum(self.in_rows), bias=bias)
+        self.forget_up = nn.Linear(gate_rank, dim, bias=bias) if gate_rank else None
+        self.gate_up = nn.Linear(gate_rank, width, bias=bias) if gate_rank else None
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.out_proj = nn.Linear(width, dim, bias=bias)
         self.theta = None
@@ -127,16 +122,21 @@ class HGRU(KeepsFloat32):
         if self.bidirectional and state is not None:
             raise ValueError("a bidirectional HGRU reads whole sequences and takes no state; pass state=None")
         initial = None if state is None else state[0]
-        h, final = self._scan(x, (1,), lower_bound, initial, mask=mask, cu_seqlens=cu_seqlens)
-        return self._read_out(h, x), None if self.bidirectional else (final,)
+        candidate, forget, gate = self.project(x)
+        h, final = self._scan(candidate, forget, (1,), lower_bound, initial, mask=mask, cu_seqlens=cu_seqlens)
+        return self._read_out(h, gate), None if self.bidirectional else (final,)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidate `[..., C]`, forget gate `[..., D]` and output gate `[..., C]` of x `[..., D]`, before their activations."""
+        candidate, forget, gate = self.in_proj(x).split(self.in_rows, dim=-1)
+        return (candidate, forget, gate) if self.forget_up is None else (candidate, self.forget_up(forget), self.gate_up(gate))
 
     def _check(self, x: Tensor, letters: str, ndim: int) -> None:
         if x.ndim != ndim or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape {letters} with D = {self.dim}, got {tuple(x.shape)}")
 
-    def _scan(self, x: Tensor, dims: tuple[int, ...], lower_bound, initial_state=None, **where):
+    def _scan(self, candidate: Tensor, forget: Tensor, dims: tuple[int, ...], lower_bound, initial_state=None, **where):
         """The sum of the scans along `dims` in each direction, and the final state of the first."""
-        candidate, forget = self.candidate_proj(x), self.forget_proj(x)
         own = self.theta is not None and self.theta.ndim == 2
         directions = [(False, self.theta[0] if own else self.theta)]
         if self.bidirectional:
@@ -150,9 +150,9 @@ class HGRU(KeepsFloat32):
             h = h + other
         return h, final
 
-    def _read_out(self, h: Tensor, x: Tensor) -> Tensor:
+    def _read_out(self, h: Tensor, gate: Tensor) -> Tensor:
         gated = gated_norm(
-            h, self.gate_proj(x), self.norm.weight, self.norm.bias, self.norm.eps, activation=self.gate_act,
+            h, gate, self.norm.weight, self.norm.bias, self.norm.eps, activation=self.gate_act,
             gate_first=self.gate_position == "before_norm",
         )  # fmt: skip
         return self.out_proj(gated)

@@ -19,5 +19,6 @@ class HGRU2d(HGRU):
             ValueError: x has another shape.
         """
         self._check(x, "[B, H, W, D]", 4)
-        h, _ = self._scan(x, (1, 2), lower_bound)
-        return self._read_out(h, x), None
+        candidate, forget, gate = self.project(x)
+        h, _ = self._scan(candidate, forget, (1, 2), lower_bound)
+        return self._read_out(h, gate), None

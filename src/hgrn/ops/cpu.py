@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cpu_layer, cpu_scan, threads
+from . import cpu_int8, cpu_layer, cpu_scan, threads
 from .cpu_language import Kernel
 from .reference import state_dtype
 
@@ -203,3 +203,16 @@ def gated_unit_backward(grad, gate, x, activation) -> tuple[Tensor, Tensor]:
         dx=grad_x,
     )  # fmt: skip
     return grad_gate, grad_x
+
+
+def int8_linear(x, weight, scale, bias) -> Tensor:
+    """`[R, I] -> [R, O]`; see `hgrn.ops.int8.int8_linear`."""
+    out, width = weight.shape
+    x, weight, scale, y = x.contiguous(), weight.contiguous(), scale.contiguous(), x.new_empty(x.shape[0], out)
+    bias = None if bias is None else bias.contiguous()
+    block = cpu_int8.int8_linear.block(
+        -(-out // _ROWS), rows=out, block=_ROWS, width=width, batch=x.shape[0], x=x.data_ptr(), weight=weight.data_ptr(),
+        scale=scale.data_ptr(), bias=_address(bias), y=y.data_ptr(),
+    )  # fmt: skip
+    threads.run(cpu_int8.int8_linear.address("float32", 0), block, weight.numel())
+    return y

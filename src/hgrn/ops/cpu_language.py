@@ -11,6 +11,7 @@ run-time checks than it is willing to make, and would then give up on vector cod
 """
 
 import hashlib
+import logging
 import math
 import warnings
 from functools import cache
@@ -23,6 +24,8 @@ from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, intrinsic, lower_getattr_generic, overload, register_model
+
+log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Calls
@@ -116,6 +119,13 @@ summing = njit(fastmath={"contract", "reassoc"}, error_model="numpy")
 arithmetic = njit(inline="always", **_OPTIONS)
 
 
+@cache
+def _announce() -> None:
+    """Says once that compiling is what takes the time."""
+    kept = "kept on disk for the next time" if cache_works() else "not kept"
+    log.info("compiling kernels for this processor (some seconds in all; %s)", kept)
+
+
 class Kernel:
     """A kernel: a Python function of one `Call` whose fields are named here, compiled for a dtype when first used."""
 
@@ -129,7 +139,10 @@ class Kernel:
 
     def _compile(self, dtype: str, variant: int):
         signature = types.void(Call(self.fields, _TOKENS[dtype], variant))
-        return cfunc(signature, cache=cache_works(), **_OPTIONS)(self.function)
+        made = cfunc(signature, cache=cache_works(), **_OPTIONS)(self.function)
+        if not made.cache_hits:
+            _announce()
+        return made
 
     def address(self, dtype: str, variant: int) -> int:
         """Where the machine code for a dtype ("float32", ...) and a variant is: a C function of one pointer."""
@@ -220,6 +233,18 @@ def load_flag(typing, address, index):
         return cgutils.is_not_null(builder, builder.load(builder.gep(pointer, [arguments[1]])))
 
     return types.boolean(types.int64, types.int64), generate
+
+
+@intrinsic
+def load_byte(typing, one, address, index):
+    """The signed byte at `address[index]`, as a number of the type of `one`."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[1], ir.IntType(8).as_pointer())
+        byte = builder.load(builder.gep(pointer, [arguments[2]]))
+        return builder.sitofp(builder.sext(byte, ir.IntType(32)), context.get_value_type(one))
+
+    return one(one, types.int64, types.int64), generate
 
 
 @intrinsic

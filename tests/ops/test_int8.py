@@ -1,0 +1,64 @@
+"""8-bit linear maps: the rounding of weights, the kernel against the widened weights, and whole models."""
+
+import pytest
+import torch
+
+from hgrn.models import HGRNConfig, HGRNForCausalLM
+from hgrn.modules import Int8Linear, quantize_int8
+from hgrn.ops import available_engines, int8_linear, quantize_rows
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="no registered engine works here")
+
+
+def test_rounding_is_within_half_a_scale_and_uses_the_whole_range():
+    weight = torch.randn(7, 33) * torch.tensor([1e-6, 1, 1e6, 1, 1, 1, 0])[:, None]
+    integers, scale = quantize_rows(weight)
+    assert integers.dtype == torch.int8 and (integers[:6].abs().amax(1) == 127).all() and (integers[6] == 0).all()
+    assert ((integers * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17), (1, 5, 64), (9, 100), (2, 0, 8)], ids=str)
+@pytest.mark.parametrize("out", [1, 63, 130])
+def test_the_kernel_is_the_product_with_the_widened_weights(shape, out, bias):
+    x, (weight, scale) = torch.randn(shape), quantize_rows(torch.randn(out, shape[-1]))
+    shift = torch.randn(out) if bias else None
+    expected = x.double() @ (weight.double() * scale.double()[:, None]).T + (shift.double() if bias else 0)
+    assert_close(int8_linear(x, weight, scale, shift, engine="numba"), expected, torch.float32)
+    assert_close(int8_linear(x, weight, scale, shift, engine="reference"), expected, torch.float32)
+
+
+def test_a_quantized_model_still_is_nearly_the_model():
+    """Weights move by less than 0.4 % of a row's largest, and logits accordingly."""
+    torch.manual_seed(0)
+    model = HGRNForCausalLM(HGRNConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2)).eval()
+    ids = torch.randint(0, 50, (2, 20))
+    with torch.no_grad():
+        before = model(ids).logits
+        quantize_int8(model)
+        kinds = {type(part).__name__ for part in model.modules()}
+        after = model(ids).logits
+        stepwise, cache = [], None
+        for t in range(20):
+            output = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            stepwise.append(output.logits)
+    assert "Linear" not in kinds and "Int8Linear" in kinds
+    assert 0 < (after - before).norm() / before.norm() < 0.02
+    assert_close(torch.cat(stepwise, 1), after)
+    assert model.model.embed_tokens.weight.dtype == torch.float32
+
+
+def test_a_saved_layer_is_the_layer():
+    layer, x = Int8Linear(torch.nn.Linear(6, 5)), torch.randn(2, 6)
+    other = Int8Linear(torch.nn.Linear(6, 5))
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+
+
+def test_what_does_not_fit_is_named():
+    weight, scale = quantize_rows(torch.randn(4, 3))
+    for x in (torch.randn(2, 5), torch.randn(2, 3).double()):
+        with pytest.raises(ValueError, match=r"int8_linear takes float32 x \[\.\.\., 3\], int8 weight \[4, 3\]"):
+            int8_linear(x, weight, scale)
