@@ -1,5 +1,6 @@
 """One token after the other: against the time to read the weights once, and a Transformer with its cache."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,19 +11,33 @@ from torch import Tensor, nn
 from .measure import Tell, round_robin
 from .models import BYTES, transformer
 from .results import Row
-from .scan_cases import ScanCase, check
+from .scan_cases import ScanCase, check, refuse_if_wrong
 
-# How the weights of our model may be stored: name -> what turns the float32 model into one that steps with such
-# weights. The limit follows from the bytes of whatever parameters and buffers come out, so another format is one more
-# line here.
-FORMATS: dict[str, Callable[[nn.Module], nn.Module]] = {"float32": lambda model: model}
+
+def _int8(model: nn.Module) -> nn.Module:
+    from hgrn.modules import quantize_int8
+
+    return quantize_int8(copy.deepcopy(model))
+
+
+# How the weights of our model may be stored: name -> what makes of the float32 model one that steps with such weights.
+FORMATS: dict[str, Callable[[nn.Module], nn.Module]] = {"float32": lambda model: model, "int8": _int8}
 _CONTEXTS, _QUICK_CONTEXTS = (128, 512, 2048, 4096), (128, 512)
 _GENERATED = 16  # tokens of one call of generate
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """What a step has to read: every parameter and buffer once, tied ones once."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    """What a step has to read: every parameter and buffer once, but of a table of embeddings only a row.
+
+    A table that is the output's matrix too is read as that.
+    """
+    modules = (module for module in model.modules() if not isinstance(module, nn.Embedding))
+    tensors = {
+        id(tensor): tensor
+        for module in modules
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    }
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def hgrn_step(model: nn.Module, cache: Any = None) -> Callable[[], Tensor]:
@@ -73,8 +88,19 @@ class WeightProducts:
             call()
 
 
+def _check_int8(width: int) -> None:
+    """Raises UserError if a product with 8-bit weights is not that of the numbers that they stand for."""
+    from hgrn.ops import int8_linear, quantize_rows
+
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, width, generator=generator), torch.randn(2 * width, width, generator=generator)
+    weight, scale = quantize_rows(weight)
+    expected = x.double() @ (weight.double() * scale.double()[:, None]).T
+    refuse_if_wrong("int8_linear", torch.float32, int8_linear(x, weight, scale), expected)
+
+
 def measure(quick: bool, tell: Tell) -> list[Row]:
-    """Raises UserError if the scan of the model disagrees with the reference."""
+    """Raises UserError if a kernel of the model disagrees with the reference."""
     from hgrn.models import HGRNConfig, HGRNForCausalLM
 
     torch.manual_seed(0)
@@ -85,6 +111,7 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
         size, config = "150M", HGRNConfig.preset("lm-150m", eos_token_id=None)
         other = transformer(config.hidden_size, 14, 8192, config.vocab_size)
     check(ScanCase("hgru_scan", True, False), (1, 1, config.hidden_size), torch.float32)
+    _check_int8(config.hidden_size)
     model, other = HGRNForCausalLM(config).eval(), other.eval()
     models = {name: convert(model) for name, convert in FORMATS.items()}
     source = torch.ones(weight_bytes(model) // 4)
