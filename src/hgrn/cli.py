@@ -91,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=Path, required=True, help="a new folder; use it as data.tokenizer in a recipe")
     fit.add_argument("--text-field", default="text", metavar="NAME", help="field of JSONL records (default: text)")
 
+    bench = add("bench", _bench, "measure speed and memory against the limits of the machine and against other packages",
+                "names: limits, scan, train, decode, length, quality; without one, all but quality (about two hours).\n"
+                "Peers that are not installed are left out: pip install 'hgrn[bench]'")  # fmt: skip
+    bench.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: all but quality)")
+    bench.add_argument("--quick", action="store_true", help="small shapes and few repeats: half a minute, numbers not to be quoted")
+    bench.add_argument("--out", type=Path, metavar="FOLDER",
+                       help="where the CSV files go (default: benchmarks/results, with --quick benchmarks/quick)")  # fmt: skip
+    bench.add_argument("--plots", type=Path, metavar="FOLDER",
+                       help="where the plots go (default: docs/images if it is there, with --quick as --out)")  # fmt: skip
+
     add("doctor", _doctor, "say what is installed, which engines work here, and why the others do not")
     return parser
 
@@ -132,7 +142,8 @@ def _overrides(rest: list[str]) -> dict[str, str]:
 
 def _nothing_left(rest: list[str]) -> dict:
     if rest:
-        known = ("--out", "--data", "--split", "--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--int8")
+        known = ("--out", "--data", "--split", "--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
+                 "--int8", "--quick", "--plots")  # fmt: skip
         near = difflib.get_close_matches(rest[0], known, 1)
         raise UserError(f"unknown argument {rest[0]!r}{f'; did you mean {near[0]}?' if near else ''} (see --help)")
     return {}
@@ -221,6 +232,18 @@ def _tokenizer_train(arguments: argparse.Namespace) -> None:
     units = SplitText(data, "train").units(whole_characters=True)
     train_tokenizer(read_text(units), arguments.vocab_size, arguments.out)
     print(f"saved {arguments.out}; use it with: hgrn train RECIPE --data.tokenizer {arguments.out}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from hgrn.bench import runner
+    from hgrn.memory import keep_freed_memory
+
+    kept = keep_freed_memory()
+    print("freed memory is kept by this process, as when hgrn trains" if kept else "freed memory goes back to the system")
+    out = arguments.out or Path("benchmarks") / ("quick" if arguments.quick else "results")
+    documents = Path("docs/images")
+    pictures = arguments.plots or (documents if documents.is_dir() and not arguments.quick else out)
+    runner.run(arguments.names, out, pictures, quick=arguments.quick)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,123 @@
+"""Time and memory against length: of training steps of long sequences, and of decoding steps behind long contexts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from hgrn.errors import UserError
+
+from .decoding import hgrn_step
+from .measure import Tell, round_robin
+from .models import BYTES, HGRNModel
+from .results import Row
+from .scan_cases import ScanCase, check
+from .training import training_step
+
+_LENGTHS = tuple(4096 << k for k in range(7))  # to 262,144
+_QUICK_LENGTHS = (1024, 4096)
+_WIDTH, _DEPTH, _QUICK_WIDTH = 128, 4, 32
+_CHUNK = 4096  # tokens of one call while a context is read
+# Run by a process of its own, so that nothing that was measured before counts.
+_CHILD = "import sys; from hgrn.bench.lengths import report_peak; report_peak(*map(int, sys.argv[1:]))"
+
+
+def measure(quick: bool, tell: Tell) -> list[Row]:
+    """Raises UserError if the scan of the model disagrees with the reference, or a length does not fit in memory."""
+    lengths, width = (_QUICK_LENGTHS, _QUICK_WIDTH) if quick else (_LENGTHS, _WIDTH)
+    check(ScanCase("hgru_scan", True, True), (1, lengths[-1], width), torch.float32)
+    label, cells = f"B=1, D={width}, {_DEPTH} layers", {"peer": "HGRN"}
+
+    progress = tell("length: memory")
+    # First, while this process is small: the longest takes most of the memory of a small machine.
+    peaks = {}
+    for number, length in enumerate(lengths, 1):
+        peaks[length] = _peak(length, width)
+        progress(number, len(lengths))
+
+    model = _model(width)
+    steps = {length: training_step(model, 1, length) for length in lengths}
+    times = round_robin(steps, 2 if quick else 3, on_call=tell("length: training steps"))
+    rows = [
+        Row.timed(
+            times[length],
+            name="training step",
+            shape=f"T={length}, {label}",
+            tokens_per_s=1e3 * length / times[length].median,
+            parameters=model.size,
+            memory_mb=peaks[length],
+            **cells,
+        )
+        for length in lengths
+    ]
+    model.eval()
+    caches = _read_contexts(model, lengths)
+    steps = {length: hgrn_step(model.model, cache) for length, cache in caches.items()}
+    times = round_robin(steps, 20 if quick else 200, on_call=tell("length: decoding steps"))
+    return rows + [
+        Row.timed(
+            times[length],
+            name="decode step",
+            shape=f"context {length}, {label}",
+            tokens_per_s=1e3 / times[length].median,
+            parameters=model.size,
+            memory_mb=sum(part.nbytes for layer in caches[length].state for part in layer) / 1e6,
+            note="memory: the state",
+            **cells,
+        )
+        for length in lengths
+    ]
+
+
+def _model(width: int) -> HGRNModel:
+    from hgrn.models import HGRNConfig, HGRNForCausalLM
+
+    torch.manual_seed(0)
+    return HGRNModel(HGRNForCausalLM(HGRNConfig(vocab_size=BYTES, hidden_size=width, num_hidden_layers=_DEPTH)))
+
+
+@torch.no_grad()
+def _read_contexts(model: HGRNModel, lengths: tuple[int, ...]) -> dict[int, object]:
+    """The cache after each of the lengths, ascending, of one random text."""
+    from hgrn.models import HGRNCache
+
+    caches, cache, read = {}, None, 0
+    for length in lengths:
+        while read < length:
+            ids = torch.randint(256, (1, min(_CHUNK, length - read)))
+            cache = model.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            read += ids.shape[1]
+        caches[length] = HGRNCache(cache.state, cache.seen_tokens)
+    return caches
+
+
+def _peak(length: int, width: int) -> float | None:
+    """The most memory of a training step, in 10^6 bytes above what the process held; None if not on Linux."""
+    if not Path("/proc/self/status").is_file():
+        return None
+    command = [sys.executable, "-c", _CHILD, str(length), str(width), str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(
+            f"a training step of {length} tokens failed in a process of its own (status {done.returncode}): "
+            f"{done.stderr.strip()[-300:] or 'it was killed; the memory is too small for this length'}"
+        )
+    return json.loads(done.stdout)
+
+
+def report_peak(length: int, width: int, threads: int) -> None:
+    """Prints the peak, by the high-water mark that the system keeps of the process's resident memory."""
+    torch.set_num_threads(threads)
+    model = _model(width)
+    training_step(model, 1, 64)()  # libraries, kernels, and what each thread keeps
+    before = _status("VmRSS")
+    training_step(model, 1, length)()
+    print((_status("VmHWM") - before) / 1e6)
+
+
+def _status(field: str) -> int:
+    """Bytes, from the process's status file (which counts in KiB)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
