@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
-from hgrn.modules import HGRN, HGRU, LowerBounds, no_decay_names
+from hgrn.modules import HGRN, HGRU, LowerBounds, layer_matrices, no_decay_names
 from hgrn.modules.hgru import initial_theta
 
 from .cache import HGRNCache
@@ -63,6 +63,10 @@ class HGRNPreTrainedModel(PreTrainedModel):
     def no_decay_names(self) -> set[str]:
         """Names of the parameters that take no weight decay; the rule is `hgrn.modules.no_decay_names`'s."""
         return no_decay_names(self)
+
+    def layer_matrices(self) -> dict[str, tuple[int, ...]]:
+        """Names and joined rows of the matrices inside the layers; see `hgrn.modules.layer_matrices`."""
+        return layer_matrices(self)
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoModel"):

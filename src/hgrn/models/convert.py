@@ -148,7 +148,7 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
     published, problems = {}, []
     for name, parameter in module.named_parameters():
         found = list(_matches(name, layout, "ours"))
-        values = _parts(module, name, len(found)) if len(found) > 1 else [parameter.detach()]
+        values = _parts(module, name) if len(found) > 1 else [parameter.detach()]
         for line, number in found:
             published[line.published.format(n=number)] = line.change.save(values[line.part or 0]).contiguous()
         if not found:
@@ -157,11 +157,12 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
     return published
 
 
-def _parts(module: nn.Module, name: str, count: int) -> list[Tensor]:
-    """A parameter cut into the rows that are `count` tensors elsewhere: equal ones but in an HGRU's `in_proj`."""
+def _parts(module: nn.Module, name: str) -> list[Tensor]:
+    """A parameter cut into the rows that are tensors of their own elsewhere: those of joined linear maps, else single ones."""
     value = module.get_parameter(name).detach()
-    mixer, found, _ = name.rpartition("in_proj.")
-    return list(value.split(module.get_submodule(mixer.rstrip(".")).in_rows if found else value.shape[0] // count))
+    owner, _, joined = name.rpartition(".")[0].rpartition(".")
+    rows = getattr(module.get_submodule(owner), "joined_rows", {}).get(joined, 1)
+    return list(value.split(rows))
 
 
 def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:

@@ -27,6 +27,7 @@ class GLU(nn.Module):
         if act not in _ACTIVATIONS:
             raise ValueError(f"act must be one of {_ACTIVATIONS}, got {act!r}")
         self.act = act
+        self.joined_rows = {"gate_up_proj": (hidden, hidden)}
         self.gate_up_proj = nn.Linear(dim, 2 * hidden, bias=bias)
         self.down_proj = nn.Linear(hidden, dim, bias=bias)
 

@@ -40,8 +40,8 @@ class HGRU(KeepsFloat32):
         bias: biases of the linear maps; the norm keeps its own.
         norm_eps: epsilon of the norm.
 
-    One product makes all three projections: `in_rows` rows of `in_proj` belong to candidate, forget gate and output gate, those of
-    candidate and output gate ordered [Re | Im]. With gate_rank the second and third are what `forget_up` and `gate_up` widen.
+    One product makes all three projections: `joined_rows["in_proj"]` says how many rows of it belong to candidate, forget gate and
+    output gate; those of candidate and output gate are ordered [Re | Im]. With gate_rank the second and third are what `forget_up` and `gate_up` widen.
     """
 
     no_decay = ("theta",)
@@ -72,8 +72,8 @@ class HGRU(KeepsFloat32):
         self.gate_position = gate_position
         self.gate_act = gate_act
         width = 2 * dim if complex_state else dim
-        self.in_rows = (width, gate_rank or dim, gate_rank or width)
-        self.in_proj = nn.Linear(dim, sum(self.in_rows), bias=bias)
+        self.joined_rows = {"in_proj": (width, gate_rank or dim, gate_rank or width)}
+        self.in_proj = nn.Linear(dim, sum(self.joined_rows["in_proj"]), bias=bias)
         self.forget_up = nn.Linear(gate_rank, dim, bias=bias) if gate_rank else None
         self.gate_up = nn.Linear(gate_rank, width, bias=bias) if gate_rank else None
         self.norm = nn.LayerNorm(width, eps=norm_eps)
@@ -128,7 +128,7 @@ class HGRU(KeepsFloat32):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Candidate `[..., C]`, forget gate `[..., D]` and output gate `[..., C]` of x `[..., D]`, before their activations."""
-        candidate, forget, gate = self.in_proj(x).split(self.in_rows, dim=-1)
+        candidate, forget, gate = self.in_proj(x).split(self.joined_rows["in_proj"], dim=-1)
         return (candidate, forget, gate) if self.forget_up is None else (candidate, self.forget_up(forget), self.gate_up(gate))
 
     def _check(self, x: Tensor, letters: str, ndim: int) -> None:

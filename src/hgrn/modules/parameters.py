@@ -49,3 +49,17 @@ def no_decay_names(module: nn.Module) -> set[str]:
         for name, _ in part.named_parameters(recurse=False)
         if isinstance(part, _WITHOUT_DECAY) or name == "bias" or name in getattr(part, "no_decay", ())
     }
+
+
+def layer_matrices(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The weights of the linear maps inside the blocks, by their names, and how many rows each of the maps laid together has.
+
+    Embeddings and an output head are not among them: their rows belong to tokens.
+    """
+    found = {}
+    for prefix, part in module.named_modules():
+        for name, child in part.named_children():
+            if type(child) is nn.Linear and ".blocks." in f".{prefix}.":
+                rows = getattr(part, "joined_rows", {}).get(name, (child.out_features,))
+                found[f"{prefix}.{name}.weight"] = rows
+    return found

@@ -1,28 +1,36 @@
-"""AdamW with the decay groups that a recipe chooses."""
+"""The optimizer that a recipe chooses, with its decay groups."""
 
 import torch
 from torch import nn
 
+from hgrn.training.muon import Muon
 from hgrn.training.recipe import OptimizerSpec
 
 
-def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.AdamW:
-    """AdamW over the parameters that train: one group with weight decay, one without (either may be absent).
+def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """AdamW over the parameters that train, or Muon over the matrices of the model's layers and AdamW over the rest.
 
-    With `no_decay: module` the second group holds what `model.no_decay_names()` names. The fused kernel
-    updates all tensors of a group in one pass.
+    AdamW has one group with weight decay and one without (either may be absent): with `no_decay: module` the second holds what
+    `model.no_decay_names()` names. Muon's matrices are what `model.layer_matrices()` names. The fused kernel of AdamW updates
+    all tensors of a group in one pass.
     """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = model.layer_matrices() if spec.name == "muon" else {}
     spared = model.no_decay_names() if spec.no_decay == "module" else set()
     decayed, undecayed = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+    for name, parameter in parameters.items():
+        if name not in matrices:
             (undecayed if name in spared else decayed).append(parameter)
     groups = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in ((decayed, spec.weight_decay), (undecayed, 0.0))
-        if parameters
+        {"params": members, "weight_decay": decay}
+        for members, decay in ((decayed, spec.weight_decay), (undecayed, 0.0))
+        if members
     ]
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=True)
+    options = {"lr": spec.lr, "betas": spec.betas, "eps": spec.eps}
+    if spec.name == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **options)
+    pairs = [(parameters[name], rows) for name, rows in matrices.items() if name in parameters]
+    return Muon(pairs, groups, spec.weight_decay, **options)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -77,10 +77,10 @@ class BatchSpec(BaseModel):
 
 
 class OptimizerSpec(BaseModel):
-    """AdamW and the clipping of its gradients."""
+    """The optimizer and the clipping of its gradients."""
 
     model_config = STRICT
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices of the layers; AdamW for the rest")
     lr: float = Field(gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moments")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
