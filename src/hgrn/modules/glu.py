@@ -35,5 +35,4 @@ class GLU(nn.Module):
         return f"act={self.act}"
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(gated_unit(gate, up, activation=self.act))
+        return self.down_proj(gated_unit(self.gate_up_proj(x), activation=self.act))

@@ -4,6 +4,8 @@ Shape letters as in `hgrn.ops.library`. Every output is written once by the kern
 for float64 tensors).
 """
 
+import math
+
 import numba  # noqa: F401  (an absent numba must show here, where the choice of engine looks)
 import numpy as np
 import torch
@@ -65,14 +67,15 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _empty(like: Tensor) -> Tensor:
-    """A contiguous tensor with the shape and dtype of `like`; large ones lie on huge pages where the system grants them.
+def _empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor; large ones lie on huge pages where the system grants them.
 
     NumPy asks the kernel for them and PyTorch does not; on 4 KB pages, first writes cost several times as much.
     """
-    if like.nbytes < _HUGE:
-        return torch.empty(like.shape, dtype=like.dtype)
-    return torch.from_numpy(np.empty(like.nbytes, dtype=np.uint8)).view(like.dtype).view(like.shape)
+    size = math.prod(shape) * dtype.itemsize
+    if size < _HUGE:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _address(x: Tensor | None) -> int:
@@ -93,7 +96,7 @@ def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, 
     """See `hgrn.ops.reference.hgru_scan`."""
     scan = _Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
     state, (room, cos, sin) = scan.states(initial_state), scan.channel_values(lower_bound, theta)
-    h = _empty(candidate)
+    h = _empty(candidate.shape, candidate.dtype)
     scan.run(
         cpu_scan.hgru_scan, **_strided("candidate", candidate), **_strided("forget", forget), room=room, cos=cos, sin=sin,
         state=state, h=h, decay=0,
@@ -122,7 +125,7 @@ def hgru_scan_backward(
     initial = scan.states(None) if initial_state is None else initial_state.contiguous()
     g = scan.states(grad_final.to(scan.accumulate))
     grad_h, h = _unit_last_stride(grad_h), h.contiguous()
-    grad_candidate, grad_forget = _empty(candidate), _empty(forget)
+    grad_candidate, grad_forget = _empty(candidate.shape, candidate.dtype), _empty(forget.shape, forget.dtype)
     sums = torch.zeros(2, scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate)
     scan.run(
         cpu_scan.hgru_scan_backward, **_strided("candidate", candidate), **_strided("forget", forget), room=room, cos=cos,
@@ -137,7 +140,7 @@ def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     """See `hgrn.ops.reference.gated_scan`."""
     scan = _Scan(x, log_f.shape[-1], cu_seqlens, mask, reverse)
     state, (_, cos, sin) = scan.states(initial_state), scan.channel_values(None, theta)
-    h = _empty(x)
+    h = _empty(x.shape, x.dtype)
     scan.run(
         cpu_scan.gated_scan, **_strided("x", x), **_strided("log_f", log_f), cos=cos, sin=sin, state=state, h=h,
     )  # fmt: skip
@@ -150,8 +153,9 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _run_rows(kernel: Kernel, activation: str, like: Tensor, rows: dict[str, Tensor], **arguments: Tensor | int) -> None:
-    """Runs a kernel over the rows of tensors; `rows` names those that may have a stride of their own."""
-    count, width = like.shape
+    """Runs a kernel over the rows of `like` `[..., C]`; `rows` names tensors whose rows may have a stride of their own."""
+    width = like.shape[-1]
+    count = like.numel() // max(width, 1)
     strided = {}
     for name, x in rows.items():
         strided |= {name: x.data_ptr(), f"{name}_row": x.stride(0) * x.element_size()}
@@ -162,7 +166,7 @@ def _run_rows(kernel: Kernel, activation: str, like: Tensor, rows: dict[str, Ten
 
 def gated_norm(x, gate, weight, bias, eps, activation, gate_first) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and each row's mean and inverse deviation; see `hgrn.ops.layer.gated_norm`."""
-    rows, wide, y = _rows(x), state_dtype(x.dtype), _empty(x)
+    rows, wide, y = _rows(x), state_dtype(x.dtype), _empty(x.shape, x.dtype)
     mean, inverse = torch.empty(x.shape[:-1], dtype=wide), torch.empty(x.shape[:-1], dtype=wide)
     scratch = torch.empty(-(-rows.shape[0] // _ROWS), x.shape[-1], dtype=wide)
     _run_rows(
@@ -176,7 +180,7 @@ def gated_norm_backward(grad, x, gate, weight, bias, mean, inverse, activation, 
     """Gradients of x, gate, weight and bias."""
     rows, wide = _rows(x), state_dtype(x.dtype)
     tasks = -(-rows.shape[0] // _ROWS)
-    grad_x, grad_gate = _empty(x), _empty(gate)
+    grad_x, grad_gate = _empty(x.shape, x.dtype), _empty(gate.shape, gate.dtype)
     sums = torch.zeros(2, tasks, x.shape[-1], dtype=wide)
     scratch = torch.empty(tasks, 4, x.shape[-1], dtype=wide)
     _run_rows(
@@ -188,21 +192,18 @@ def gated_norm_backward(grad, x, gate, weight, bias, mean, inverse, activation, 
     return grad_x, grad_gate, grad_weight.clone(), grad_bias.clone()
 
 
-def gated_unit(gate, x, activation) -> Tensor:
+def gated_unit(x, activation) -> Tensor:
     """See `hgrn.ops.layer.gated_unit`."""
-    rows, y = _rows(x), _empty(x)
-    _run_rows(cpu_layer.gated_unit, activation, rows, {"z": _rows(gate), "x": rows}, y=y)
+    y = _empty(x.shape[:-1] + (x.shape[-1] // 2,), x.dtype)
+    _run_rows(cpu_layer.gated_unit, activation, y, {"x": _rows(x)}, y=y)
     return y
 
 
-def gated_unit_backward(grad, gate, x, activation) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and x."""
-    rows, grad_gate, grad_x = _rows(x), _empty(gate), _empty(x)
-    _run_rows(
-        cpu_layer.gated_unit_backward, activation, rows, {"z": _rows(gate), "x": rows, "dy": _rows(grad)}, dz=grad_gate,
-        dx=grad_x,
-    )  # fmt: skip
-    return grad_gate, grad_x
+def gated_unit_backward(grad, x, activation) -> Tensor:
+    """The gradient of x."""
+    grad_x = _empty(x.shape, x.dtype)
+    _run_rows(cpu_layer.gated_unit_backward, activation, grad, {"x": _rows(x), "dy": _rows(grad)}, dx=grad_x)
+    return grad_x
 
 
 def int8_linear(x, weight, scale, bias) -> Tensor:

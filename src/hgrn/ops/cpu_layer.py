@@ -207,26 +207,25 @@ def _unit_back(token, one, variant, width, z, x, dy, dz, dx):
         store(token, dx, j, g * a, 4)
 
 
-@Kernel(_ROWS + " z z_row x x_row y")
+@Kernel(_ROWS + " x x_row y")
 def gated_unit(call):
-    """`act(z) x`."""
+    """`act(z) x` of rows `[z | x]`; `width` is that of a half."""
     width, size = call.width, itemsize(call.token)
     task = next_task(call)
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            z, x = call.z + row * call.z_row, call.x + row * call.x_row
-            _unit(call.token, call.one, call.variant, width, z, x, call.y + row * width * size)
+            z = call.x + row * call.x_row
+            _unit(call.token, call.one, call.variant, width, z, z + width * size, call.y + row * width * size)
         task = next_task(call)
 
 
-@Kernel(_ROWS + " z z_row x x_row dy dy_row dz dx")
+@Kernel(_ROWS + " x x_row dy dy_row dx")
 def gated_unit_backward(call):
-    """Gradients of both factors."""
+    """The gradient of `[z | x]`, laid out like it."""
     width, size = call.width, itemsize(call.token)
     task = next_task(call)
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            z, x, dy = call.z + row * call.z_row, call.x + row * call.x_row, call.dy + row * call.dy_row
-            at = row * width * size
-            _unit_back(call.token, call.one, call.variant, width, z, x, dy, call.dz + at, call.dx + at)
+            z, dy, dz = call.x + row * call.x_row, call.dy + row * call.dy_row, call.dx + 2 * row * width * size
+            _unit_back(call.token, call.one, call.variant, width, z, z + width * size, dy, dz, dz + width * size)
         task = next_task(call)

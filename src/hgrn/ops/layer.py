@@ -27,8 +27,9 @@ def _reference_norm(x, gate, weight, bias, eps, activation, gate_first) -> Tenso
     return (F.layer_norm(x.to(wide), x.shape[-1:], *parameters) * gate).to(x.dtype)
 
 
-def _reference_unit(gate, x, activation) -> Tensor:
-    return ACTIVATIONS[activation](gate) * x
+def _reference_unit(x, activation) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * up
 
 
 def _asks_for_operator(engine: str | None, x: Tensor) -> str | None:
@@ -39,16 +40,9 @@ def _asks_for_operator(engine: str | None, x: Tensor) -> str | None:
     return None if chosen == "reference" else chosen
 
 
-def _check(activation: str, **tensors: Tensor) -> None:
+def _check_activation(activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    (name, first), *others = tensors.items()
-    for other, tensor in others:
-        if tensor.shape != first.shape or tensor.dtype != first.dtype or tensor.device != first.device:
-            raise ValueError(
-                f"{name} and {other} must have the same shape, dtype and device, got {tuple(first.shape)} {first.dtype} on "
-                f"{first.device} and {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-            )
 
 
 def gated_norm(
@@ -77,7 +71,12 @@ def gated_norm(
     Raises:
         ValueError: shapes, dtypes or devices differ, or the activation is unknown.
     """
-    _check(activation, x=x, gate=gate)
+    _check_activation(activation)
+    if gate.shape != x.shape or gate.dtype != x.dtype or gate.device != x.device:
+        raise ValueError(
+            f"x and gate must have the same shape, dtype and device, got {tuple(x.shape)} {x.dtype} on {x.device} and "
+            f"{tuple(gate.shape)} {gate.dtype} on {gate.device}"
+        )
     if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
         raise ValueError(
             f"weight and bias must have shape ({x.shape[-1]},), one value for each channel of x, got {tuple(weight.shape)} and "
@@ -90,22 +89,27 @@ def gated_norm(
     return _gated_norm(x, gate, weight.to(wide), bias.to(wide), eps, activation, gate_first, chosen)[0]
 
 
-def gated_unit(gate: Tensor, x: Tensor, *, activation: str = "silu", engine: str | None = None) -> Tensor:
-    """`act(gate) * x`, the product inside a gated linear unit.
+def gated_unit(x: Tensor, *, activation: str = "silu", engine: str | None = None) -> Tensor:
+    """`act(gate) * up` of `x = [gate | up]`, the product inside a gated linear unit.
 
     Args:
-        gate, x: of one shape and dtype.
+        x: `[..., 2C]`.
         activation: "silu", "sigmoid" or "identity".
         engine: as in `hgru_scan`.
 
+    Returns:
+        `[..., C]`.
+
     Raises:
-        ValueError: shapes, dtypes or devices differ, or the activation is unknown.
+        ValueError: the number of channels is odd, or the activation is unknown.
     """
-    _check(activation, gate=gate, x=x)
+    _check_activation(activation)
+    if x.shape[-1] % 2:
+        raise ValueError(f"x must have an even number of channels, [gate | up], got shape {tuple(x.shape)}")
     chosen = _asks_for_operator(engine, x)
     if chosen is None:
-        return _reference_unit(gate, x, activation)
-    return _gated_unit(gate, x, activation, chosen)
+        return _reference_unit(x, activation)
+    return _gated_unit(x, activation, chosen)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -145,26 +149,24 @@ def _(grad, x, gate, weight, bias, mean, inverse, activation, gate_first, engine
 
 
 @operator("hgrn::gated_unit")
-def _gated_unit(gate: Tensor, x: Tensor, activation: str, engine: str) -> Tensor:
-    return _engine(engine, x).gated_unit(gate, x, activation)
+def _gated_unit(x: Tensor, activation: str, engine: str) -> Tensor:
+    return _engine(engine, x).gated_unit(x, activation)
 
 
 @_gated_unit.register_fake
-def _(gate, x, activation, engine):
-    return _contiguous_like(x)
+def _(x, activation, engine):
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 
 
 @operator("hgrn::gated_unit_backward")
-def _gated_unit_backward(
-    grad: Tensor, gate: Tensor, x: Tensor, activation: str, engine: str
-) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and x."""
-    return _engine(engine, x).gated_unit_backward(grad, gate, x, activation)
+def _gated_unit_backward(grad: Tensor, x: Tensor, activation: str, engine: str) -> Tensor:
+    """The gradient of x."""
+    return _engine(engine, x).gated_unit_backward(grad, x, activation)
 
 
 @_gated_unit_backward.register_fake
-def _(grad, gate, x, activation, engine):
-    return _contiguous_like(gate), _contiguous_like(x)
+def _(grad, x, activation, engine):
+    return _contiguous_like(x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -197,18 +199,17 @@ _gated_norm.register_autograd(_norm_backward, setup_context=_norm_setup)
 
 
 def _unit_setup(ctx, inputs, output):
-    gate, x, ctx.activation, ctx.engine = inputs
-    ctx.save_for_backward(gate, x)
+    x, ctx.activation, ctx.engine = inputs
+    ctx.save_for_backward(x)
 
 
 def _unit_backward(ctx, grad):
-    gate, x = ctx.saved_tensors
+    (x,) = ctx.saved_tensors
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled():
         again = partial(_reference_unit, activation=ctx.activation)
-        grads = _through_reference(lambda *tensors: (again(*tensors),), (gate, x), needs, (grad,))
-        return _where_needed(needs, *grads)
-    return _where_needed(needs, *_gated_unit_backward(grad, gate, x, ctx.activation, ctx.engine))
+        return _where_needed(needs, *_through_reference(lambda x: (again(x),), (x,), needs, (grad,)))
+    return _where_needed(needs, _gated_unit_backward(grad, x, ctx.activation, ctx.engine))
 
 
 _gated_unit.register_autograd(_unit_backward, setup_context=_unit_setup)

@@ -64,7 +64,11 @@ class Muon(torch.optim.AdamW):
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
-            momentum = state.setdefault("momentum", torch.zeros_like(parameter, dtype=torch.float32))
+            if not state:
+                # AdamW looks for a step in every state that it loads.
+                state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter, dtype=torch.float32)}
+            state["step"] += 1
+            momentum = state["momentum"]
             momentum.lerp_(parameter.grad.float(), 1 - _MOMENTUM)
             update = parameter.grad.float().lerp(momentum, _MOMENTUM)
             for pair in zip(update.split(rows), parameter.split(rows)):
