@@ -139,6 +139,22 @@ assert len(said) == 1, said
     assert done.returncode == 0, done.stderr
 
 
+def test_compiling_is_announced_once_and_its_result_is_kept(tmp_path):
+    program = """
+import logging, sys
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+logging.getLogger("hgrn").setLevel(logging.INFO)
+import torch, hgrn
+x = torch.ones(1, 2, 3)
+hgrn.hgru_scan(x, x, engine="numba"); hgrn.gated_scan(x, -x, engine="numba")
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for expected in (1, 0):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("compiling kernels for this processor") == expected, done.stderr
+
+
 def test_without_numba_the_reference_runs_with_one_warning():
     program = """
 import sys, warnings
