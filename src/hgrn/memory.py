@@ -22,5 +22,5 @@ def keep_freed_memory() -> bool:
     if not can_keep_freed_memory():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    never, ahead = 2**31 - 1, 64 << 20
+    never, ahead = -1, 64 << 20  # any positive threshold would be one of at most 2 GiB
     return all(mallopt(*pair) for pair in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, never), (_M_TOP_PAD, ahead)))
