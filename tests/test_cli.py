@@ -91,6 +91,16 @@ def test_temperature_zero_takes_the_likeliest(trained, capsys):
     assert first == second
 
 
+def test_eight_bit_weights_cost_little(trained, capsys):
+    costs = []
+    for options in ([], ["--int8"]):
+        assert main(["eval", str(trained), *options]) == 0
+        costs.append(float(capsys.readouterr().out.split()[-1]))
+    assert costs[1] == pytest.approx(costs[0], abs=0.05)
+    assert main(["generate", str(trained), "--prompt", "A", "--max-new-tokens", "8", "--temperature", "0", "--int8"]) == 0
+    assert capsys.readouterr().out.startswith("A")
+
+
 def test_tokenizer_train_and_a_run_with_it(text, tmp_path, capsys):
     assert main(["tokenizer", "train", str(text), "--vocab-size", "300", "--out", str(tmp_path / "bpe")]) == 0
     assert str(tmp_path / "bpe") in capsys.readouterr().out
