@@ -1,10 +1,10 @@
 """The language of the CPU kernels: the fields of a call, typed access to memory, and the arithmetic of gates.
 
-A kernel is a function of one argument, a `Call`: the address of a block of 64-bit integers (sizes, strides, addresses of tensors)
-whose places its `fields` name, so that a kernel reads `call.steps`. The dtype of the tensors and a variant, a small number whose
-meaning is the kernel's own, belong to the argument's type; a kernel is compiled for each pair when it is first used. `call.token` stands for
-the dtype of the tensors (float32, float64, uint16 for bfloat16, int16 for float16), `call.one` is the number 1 in the dtype of the
-state. Values are float32 in registers, float64 for float64.
+A kernel is a function of one argument, a `Call`: the address of a block of 64-bit integers (sizes, strides, addresses of
+tensors) whose places its `fields` name, so that a kernel reads `call.steps`. The dtype of the tensors and a variant, a small
+number whose meaning is the kernel's own, belong to the argument's type; a kernel is compiled for each pair when it is first
+used. `call.token` stands for the dtype of the tensors (float32, float64, uint16 for bfloat16, int16 for float16), `call.one` is
+the number 1 in the dtype of the state. Values are float32 in registers, float64 for float64.
 
 An access names its stream, a small constant: different streams never overlap, which LLVM could otherwise only find out by more
 run-time checks than it is willing to make, and would then give up on vector code.

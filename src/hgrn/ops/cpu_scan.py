@@ -6,8 +6,7 @@ cache. A row of channels at one step is worked on in pieces: while a piece is co
 for, because rows that lie far apart, or are visited backwards, are more than the processor's own prefetcher finds out.
 
 Letters in the formulas: f forget and a (a + i b) candidate before their activations, s (re + i im) the state, g the gradient that
-arrives at h_t from everything after it, `room` 1 - gamma, `write` 1 - lambda_t, `keep` lambda_t, `turn` the angle's cosine and
-sine.
+arrives at h_t from everything after it, `room` 1 - gamma, `write` 1 - lambda_t, `keep` lambda_t.
 """
 
 from .cpu_language import (
