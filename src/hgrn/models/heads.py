@@ -6,6 +6,7 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from hgrn.modules import Linear
 from hgrn.ops.packing import sequence_ids
 
 from .backbone import HGRNModel, HGRNPreTrainedModel
@@ -26,7 +27,7 @@ class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
     def __init__(self, config: HGRNConfig):
         super().__init__(config)
         self.model = HGRNModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple

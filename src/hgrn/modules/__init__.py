@@ -6,7 +6,8 @@ from .glu import GLU
 from .hgru import HGRU
 from .hgru2d import HGRU2d
 from .int8 import Int8Linear, quantize_int8
+from .linear import Linear
 from .parameters import layer_matrices, no_decay_names
 from .stack import HGRN
 
-__all__ = ["GLU", "HGRN", "HGRU", "Block", "HGRU2d", "Int8Linear", "LowerBounds", "layer_matrices", "no_decay_names", "quantize_int8"]
+__all__ = ["GLU", "HGRN", "HGRU", "Block", "HGRU2d", "Int8Linear", "Linear", "LowerBounds", "layer_matrices", "no_decay_names", "quantize_int8"]

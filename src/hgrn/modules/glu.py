@@ -4,6 +4,8 @@ from torch import Tensor, nn
 
 from hgrn.ops import gated_unit
 
+from .linear import Linear
+
 _ACTIVATIONS = ("silu", "identity")
 
 
@@ -28,8 +30,8 @@ class GLU(nn.Module):
             raise ValueError(f"act must be one of {_ACTIVATIONS}, got {act!r}")
         self.act = act
         self.joined_rows = {"gate_up_proj": (hidden, hidden)}
-        self.gate_up_proj = nn.Linear(dim, 2 * hidden, bias=bias)
-        self.down_proj = nn.Linear(hidden, dim, bias=bias)
+        self.gate_up_proj = Linear(dim, 2 * hidden, bias=bias)
+        self.down_proj = Linear(hidden, dim, bias=bias)
 
     def extra_repr(self) -> str:
         return f"act={self.act}"

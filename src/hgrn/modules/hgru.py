@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hgrn.ops import gated_norm, hgru_scan
 
+from .linear import Linear
 from .parameters import KeepsFloat32, at_least_float32
 
 _ACTIVATIONS = ("silu", "sigmoid")
@@ -73,11 +74,11 @@ class HGRU(KeepsFloat32):
         self.gate_act = gate_act
         width = 2 * dim if complex_state else dim
         self.joined_rows = {"in_proj": (width, gate_rank or dim, gate_rank or width)}
-        self.in_proj = nn.Linear(dim, sum(self.joined_rows["in_proj"]), bias=bias)
-        self.forget_up = nn.Linear(gate_rank, dim, bias=bias) if gate_rank else None
-        self.gate_up = nn.Linear(gate_rank, width, bias=bias) if gate_rank else None
+        self.in_proj = Linear(dim, sum(self.joined_rows["in_proj"]), bias=bias)
+        self.forget_up = Linear(gate_rank, dim, bias=bias) if gate_rank else None
+        self.gate_up = Linear(gate_rank, width, bias=bias) if gate_rank else None
         self.norm = nn.LayerNorm(width, eps=norm_eps)
-        self.out_proj = nn.Linear(width, dim, bias=bias)
+        self.out_proj = Linear(width, dim, bias=bias)
         self.theta = None
         if complex_state:
             shape = (dim,) if shared_theta else (2, dim)

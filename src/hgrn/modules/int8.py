@@ -36,7 +36,7 @@ def quantize_int8(module: nn.Module) -> nn.Module:
     Embeddings, norms, angles and bounds stay as they are; a head that was tied to an embedding gets a copy of its own.
     """
     for name, child in module.named_children():
-        if type(child) is nn.Linear:
+        if isinstance(child, nn.Linear):
             setattr(module, name, Int8Linear(child))
         else:
             quantize_int8(child)

@@ -59,7 +59,7 @@ def layer_matrices(module: nn.Module) -> dict[str, tuple[int, ...]]:
     found = {}
     for prefix, part in module.named_modules():
         for name, child in part.named_children():
-            if type(child) is nn.Linear and ".blocks." in f".{prefix}.":
+            if isinstance(child, nn.Linear) and ".blocks." in f".{prefix}.":
                 rows = getattr(part, "joined_rows", {}).get(name, (child.out_features,))
                 found[f"{prefix}.{name}.weight"] = rows
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cpu_int8, cpu_layer, cpu_scan, threads
+from . import cpu_gated, cpu_layer, cpu_linear, cpu_scan, threads
 from .cpu_language import Kernel
 from .reference import state_dtype
 
@@ -142,9 +142,27 @@ def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     state, (_, cos, sin) = scan.states(initial_state), scan.channel_values(None, theta)
     h = _empty(x.shape, x.dtype)
     scan.run(
-        cpu_scan.gated_scan, **_strided("x", x), **_strided("log_f", log_f), cos=cos, sin=sin, state=state, h=h,
+        cpu_gated.gated_scan, **_strided("x", x), **_strided("log_f", log_f), cos=cos, sin=sin, state=state, h=h,
     )  # fmt: skip
     return h, state
+
+
+def gated_scan_backward(
+    grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, log_f, theta and initial_state; h is what the forward returned."""
+    scan = _Scan(h, log_f.shape[-1], cu_seqlens, mask, reverse)
+    _, cos, sin = scan.channel_values(None, theta)
+    initial = scan.states(None) if initial_state is None else initial_state.contiguous()
+    g = scan.states(grad_final.to(scan.accumulate))
+    grad_h, h = _unit_last_stride(grad_h), h.contiguous()
+    grad_x, grad_log_f = _empty(h.shape, h.dtype), _empty(log_f.shape, log_f.dtype)
+    sums = torch.zeros(scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate)
+    scan.run(
+        cpu_gated.gated_scan_backward, **_strided("log_f", log_f), cos=cos, sin=sin, initial=initial, h=h,
+        **_strided("grad_h", grad_h), g=g, grad_x=grad_x, grad_log_f=grad_log_f, grad_theta=sums,
+    )  # fmt: skip
+    return grad_x, grad_log_f, sums.sum(0), g
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -206,14 +224,24 @@ def gated_unit_backward(grad, x, activation) -> Tensor:
     return grad_x
 
 
-def int8_linear(x, weight, scale, bias) -> Tensor:
-    """`[R, I] -> [R, O]`; see `hgrn.ops.int8.int8_linear`."""
+def _run_linear(kernel: Kernel, x: Tensor, weight: Tensor, **rest: Tensor | None) -> Tensor:
     out, width = weight.shape
-    x, weight, scale, y = x.contiguous(), weight.contiguous(), scale.contiguous(), x.new_empty(x.shape[0], out)
-    bias = None if bias is None else bias.contiguous()
-    block = cpu_int8.int8_linear.block(
-        -(-out // _ROWS), rows=out, block=_ROWS, width=width, batch=x.shape[0], x=x.data_ptr(), weight=weight.data_ptr(),
-        scale=scale.data_ptr(), bias=_address(bias), y=y.data_ptr(),
+    tensors = {"x": x, "weight": weight} | rest
+    tensors = {name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}
+    y = x.new_empty(x.shape[0], out)
+    block = kernel.block(
+        -(-out // _ROWS), rows=out, block=_ROWS, width=width, batch=x.shape[0], y=y.data_ptr(),
+        **{name: _address(tensor) for name, tensor in tensors.items()},
     )  # fmt: skip
-    threads.run(cpu_int8.int8_linear.address("float32", 0), block, weight.numel())
+    threads.run(kernel.address(_name(x.dtype), 0), block, weight.numel())
     return y
+
+
+def linear(x, weight, bias) -> Tensor:
+    """`[R, I] -> [R, O]`; see `hgrn.ops.linear.linear`."""
+    return _run_linear(cpu_linear.linear, x, weight, bias=bias)
+
+
+def int8_linear(x, weight, scale, bias) -> Tensor:
+    """`[R, I] -> [R, O]`; see `hgrn.ops.linear.int8_linear`."""
+    return _run_linear(cpu_linear.int8_linear, x, weight, scale=scale, bias=bias)

@@ -1,4 +1,4 @@
-"""The CPU kernels of the scans: `hgru_scan` with `hgru_carry`, its backward, and `gated_scan`.
+"""The CPU kernels of `hgru_scan` with `hgru_carry`, and of its backward; and how any scan is cut into tasks.
 
 A task is one sequence, one inner index and one block of channels with all of its time steps. Running states live in their output
 tensors (the final state in the forward, the gradient of the initial state in the backward), where they stay in the first-level
@@ -11,7 +11,6 @@ arrives at h_t from everything after it, `room` 1 - gamma, `write` 1 - lambda_t,
 
 from .cpu_language import (
     Kernel,
-    exp_nonpositive,
     helper,
     itemsize,
     load,
@@ -27,15 +26,15 @@ from .cpu_language import (
     store,
 )
 
-_PIECE = 128  # channels
-_LAYOUT = "steps inner channels blocks block bounds reverse mask"  # strides are in bytes
+PIECE = 128  # channels
+LAYOUT = "steps inner channels blocks block bounds reverse mask"  # strides are in bytes
 _CANDIDATE = (
     " candidate candidate_outer candidate_time candidate_inner forget forget_outer forget_time forget_inner room cos sin"
 )
 
 
 @helper
-def _task(call, task):
+def scan_task(call, task):
     """Which sequence, outer and inner index, first channel, number of channels and range of time a task covers."""
     sequence, rest = task // (call.inner * call.blocks), task % (call.inner * call.blocks)
     i, start = rest // call.blocks, (rest % call.blocks) * call.block
@@ -89,7 +88,7 @@ def _copy(token, one, width, state, h):
         store(token, h, j, load(one, state, j, 3), 4)
 
 
-@Kernel(_LAYOUT + _CANDIDATE + " state h decay")
+@Kernel(LAYOUT + _CANDIDATE + " state h decay")
 def hgru_scan(call):
     """`state` holds the initial states and is left with the final ones.
 
@@ -101,7 +100,7 @@ def hgru_scan(call):
     forward = call.decay == 0
     task = next_task(call)
     while task < call.tasks:
-        sequence, outer, i, start, width, begin, end = _task(call, task)
+        sequence, outer, i, start, width, begin, end = scan_task(call, task)
         row = (sequence * inner + i) * call.channels
         s, decay = call.state + wide * (row * parts + start), call.decay + wide * (row + start)
         room, cos, sin = call.room + wide * start, call.cos + wide * start, call.sin + wide * start
@@ -119,8 +118,8 @@ def hgru_scan(call):
                 continue
             c_row, f_row = candidate + t * call.candidate_time, forget + t * call.forget_time
             c_next, f_next = c_row + ahead * call.candidate_time, f_row + ahead * call.forget_time
-            for j in range(0, width, _PIECE):
-                n, x, y = min(_PIECE, width - j), j * size, j * wide
+            for j in range(0, width, PIECE):
+                n, x, y = min(PIECE, width - j), j * size, j * wide
                 prefetch(f_next + x, n * size)
                 for k in range(parts):
                     prefetch(c_next + k * part + x, n * size)
@@ -190,13 +189,13 @@ def _hold(token, one, width, grad_h, g_row):
 
 
 @helper
-def _clear(token, one, width, row):
+def clear(token, one, width, row):
     for j in range(width):
         store(token, row, j, one - one, 6)
 
 
 @Kernel(
-    _LAYOUT + _CANDIDATE + " initial h grad_h grad_h_outer grad_h_time grad_h_inner g grad_candidate grad_forget"
+    LAYOUT + _CANDIDATE + " initial h grad_h grad_h_outer grad_h_time grad_h_inner g grad_candidate grad_forget"
     " grad_lower grad_theta"
 )
 def hgru_scan_backward(call):
@@ -209,7 +208,7 @@ def hgru_scan_backward(call):
     part, wide_part = size * call.channels, wide * call.channels
     task = next_task(call)
     while task < call.tasks:
-        sequence, outer, i, start, width, begin, end = _task(call, task)
+        sequence, outer, i, start, width, begin, end = scan_task(call, task)
         row = (sequence * inner + i) * call.channels
         s0, g_row = call.initial + wide * (row * parts + start), call.g + wide * (row * parts + start)
         gl, gt = call.grad_lower + wide * (row + start), call.grad_theta + wide * (row + start)
@@ -227,16 +226,16 @@ def hgru_scan_backward(call):
             if call.mask != 0 and not load_flag(call.mask, first + t * inner):
                 for k in range(parts):
                     _hold(token, one, width, dh + k * part, g_row + k * wide_part)
-                    _clear(token, one, width, dc + k * part)
-                _clear(token, one, width, df)
+                    clear(token, one, width, dc + k * part)
+                clear(token, one, width, df)
                 continue
             c_row, f_row = candidate + t * call.candidate_time, forget + t * call.forget_time
             c_next, f_next, dh_next = c_row + back * call.candidate_time, f_row + back * call.forget_time, dh + back * call.grad_h_time
             before = h + (t + back) * inner * part * parts
             before_next = before + back * inner * part * parts
             entering = step == end - begin - 1
-            for j in range(0, width, _PIECE):
-                n, x, y = min(_PIECE, width - j), j * size, j * wide
+            for j in range(0, width, PIECE):
+                n, x, y = min(PIECE, width - j), j * size, j * wide
                 prefetch(f_next + x, n * size)
                 for k in range(parts):
                     prefetch(c_next + k * part + x, n * size)
@@ -256,74 +255,4 @@ def hgru_scan_backward(call):
                     _back_real(token, one, one, n, c_row + x, f_row + x, room + y, s0 + y, dh + x, g_row + y, dc + x, df + x, gl + y)
                 else:
                     _back_real(token, token, one, n, c_row + x, f_row + x, room + y, before + x, dh + x, g_row + y, dc + x, df + x, gl + y)
-        task = next_task(call)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# gated_scan
-
-
-@helper
-def _gated_real(token, one, width, x, log_f, state, h):
-    for j in range(width):
-        s = exp_nonpositive(load(token, log_f, j, 1)) * load(one, state, j, 3) + load(token, x, j, 0)
-        store(one, state, j, s, 3)
-        store(token, h, j, s, 4)
-
-
-@helper
-def _gated_complex(token, one, width, size, wide, x, log_f, cos, sin, state, h):
-    for j in range(width):
-        decay, c, s = exp_nonpositive(load(token, log_f, j, 1)), load(one, cos, j, 2), load(one, sin, j, 2)
-        re, im = load(one, state, j, 3), load(one, state + wide, j, 5)
-        new_re = decay * (c * re - s * im) + load(token, x, j, 0)
-        new_im = decay * (s * re + c * im) + load(token, x + size, j, 0)
-        store(one, state, j, new_re, 3)
-        store(one, state + wide, j, new_im, 5)
-        store(token, h, j, new_re, 4)
-        store(token, h + size, j, new_im, 6)
-
-
-@helper
-def _held(token, one, width, x, state, h):
-    """A masked position: the state is held, and what the caller left in x is added."""
-    for j in range(width):
-        s = load(one, state, j, 3) + load(token, x, j, 0)
-        store(one, state, j, s, 3)
-        store(token, h, j, s, 4)
-
-
-@Kernel(_LAYOUT + " x x_outer x_time x_inner log_f log_f_outer log_f_time log_f_inner cos sin state h")
-def gated_scan(call):
-    """`state` holds the initial states and is left with the final ones."""
-    token, one, parts = call.token, call.one, call.variant
-    size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
-    part, wide_part = size * call.channels, wide * call.channels
-    task = next_task(call)
-    while task < call.tasks:
-        sequence, outer, i, start, width, begin, end = _task(call, task)
-        s = call.state + wide * ((sequence * inner + i) * call.channels * parts + start)
-        cos, sin = call.cos + wide * start, call.sin + wide * start
-        first = outer * call.steps * inner + i
-        x = call.x + outer * call.x_outer + i * call.x_inner + size * start
-        log_f = call.log_f + outer * call.log_f_outer + i * call.log_f_inner + size * start
-        ahead = -1 if reverse else 1
-        for step in range(end - begin):
-            t = end - 1 - step if reverse else begin + step
-            x_row, f_row = x + t * call.x_time, log_f + t * call.log_f_time
-            h_row = call.h + part * parts * (first + t * inner) + size * start
-            if call.mask != 0 and not load_flag(call.mask, first + t * inner):
-                for k in range(parts):
-                    _held(token, one, width, x_row + k * part, s + k * wide_part, h_row + k * part)
-                continue
-            x_next, f_next = x_row + ahead * call.x_time, f_row + ahead * call.log_f_time
-            for j in range(0, width, _PIECE):
-                n, at, y = min(_PIECE, width - j), j * size, j * wide
-                prefetch(f_next + at, n * size)
-                for k in range(parts):
-                    prefetch(x_next + k * part + at, n * size)
-                if parts == 1:
-                    _gated_real(token, one, n, x_row + at, f_row + at, s + y, h_row + at)
-                else:
-                    _gated_complex(token, one, n, part, wide_part, x_row + at, f_row + at, cos + y, sin + y, s + y, h_row + at)
         task = next_task(call)

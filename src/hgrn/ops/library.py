@@ -172,6 +172,23 @@ def _(x, log_f, theta, initial_state, cu_seqlens, mask, reverse, engine):
     return _contiguous_like(x), _states(x, cu_seqlens, x.shape[-1])
 
 
+@operator("hgrn::gated_scan_backward")
+def gated_scan_backward(
+    grad_h: Tensor, grad_final: Tensor, log_f: Tensor, theta: Tensor | None, initial_state: Tensor | None, h: Tensor,
+    cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool, engine: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, log_f, theta `[D]` and initial_state; zeros for what was not given."""
+    return _engine(engine, h).gated_scan_backward(
+        grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse
+    )
+
+
+@gated_scan_backward.register_fake
+def _(grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
+    channel = log_f.new_empty(log_f.shape[-1:], dtype=state_dtype(log_f.dtype))
+    return _contiguous_like(h), _contiguous_like(log_f), channel, _states(h, cu_seqlens, h.shape[-1])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Gradients
 
@@ -257,9 +274,14 @@ def _gated_backward(ctx, grad_h, grad_final):
 
     With `G_t` the gradient of `h_t` and `a_t = exp(log_f_t + i theta)` (1 where the mask is False):
         G_t = grad_h_t + conj(a_{t+1}) G_{t+1},   dx_t = G_t,   dlog_f_t = Re(conj(G_t) a_t h_{t-1}).
-    Written with differentiable operations, so that it has second derivatives of its own.
+    Where second derivatives are wanted it is written with differentiable operations, else it is one pass of the engine.
     """
     x, log_f, theta, initial_state, cu_seqlens, mask, h = ctx.saved_tensors
+    if not torch.is_grad_enabled():
+        grads = gated_scan_backward(
+            grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, ctx.reverse, ctx.engine
+        )
+        return _where_needed(ctx.needs_input_grad, *grads)
     accumulate, total = state_dtype(x.dtype), x.shape[1]
     if total == 0:
         return _where_needed(ctx.needs_input_grad, grad_h, torch.zeros_like(log_f),
@@ -327,7 +349,8 @@ def _fold(overload, info, in_dims, *arguments):
     shared = ("lower_bound", "theta")
     own = any(dim is not None for name, dim in zip(names, in_dims) if name in shared)
     packed = arguments[names.index("cu_seqlens")] is not None
-    summed = overload is hgru_scan_backward.overload  # each sample's lower bound has its own gradient
+    # Each sample's lower bound and angles have a gradient of their own.
+    summed = overload in (hgru_scan_backward.overload, gated_scan_backward.overload)
     if own or packed or summed:
         samples = [
             overload(*(a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims)))
@@ -345,5 +368,5 @@ def _fold(overload, info, in_dims, *arguments):
     return tuple(out.unflatten(0, (info.batch_size, -1)) for out in outputs), (0,) * len(outputs)
 
 
-for _op in (hgru_scan, hgru_scan_backward, hgru_carry, gated_scan):
+for _op in (hgru_scan, hgru_scan_backward, hgru_carry, gated_scan, gated_scan_backward):
     _op.register_vmap(partial(_fold, _op.overload))

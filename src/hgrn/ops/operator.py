@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def _is_listened_to(arguments: tuple) -> bool:
+def is_listened_to(arguments: tuple) -> bool:
     """Whether a tracer, a transform of torch.func, a dispatch mode or a tensor subclass wants to see the operator itself."""
     return (
         torch.compiler.is_compiling()
@@ -51,7 +51,7 @@ class Operator:
         self._direct = Direct.apply
 
     def __call__(self, *arguments):
-        return (self.registered if _is_listened_to(arguments) else self._direct)(*arguments)
+        return (self.registered if is_listened_to(arguments) else self._direct)(*arguments)
 
 
 def operator(name: str) -> Callable[[Callable], Operator]:

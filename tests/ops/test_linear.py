@@ -1,14 +1,45 @@
-"""8-bit linear maps: the rounding of weights, the kernel against the widened weights, and whole models."""
+"""Linear maps of few rows: the kernels against the product, in float32 and with 8-bit weights, and whole models."""
 
 import pytest
 import torch
 
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 from hgrn.modules import Int8Linear, quantize_int8
-from hgrn.ops import available_engines, int8_linear, quantize_rows
+from hgrn.ops import available_engines, cpu, int8_linear, linear, quantize_rows
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="no registered engine works here")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 520), (8, 512), (2, 1, 520), (2, 3, 601)], ids=str)
+def test_few_rows_against_large_weights_are_the_product(shape, bias, monkeypatch):
+    ran = []
+    monkeypatch.setattr(cpu, "linear", lambda *arguments, real=cpu.linear: ran.append(1) or real(*arguments))
+    x, weight, shift = torch.randn(shape), torch.randn(517, shape[-1]), torch.randn(517) if bias else None
+    expected = torch.nn.functional.linear(x.double(), weight.double(), shift.double() if bias else None)
+    with torch.no_grad():
+        found = linear(x, weight, shift)
+        assert_close(found, expected)
+        strided = torch.randn(517, 2 * shape[-1])[:, ::2]
+        assert_close(linear(x, strided), x.double() @ strided.double().T)
+    assert len(ran) == 2 and found.shape == (*shape[:-1], 517)
+
+
+def test_what_the_kernel_is_not_for_is_pytorch_s(monkeypatch):
+    """More rows, gradients, other dtypes, small weights and autocast: the very same numbers as `F.linear`."""
+    monkeypatch.setattr(cpu, "linear", None)
+    weight, x = torch.randn(517, 512), torch.randn(1, 512)
+    with torch.no_grad():
+        for a, b in ((torch.randn(9, 512), weight), (x.double(), weight.double()), (x, weight[:5]), (x.bfloat16(), weight.bfloat16())):
+            assert torch.equal(linear(a, b), torch.nn.functional.linear(a, b))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(x, weight).dtype == torch.bfloat16
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            linear(x[:, 1:], weight)
+    weight.requires_grad_()
+    (grad,) = torch.autograd.grad(linear(x, weight).sum(), weight)
+    assert torch.equal(grad, x.expand_as(weight))
 
 
 def test_rounding_is_within_half_a_scale_and_uses_the_whole_range():

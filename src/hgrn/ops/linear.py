@@ -1,10 +1,45 @@
-"""The linear map of 8-bit weights as an operator: for decoding, where reading the weights is the time."""
+"""Linear maps of few rows, for decoding, where reading the weights is the time: as they are, and in 8 bits."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .library import _choose, _engine
-from .operator import operator
+from .operator import is_listened_to, operator
+
+_FEW = 8  # rows of x from which a matrix product is faster
+_LARGE = 1 << 18  # elements of a weight from which its reading is what takes the time
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`; for few rows of x, without gradients and on a CPU, at the speed of reading the weights.
+
+    (A matrix product of one row reads a large weight at a fraction of the bandwidth of memory.)
+
+    Args:
+        x: `[..., I]`. weight: `[O, I]`. bias: `[O]` or None.
+
+    Returns:
+        `[..., O]`.
+    """
+    if _suits_kernel(x, weight, bias) and _choose(None, "cpu") != "reference":
+        return _engine("auto", x).linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], weight.shape[0])
+    return F.linear(x, weight, bias)
+
+
+def _suits_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    few = x.dtype == torch.float32 and x.numel() <= _FEW * x.shape[-1]
+    return (
+        few
+        and weight.numel() >= _LARGE
+        and not torch.is_grad_enabled()
+        and not is_listened_to((x, weight, bias))
+        and x.device.type == weight.device.type == "cpu"
+        and weight.dtype == x.dtype
+        and (bias is None or bias.dtype == x.dtype)
+        and weight.shape[1] == x.shape[-1]  # otherwise the error is PyTorch's
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,11 +75,8 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
     chosen = _choose(engine, x.device.type)
     rows = x.reshape(-1, width)
     if chosen == "reference" or x.device.type != "cpu" or rows.shape[0] > _FEW:
-        return torch.nn.functional.linear(x, weight.to(x.dtype) * scale[:, None], bias)
+        return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
     return _int8_linear(rows, weight, scale, bias, chosen).reshape(*x.shape[:-1], out)
-
-
-_FEW = 8  # rows of x from which a matrix product of widened weights is faster
 
 
 @operator("hgrn::int8_linear")

@@ -1,0 +1,54 @@
+"""The CPU kernels of linear maps for few rows: with weights as they are, and with 8-bit weights that have a scale for each row.
+
+A task is a block of rows of the weight. At a batch of one, a language model's step is the reading of its weights, so each row of
+the weight is read once, end to end, for all rows of x, whose few rows stay in the cache.
+"""
+
+from .cpu_language import Kernel, itemsize, load, load_byte, next_task, store, summing
+
+
+@summing
+def _dot(token, one, width, weight, x):
+    total = one - one
+    for j in range(width):
+        total += load(token, weight, j, 1) * load(token, x, j, 0)
+    return total
+
+
+@summing
+def _dot_int8(one, width, weight, x):
+    total = one - one
+    for j in range(width):
+        total += load_byte(one, weight, j) * load(one, x, j, 0)
+    return total
+
+
+@Kernel("rows block width batch x weight bias y")
+def linear(call):
+    """`y[n, o] = sum_i weight[o, i] x[n, i] + bias[o]`, all of one dtype; bias may be 0."""
+    token, one, width = call.token, call.one, call.width
+    row_size = width * itemsize(token)
+    task = next_task(call)
+    while task < call.tasks:
+        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
+            shift = load(token, call.bias, row, 0) if call.bias != 0 else one - one
+            for n in range(call.batch):
+                y = _dot(token, one, width, call.weight + row * row_size, call.x + n * row_size) + shift
+                store(token, call.y, n * call.rows + row, y, 2)
+        task = next_task(call)
+
+
+@Kernel("rows block width batch x weight scale bias y")
+def int8_linear(call):
+    """`y[n, o] = scale[o] sum_i weight[o, i] x[n, i] + bias[o]`; x and y are of the state's dtype, bias may be 0."""
+    one, width = call.one, call.width
+    wide = itemsize(one)
+    task = next_task(call)
+    while task < call.tasks:
+        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
+            weight, scale = call.weight + row * width, load(one, call.scale, row, 0)
+            shift = load(one, call.bias, row, 0) if call.bias != 0 else one - one
+            for n in range(call.batch):
+                y = scale * _dot_int8(one, width, weight, call.x + n * width * wide) + shift
+                store(one, call.y, n * call.rows + row, y, 1)
+        task = next_task(call)
