@@ -66,11 +66,11 @@ def round_robin(
 
     for function in functions.values():
         call(function)
-    gc.collect()
     collects = gc.isenabled()
     gc.disable()  # or a collection would fall upon whichever is running
     try:
         for _ in range(repeats):
+            gc.collect()  # models that leave cycles behind would fill the memory
             for name, function in functions.items():
                 if cap_s is not None and sum(readings[name]) >= cap_s:
                     capped.add(name)
