@@ -1,5 +1,6 @@
 """One token after the other: against the time to read the weights once, and a Transformer with its cache."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -99,6 +100,15 @@ def _check_int8(width: int) -> None:
     refuse_if_wrong("int8_linear", torch.float32, int8_linear(x, weight, scale), expected)
 
 
+def _check_step(name: str, model: nn.Module) -> None:
+    """Raises UserError if a compiled step is not what the modules of the model compute."""
+    expected = hgrn_step(model)()
+    expected = hgrn_step(model)()
+    with model.stepping():
+        found = hgrn_step(model)()
+    refuse_if_wrong(f"a step with weights in {name}", torch.float32, found, expected)
+
+
 def measure(quick: bool, tell: Tell) -> list[Row]:
     """Raises UserError if a kernel of the model disagrees with the reference."""
     from hgrn.models import HGRNConfig, HGRNForCausalLM
@@ -114,6 +124,8 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     _check_int8(config.hidden_size)
     model, other = HGRNForCausalLM(config).eval(), other.eval()
     models = {name: convert(model) for name, convert in FORMATS.items()}
+    for name, stored in models.items():
+        _check_step(name, stored)
     source = torch.ones(weight_bytes(model) // 4)
 
     functions = {"read": source.sum, "products": WeightProducts(model)}
@@ -129,7 +141,10 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
         )
     contexts = _QUICK_CONTEXTS if quick else _CONTEXTS
     functions |= {context: transformer_step(other, context) for context in contexts}
-    times = round_robin(functions, 5 if quick else 30, on_call=tell(f"decode {size}"))
+    with contextlib.ExitStack() as inside:
+        for stored in models.values():
+            inside.enter_context(stored.stepping())
+        times = round_robin(functions, 5 if quick else 30, on_call=tell(f"decode {size}"))
 
     read = times["read"].median
     rows = [

@@ -55,7 +55,8 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     model.eval()
     caches = _read_contexts(model, lengths)
     steps = {length: hgrn_step(model.model, cache) for length, cache in caches.items()}
-    times = round_robin(steps, 20 if quick else 200, on_call=tell("length: decoding steps"))
+    with model.model.stepping():
+        times = round_robin(steps, 20 if quick else 200, on_call=tell("length: decoding steps"))
     return rows + [
         Row.timed(
             times[length],

@@ -95,12 +95,12 @@ def check(case: ScanCase, shape: tuple[int, int, int], dtype: torch.dtype) -> No
 
 
 def refuse_if_wrong(kernel: str, dtype: torch.dtype, found: Tensor, expected: Tensor) -> None:
-    """Raises UserError unless `found` is within the tolerance of its dtype from the float64 `expected`."""
+    """Raises UserError unless `found` is within the tolerance of its dtype from the `expected` of the reference."""
     scale = expected.abs().max().item()
     error = (found.double() - expected).abs().max().item() / max(scale, 1e-30)
     if not error <= TOLERANCES[dtype]:  # NaN is not
         raise UserError(
-            f"{kernel} in {str(dtype).removeprefix('torch.')} differs from the float64 reference by {error:.2g} of the "
+            f"{kernel} in {str(dtype).removeprefix('torch.')} differs from the reference by {error:.2g} of the "
             f"largest value ({TOLERANCES[dtype]:.0e} is allowed), so no time of it is reported; try `hgrn doctor`, and "
             "report this"
         )

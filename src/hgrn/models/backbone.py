@@ -139,9 +139,7 @@ class HGRNModel(HGRNPreTrainedModel):
         if use_cache is None:
             use_cache = past_key_values is not None or (self.config.use_cache and not self.training)
 
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if self.config.scale_embeddings:
-            x = x * math.sqrt(self.config.hidden_size)
+        x = self.embed(input_ids) if inputs_embeds is None else self._scaled(inputs_embeds)
         hidden_states = [] if output_hidden_states else None
         state = None if past_key_values is None else past_key_values.state
         mask = self._mask(attention_mask, x)
@@ -155,6 +153,13 @@ class HGRNModel(HGRNPreTrainedModel):
             past_key_values=past_key_values if use_cache else None,
             hidden_states=(*hidden_states, x) if output_hidden_states else None,
         )
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """What the stack reads: `[B, T]` -> `[B, T, hidden_size]`, scaled if the configuration says so."""
+        return self._scaled(self.embed_tokens(input_ids))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x * math.sqrt(self.config.hidden_size) if self.config.scale_embeddings else x
 
     def _mask(self, attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
         """The op's mask `[B, T]`: the last T columns, as bool."""

@@ -12,11 +12,12 @@ from hgrn.ops.packing import sequence_ids
 from .backbone import HGRNModel, HGRNPreTrainedModel
 from .cache import HGRNCache
 from .configuration import HGRNConfig
+from .stepping import SteppingMixin
 
 _IGNORE = -100
 
 
-class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
+class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
     """HGRN as a language model."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -65,6 +66,11 @@ class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
         """
         if labels is not None and shift_labels is not None:
             raise ValueError("give labels or shift_labels, not both")
+        only_next = all(x is None for x in (inputs_embeds, labels, shift_labels, cu_seqlens)) and use_cache is not False
+        if self.is_stepping and only_next and not (output_attentions or output_hidden_states or self.config.output_hidden_states):
+            logits = self._step(input_ids, attention_mask, past_key_values)
+            if logits is not None:
+                return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -97,6 +103,11 @@ class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
+
+    def generate(self, *args, **kwargs):
+        """As transformers does, on a CPU by compiled steps (see `stepping`)."""
+        with self.stepping():
+            return super().generate(*args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """Generation starts from our cache: none of transformers' own fits a model without attention."""

@@ -9,5 +9,6 @@ from .int8 import Int8Linear, quantize_int8
 from .linear import Linear
 from .parameters import layer_matrices, no_decay_names
 from .stack import HGRN
+from .stepper import Stepper
 
-__all__ = ["GLU", "HGRN", "HGRU", "Block", "HGRU2d", "Int8Linear", "Linear", "LowerBounds", "layer_matrices", "no_decay_names", "quantize_int8"]
+__all__ = ["GLU", "HGRN", "HGRU", "Block", "HGRU2d", "Int8Linear", "Linear", "LowerBounds", "Stepper", "layer_matrices", "no_decay_names", "quantize_int8"]

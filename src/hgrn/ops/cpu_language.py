@@ -153,6 +153,32 @@ class Kernel:
         return np.array((tasks, 0, *(values.pop(name) for name in self.fields[len(_COMMON) :])), dtype=np.int64)
 
 
+@intrinsic
+def enter(typing, kernel, block):
+    """Calls the kernel at an address with a block."""
+
+    def generate(context, builder, signature, arguments):
+        i64 = ir.IntType(64)
+        function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), [i64]).as_pointer())
+        builder.call(function, [arguments[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def enter_parallel(typing, parallel, kernel, block, threads):
+    """As `enter` on so many threads, by the function at address `parallel`: OpenMP's `GOMP_parallel`."""
+
+    def generate(context, builder, signature, arguments):
+        i32, i64 = ir.IntType(32), ir.IntType(64)
+        function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), [i64, i64, i32, i32]).as_pointer())
+        builder.call(function, [arguments[1], arguments[2], builder.trunc(arguments[3], i32), ir.Constant(i32, 0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
 
@@ -222,6 +248,18 @@ def load_index(typing, address, index):
         return builder.load(builder.gep(pointer, [arguments[1]]))
 
     return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def store_index(typing, address, index, value):
+    """Writes the int64 at `address[index]`."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        builder.store(arguments[2], builder.gep(pointer, [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 @intrinsic

@@ -61,9 +61,10 @@ def _gate(token, one, variant, width, x, z, gated):
 
 
 @helper
-def _norm(token, one, width, x, mean, inverse, scale, shift, y):
+def _norm(token, past, one, width, x, mean, inverse, scale, shift, y):
+    """`past` is the dtype of x: what has been gated is of the state's dtype."""
     for j in range(width):
-        u = (load(one, x, j, 0) - mean) * inverse
+        u = (load(past, x, j, 0) - mean) * inverse
         store(token, y, j, u * load(one, scale, j, 1) + load(one, shift, j, 1), 2)
 
 
@@ -73,6 +74,22 @@ def _norm_and_gate(token, one, variant, width, x, z, mean, inverse, scale, shift
         u = (load(token, x, j, 0) - mean) * inverse
         normed = u * load(one, scale, j, 1) + load(one, shift, j, 1)
         store(token, y, j, normed * _activation(variant, one, load(token, z, j, 3)), 2)
+
+
+@Kernel(_ROWS + " x x_row scale shift eps y")
+def norm(call):
+    """Layer norm alone, for inference: nothing is left for a backward."""
+    token, one, width = call.token, call.one, call.width
+    count, eps = one * width, load(one, call.eps, 0, 0)
+    task = next_task(call)
+    while task < call.tasks:
+        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
+            x = call.x + row * call.x_row
+            mean = _sum(token, one, width, x) / count
+            variance = _sum_of_squares(token, one, width, x, mean) / count
+            inverse = one / (variance + eps) ** (one / 2)
+            _norm(token, token, one, width, x, mean, inverse, call.scale, call.shift, call.y + row * width * itemsize(token))
+        task = next_task(call)
 
 
 @Kernel(_ROWS + " gate_first x x_row z z_row scale shift eps y mean inverse scratch")
@@ -91,7 +108,7 @@ def gated_norm(call):
                 mean = _sum(one, one, width, gated) / count
                 variance = _sum_of_squares(one, one, width, gated, mean) / count
                 inverse = one / (variance + eps) ** (one / 2)
-                _norm(token, one, width, gated, mean, inverse, call.scale, call.shift, y)
+                _norm(token, one, one, width, gated, mean, inverse, call.scale, call.shift, y)
             else:
                 mean = _sum(token, one, width, x) / count
                 variance = _sum_of_squares(token, one, width, x, mean) / count

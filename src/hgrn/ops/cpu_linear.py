@@ -23,9 +23,9 @@ def _dot_int8(one, width, weight, x):
     return total
 
 
-@Kernel("rows block width batch x weight bias y")
+@Kernel("rows block width batch x x_row weight bias add y")
 def linear(call):
-    """`y[n, o] = sum_i weight[o, i] x[n, i] + bias[o]`, all of one dtype; bias may be 0."""
+    """`y[n, o] = sum_i weight[o, i] x[n, i] + bias[o] + add[n, o]`, all of one dtype; bias and add may be absent, add may be y."""
     token, one, width = call.token, call.one, call.width
     row_size = width * itemsize(token)
     task = next_task(call)
@@ -33,22 +33,25 @@ def linear(call):
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
             shift = load(token, call.bias, row, 0) if call.bias != 0 else one - one
             for n in range(call.batch):
-                y = _dot(token, one, width, call.weight + row * row_size, call.x + n * row_size) + shift
+                y = _dot(token, one, width, call.weight + row * row_size, call.x + n * call.x_row) + shift
+                if call.add != 0:
+                    y += load(token, call.add, n * call.rows + row, 2)
                 store(token, call.y, n * call.rows + row, y, 2)
         task = next_task(call)
 
 
-@Kernel("rows block width batch x weight scale bias y")
+@Kernel("rows block width batch x x_row weight scale bias add y")
 def int8_linear(call):
-    """`y[n, o] = scale[o] sum_i weight[o, i] x[n, i] + bias[o]`; x and y are of the state's dtype, bias may be 0."""
+    """As `linear` with `scale[o] weight[o, i]` for the weight; all else is of the state's dtype."""
     one, width = call.one, call.width
-    wide = itemsize(one)
     task = next_task(call)
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
             weight, scale = call.weight + row * width, load(one, call.scale, row, 0)
             shift = load(one, call.bias, row, 0) if call.bias != 0 else one - one
             for n in range(call.batch):
-                y = scale * _dot_int8(one, width, weight, call.x + n * width * wide) + shift
+                y = scale * _dot_int8(one, width, weight, call.x + n * call.x_row) + shift
+                if call.add != 0:
+                    y += load(one, call.add, n * call.rows + row, 1)
                 store(one, call.y, n * call.rows + row, y, 1)
         task = next_task(call)

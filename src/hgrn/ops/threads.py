@@ -53,13 +53,24 @@ def _executor(threads: int) -> ThreadPoolExecutor:
     return _pool
 
 
+def is_shared(block: np.ndarray, work: int) -> bool:
+    """Whether so much work is worth more than one thread."""
+    return work > _SERIAL and block[0] > 1
+
+
+def parallel_address() -> int:
+    """Where the runtime's `GOMP_parallel` is, for compiled code that enters parallel regions itself; 0 if it cannot."""
+    function = None if _forked else _gomp_parallel()
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value
+
+
 def run(kernel: int, block: np.ndarray, work: int) -> None:
     """Calls the C function at address `kernel` with `block` until its tasks are done, on `torch.get_num_threads()` threads.
 
     Every thread takes tasks until none is left. `work` is the number of elements in all; little is done by the caller alone.
     """
     threads, address = torch.get_num_threads(), block.ctypes.data
-    if threads == 1 or work <= _SERIAL or block[0] <= 1:
+    if threads == 1 or not is_shared(block, work):
         _KERNEL(kernel)(address)
     elif not _forked and (parallel := _gomp_parallel()) is not None:
         parallel(kernel, address, threads, 0)

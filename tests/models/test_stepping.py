@@ -1,0 +1,108 @@
+"""Compiled steps of a language model: the model's own numbers, only where they are allowed, and in generate."""
+
+import copy
+
+import pytest
+import torch
+
+from hgrn.models import HGRNConfig, HGRNForCausalLM, stepping
+from hgrn.modules import Stepper, quantize_int8
+from hgrn.ops import available_engines
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="numba is not here")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return HGRNForCausalLM(HGRNConfig(vocab_size=31, hidden_size=16, num_hidden_layers=3)).eval()
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list:
+    """An entry for each compiled step."""
+    ran = []
+    call = Stepper.__call__
+    monkeypatch.setattr(Stepper, "__call__", lambda self, x: ran.append(1) or call(self, x))
+    return ran
+
+
+def decode(model, ids, **options):
+    logits, cache = [], None
+    with torch.no_grad():
+        for token in ids.T:
+            output = model(input_ids=token[:, None], past_key_values=cache, use_cache=True, **options)
+            cache = output.past_key_values
+            logits.append(output.logits)
+    return torch.cat(logits, 1), cache
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_loop_of_ones_own(quantized, model, counted):
+    if quantized:
+        quantize_int8(model)
+    ids = torch.randint(0, 31, (3, 12))
+    expected, cache = decode(model, ids)
+    assert not counted
+    with model.stepping():
+        found, stepped = decode(model, ids)
+        assert len(counted) == 11  # the first call has no state yet
+    assert_close(found, expected)
+    assert stepped.get_seq_length() == cache.get_seq_length() == 12
+    for (a,), (b,) in zip(stepped.state, cache.state):
+        assert_close(a, b)
+    decode(model, ids)
+    assert len(counted) == 11
+
+
+def test_generate_steps_and_stops(model, counted):
+    ids = torch.randint(0, 31, (2, 5))
+    model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert len(counted) == 5 and not model.is_stepping
+
+
+def test_weights_that_were_trained_between_calls_are_used(model):
+    ids, options = torch.randint(0, 31, (2, 5)), dict(max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0)
+    first = model.generate(ids, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    second = model.generate(ids, **options)
+    assert not torch.equal(first, second)
+    assert torch.equal(second, model.generate(ids, use_cache=False, **options))
+
+
+def test_what_does_not_suit_is_computed_by_the_model(model, counted):
+    ids = torch.randint(0, 31, (2, 1))
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+    calls = {
+        "gradients": dict(),
+        "masked": dict(attention_mask=torch.tensor([[1, 1], [1, 0]])),
+        "hidden states": dict(output_hidden_states=True),
+        "two tokens": dict(input_ids=torch.randint(0, 31, (2, 2))),
+        "no cache": dict(past_key_values=None),
+        "many": dict(input_ids=ids.repeat(5, 1)),
+    }
+    with model.stepping():
+        for name, options in calls.items():
+            given = copy.deepcopy(cache)
+            if name == "many":
+                given.batch_repeat_interleave(5)
+            with torch.set_grad_enabled(name == "gradients"):
+                model(**{"input_ids": ids, "past_key_values": given} | options)
+            assert not counted, name
+        narrow = copy.deepcopy(model).to(torch.bfloat16)
+        with narrow.stepping(), torch.no_grad():
+            narrow(input_ids=ids, past_key_values=copy.deepcopy(cache))
+        assert not counted
+        with torch.no_grad():
+            model(input_ids=ids, past_key_values=cache)
+        assert counted
+
+
+def test_a_model_that_steps_can_still_be_copied(model):
+    with model.stepping():
+        copy.deepcopy(model)
+    assert not stepping._active.models
