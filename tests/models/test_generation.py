@@ -96,6 +96,14 @@ def test_generation_goes_on_from_a_returned_cache(trained, rules):
     )
     assert torch.equal(rest, whole)
 
+    # With only the ids that the cache has not seen, transformers tells by a mask over all columns.
+    seen = trained.generate(ids, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
+    new = seen.sequences[:, seen.past_key_values.get_seq_length() :]
+    rest = trained.generate(
+        new, attention_mask=torch.ones_like(seen.sequences), past_key_values=seen.past_key_values, max_new_tokens=7, do_sample=False
+    )
+    assert torch.equal(rest[:, new.shape[1] :], whole[:, -7:])
+
 
 def test_embeddings_can_take_the_place_of_the_prompt(trained, rules):
     ids = rules.sample(3, 6, torch.Generator().manual_seed(9))

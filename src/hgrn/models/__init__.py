@@ -5,7 +5,8 @@ from .cache import HGRNCache
 from .configuration import HGRNConfig
 from .heads import HGRNForCausalLM
 from .registration import register
+from .session import Session
 
-__all__ = ["HGRNCache", "HGRNConfig", "HGRNForCausalLM", "HGRNModel", "HGRNPreTrainedModel", "register"]
+__all__ = ["HGRNCache", "HGRNConfig", "HGRNForCausalLM", "HGRNModel", "HGRNPreTrainedModel", "Session", "register"]
 
 register()

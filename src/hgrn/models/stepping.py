@@ -14,14 +14,14 @@ from hgrn.ops.operator import is_listened_to
 from .cache import HGRNCache
 
 
-_Steppers = dict[int, Stepper | None]  # for a number of sequences; None where it cannot be
+Steppers = dict[int, Stepper | None]  # for a number of sequences; None where it cannot be
 
 
 class _Active(threading.local):
     """The models that are stepping in this thread, by id."""
 
     def __init__(self):
-        self.models: dict[int, _Steppers] = {}
+        self.models: dict[int, Steppers] = {}
 
 
 _active = _Active()
@@ -31,17 +31,18 @@ class SteppingMixin:
     """For a causal language model with `model` (embeddings and stack) and `lm_head`."""
 
     @contextlib.contextmanager
-    def stepping(self) -> Iterator[None]:
+    def stepping(self, steppers: Steppers | None = None) -> Iterator[None]:
         """While inside, calls for a single new token of 1 to 8 sequences run as one call of compiled code.
 
         `generate` does this by itself; a decoding loop of one's own gains by it what the model's many small operations cost.
         Weights, dtype and device must not be changed inside. Where a call does not suit (gradients, a half precision, another
-        device, adapters, hooks, masked tokens), the model computes it as ever.
+        device, adapters, hooks, masked tokens), the model computes it as ever. `steppers`, empty at first, keeps what is compiled
+        from one time to the next, for a model that does not change between them either.
         """
         if self.is_stepping:
             yield
             return
-        _active.models[id(self)] = {}
+        _active.models[id(self)] = {} if steppers is None else steppers
         try:
             yield
         finally:

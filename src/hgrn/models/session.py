@@ -1,0 +1,225 @@
+"""Conversations as states: read, branch, join, save and load them; the texts themselves need not be kept.
+
+Shape letters: N conversations, T new tokens, V vocabulary.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hgrn.errors import UserError
+
+from .cache import HGRNCache
+
+if TYPE_CHECKING:
+    from .heads import HGRNForCausalLM
+    from .stepping import Steppers
+
+_FORMAT = "hgrn-session-1"
+_CHUNK = 4096  # tokens that are read at once
+# What of the configuration decides, with the tensors of the model, what a state means.
+_MEANING = ("glu_act", "norm_eps", "complex_state", "gate_position", "gate_act", "gate_rank", "scale_embeddings")
+
+
+def fingerprint(model: "HGRNForCausalLM") -> str:
+    """A number for the backbone of a model: all of its tensors, and what its configuration makes of them."""
+    digest = hashlib.sha256(json.dumps({name: getattr(model.config, name) for name in _MEANING}).encode())
+    tensors = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Session:
+    """N conversations with one model, which goes on with all of them in each call.
+
+    A conversation is its state, of a size that does not grow: `4 * num_hidden_layers * hidden_size` bytes, twice that for a
+    complex state. Sessions are values: `branch`, `pick` and `join` make new ones and leave their sources as they are.
+
+    Args:
+        model: in eval mode, and no longer trained; a state means nothing to other weights.
+        cache: what a call of the model or of `generate` returned; None is one conversation that begins.
+
+    Example:
+        >>> import torch
+        >>> from hgrn.models import HGRNConfig, HGRNForCausalLM, Session
+        >>> model = HGRNForCausalLM(HGRNConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2)).eval()
+        >>> told = Session(model)
+        >>> logits = told.read(torch.randint(256, (1, 500)))          # [1, 259]: what may come next
+        >>> answers = told.branch(1000)                               # the prompt is not read again
+        >>> for _ in range(5):
+        ...     logits = answers.read(logits.softmax(-1).expand(1000, -1).multinomial(1))
+        >>> answers.nbytes                                            # a thousand conversations
+        512000
+    """
+
+    def __init__(self, model: "HGRNForCausalLM", cache: HGRNCache | None = None):
+        self.model = model
+        self._state = None if cache is None else cache.detach().state
+        seen = 0 if cache is None else cache.seen_tokens
+        self.lengths = [seen] * (1 if self._state is None else self._state[0][0].shape[0])
+        self._steppers: Steppers = {}
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.lengths)
+
+    def __repr__(self) -> str:
+        return f"Session({len(self)} conversations of {min(self.lengths)} to {max(self.lengths)} tokens, {self.nbytes} bytes)"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states."""
+        return 0 if self._state is None else sum(part.nbytes for layer in self._state for part in layer)
+
+    @property
+    def cache(self) -> HGRNCache:
+        """For the model's own calls and for `generate`, with the new ids only; they leave the session as it is.
+
+        It counts no tokens as seen, so that transformers takes none of the ids for one that has been read already.
+        """
+        return HGRNCache(self._state)
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor | Sequence[Sequence[int]]) -> Tensor:
+        """Goes on with new tokens, and says what may come next.
+
+        Args:
+            tokens: `[N, T]`, or N lists of one or more tokens, whose lengths may differ.
+
+        Returns:
+            logits `[N, V]` behind the last token of each conversation.
+
+        Raises:
+            ValueError: not one row for each conversation, or a row without tokens.
+        """
+        ids, mask = self._batch(tokens)
+        cache = self.cache
+        with self.model.stepping(self._steppers):
+            for start in range(0, ids.shape[1], _CHUNK):
+                part = slice(start, start + _CHUNK)
+                output = self.model(
+                    input_ids=ids[:, part], attention_mask=None if mask is None else mask[:, part], past_key_values=cache,
+                    use_cache=True, logits_to_keep=1,
+                )  # fmt: skip
+        self._state = cache.detach().state
+        new = [ids.shape[1]] * len(self) if mask is None else mask.sum(1).tolist()
+        self.lengths = [old + more for old, more in zip(self.lengths, new)]
+        return output.logits[:, -1]
+
+    def branch(self, times: int) -> "Session":
+        """Each conversation `times` times, copies side by side."""
+        if times < 1:
+            raise ValueError(f"times must be at least 1, got {times}")
+        return self.pick([n for n in range(len(self)) for _ in range(times)])
+
+    def pick(self, indices: Sequence[int]) -> "Session":
+        """The conversations at these places, in this order; a place may come several times."""
+        picked = Session(self.model)
+        picked.lengths = [self.lengths[n] for n in indices]
+        if not picked.lengths:
+            raise ValueError("indices must name at least one conversation")
+        if self._state is not None:
+            order = torch.tensor([range(len(self))[n] for n in indices])
+            picked._state = tuple(
+                tuple(part.index_select(0, order.to(part.device)) for part in layer) for layer in self._state
+            )
+        else:
+            picked._state = None
+            picked._begin()
+        return picked
+
+    @classmethod
+    def join(cls, sessions: Iterable["Session"]) -> "Session":
+        """All conversations of several sessions with the same model, in order: they then take each step together."""
+        sessions = list(sessions)
+        if not sessions or any(session.model is not sessions[0].model for session in sessions):
+            raise ValueError("sessions must be one or more with the same model object")
+        joined = cls(sessions[0].model)
+        states = [session._begin() for session in sessions]
+        joined.lengths = [length for session in sessions for length in session.lengths]
+        joined._state = tuple(
+            tuple(torch.cat(parts) for parts in zip(*layers, strict=True)) for layers in zip(*states, strict=True)
+        )
+        return joined
+
+    def save(self, path: str | Path) -> None:
+        """Writes the states into one safetensors file, with the fingerprint of the model; an old file is replaced whole."""
+        path = Path(path)
+        tensors = {
+            f"{layer}.{part}": tensor.contiguous()
+            for layer, parts in enumerate(self._begin())
+            for part, tensor in enumerate(parts)
+        }
+        about = {"format": _FORMAT, "fingerprint": fingerprint(self.model), "lengths": json.dumps(self.lengths)}
+        part = path.with_name(f"{path.name}.part-{os.getpid()}")
+        try:
+            save_file(tensors, part, about)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, model: "HGRNForCausalLM") -> Self:
+        """What `save` wrote.
+
+        Raises:
+            UserError: the file is something else, is damaged, or belongs to another model.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                about = file.metadata() or {}
+                if about.get("format") != _FORMAT:
+                    raise UserError(f"{path} does not hold conversations; Session.save writes such files")
+                if about["fingerprint"] != fingerprint(model):
+                    raise UserError(
+                        f"{path} belongs to another model: a state means nothing to weights that did not make it; load the "
+                        "model that was there when it was saved, or read the texts again"
+                    )
+                device = model.device
+                layers = {}
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    layer, part = map(int, name.split("."))
+                    layers.setdefault(layer, {})[part] = file.get_tensor(name).to(device)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read as conversations: {error}") from error
+        loaded = cls(model)
+        loaded.lengths = json.loads(about["lengths"])
+        loaded._state = tuple(tuple(layers[k][j] for j in range(len(layers[k]))) for k in range(len(layers)))
+        return loaded
+
+    def _begin(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The states; zeros where nothing has been read, which is the state of nothing."""
+        if self._state is None:
+            self._state = tuple(
+                (torch.zeros(len(self), block.mixer.norm.weight.shape[0], device=self.model.device),)
+                for block in self.model.model.stack.blocks
+            )
+        return self._state
+
+    def _batch(self, tokens: Tensor | Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+        """Ids `[N, T]`, padded on the left, and the mask if there is padding."""
+        if len(tokens) != len(self):
+            raise ValueError(f"tokens must have a row for each of the {len(self)} conversations, got {len(tokens)}")
+        if isinstance(tokens, Tensor):
+            if tokens.ndim != 2 or tokens.shape[1] == 0:
+                raise ValueError(f"tokens must have shape [N, T] with T of 1 or more, got {tuple(tokens.shape)}")
+            return tokens.to(self.model.device), None
+        lengths = [len(row) for row in tokens]
+        if min(lengths) == 0:
+            raise ValueError(f"tokens must give every conversation one or more, but row {lengths.index(0)} is empty")
+        longest = max(lengths)
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in tokens], device=self.model.device)
+        if min(lengths) == longest:
+            return ids, None
+        columns = torch.arange(longest, device=ids.device)
+        return ids, columns >= longest - torch.tensor(lengths, device=ids.device)[:, None]
