@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hgrn.errors import UserError
 
-from . import decoding, lengths, limits, plots, quality, scans, training
+from . import decoding, lengths, limits, plots, quality, scans, start, training
 from .results import Row, environment, write_csv
 
 _MEASURED = {
@@ -21,6 +21,7 @@ _MEASURED = {
     "train": training.measure,
     "decode": decoding.measure,
     "length": lengths.measure,
+    "start": start.measure,
 }
 NAMES = (*_MEASURED, "quality")
 _WIDTH = 180  # characters of a table that is not printed on a terminal
