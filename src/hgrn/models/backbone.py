@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
-from hgrn.modules import HGRN, HGRU, LowerBounds, layer_matrices, no_decay_names
+from hgrn.modules import HGRN, HGRU, LowerBounds, ShortConvolution, layer_matrices, no_decay_names
 from hgrn.modules.hgru import initial_theta
 
 from .cache import HGRNCache
@@ -55,6 +55,14 @@ class HGRNPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, ShortConvolution):
+            limit = module.weight.shape[1] ** -0.5
+            if normal:
+                init.normal_(module.weight, std=0.02)
+            else:
+                init.uniform_(module.weight, -limit, limit)
         elif isinstance(module, LowerBounds):
             init.zeros_(module.logits)
         elif isinstance(module, HGRU) and module.theta is not None:
@@ -92,6 +100,8 @@ class HGRNModel(HGRNPreTrainedModel):
             gate_position=config.gate_position,
             gate_act=config.gate_act,
             gate_rank=config.gate_rank,
+            norm_type=config.norm_type,
+            conv_size=config.conv_size,
         )
         self.post_init()
 

@@ -37,6 +37,8 @@ ANGLES_OF_ONE = Change(lambda x: x.flatten()[None], lambda x: x.flatten()[None, 
 # gamma^k is P_2 + ... + P_k there and P_1 + ... + P_{k-1} here: the same bounds from rows moved by one
 # (see docs/maths.md).
 ROLL = Change(lambda x: x.roll(-1, 0), lambda x: x.roll(1, 0))
+# A depthwise convolution's weight has an axis of one input channel there.
+TAPS = Change(lambda x: x.flatten(1), lambda x: x[:, None])
 
 
 class Line(NamedTuple):
@@ -73,6 +75,15 @@ def _under(published: str, ours: str, lines: Iterable[Line]) -> list[Line]:
 
 
 _COMPLEX = _hgru(HALVES, Line("theta", "theta", ANGLES))
+_FLA = [
+    Line("i_proj.weight", "in_proj.weight", part=0),
+    Line("f_proj.weight", "in_proj.weight", part=1),
+    Line("g_proj.weight", "in_proj.weight", part=2),
+    Line("i_conv1d.weight", "short_conv.weight", TAPS, 0),
+    Line("f_conv1d.weight", "short_conv.weight", TAPS, 1),
+    Line("g_norm.weight", "norm.weight"),
+    Line("o_proj.weight", "out_proj.weight"),
+]
 
 LAYOUTS: dict[str, list[Line]] = {
     # Hgru1d (causal or not), Hgru2d
@@ -98,6 +109,35 @@ LAYOUTS: dict[str, list[Line]] = {
         *_linear("decoder.layers.{n}.final_layer_norm", "model.stack.blocks.{n}.glu_norm"),
         *_linear("decoder.layer_norm", "model.stack.norm"),
         Line("decoder.output_projection.weight", "lm_head.weight"),
+    ],
+    # OpenNLPLab's models for transformers (HGRN-150M, -355M, -1B). Their exact names have not been seen: these are the ones of
+    # the same authors' HGRN2 for transformers, with the layer of hgru-pytorch inside. Names that differ are reported.
+    "opennlplab": [
+        Line("model.embed_tokens.weight", "model.embed_tokens.weight"),
+        Line("model.lower_bounds", "model.stack.bounds.logits", ROLL),
+        *_under("model.layers.{n}.token_mixer.", "model.stack.blocks.{n}.mixer.", _COMPLEX),
+        *_linear("model.layers.{n}.token_norm", "model.stack.blocks.{n}.mixer_norm"),
+        *_linear("model.layers.{n}.channel_mixer.l1", "model.stack.blocks.{n}.glu.gate_up_proj", part=0),
+        *_linear("model.layers.{n}.channel_mixer.l2", "model.stack.blocks.{n}.glu.gate_up_proj", part=1),
+        *_linear("model.layers.{n}.channel_mixer.l3", "model.stack.blocks.{n}.glu.down_proj"),
+        *_linear("model.layers.{n}.channel_norm", "model.stack.blocks.{n}.glu_norm"),
+        *_linear("model.final_norm", "model.stack.norm"),
+        Line("lm_head.weight", "lm_head.weight"),
+    ],
+    # flash-linear-attention's HGRNAttention
+    "fla-layer": _FLA,
+    # flash-linear-attention's HGRNForCausalLM
+    "fla": [
+        Line("model.embeddings.weight", "model.embed_tokens.weight"),
+        Line("model.lower_bounds", "model.stack.bounds.logits", ROLL),
+        *_under("model.layers.{n}.attn.", "model.stack.blocks.{n}.mixer.", _FLA),
+        Line("model.layers.{n}.attn_norm.weight", "model.stack.blocks.{n}.mixer_norm.weight"),
+        Line("model.layers.{n}.mlp.gate_proj.weight", "model.stack.blocks.{n}.glu.gate_up_proj.weight", part=0),
+        Line("model.layers.{n}.mlp.up_proj.weight", "model.stack.blocks.{n}.glu.gate_up_proj.weight", part=1),
+        Line("model.layers.{n}.mlp.down_proj.weight", "model.stack.blocks.{n}.glu.down_proj.weight"),
+        Line("model.layers.{n}.mlp_norm.weight", "model.stack.blocks.{n}.glu_norm.weight"),
+        Line("model.norm.weight", "model.stack.norm.weight"),
+        Line("lm_head.weight", "lm_head.weight"),
     ],
 }
 
