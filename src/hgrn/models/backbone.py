@@ -14,6 +14,8 @@ from hgrn.modules.hgru import initial_theta
 
 from .cache import HGRNCache
 from .configuration import HGRNConfig
+from .convert import fitted, sources
+from .published import Published
 
 
 class HGRNPreTrainedModel(PreTrainedModel):
@@ -26,6 +28,36 @@ class HGRNPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     # For the loader of transformers, what KeepsFloat32 (hgrn.modules.parameters) says for everyone else.
     _keep_in_fp32_modules_strict = {"theta", "bounds"}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As transformers does; a checkpoint in a published layout is converted on the way in (docs/checkpoints.md).
+
+        Raises:
+            ConversionError: naming every key and tensor of a published checkpoint that does not fit.
+        """
+        path = pretrained_model_name_or_path
+        published = None if path is None or kwargs.get("state_dict") is not None else Published.find(path, kwargs)
+        if published is None:
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        options = published.options(kwargs)
+        tensors = published.tensors()
+        if config is None:
+            dtypes = {key: options.pop(key) for key in ("dtype", "torch_dtype") if key in options}
+            config, options = cls.config_class.from_dict(published.fields(tensors), return_unused_kwargs=True, **options)
+            options |= dtypes
+        with torch.device("meta"):
+            expected = cls(config, *model_args)
+        prefix = f"{cls.base_model_prefix}." if expected.base_model is expected else ""
+        parameters = {prefix + name: parameter for name, parameter in expected.named_parameters(remove_duplicate=False)}
+        if "lm_head.weight" not in parameters:
+            tensors.pop(sources("lm_head.weight", published.layout), None)
+        # Heads for other tasks are in no published checkpoint; transformers initialises them, and says so.
+        known = {name: p for name, p in parameters.items() if name.startswith((f"{cls.base_model_prefix}.", "lm_head."))}
+        state_dict = fitted(known, tensors, published.layout)
+        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).config.name_or_path = published.path
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

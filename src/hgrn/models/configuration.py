@@ -8,6 +8,8 @@ from typing import Self
 
 from transformers import PreTrainedConfig
 
+from .published import translated
+
 INITIALIZATIONS = ("pytorch", "normal")
 _CHOICES = {
     "glu_act": ("silu", "identity"),
@@ -154,6 +156,11 @@ class HGRNConfig(PreTrainedConfig):
             raise ValueError(f"preset must be one of {known}, got {name!r}{_near(name, _PRESETS)}")
         foreign = _TOKENS if "vocab_size" in overrides else ()
         return cls(**{k: v for k, v in _PRESETS[name].items() if k not in foreign} | overrides)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As transformers does; a configuration in a published layout becomes ours (hgrn.models.published)."""
+        return super().from_dict(translated(config_dict), **kwargs)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As transformers does, and the loader file for programs that do not import hgrn beside it."""

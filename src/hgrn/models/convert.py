@@ -153,29 +153,42 @@ def from_published(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tens
     return converted
 
 
-def load_published(module: nn.Module, tensors: Mapping[str, Tensor], layout: str) -> None:
-    """Copies a published checkpoint into `module` (its dtype stays the module's).
+def fitted(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """`from_published`, for a model with these parameters (on any device, also "meta"; those that are tied are one object).
 
     Raises:
-        ConversionError: naming all that is unexpected, missing or of another shape; nothing is copied then.
+        ConversionError: naming all that is unexpected, missing or of another shape.
     """
     converted, problems = _read(tensors, layout)
-    parameters = dict(module.named_parameters(remove_duplicate=False))
     given: dict[int, Tensor] = {}
     for name, value in converted.items():
         parameter = parameters.get(name)
         if parameter is None:
-            problems.append(f"unexpected: {name} is not in the model")
+            problems.append(f"unexpected: {name} is not in the model; it comes from {sources(name, layout)}")
         elif parameter.shape != value.shape:
             shapes = f"{tuple(value.shape)}, in the model {tuple(parameter.shape)}"
-            problems.append(f"reshaped: {name} is {shapes}")
+            problems.append(f"reshaped: {name} is {shapes}; it comes from {sources(name, layout)}")
         elif not torch.equal(given.setdefault(id(parameter), value), value):
             problems.append(f"untied: {name} differs from the tensor that the model ties it to")
     here = {id(parameters[name]) for name in converted if name in parameters}
-    problems += [f"missing: {name}" for name, parameter in parameters.items() if id(parameter) not in here]
+    problems += [
+        f"missing: {name}, which comes from {sources(name, layout)}"
+        for name, parameter in parameters.items()
+        if id(parameter) not in here
+    ]
     _raise(problems, layout)
+    return converted
+
+
+def load_published(module: nn.Module, tensors: Mapping[str, Tensor], layout: str) -> None:
+    """Copies a published checkpoint into `module` (its dtype stays the module's).
+
+    Raises:
+        ConversionError: as `fitted`; nothing is copied then.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     with torch.no_grad():
-        for name, value in converted.items():
+        for name, value in fitted(parameters, tensors, layout).items():
             parameters[name].copy_(value)
 
 
@@ -197,6 +210,12 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
     return published
 
 
+def sources(ours: str, layout: str) -> str:
+    """The published names of what one of our parameters is made of."""
+    names = [line.published.format(n=number) for line, number in _matches(ours, layout, "ours")]
+    return ", ".join(names) or "nothing in this layout"
+
+
 def _parts(module: nn.Module, name: str) -> list[Tensor]:
     """A parameter cut into the rows that are tensors of their own elsewhere: those of joined linear maps, else single ones."""
     value = module.get_parameter(name).detach()
@@ -215,19 +234,28 @@ def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor]
         line, number = found
         if line.ours is None:
             continue
-        ours, value = line.ours.format(n=number), line.change.load(tensor)
+        ours = line.ours.format(n=number)
+        try:
+            value = line.change.load(tensor)
+        except (RuntimeError, IndexError):
+            problems.append(f"reshaped: {name} has shape {tuple(tensor.shape)}, with other axes than the layout's")
+            continue
         if line.part is None:
             converted[ours] = value
         else:
-            parts.setdefault(ours, {})[line.part] = line, name, value
+            parts.setdefault(ours, {})[line.part] = name, value
     for ours, found in parts.items():
-        template = next(line.ours for line, _, _ in found.values())
-        count = sum(line.ours == template for line in LAYOUTS[layout])
-        if len(found) == count:
-            converted[ours] = torch.cat([found[part][2] for part in range(count)])
-        else:
-            names = ", ".join(name for _, name, _ in found.values())
-            problems.append(f"missing: {ours} is made of {count} tensors, of which only {names} is there")
+        wanted = sources(ours, layout).split(", ")
+        if len(found) < len(wanted):
+            here = [name for name, _ in found.values()]
+            absent = ", ".join(name for name in wanted if name not in here)
+            problems.append(f"missing: {ours} is made of {len(wanted)} tensors, of which only {', '.join(here)} is there, not {absent}")
+            continue
+        try:
+            converted[ours] = torch.cat([found[part][1] for part in sorted(found)])
+        except RuntimeError:
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in found.values())
+            problems.append(f"reshaped: {ours} cannot be made of {shapes}")
     return converted, problems
 
 
