@@ -24,6 +24,8 @@ from transformers.utils import (
     cached_file,
 )
 
+from hgrn.errors import UserError
+
 from . import convert
 from .convert import ConversionError
 
@@ -55,7 +57,7 @@ _FIXED = {
 # Published key -> the values that these models can have, first the one that we write; a key that is left out has it too.
 _ALLOWED = {
     "fla": {
-        "model_type": ("hgrn",), "expand_ratio": (1, None), "num_heads": (1, None), "use_lower_bound": (True,),
+        "model_type": ("hgrn",), "expand_ratio": (1,), "num_heads": (1, None), "use_lower_bound": (True,),
         "hidden_act": ("swish", "silu"), "elementwise_affine": (True,), "attn": (None,), "attnres_block_size": (None,),
     },
     # "swish" may have run as the identity there; see docs/checkpoints.md.
@@ -257,19 +259,64 @@ class Published(NamedTuple):
         return rest
 
 
-def save_published(model: "HGRNForCausalLM", out: Path, layout: str) -> None:
-    """Writes a language model into a new folder in a published layout, for programs that know only that.
+def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields) -> list[str]:
+    """Writes the language model in `source` into a new folder: a published one in our layout, one of ours in the layout `to`.
+
+    Tokenizer files are copied. `fields` of `HGRNConfig` take the place of those that a published source says or implies.
+
+    Returns:
+        Lines that say what was read, assumed and written.
 
     Raises:
-        ConversionError: the layout cannot hold it.
+        UserError: out exists, the source is no checkpoint or does not fit together, or the layout cannot hold the model; nothing is
+            left at `out`.
     """
+    from .heads import HGRNForCausalLM
+
+    if out.exists():
+        raise UserError(f"{out} exists already; name a new folder")
+    if not source.exists():
+        raise UserError(f"there is no {source}: give a folder or a file of tensors")
+    found = Published.find(source, {})
+    layout, target = found.layout if found else "hgrn", to or "hgrn"
+    if layout == target:
+        raise UserError(f"{source} is in the layout {layout!r} already" + ("; say which other with --to" if to is None else ""))
+    if fields and not found:
+        raise UserError(f"{source} is in our own layout, whose config.json decides {', '.join(fields)}")
+    try:
+        model, report = HGRNForCausalLM.from_pretrained(source, output_loading_info=True, **fields)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{source} does not hold a model that can be loaded: {error}") from error
+    _raise([f"{kind}: {', '.join(map(str, sorted(names)))}" for kind, names in report.items() if names], f"the model in {source}")
+    lines = [f"read {source}, layout {layout}: {sum(p.numel() for p in model.parameters()):,} parameters"]
+    if found and found.config is None:
+        assumed = {name: getattr(model.config, name) for name in ("glu_act", "norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")}
+        lines.append("not in the source, and assumed: " + ", ".join(f"{name} {value}" for name, value in assumed.items()))
+
+    part = out.with_name(f"{out.name}.part-{os.getpid()}")
+    part.mkdir(parents=True)
+    try:
+        if to is None:
+            model.save_pretrained(part)
+        else:
+            _save(model, part, to)
+        copied = _copy_beside(source, part)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return [*lines, f"wrote {out}, layout {target}" + (f", with {', '.join(copied)}" if copied else "")]
+
+
+def _save(model: "HGRNForCausalLM", out: Path, layout: str) -> None:
     config = from_fields(model.config, layout)
     save_file(convert.to_published(model, layout), out / SAFE_WEIGHTS_NAME, {"format": "pt"})
     if config is not None:
         (out / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def copy_beside(source: Path, out: Path) -> list[str]:
+def _copy_beside(source: Path, out: Path) -> list[str]:
     """Copies the tokenizer and the settings of generation where they are in the source; returns the names."""
     names = [name for name in _BESIDE if (source / name).is_file() and not (out / name).exists()]
     for name in names:
