@@ -254,10 +254,10 @@ def test_every_tensor_that_does_not_fit_is_named(folder):
         for line in (
             "missing: model.stack.norm.weight, which comes from model.norm.weight",
             "missing: model.stack.bounds.logits, which comes from model.lower_bounds",
-            "of which only model.layers.1.attn.g_proj.weight, model.layers.1.attn.i_proj.weight is there, not model.layers.1.attn.f_proj",
+            "of which only model.layers.1.attn.g_proj.weight, model.layers.1.attn.i_proj.weight is there, not model.layers.1.attn.f",
             "reshaped: model.stack.blocks.0.mixer.in_proj.weight cannot be made of model.layers.0.attn.f_proj.weight (20, 19)",
             "reshaped: model.layers.0.attn.i_conv1d.weight has shape (7,)",
-            "reshaped: model.stack.blocks.2.glu.down_proj.weight is (20, 31), in the model (20, 32); it comes from model.layers.2.mlp",
+            "reshaped: model.stack.blocks.2.glu.down_proj.weight is (20, 31), in the model (20, 32); it comes from model.layers.2",
             "unexpected: model.layers.2.attn.q_proj.weight is not in the layout",
             "unexpected: model.stack.blocks.3.glu_norm.weight is not in the model; it comes from model.layers.3.mlp_norm.weight",
         ):

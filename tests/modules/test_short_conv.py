@@ -73,6 +73,19 @@ def test_masked_positions_are_not_there(size, packed):
     assert (grads[0][~keep] == 0).all()
 
 
+def test_single_steps_may_be_masked():
+    layer, x = HGRU(3, conv_size=4).double(), noise(2, 6, 3)
+    keep = torch.tensor([[False, True, True, False, True, True], [True, True, False, False, False, True]])
+    whole, after = layer(x, mask=keep)
+    state, steps = None, []
+    for t in range(6):
+        y, state = layer(x[:, t : t + 1], state=state, mask=keep[:, t : t + 1])
+        steps.append(y)
+    assert_close(torch.cat(steps, dim=1)[keep], whole[keep])
+    for part, expected in zip(state, after, strict=True):
+        assert_close(part, expected)
+
+
 def test_nan_does_not_leave_its_sequence_or_a_masked_position():
     conv, x = ShortConvolution(2, 4), noise(1, 12, 2, dtype=torch.float32)
     keep = torch.ones(1, 12, dtype=torch.bool)

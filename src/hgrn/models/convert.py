@@ -247,9 +247,9 @@ def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor]
     for ours, found in parts.items():
         wanted = sources(ours, layout).split(", ")
         if len(found) < len(wanted):
-            here = [name for name, _ in found.values()]
-            absent = ", ".join(name for name in wanted if name not in here)
-            problems.append(f"missing: {ours} is made of {len(wanted)} tensors, of which only {', '.join(here)} is there, not {absent}")
+            names = [name for name, _ in found.values()]
+            here, absent = ", ".join(names), ", ".join(name for name in wanted if name not in names)
+            problems.append(f"missing: {ours} is made of {len(wanted)} tensors, of which only {here} is there, not {absent}")
             continue
         try:
             converted[ours] = torch.cat([found[part][1] for part in sorted(found)])

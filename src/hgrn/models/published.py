@@ -104,7 +104,7 @@ def layout_of_config(config: Mapping) -> str:
     found = {layout: keys for layout, keys in found.items() if keys}
     if len(found) > 1:
         listed = "; ".join(f"{layout} has {', '.join(keys)}" for layout, keys in found.items())
-        raise ConversionError(f"the configuration is ambiguous, with keys of several layouts: {listed}; remove those that do not belong")
+        raise ConversionError(f"the configuration is ambiguous, with keys of several layouts: {listed}; remove the wrong ones")
     return next(iter(found), "hgrn")
 
 
@@ -118,7 +118,8 @@ def layout_of_names(names: Iterable[str], path: str) -> str:
     found = [layout for layout, start in _NAMES.items() if any(re.match(start, name) for name in names)]
     if len(found) != 1:
         problem = f"several ({', '.join(found)})" if found else "none that is known for language models"
-        raise ConversionError(f"{path}: the layout of its tensors is {problem}; the first are {', '.join(sorted(names)[:5]) or 'missing'}")
+        first = ", ".join(sorted(names)[:5]) or "missing"
+        raise ConversionError(f"{path}: the layout of its tensors is {problem}; the first are {first}")
     return found[0]
 
 
@@ -142,7 +143,7 @@ def to_fields(config: Mapping, layout: str) -> dict:
         size, has_conv, shared = given.pop("conv_size", 4), given.pop("use_short_conv", False), given.pop("share_conv_kernel", None)
         given["conv_size"] = size if has_conv else None
         if has_conv and shared is not None:
-            problems.append(f"share_conv_kernel: must be absent where use_short_conv is true (it marks an older form), got {shared!r}")
+            problems.append(f"share_conv_kernel: must be absent where use_short_conv is true (an older form), got {shared!r}")
         if given.get("intermediate_size") is None and "hidden_size" in given:
             given["intermediate_size"] = 256 * -(-int(given["hidden_size"] * hidden_ratio * 2 / 3) // 256)
     else:
@@ -292,8 +293,8 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
     _raise([f"{kind}: {', '.join(map(str, sorted(names)))}" for kind, names in report.items() if names], f"the model in {source}")
     lines = [f"read {source}, layout {layout}: {sum(p.numel() for p in model.parameters()):,} parameters"]
     if found and found.config is None:
-        assumed = {name: getattr(model.config, name) for name in ("glu_act", "norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")}
-        lines.append("not in the source, and assumed: " + ", ".join(f"{name} {value}" for name, value in assumed.items()))
+        assumed = ("glu_act", "norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+        lines.append("not in the source, and assumed: " + ", ".join(f"{name} {getattr(model.config, name)}" for name in assumed))
 
     part = out.with_name(f"{out.name}.part-{os.getpid()}")
     part.mkdir(parents=True)

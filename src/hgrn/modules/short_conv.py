@@ -61,9 +61,12 @@ class ShortConvolution(nn.Module):
         state = self.initial_state(sequences) if state is None else state
         wide = at_least_float32(x.dtype)
         state, inputs = state.to(wide), x.to(wide)
-        if mask is None and cu_seqlens is None:
+        if cu_seqlens is None and (mask is None or x.shape[1] == 1):
             stream = torch.cat([state, inputs], dim=1)
-            return self._convolve(stream).to(x.dtype), stream[:, x.shape[1] :].clone()  # a view would keep the stream alive
+            after = stream[:, x.shape[1] :]
+            # Not the view, which would keep the stream alive.
+            after = after.clone() if mask is None else torch.where(mask[..., None], after, state)
+            return self._convolve(stream).to(x.dtype), after
 
         # All sequences end to end, each behind the inputs that its state holds, so that none reaches another; its masked
         # positions come last, behind all that counts.

@@ -83,7 +83,8 @@ class HGRN(nn.Module):
         Args:
             x: `[B, T, dim]`; with cu_seqlens `[1, total, dim]`.
             state: what the call on the previous chunk returned: for each block a tuple `(recurrent [B, C],)`,
-                `[N, C]` if packed, longer with conv_size (see `HGRU.forward`); None is zeros. Gradients flow through it: detach it to cut them.
+                `[N, C]` if packed, longer with conv_size (see `HGRU.forward`); None is zeros. Gradients flow through it: detach
+                it to cut them.
             mask: bool `[B, T]`, False where there is no input: on either side, or inside. Such positions are
                 skipped exactly; their outputs mean nothing.
             cu_seqlens: int32 or int64 `[N + 1]`, boundaries of N sequences packed end to end.
