@@ -9,11 +9,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
-from hgrn.modules import HGRN, HGRU, LowerBounds, layer_matrices, no_decay_names
+from hgrn.modules import HGRN, HGRU, LowerBounds, ShortConvolution, layer_matrices, no_decay_names
 from hgrn.modules.hgru import initial_theta
 
 from .cache import HGRNCache
 from .configuration import HGRNConfig
+from .convert import fitted, sources
+from .published import Published
 
 
 class HGRNPreTrainedModel(PreTrainedModel):
@@ -26,6 +28,36 @@ class HGRNPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     # For the loader of transformers, what KeepsFloat32 (hgrn.modules.parameters) says for everyone else.
     _keep_in_fp32_modules_strict = {"theta", "bounds"}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As transformers does; a checkpoint in a published layout is converted on the way in (docs/checkpoints.md).
+
+        Raises:
+            ConversionError: naming every key and tensor of a published checkpoint that does not fit.
+        """
+        path = pretrained_model_name_or_path
+        published = None if path is None or kwargs.get("state_dict") is not None else Published.find(path, kwargs)
+        if published is None:
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        options = published.options(kwargs)
+        tensors = published.tensors()
+        if config is None:
+            dtypes = {key: options.pop(key) for key in ("dtype", "torch_dtype") if key in options}
+            config, options = cls.config_class.from_dict(published.fields(tensors), return_unused_kwargs=True, **options)
+            options |= dtypes
+        with torch.device("meta"):
+            expected = cls(config, *model_args)
+        prefix = f"{cls.base_model_prefix}." if expected.base_model is expected else ""
+        parameters = {prefix + name: parameter for name, parameter in expected.named_parameters(remove_duplicate=False)}
+        if "lm_head.weight" not in parameters:
+            tensors.pop(sources("lm_head.weight", published.layout), None)
+        # Heads for other tasks are in no published checkpoint; transformers initialises them, and says so.
+        known = {name: p for name, p in parameters.items() if name.startswith((f"{cls.base_model_prefix}.", "lm_head."))}
+        state_dict = fitted(known, tensors, published.layout)
+        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).config.name_or_path = published.path
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -55,6 +87,14 @@ class HGRNPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, ShortConvolution):
+            limit = module.weight.shape[1] ** -0.5
+            if normal:
+                init.normal_(module.weight, std=0.02)
+            else:
+                init.uniform_(module.weight, -limit, limit)
         elif isinstance(module, LowerBounds):
             init.zeros_(module.logits)
         elif isinstance(module, HGRU) and module.theta is not None:
@@ -92,6 +132,8 @@ class HGRNModel(HGRNPreTrainedModel):
             gate_position=config.gate_position,
             gate_act=config.gate_act,
             gate_rank=config.gate_rank,
+            norm_type=config.norm_type,
+            conv_size=config.conv_size,
         )
         self.post_init()
 

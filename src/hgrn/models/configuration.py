@@ -8,14 +8,18 @@ from typing import Self
 
 from transformers import PreTrainedConfig
 
+from .published import translated
+
 INITIALIZATIONS = ("pytorch", "normal")
 _CHOICES = {
     "glu_act": ("silu", "identity"),
     "gate_position": ("after_norm", "before_norm"),
     "gate_act": ("silu", "sigmoid"),
+    "norm_type": ("layer", "rms"),
     "initialization": INITIALIZATIONS,
 }
-_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank")
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank", "conv_size")
+_OPTIONAL = ("gate_rank", "conv_size")
 _FLAGS = ("bias", "complex_state", "scale_embeddings", "tie_word_embeddings", "use_cache")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -86,10 +90,12 @@ class HGRNConfig(PreTrainedConfig):
         dropout: probability on embeddings and on the output of every HGRU and GLU, in [0, 1).
         bias: biases of the linear maps in the blocks (norms keep theirs; the output projection has none).
         norm_eps: epsilon of all norms, > 0.
+        norm_type: "layer", or "rms" (flash-linear-attention's).
         complex_state: two numbers per channel turned by learned angles; False is the real variant.
         gate_position: output gate "after_norm" (the authors' code) or "before_norm" (the paper's text).
         gate_act: activation of the output gate, "silu" or "sigmoid".
         gate_rank: factor forget and gate projections through this many channels; None does not.
+        conv_size: taps of a causal convolution of candidate and forget gate (flash-linear-attention's); None is none.
         scale_embeddings: multiply embeddings by sqrt(hidden_size).
         tie_word_embeddings: one matrix for embeddings and output projection.
         initialization: "pytorch" (its default for linear maps, embeddings N(0, 1/sqrt(hidden_size)); the
@@ -115,10 +121,12 @@ class HGRNConfig(PreTrainedConfig):
     dropout: float = 0.0
     bias: bool = True
     norm_eps: float = 1e-5
+    norm_type: str = "layer"
     complex_state: bool = True
     gate_position: str = "after_norm"
     gate_act: str = "silu"
     gate_rank: int | None = None
+    conv_size: int | None = None
     scale_embeddings: bool = True
     tie_word_embeddings: bool = True
     initialization: str = "pytorch"
@@ -149,6 +157,11 @@ class HGRNConfig(PreTrainedConfig):
         foreign = _TOKENS if "vocab_size" in overrides else ()
         return cls(**{k: v for k, v in _PRESETS[name].items() if k not in foreign} | overrides)
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As transformers does; a configuration in a published layout becomes ours (hgrn.models.published)."""
+        return super().from_dict(translated(config_dict), **kwargs)
+
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As transformers does, and the loader file for programs that do not import hgrn beside it."""
         self._raise_problems()
@@ -170,10 +183,10 @@ class HGRNConfig(PreTrainedConfig):
             if getattr(self, name) not in choices
         ]
         problems += [
-            f"{name}: must be a positive integer{' or None' if name == 'gate_rank' else ''}, got {value!r}"
+            f"{name}: must be a positive integer{' or None' if name in _OPTIONAL else ''}, got {value!r}"
             for name in _COUNTS
             if not (_is_int(value := getattr(self, name)) and value > 0)
-            and not (value is None and name == "gate_rank")
+            and not (value is None and name in _OPTIONAL)
         ]
         problems += [
             f"{name}: must be True or False, got {value!r}"
@@ -207,5 +220,5 @@ def _is_number(value) -> bool:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=2)
+    matches = difflib.get_close_matches(name, known, n=2, cutoff=0.7)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""

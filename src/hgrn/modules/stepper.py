@@ -146,7 +146,7 @@ def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None)
     known = (HGRN, Block, HGRU, GLU, Linear, Int8Linear, nn.Linear, nn.LayerNorm, nn.Dropout, nn.ModuleList, LowerBounds)
     for name, part in [*stack.named_modules(), ("head", head)]:
         if part is not None and type(part) not in known:
-            return f"{name} is a {type(part).__name__}, not a part of this package"
+            return f"{name} is a {type(part).__name__}, of which there are no compiled steps"
         if part is not None and (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)):
             return f"{name} has hooks, or a forward of its own, which would not be called"
     for name, tensor in [*stack.named_parameters(), *(head.named_parameters() if head else ())]:
