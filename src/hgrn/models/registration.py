@@ -2,8 +2,10 @@
 
 import warnings
 
+import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .backbone import HGRNModel
 from .configuration import HGRNConfig
@@ -23,6 +25,9 @@ def register(overwrite: bool = False) -> None:
     AutoModel.register(HGRNConfig, HGRNModel, exist_ok=True)
     AutoModelForCausalLM.register(HGRNConfig, HGRNForCausalLM, exist_ok=True)
     name = HGRNConfig.model_type
+    # The label smoothing of Trainer (which would compare each position with its own token) and `transformers serve` do not ask
+    # the Auto classes: they look for the name of the class here.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] = HGRNForCausalLM.__name__
     holder = CONFIG_MAPPING[name] if name in CONFIG_MAPPING else HGRNConfig
     if holder is not HGRNConfig and not overwrite:
         package = holder.__module__.split(".")[0]
@@ -33,3 +38,5 @@ def register(overwrite: bool = False) -> None:
         )
         return
     AutoConfig.register(name, HGRNConfig, exist_ok=True)
+    # `transformers serve` finds the class of a checkpoint as an attribute of transformers, even with --trust-remote-code.
+    transformers.HGRNForCausalLM = HGRNForCausalLM
