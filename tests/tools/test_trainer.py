@@ -8,10 +8,10 @@ from torch import nn
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 from hgrn.data.tokenizer import byte_tokenizer
-from hgrn.models import HGRNForCausalLM
+from hgrn.models import HGRNConfig, HGRNForCausalLM
 from tests.tolerances import assert_close
 
-from .conftest import SENTENCE
+from .conftest import CONFIG, SENTENCE
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed (pip install 'hgrn[peft]')")
 
@@ -66,15 +66,13 @@ def test_accumulated_gradients_are_those_of_one_large_batch(untrained, tmp_path,
     assert (means - whole).abs().max() > 1e-3
 
 
-def test_a_run_that_is_resumed_ends_like_one_that_was_not_stopped(untrained, tmp_path):
-    untrained.model.dropout.p = 0.2  # so that random numbers count as well
+def test_a_run_that_is_resumed_ends_like_one_that_was_not_stopped(tmp_path):
+    model = HGRNForCausalLM(HGRNConfig(**CONFIG, dropout=0.2))  # random numbers count as well
     options = dict(save_strategy="steps", save_steps=5, steps=8, at_once=2)  # an epoch is 4 steps
-    whole = trainer(copy.deepcopy(untrained), tmp_path / "run", **options)
+    whole = trainer(model, tmp_path / "run", **options)
     whole.train()
     checkpoint = tmp_path / "run" / "checkpoint-5"
-    loaded = HGRNForCausalLM.from_pretrained(checkpoint)
-    loaded.model.dropout.p = 0.2
-    resumed = trainer(loaded, tmp_path / "resumed", **options)
+    resumed = trainer(HGRNForCausalLM.from_pretrained(checkpoint), tmp_path / "resumed", **options)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert torch.equal(weights(resumed.model), weights(whole.model))
     assert losses(resumed) == losses(whole) and len(losses(whole)) == 8

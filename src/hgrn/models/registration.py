@@ -25,8 +25,8 @@ def register(overwrite: bool = False) -> None:
     AutoModel.register(HGRNConfig, HGRNModel, exist_ok=True)
     AutoModelForCausalLM.register(HGRNConfig, HGRNForCausalLM, exist_ok=True)
     name = HGRNConfig.model_type
-    # The label smoothing of Trainer (which would compare each position with its own token) and `transformers serve` do not ask
-    # the Auto classes: they look for the name of the class here.
+    # Trainer's label smoothing does not ask the Auto classes but looks for the name of the class here; without it, it would
+    # compare each position with its own token and not with the next.
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] = HGRNForCausalLM.__name__
     holder = CONFIG_MAPPING[name] if name in CONFIG_MAPPING else HGRNConfig
     if holder is not HGRNConfig and not overwrite:
@@ -38,5 +38,5 @@ def register(overwrite: bool = False) -> None:
         )
         return
     AutoConfig.register(name, HGRNConfig, exist_ok=True)
-    # `transformers serve` finds the class of a checkpoint as an attribute of transformers, even with --trust-remote-code.
+    # `transformers serve` takes the class of a checkpoint from transformers itself, by its name (docs/hugging_face.md).
     transformers.HGRNForCausalLM = HGRNForCausalLM
