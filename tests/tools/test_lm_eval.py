@@ -54,8 +54,8 @@ QUESTIONS = [
     {"question": "– 7", "choices": [" Dollar", " €", " £"], "answer": 1},
     {"question": "Grüße", "choices": [" aus", " an", " und"], "answer": 2},
 ]
-# The first is longer than the 2048 tokens that lm-eval reads at once unless told otherwise.
-TEXTS = [SENTENCE * 50, "naïve Grüße", "a"]
+# The first is longer than twice the 2048 tokens that lm-eval reads at once unless told otherwise.
+TEXTS = [SENTENCE * 100, "naïve Grüße", "a"]
 # bootstrap_iters=0: the errors of the means would take longer than the rest.
 PROGRAM = """
 import json

@@ -129,3 +129,9 @@ def test_an_adapter_on_either_end_is_heard_in_generation(target, other, sentence
     train(model, other)
     said = generate(model, ids)
     assert torch.equal(said, generate(model, ids, use_cache=False)) and not torch.equal(said, plain)
+
+
+def test_prefix_tuning_is_refused(untrained, other):
+    config = peft.PrefixTuningConfig(num_virtual_tokens=4, num_layers=2, token_dim=32, num_attention_heads=2, task_type="CAUSAL_LM")
+    with pytest.raises(TypeError, match="past_key_values must be an HGRNCache, got DynamicCache"):
+        peft.get_peft_model(untrained, config)(input_ids=other)
