@@ -11,7 +11,8 @@ from hgrn.models import HGRNConfig, HGRNForCausalLM
 # Characters of one to four bytes, and a new line, at which streamers begin afresh.
 SENTENCE = "Grüße aus 東京 \N{SLIGHTLY SMILING FACE}, naïve café – 7 €.\n"
 CONFIG = dict(
-    vocab_size=BYTE_VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, bos_token_id=BYTE_BOS, eos_token_id=BYTE_EOS, pad_token_id=BYTE_PAD
+    vocab_size=BYTE_VOCAB_SIZE, hidden_size=32, num_hidden_layers=2,
+    bos_token_id=BYTE_BOS, eos_token_id=BYTE_EOS, pad_token_id=BYTE_PAD,
 )  # fmt: skip
 
 

@@ -63,11 +63,12 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 folder, tasks = sys.argv[1:]
 results = simple_evaluate(
-    model="hf", model_args=dict(pretrained=folder, trust_remote_code=True, max_length=100_000), tasks=["choice", "perplexity", "saying"],
+    model="hf", model_args=dict(pretrained=folder, trust_remote_code=True, max_length=100_000),
+    tasks=["choice", "perplexity", "saying"],
     task_manager=TaskManager(include_path=tasks, include_defaults=False), device="cpu", batch_size=2, bootstrap_iters=0,
 )
 said = [[pair[0] for pair in row["filtered_resps"]] for row in results["samples"]["choice"]]
-print(json.dumps({"results": results["results"], "choice": said, "saying": [row["resps"] for row in results["samples"]["saying"]]}))
+print(json.dumps({"results": results["results"], "choice": said}))
 """
 
 

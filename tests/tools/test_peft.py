@@ -68,7 +68,9 @@ def counted(monkeypatch) -> list:
     return ran
 
 
-@pytest.mark.parametrize("gate_rank, targets, found", [(None, TARGETS, TARGETS), (4, "all-linear", [*TARGETS, "forget_up", "gate_up"])])
+@pytest.mark.parametrize(
+    "gate_rank, targets, found", [(None, TARGETS, TARGETS), (4, "all-linear", [*TARGETS, "forget_up", "gate_up"])]
+)
 def test_only_the_adapter_learns(gate_rank, targets, found, other):
     torch.manual_seed(0)
     base = HGRNForCausalLM(HGRNConfig(**CONFIG, gate_rank=gate_rank))
