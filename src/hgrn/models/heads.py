@@ -109,6 +109,10 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
         with self.stepping():
             return super().generate(*args, **kwargs)
 
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, tokenizer=None, **kwargs):
+        """As transformers does; the tokenizer that `generate` was given for its stop strings is kept from `forward`."""
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """Generation starts from our cache: none of transformers' own fits a model without attention."""
         if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
