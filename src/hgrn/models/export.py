@@ -26,8 +26,8 @@ def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: boo
     """Writes the forward of `model` as one ONNX graph for any batch and any length of 1 or more.
 
     Inputs: input_ids int64 `[B, T]`, and with attention_mask that, int64 `[B, T]`: 0 where there is padding, on either side or
-    inside, which is skipped exactly. Outputs: logits float32 `[B, T, V]` and for each layer `final_state.0`, ... float32 `[B, C]`,
-    the state behind the last position, from which a graph of `export_onnx_step` goes on.
+    inside, which is skipped exactly. Outputs: logits float32 `[B, T, V]` and for each layer the state behind the last position,
+    `final_state.0`, ... float32 `[B, C]`, from which a graph of `export_onnx_step` goes on.
 
     The recurrence of each layer is one Scan of ONNX; all other nodes are plain ones of opset 20. Runtimes compute the numbers
     of the model to the rounding of float32.
@@ -118,7 +118,7 @@ def _data(path: Path) -> Path:
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, HGRNForCausalLM):
         raise TypeError(
-            f"model must be an HGRNForCausalLM, got {type(model).__name__}; adapters are merged first (merge_and_unload of peft)"
+            f"model must be an HGRNForCausalLM, got {type(model).__name__}; merge adapters first (merge_and_unload of peft)"
         )
     if model.training:
         raise UserError("the model is in training mode, in which dropout acts; call model.eval() first")

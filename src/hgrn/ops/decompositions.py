@@ -1,7 +1,7 @@
 """The registered operators of inference in terms of PyTorch's own, for exporters that know nothing of ours.
 
 `program.run_decompositions(DECOMPOSITIONS)` puts them into a `torch.export.ExportedProgram`. The recurrence becomes one
-`torch._higher_order_ops.scan` (ONNX: one Scan) over a length that may stay free, and for a length of 1 a single step without one.
+`torch._higher_order_ops.scan` (ONNX: one Scan) over a length that may stay free; for a length of exactly 1, one plain step.
 """
 
 import torch
@@ -12,12 +12,14 @@ from . import layer, library, reference
 from .reference import state_dtype
 
 
-def _hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine) -> tuple[Tensor, Tensor]:
+def _hgru_scan(
+    candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `reference.hgru_scan`, in whose loop each position would become a part of the graph."""
     if cu_seqlens is not None:
         raise NotImplementedError(
-            "hgru_scan with cu_seqlens has no decomposition: a scan cannot begin anew inside; export without cu_seqlens, and give "
-            "padded sequences with a mask"
+            "hgru_scan with cu_seqlens has no decomposition: a scan cannot begin anew inside; export without cu_seqlens, and "
+            "give padded sequences with a mask"
         )
     if isinstance(candidate.shape[1], int) and candidate.shape[1] == 1:  # not a free length, of which this would make a guard
         return reference.hgru_scan(candidate, forget, lower_bound, theta, initial_state, None, mask, reverse)
