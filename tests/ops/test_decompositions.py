@@ -21,7 +21,8 @@ def canonical(case, dtype):
     mask = case.options.get("mask")
     return (
         candidate.unsqueeze(2), forget.unsqueeze(2), bound, theta, None if initial is None else initial.unsqueeze(1),
-        case.options.get("cu_seqlens"), None if mask is None else mask.unsqueeze(2), case.options.get("reverse", False), "numba",
+        case.options.get("cu_seqlens"), None if mask is None else mask.unsqueeze(2), case.options.get("reverse", False),
+        "numba",
     )  # fmt: skip
 
 
