@@ -18,6 +18,7 @@ OURS = {
 HEAVY = {
     "numba": {"ops/cpu.py", "ops/cpu_language.py"}, "llvmlite": {"ops/cpu_language.py"}, "triton": {"ops/triton.py"},
     "transformers": {"models/"}, "datasets": set(), "matplotlib": set(), "tensorboard": set(), "kornia": set(),
+    "onnx": set(), "onnxscript": set(), "onnxruntime": set(),
 }  # fmt: skip
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 

@@ -87,3 +87,22 @@ def test_further_steps_reuse_the_graph():
         cache = output.past_key_values.detach()
     assert counter.frame_count <= 2  # once more when the count of tokens turns out to change
     assert cache.get_seq_length() == 5 * LENGTH
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_steps_of_decoding_are_one_graph_each_and_the_same(backend):
+    model = small_model(checkpointing=False).eval()
+    ids = torch.randint(11, (2, LENGTH + 10), generator=torch.Generator().manual_seed(0))
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        expected = model(ids).logits
+        cache = model(ids[:, :LENGTH], use_cache=True).past_key_values
+        for t in range(LENGTH, LENGTH + 10):
+            # The second step shows that the count of tokens changes; from then on nothing is compiled.
+            with torch.compiler.set_stance("default" if t < LENGTH + 2 else "fail_on_recompile"):
+                output = compiled(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            assert_close(output.logits[:, 0], expected[:, t])
+    assert counter.frame_count == 2 and cache.get_seq_length() == LENGTH + 10
