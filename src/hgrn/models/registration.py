@@ -2,10 +2,11 @@
 
 import warnings
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .backbone import HGRNModel
+from .classification import HGRNForSequenceClassification
 from .configuration import HGRNConfig
 from .heads import HGRNForCausalLM
 
@@ -22,6 +23,7 @@ def register(overwrite: bool = False) -> None:
     """
     AutoModel.register(HGRNConfig, HGRNModel, exist_ok=True)
     AutoModelForCausalLM.register(HGRNConfig, HGRNForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(HGRNConfig, HGRNForSequenceClassification, exist_ok=True)
     name = HGRNConfig.model_type
     holder = CONFIG_MAPPING[name] if name in CONFIG_MAPPING else HGRNConfig
     if holder is not HGRNConfig and not overwrite:
