@@ -1,6 +1,8 @@
 """HGRNModel: embeddings, the stack, the final norm; and the initialisation that all HGRN models share."""
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +15,20 @@ from hgrn.modules import HGRN, HGRU, LowerBounds, ShortConvolution, layer_matric
 from hgrn.modules.hgru import initial_theta
 
 from .cache import HGRNCache
+from .card import write_card
 from .configuration import HGRNConfig
 from .convert import fitted, sources
 from .published import Published
 
 
 class HGRNPreTrainedModel(PreTrainedModel):
-    """What all HGRN models share."""
+    """What all HGRN models share.
+
+    Attributes:
+        card_facts: how the model came about (recipe, data, results, ...), for the card that `save_pretrained` writes.
+    """
+
+    card_facts: Mapping[str, object] = {}
 
     config_class = HGRNConfig
     base_model_prefix = "model"
@@ -108,6 +117,12 @@ class HGRNPreTrainedModel(PreTrainedModel):
         """Names and joined rows of the matrices inside the layers; see `hgrn.modules.layer_matrices`."""
         return layer_matrices(self)
 
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs) -> None:
+        """As transformers does, and a model card (README.md) beside it; one that was edited stays as it is."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            write_card(self, save_directory, self.card_facts)
+
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoModel"):
         """Does nothing, as `HGRNConfig.register_for_auto_class`."""
@@ -134,6 +149,8 @@ class HGRNModel(HGRNPreTrainedModel):
             gate_rank=config.gate_rank,
             norm_type=config.norm_type,
             conv_size=config.conv_size,
+            bidirectional=config.bidirectional,
+            shared_theta=config.shared_theta,
         )
         self.post_init()
 
@@ -155,7 +172,7 @@ class HGRNModel(HGRNPreTrainedModel):
             attention_mask: `[B, T]`, or with the columns of the past in front; 0 where there is padding, on
                 either side. Such positions are skipped exactly.
             past_key_values: the cache that an earlier call returned; it is updated. With cu_seqlens its
-                sequences are those of the packing.
+                sequences are those of the packing. A bidirectional model has none.
             inputs_embeds: `[B, T, hidden_size]` in place of input_ids, as `embed_tokens` gives them (before
                 scaling).
             cu_seqlens: int32 or int64 `[N + 1]`, boundaries of documents packed end to end; nothing passes
@@ -178,13 +195,19 @@ class HGRNModel(HGRNPreTrainedModel):
             raise TypeError(f"past_key_values must be an HGRNCache, got {type(past_key_values).__name__}")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if self.config.bidirectional and (past_key_values is not None or use_cache):
+            raise ValueError(
+                "a bidirectional model reads whole sequences and keeps no state: it takes no past_key_values and use_cache=True "
+                "can return none; leave both out"
+            )
         if use_cache is None:
-            use_cache = past_key_values is not None or (self.config.use_cache and not self.training)
+            kept = self.config.use_cache and not self.training and not self.config.bidirectional
+            use_cache = past_key_values is not None or kept
 
         x = self.embed(input_ids) if inputs_embeds is None else self._scaled(inputs_embeds)
         hidden_states = [] if output_hidden_states else None
         state = None if past_key_values is None else past_key_values.state
-        mask = self._mask(attention_mask, x)
+        mask = self.mask(attention_mask, x)
         x, state = self.stack(self.dropout(x), state, mask, cu_seqlens, hidden_states)
 
         if use_cache:
@@ -200,11 +223,8 @@ class HGRNModel(HGRNPreTrainedModel):
         """What the stack reads: `[B, T]` -> `[B, T, hidden_size]`, scaled if the configuration says so."""
         return self._scaled(self.embed_tokens(input_ids))
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        return x * math.sqrt(self.config.hidden_size) if self.config.scale_embeddings else x
-
-    def _mask(self, attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
-        """The op's mask `[B, T]`: the last T columns, as bool."""
+    def mask(self, attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
+        """The stack's mask `[B, T]` for x `[B, T, ...]`: the last T columns, as bool."""
         if attention_mask is None:
             return None
         batch, length = x.shape[:2]
@@ -214,3 +234,6 @@ class HGRNModel(HGRNPreTrainedModel):
                 f"past), got {tuple(attention_mask.shape)}"
             )
         return attention_mask[:, attention_mask.shape[1] - length :].bool()
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x * math.sqrt(self.config.hidden_size) if self.config.scale_embeddings else x

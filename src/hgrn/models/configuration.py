@@ -16,11 +16,12 @@ _CHOICES = {
     "gate_position": ("after_norm", "before_norm"),
     "gate_act": ("silu", "sigmoid"),
     "norm_type": ("layer", "rms"),
+    "pooling": ("mean", "last"),
     "initialization": INITIALIZATIONS,
 }
 _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank", "conv_size")
 _OPTIONAL = ("gate_rank", "conv_size")
-_FLAGS = ("bias", "complex_state", "scale_embeddings", "tie_word_embeddings", "use_cache")
+_FLAGS = ("bias", "bidirectional", "complex_state", "scale_embeddings", "shared_theta", "tie_word_embeddings", "use_cache")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Keys that transformers itself writes into any configuration or passes to it, beside its fields.
@@ -36,6 +37,7 @@ _AUTO_MAP = {
     "AutoConfig": "modeling_hgrn.HGRNConfig",
     "AutoModel": "modeling_hgrn.HGRNModel",
     "AutoModelForCausalLM": "modeling_hgrn.HGRNForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_hgrn.HGRNForSequenceClassification",
 }
 _LOADER = '''\
 """Loads this folder with the installed package hgrn (pip install hgrn); there is no model code in here.
@@ -46,9 +48,9 @@ _LOADER = '''\
 A program that imports hgrn.models needs neither this file nor trust_remote_code.
 """
 
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNModel
+from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNModel
 
-__all__ = ["HGRNConfig", "HGRNForCausalLM", "HGRNModel"]
+__all__ = ["HGRNConfig", "HGRNForCausalLM", "HGRNForSequenceClassification", "HGRNModel"]
 '''
 
 _PRESETS = {
@@ -96,6 +98,9 @@ class HGRNConfig(PreTrainedConfig):
         gate_act: activation of the output gate, "silu" or "sigmoid".
         gate_rank: factor forget and gate projections through this many channels; None does not.
         conv_size: taps of a causal convolution of candidate and forget gate (flash-linear-attention's); None is none.
+        bidirectional: each layer reads from both ends, so there is no state: for classification, not for language modelling.
+        shared_theta: one theta for both directions; False is one for each (bidirectional and complex only).
+        pooling: what the classification heads make of the positions: their "mean", or the "last".
         scale_embeddings: multiply embeddings by sqrt(hidden_size).
         tie_word_embeddings: one matrix for embeddings and output projection.
         initialization: "pytorch" (its default for linear maps, embeddings N(0, 1/sqrt(hidden_size)); the
@@ -127,6 +132,9 @@ class HGRNConfig(PreTrainedConfig):
     gate_act: str = "silu"
     gate_rank: int | None = None
     conv_size: int | None = None
+    bidirectional: bool = False
+    shared_theta: bool = True
+    pooling: str = "mean"
     scale_embeddings: bool = True
     tie_word_embeddings: bool = True
     initialization: str = "pytorch"
@@ -193,6 +201,8 @@ class HGRNConfig(PreTrainedConfig):
             for name in _FLAGS
             if not isinstance(value := getattr(self, name), bool)
         ]
+        if self.shared_theta is False and not (self.bidirectional and self.complex_state):
+            problems.append("shared_theta: must be True unless bidirectional and complex_state are, got False")
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             problems.append(f"dropout: must be a number in [0, 1), got {self.dropout!r}")
         if not (_is_number(self.norm_eps) and self.norm_eps > 0):

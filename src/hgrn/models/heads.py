@@ -18,7 +18,11 @@ _IGNORE = -100
 
 
 class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
-    """HGRN as a language model."""
+    """HGRN as a language model.
+
+    Raises:
+        ValueError: the configuration is bidirectional: each position would see the token that it is to predict.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     # Tells transformers' Trainer to pass num_items_in_batch, though forward takes no arbitrary keyword
@@ -26,6 +30,11 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
     accepts_loss_kwargs = True
 
     def __init__(self, config: HGRNConfig):
+        if config.bidirectional:
+            raise ValueError(
+                "HGRNForCausalLM predicts and generates from left to right, so it needs bidirectional=False in its configuration, "
+                "got True; HGRNModel and the classification models take either"
+            )
         super().__init__(config)
         self.model = HGRNModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
