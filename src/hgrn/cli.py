@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
                          help="the activation inside the GLU, where the source says nothing, or something unclear")  # fmt: skip
 
     bench = add("bench", _bench, "measure speed and memory against the limits of the machine and against other packages",
-                "names: limits, scan, train, decode, length, quality; without one, all but quality (about two hours).\n"
+                "names: limits, scan, train, decode, length, start, quality; without one, all but quality (about two hours).\n"
                 "Peers that are not installed are left out: pip install 'hgrn[bench]'")  # fmt: skip
     bench.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: all but quality)")
     bench.add_argument("--quick", action="store_true", help="small shapes and few repeats: half a minute, numbers not to be quoted")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hgrn.errors import UserError
+from hgrn.source import commit
 from hgrn.training import checkpointing
 from hgrn.training.checkpointing import (
     SAVE_POINTS,
@@ -71,6 +72,7 @@ def test_the_card_tells_of_the_run_and_may_be_edited(run):
     card, manifest = newest(run) / "README.md", json.loads((newest(run) / "manifest.json").read_text())
     rows = [row["bits_per_byte"] for row in read_rows(run / "log.jsonl") if row["kind"] == "validation"]
     text = card.read_text()
+    assert f"- code: hgrn at {commit()}" in text
     assert "- recipe: tiny (recipe.yaml), after step 12 of 12\n" in text
     assert f"fingerprint {manifest['data']}; tokenizer bytes\n" in text
     assert f"- bits per byte: {min(rows):.4f} on the validation split at step {4 + 4 * rows.index(min(rows))}" in text

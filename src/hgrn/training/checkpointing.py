@@ -32,6 +32,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 from hgrn.errors import UserError
+from hgrn.source import commit
 from hgrn.training.distributed import Ranks
 from hgrn.training.recipe import (
     Recipe,
@@ -156,6 +157,7 @@ def _card_facts(step: int, recipe: Recipe, fingerprint: str, state: dict) -> dic
     source = ", ".join(data.splits["train"].files or data.files or [f"{data.dataset} {data.config or ''}".strip()])
     return {
         "recipe": f"{recipe.name} (recipe.yaml), after step {step} of {recipe.training.steps}",
+        "code": f"hgrn at {commit()}",
         "data": f"{source}, fingerprint {fingerprint}; tokenizer {data.tokenizer}",
         "tokens trained on": f"{progress['tokens']:,}",
         "bits per byte": f"{best['bits_per_byte']:.4f} on the validation split at step {best['step']}, the best so far"
