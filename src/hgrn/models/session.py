@@ -45,7 +45,8 @@ class Session:
     """N conversations with one model, which goes on with all of them in each call.
 
     A conversation is its state, of a size that does not grow: `4 * num_hidden_layers * hidden_size` bytes, twice that for a
-    complex state, and the last inputs of the convolution where there is one. Sessions are values: `branch`, `pick` and `join` make new ones and leave their sources as they are.
+    complex state, and the last inputs of the convolution where there is one. Sessions are values: `branch`, `pick` and `join` make
+    new ones and leave their sources as they are.
 
     Args:
         model: in eval mode, and no longer trained; a state means nothing to other weights.

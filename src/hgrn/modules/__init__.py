@@ -12,4 +12,7 @@ from .short_conv import ShortConvolution
 from .stack import HGRN
 from .stepper import Stepper
 
-__all__ = ["GLU", "HGRN", "HGRU", "Block", "HGRU2d", "Int8Linear", "Linear", "LowerBounds", "ShortConvolution", "Stepper", "layer_matrices", "no_decay_names", "quantize_int8"]
+__all__ = [
+    "Block", "GLU", "HGRN", "HGRU", "HGRU2d", "Int8Linear", "Linear", "LowerBounds", "ShortConvolution",
+    "Stepper", "layer_matrices", "no_decay_names", "quantize_int8",
+]  # fmt: skip

@@ -47,8 +47,8 @@ class HGRU(KeepsFloat32):
         norm_eps: epsilon of the norm.
 
     One product makes all three projections: `joined_rows["in_proj"]` says how many rows of it belong to candidate, forget gate and
-    output gate; those of candidate and output gate are ordered [Re | Im]. With gate_rank the second and third are what `forget_up` and `gate_up` widen. `short_conv` has the channels of
-    the candidate, then those of the forget gate.
+    output gate; those of candidate and output gate are ordered [Re | Im]. With gate_rank the second and third are what
+    `forget_up` and `gate_up` widen. `short_conv` has the channels of the candidate, then those of the forget gate.
     """
 
     no_decay = ("theta",)

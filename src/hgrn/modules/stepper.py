@@ -128,8 +128,9 @@ class Stepper:
         self._program.hgru_step(candidate, forget, bound, mixer.theta, state, h)
         norm = mixer.norm
         self._program.gated_norm(
-            h, gate, norm.weight, norm.bias, norm.eps, gated, activation=mixer.gate_act, gate_first=mixer.gate_position == "before_norm"
-        )
+            h, gate, norm.weight, norm.bias, norm.eps, gated, activation=mixer.gate_act,
+            gate_first=mixer.gate_position == "before_norm",
+        )  # fmt: skip
         self._linear(mixer.out_proj, gated, self._x, add=self._x)
 
 
