@@ -5,7 +5,7 @@ import torch
 
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 from hgrn.modules import Int8Linear, quantize_int8
-from hgrn.ops import available_engines, cpu, int8_linear, linear, quantize_rows
+from hgrn.ops import available_engines, cpu, int8_linear, linear, linear_maps, quantize_rows
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="no registered engine works here")
@@ -26,12 +26,48 @@ def test_few_rows_against_large_weights_are_the_product(shape, bias, monkeypatch
     assert len(ran) == 2 and found.shape == (*shape[:-1], 517)
 
 
+@pytest.mark.skipif(not linear_maps._HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(600, 300), (3, 201, 300)], ids=str)
+def test_large_products_and_their_gradients(shape, bias, monkeypatch):
+    ran = []
+    monkeypatch.setattr(linear_maps, "product", lambda *given, real=linear_maps.product: ran.append(1) or real(*given))
+    x, weight, shift = torch.randn(shape), torch.randn(400, 300), torch.randn(400)
+    tensors = [tensor.requires_grad_() for tensor in ([x, weight, shift] if bias else [x, weight])]
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    y, expected = linear(*tensors), torch.nn.functional.linear(*exact)
+    cotangent = torch.randn(y.shape)
+    assert_close(y, expected)
+    assert len(ran) == 1 and y.shape == (*shape[:-1], 400)
+    grads, true = torch.autograd.grad(y, tensors, cotangent), torch.autograd.grad(expected, exact, cotangent.double())
+    assert len(ran) == 2
+    for found, right in zip(grads, true, strict=True):
+        assert_close(found, right)
+    # an expanded cotangent, and only some of the inputs
+    (found,) = torch.autograd.grad(linear(x.detach(), *tensors[1:]).sum(), weight)
+    assert_close(found, torch.autograd.grad(torch.nn.functional.linear(exact[0].detach(), *exact[1:]).sum(), exact[1])[0])
+
+
+@pytest.mark.skipif(not linear_maps._HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+def test_second_derivatives_of_large_products():
+    def curvature(function, x, weight):
+        (grad,) = torch.autograd.grad(function(x, weight).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), [x, weight])
+
+    x, weight = torch.randn(600, 300, requires_grad=True), torch.randn(400, 300, requires_grad=True)
+    exact = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    for found, right in zip(curvature(linear, x, weight), curvature(torch.nn.functional.linear, *exact), strict=True):
+        assert_close(found, right)
+
+
 def test_what_the_kernel_is_not_for_is_pytorch_s(monkeypatch):
     """More rows, gradients, other dtypes, small weights and autocast: the very same numbers as `F.linear`."""
     monkeypatch.setattr(cpu, "linear", None)
+    monkeypatch.setattr(linear_maps, "product", None)
     weight, x = torch.randn(517, 512), torch.randn(1, 512)
     with torch.no_grad():
-        for a, b in ((torch.randn(9, 512), weight), (x.double(), weight.double()), (x, weight[:5]), (x.bfloat16(), weight.bfloat16())):
+        for a, b in ((torch.randn(9, 512), weight), (x.double(), weight.double()), (x, weight[:5]), (x.bfloat16(), weight.bfloat16()),
+                     (torch.randn(900, 512, dtype=torch.float64), weight.double())):
             assert torch.equal(linear(a, b), torch.nn.functional.linear(a, b))
         with torch.autocast("cpu", torch.bfloat16):
             assert linear(x, weight).dtype == torch.bfloat16

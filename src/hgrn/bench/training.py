@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from hgrn.ops.linear_maps import product
+
 from .measure import Tell, round_robin
 from .models import BYTES, KINDS, SIZES, HGRNModel, LanguageModel, build
 from .results import Row
@@ -19,24 +21,24 @@ _QUICK_MODELS = ((128, 2, 128, 2),)
 class MatrixProducts:
     """The matrix products of a training step of `model` on `tokens` tokens, and nothing else.
 
-    For every linear map forward, and for the gradients of its input and its weight, into memory that is already mapped.
+    For every linear map forward, and for the gradients of its input and its weight, by the libraries that the model calls, into
+    memory that is already mapped.
     """
 
     def __init__(self, model: nn.Module, tokens: int):
         self._weights = [module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)]
         widths = {width for weight in self._weights for width in weight.shape}
         self._rows = {width: torch.randn(tokens, width) for width in widths}
-        self._outputs = {width: torch.empty(tokens, width) for width in widths}
         self._gradients = [torch.empty_like(weight) for weight in self._weights]
         self.flops = 6 * tokens * sum(weight.numel() for weight in self._weights)
 
     def __call__(self) -> None:
         for weight in self._weights:
             out, inner = weight.shape
-            torch.mm(self._rows[inner], weight.T, out=self._outputs[out])
+            product(self._rows[inner], weight)
         for weight, gradient in zip(reversed(self._weights), reversed(self._gradients)):
             out, inner = weight.shape
-            torch.mm(self._rows[out], weight, out=self._outputs[inner])
+            product(self._rows[out], weight.T)
             torch.mm(self._rows[out].T, self._rows[inner], out=gradient)
 
 

@@ -1,4 +1,8 @@
-"""Linear maps of few rows, for decoding, where reading the weights is the time: as they are, and in 8 bits."""
+"""Linear maps on a CPU: many rows by the faster of PyTorch's libraries, few rows by our own kernel, and with 8-bit weights.
+
+For few rows, as in decoding, reading the weights is the time. For many, PyTorch's own linear map of float32 calls MKL; oneDNN, which
+it brings too but asks only when it compiles, adds the bias in the same pass and is faster on the processor that we have seen.
+"""
 
 import torch
 from torch import Tensor
@@ -9,12 +13,15 @@ from .operator import is_listened_to, operator
 
 _FEW = 8  # rows of x from which a matrix product is faster
 _LARGE = 1 << 18  # elements of a weight from which its reading is what takes the time
+_WORTHWHILE = 1 << 26  # multiplications from which the speed of a product counts more than that of its call
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`; for few rows of x, without gradients and on a CPU, at the speed of reading the weights.
+    """`torch.nn.functional.linear`, faster for float32 on a CPU; elsewhere, and where something is traced, that itself.
 
-    (A matrix product of one row reads a large weight at a fraction of the bandwidth of memory.)
+    For few rows of x and without gradients at the speed of reading the weights: a matrix product of one row reads a large weight at
+    a fraction of the bandwidth of memory. Gradients of any order.
 
     Args:
         x: `[..., I]`. weight: `[O, I]`. bias: `[O]` or None.
@@ -22,24 +29,52 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         `[..., O]`.
     """
-    if _suits_kernel(x, weight, bias) and _choose(None, "cpu") != "reference":
-        return _engine("auto", x).linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], weight.shape[0])
+    if not _is_plain(x, weight, bias):
+        return F.linear(x, weight, bias)
+    rows, out = x.reshape(-1, x.shape[-1]), weight.shape[0]
+    if len(rows) <= _FEW:
+        if weight.numel() >= _LARGE and not torch.is_grad_enabled() and _choose(None, "cpu") != "reference":
+            return _engine("auto", x).linear(rows, weight, bias).reshape(*x.shape[:-1], out)
+    elif rows.numel() * out >= _WORTHWHILE and _HAS_ONEDNN:
+        return _Product.apply(rows, weight, bias).reshape(*x.shape[:-1], out)
     return F.linear(x, weight, bias)
 
 
-def _suits_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether this is float32 on a CPU, called eagerly, with shapes that fit (otherwise the error is PyTorch's)."""
     return (
-        not torch.is_grad_enabled()
-        and not is_listened_to((x, weight, bias))  # before the sizes: of a comparison of them a tracer would make a guard
-        and x.dtype == torch.float32
-        and x.numel() <= _FEW * x.shape[-1]
-        and weight.numel() >= _LARGE
+        not is_listened_to((x, weight, bias))  # before the sizes: of a comparison of them a tracer would make a guard
+        and x.dtype == weight.dtype == torch.float32
+        and (bias is None or bias.dtype == torch.float32)
         and x.device.type == weight.device.type == "cpu"
-        and weight.dtype == x.dtype
-        and (bias is None or bias.dtype == x.dtype)
-        and weight.shape[1] == x.shape[-1]  # otherwise the error is PyTorch's
+        and x.ndim > 0
+        and weight.ndim == 2
+        and weight.shape[1] == x.shape[-1]
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x weight^T + bias` of `[R, I]` and `[O, I]` by oneDNN where it is there; no gradients."""
+    if not _HAS_ONEDNN:
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        grad_x = None
+        if needs[0]:  # with gradients enabled, second derivatives are wanted
+            grad_x = grad @ weight if torch.is_grad_enabled() else product(grad, weight.T)
+        return grad_x, grad.T @ x if needs[1] else None, grad.sum(0) if needs[2] else None
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
