@@ -12,11 +12,11 @@ FOLDER = Path(__file__).parent / "golden"
 _KINDS = ("input.", "output.", "cotangent.", "grad.input.", "grad.", "aux.")
 
 
-def read(name: str, dtype: torch.dtype = torch.float64) -> SimpleNamespace:
+def read(name: str, dtype: torch.dtype = torch.float64, folder: Path = FOLDER) -> SimpleNamespace:
     """The tensors of one file by kind: parameters, input, output, cotangent, grad, grad_input, aux; and its
     metadata."""
     kinds = {kind: {} for kind in ("", *_KINDS)}
-    with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
+    with safe_open(folder / f"{name}.safetensors", "pt") as file:
         metadata = json.loads(file.metadata()["json"])
         for key in file.keys():
             kind = max((kind for kind in kinds if key.startswith(kind)), key=len)

@@ -11,13 +11,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "hgrn"
 OURS = {
     "ops": set(), "modules": {"ops"}, "parallel": {"ops", "modules"}, "models": {"modules", "ops", "errors"}, "data": {"errors"},
     "analysis": {"models", "modules", "ops", "data", "errors"}, "doctor": {"ops", "errors", "memory"},
-    "training": {"models", "modules", "data", "analysis", "parallel", "errors"},
-    "bench": {"ops", "modules", "models", "data", "training", "errors"},
+    "training": {"models", "modules", "data", "analysis", "parallel", "errors", "source"},
+    "bench": {"ops", "modules", "models", "data", "training", "errors", "source"},
 }  # fmt: skip
 # Heavy packages, and where they may be imported at the top of a file.
 HEAVY = {
     "numba": {"ops/cpu.py", "ops/cpu_language.py"}, "llvmlite": {"ops/cpu_language.py"}, "triton": {"ops/triton.py"},
     "transformers": {"models/"}, "datasets": set(), "matplotlib": set(), "tensorboard": set(), "kornia": set(),
+    "onnx": set(), "onnxscript": set(), "onnxruntime": set(),
 }  # fmt: skip
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 

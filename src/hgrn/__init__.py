@@ -10,8 +10,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "hgrn.ops": ("hgru_scan", "hgru_carry", "gated_scan", "available_engines"),
-    "hgrn.modules": ("HGRN", "HGRU", "HGRU2d", "GLU"),
-    "hgrn.models": ("HGRNConfig", "HGRNModel", "HGRNForCausalLM", "HGRNCache"),
+    "hgrn.modules": ("HGRN", "HGRU", "HGRU2d", "GLU", "Stepper"),
+    "hgrn.models": (
+        "HGRNConfig", "HGRNModel", "HGRNForCausalLM", "HGRNForSequenceClassification", "HGRNForSequencePairClassification",
+        "HGRNCache", "Session",
+    ),  # fmt: skip
     "hgrn.errors": ("UserError",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

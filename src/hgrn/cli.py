@@ -91,8 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=Path, required=True, help="a new folder; use it as data.tokenizer in a recipe")
     fit.add_argument("--text-field", default="text", metavar="NAME", help="field of JSONL records (default: text)")
 
+    convert = add("convert", _convert, "turn a published checkpoint into one of ours, or one of ours into a published layout",
+                  "Published are: a folder of flash-linear-attention (fla) or OpenNLPLab (opennlplab), or a file of tensors, also of\n"
+                  "fairseq (fairseq-lm). docs/checkpoints.md says what is known of each.")  # fmt: skip
+    convert.add_argument("source", type=Path, help="a folder or a file")
+    convert.add_argument("out", type=Path, help="a new folder")
+    convert.add_argument("--to", choices=("fla", "opennlplab", "fairseq-lm"), help="the published layout to write (default: ours)")
+    convert.add_argument("--glu-act", choices=("silu", "identity"),
+                         help="the activation inside the GLU, where the source says nothing, or something unclear")  # fmt: skip
+
     bench = add("bench", _bench, "measure speed and memory against the limits of the machine and against other packages",
-                "names: limits, scan, train, decode, length, quality; without one, all but quality (about two hours).\n"
+                "names: limits, scan, train, decode, length, start, quality; without one, all but quality (about two hours).\n"
                 "Peers that are not installed are left out: pip install 'hgrn[bench]'")  # fmt: skip
     bench.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: all but quality)")
     bench.add_argument("--quick", action="store_true", help="small shapes and few repeats: half a minute, numbers not to be quoted")
@@ -143,7 +152,7 @@ def _overrides(rest: list[str]) -> dict[str, str]:
 def _nothing_left(rest: list[str]) -> dict:
     if rest:
         known = ("--out", "--data", "--split", "--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
-                 "--int8", "--quick", "--plots")  # fmt: skip
+                 "--int8", "--quick", "--plots", "--to", "--glu-act")  # fmt: skip
         near = difflib.get_close_matches(rest[0], known, 1)
         raise UserError(f"unknown argument {rest[0]!r}{f'; did you mean {near[0]}?' if near else ''} (see --help)")
     return {}
@@ -232,6 +241,19 @@ def _tokenizer_train(arguments: argparse.Namespace) -> None:
     units = SplitText(data, "train").units(whole_characters=True)
     train_tokenizer(read_text(units), arguments.vocab_size, arguments.out)
     print(f"saved {arguments.out}; use it with: hgrn train RECIPE --data.tokenizer {arguments.out}")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from hgrn.models.published import convert_checkpoint
+    from hgrn.training.checkpointing import find_checkpoint, without_bars
+
+    source, out = arguments.source, arguments.out
+    if (source / "checkpoints").is_dir():
+        source = find_checkpoint(source)
+    fields = {} if arguments.glu_act is None else {"glu_act": arguments.glu_act}
+    with without_bars():
+        for line in convert_checkpoint(source, out, arguments.to, **fields):
+            print(line)
 
 
 def _bench(arguments: argparse.Namespace) -> None:

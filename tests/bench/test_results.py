@@ -68,25 +68,3 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 def test_a_file_that_is_not_there_has_no_rows(tmp_path):
     assert read_csv(tmp_path / "a.csv") == []
-
-
-@pytest.fixture
-def fresh_commit():
-    results.commit.cache_clear()
-    yield
-    results.commit.cache_clear()
-
-
-@pytest.mark.parametrize("changes, expected", [("", "0123456789"), (" M ops/cpu.py", "0123456789+changes")])
-def test_the_commit_says_whether_the_source_was_changed(monkeypatch, fresh_commit, changes, expected):
-    answers = {"ls-files": "__init__.py", "rev-parse": "0123456789", "status": changes}
-    monkeypatch.setattr(results, "_git", lambda command, *rest: answers[command])
-    assert results.commit() == expected
-
-
-def test_outside_of_git_the_version_stands_in_for_the_commit(monkeypatch, fresh_commit):
-    def absent(*arguments):
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(results, "_git", absent)
-    assert results.commit().startswith("version 0.")

@@ -24,7 +24,8 @@ def variant(name: str, model: HGRNForCausalLM) -> dict:
     if "state" in name:
         sequences = 3 if "packed" in name else rows
         generator = torch.Generator().manual_seed(1)
-        state = tuple((torch.randn(sequences, 16, generator=generator),) for _ in model.model.stack.blocks)
+        blank = [block.mixer.initial_state(sequences) for block in model.model.stack.blocks]
+        state = tuple(tuple(torch.randn(part.shape, generator=generator) for part in layer) for layer in blank)
         arguments["past_key_values"] = HGRNCache(state, seen_tokens=7)
     return arguments
 
@@ -35,10 +36,10 @@ def step(model, **arguments):
     return output
 
 
-def small_model(checkpointing: bool) -> HGRNForCausalLM:
+def small_model(checkpointing: bool, **options) -> HGRNForCausalLM:
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2)).train()
+    model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, **options)).train()
     if checkpointing:
         model.activation_checkpointing_enable()
     return model
@@ -51,12 +52,13 @@ def small_model(checkpointing: bool) -> HGRNForCausalLM:
         ("plain", "aot_eager"),
         ("padded state", "aot_eager"),
         ("packed padded state", "aot_eager"),
+        ("packed padded state convolved", "aot_eager"),
         ("packed padded state recomputed", "aot_eager"),
         pytest.param("packed padded state", "inductor", marks=pytest.mark.slow),
     ],
 )
 def test_a_training_step_is_one_graph(name, backend):
-    model = small_model("recomputed" in name)
+    model = small_model("recomputed" in name, **(dict(norm_type="rms", conv_size=4) if "convolved" in name else {}))
     expected = step(model, **variant(name, model))
     gradients = {key: p.grad for key, p in model.named_parameters()}
     model.zero_grad()
@@ -71,7 +73,8 @@ def test_a_training_step_is_one_graph(name, backend):
         cache = output.past_key_values
         assert cache.get_seq_length() == 7 + LENGTH
         for layer, plain in zip(cache.state, expected.past_key_values.state, strict=True):
-            assert_close(layer[0], plain[0])
+            for part, expected_part in zip(layer, plain, strict=True):
+                assert_close(part, expected_part)
 
 
 def test_further_steps_reuse_the_graph():
@@ -84,3 +87,22 @@ def test_further_steps_reuse_the_graph():
         cache = output.past_key_values.detach()
     assert counter.frame_count <= 2  # once more when the count of tokens turns out to change
     assert cache.get_seq_length() == 5 * LENGTH
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_steps_of_decoding_are_one_graph_each_and_the_same(backend):
+    model = small_model(checkpointing=False).eval()
+    ids = torch.randint(11, (2, LENGTH + 10), generator=torch.Generator().manual_seed(0))
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        expected = model(ids).logits
+        cache = model(ids[:, :LENGTH], use_cache=True).past_key_values
+        for t in range(LENGTH, LENGTH + 10):
+            # The second step shows that the count of tokens changes; from then on nothing is compiled.
+            with torch.compiler.set_stance("default" if t < LENGTH + 2 else "fail_on_recompile"):
+                output = compiled(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            assert_close(output.logits[:, 0], expected[:, t])
+    assert counter.frame_count == 2 and cache.get_seq_length() == LENGTH + 10

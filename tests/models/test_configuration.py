@@ -33,17 +33,17 @@ def test_every_problem_is_named_at_once():
     with pytest.raises(ValueError) as error:
         HGRNConfig(
             hiden_size=3, vocab_size=0, num_hidden_layers=2.5, gate_rank=-1, glu_act="relu", dropout=1,
-            bias="no", norm_eps=0, eos_token_id=[1, -2], pad_token_id=[3], initialization="xavier",
+            bias="no", norm_eps=0, norm_type="batch", conv_size=0, eos_token_id=[1, -2], pad_token_id=[3], initialization="xavier",
             temperature=2.0,
         )  # fmt: skip
     message = str(error.value)
     assert "hiden_size: no such field; did you mean hidden_size?" in message
     for name in (
         "vocab_size", "num_hidden_layers", "gate_rank", "glu_act", "dropout", "bias", "norm_eps",
-        "eos_token_id", "pad_token_id", "initialization", "temperature",
+        "norm_type", "conv_size", "eos_token_id", "pad_token_id", "initialization", "temperature",
     ):  # fmt: skip
         assert f"\n  {name}: " in message
-    assert "12 problem(s)" in message
+    assert "14 problem(s)" in message
 
 
 def test_a_field_spoilt_later_is_not_saved(tmp_path):
@@ -66,6 +66,6 @@ def test_what_we_save_reloads(tmp_path):
 
 
 def test_a_foreign_configuration_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "hgrn", "attn_mode": "chunk", "expand_ratio": 1}')
-    with pytest.raises(ValueError, match="attn_mode: no such field"):
+    (tmp_path / "config.json").write_text('{"model_type": "hgrn", "n_embd": 64}')
+    with pytest.raises(ValueError, match="n_embd: no such field"):
         HGRNConfig.from_pretrained(tmp_path)

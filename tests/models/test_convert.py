@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hgrn.models import HGRNConfig, HGRNForCausalLM
-from hgrn.models.convert import ConversionError, from_published, load_published, to_published
+from hgrn.models.convert import LAYOUTS, ROLL, SAME, ConversionError, from_published, load_published, to_published
 from hgrn.modules import HGRU
 from tests.golden_files import read
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, error
 
 LANGUAGE_MODELS = {
     "09a_fairseq_lm_default": dict(glu_act="identity"),
@@ -55,6 +55,15 @@ def test_language_models_are_the_authors(name, dtype):
     assert expected.keys() == dict(model.named_parameters()).keys()
     for key, parameter in model.named_parameters():
         assert_close(parameter.grad, expected[key], name=f"grad {key}")
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_the_tests_above_see_a_table_that_is_not_rolled(name, monkeypatch):
+    lines = [line._replace(change=SAME) if line.change is ROLL else line for line in LAYOUTS["fairseq-lm"]]
+    monkeypatch.setitem(LAYOUTS, "fairseq-lm", lines)
+    model, golden = language_model(name, torch.float64)
+    assert error(model(golden.input["tokens"]).logits, golden.output["logits"]) > 1e-3
+    assert error(model.model.stack.bounds(), golden.aux["lower_bounds"]) > 1e-2
 
 
 def test_the_loss_is_the_authors():
@@ -118,7 +127,7 @@ def test_a_tied_model_takes_both_copies_if_they_agree():
 
 
 def test_half_a_pair_of_angles_is_missing():
-    with pytest.raises(ConversionError, match="missing: theta is made of 2 tensors, of which only theta_forward is there"):
+    with pytest.raises(ConversionError, match="missing: theta is made of 2 tensors, of which only theta_forward is there, not theta_reverse"):
         from_published({"theta_forward": torch.zeros(1, 1, 4)}, "bihgru")
 
 

@@ -12,6 +12,7 @@ MODES = {
     "sampling": dict(do_sample=True, temperature=1.5),
     "beams": dict(do_sample=False, num_beams=3),
     "sampled beams": dict(do_sample=True, num_beams=2, temperature=1.5),
+    "several beams of each": dict(do_sample=False, num_beams=4, num_return_sequences=2),
     "several of each": dict(do_sample=True, num_return_sequences=3, temperature=1.5),
     "prefill in chunks": dict(do_sample=False, prefill_chunk_size=3),
 }
@@ -105,9 +106,10 @@ def test_generation_goes_on_from_a_returned_cache(trained, rules):
     assert torch.equal(rest[:, new.shape[1] :], whole[:, -7:])
 
 
-def test_embeddings_can_take_the_place_of_the_prompt(trained, rules):
-    ids = rules.sample(3, 6, torch.Generator().manual_seed(9))
-    options = dict(max_new_tokens=8, do_sample=False)
+@pytest.mark.parametrize("mode", ["greedy", "several beams of each"])
+def test_embeddings_can_take_the_place_of_the_prompt(mode, trained, prompts):
+    ids, mask, _ = prompts
+    options = dict(max_new_tokens=NEW, attention_mask=mask, **MODES[mode])
     embedded = trained.generate(inputs_embeds=trained.model.embed_tokens(ids), **options)
     assert torch.equal(embedded, trained.generate(ids, **options)[:, ids.shape[1] :])
 

@@ -52,6 +52,23 @@ def test_the_normal_scheme():
     assert_close(model.model.stack.blocks[0].mixer.theta, initial_theta(64))
 
 
+@pytest.mark.parametrize("scheme, wanted", [("pytorch", 3**-0.5 / 2), ("normal", 0.02)])
+def test_rms_norms_and_convolutions(scheme, wanted):
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = HGRNForCausalLM(HGRNConfig(**CONFIG, initialization=scheme, norm_type="rms", conv_size=4))
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, math.nan)
+    model.init_weights()
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            assert (parameter == 1).all(), name
+        elif name.endswith("short_conv.weight"):
+            assert spread(parameter) == pytest.approx(wanted, rel=0.1) and parameter.abs().max() <= 6 * wanted
+        assert parameter.isfinite().all(), name
+
+
 def test_a_model_made_on_meta_is_initialised_where_it_lands():
     torch.manual_seed(0)
     with torch.device("meta"):

@@ -3,13 +3,15 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNModel, register
+import hgrn
+from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNModel, register
 
 CONFIG = dict(vocab_size=20, hidden_size=8, num_hidden_layers=2, pad_token_id=0)
 
@@ -40,7 +42,8 @@ def folder(tmp_path):
 
 
 def run(program: str, *arguments, home) -> subprocess.CompletedProcess:
-    environment = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
+    source = str(Path(hgrn.__file__).parents[1])  # these tests' own, whatever is installed
+    environment = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
@@ -49,6 +52,7 @@ def test_the_auto_classes_know_the_models(folder):
     assert type(AutoConfig.from_pretrained(folder)) is HGRNConfig
     assert type(AutoModel.from_pretrained(folder)) is HGRNModel
     assert type(AutoModelForCausalLM.from_pretrained(folder)) is HGRNForCausalLM
+    assert type(AutoModelForSequenceClassification.from_pretrained(folder)) is HGRNForSequenceClassification
 
 
 def test_a_stranger_loads_a_saved_folder(folder, tmp_path):
@@ -56,7 +60,7 @@ def test_a_stranger_loads_a_saved_folder(folder, tmp_path):
     result = run(STRANGER, folder, again, home=tmp_path / "home")
     assert result.returncode == 0, result.stderr
     files = {path.name for path in again.iterdir()}
-    assert files == {"config.json", "generation_config.json", "model.safetensors", "modeling_hgrn.py"}
+    assert files == {"README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_hgrn.py"}
     for name in ("config.json", "modeling_hgrn.py", "model.safetensors"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 

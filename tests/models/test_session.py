@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from hgrn.errors import UserError
-from hgrn.models import Session
+from hgrn.models import HGRNConfig, HGRNForCausalLM, Session
 from hgrn.models.session import fingerprint
 from hgrn.modules import quantize_int8
 from tests.tolerances import assert_close
@@ -84,6 +84,26 @@ def test_saved_and_loaded_it_goes_on(single, tmp_path):
     assert loaded.lengths == [5, 9]
     assert torch.equal(loaded.read([[3], [4]]), session.read([[3], [4]]))
     assert [path.name for path in tmp_path.iterdir()] == ["talk.safetensors"]
+
+
+def test_the_inputs_of_a_convolution_are_part_of_the_conversation(tmp_path):
+    torch.manual_seed(0)
+    config = HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, norm_type="rms", conv_size=4, complex_state=False)
+    model = HGRNForCausalLM(config).eval()
+    rows = texts(5, 1, 2)
+    told = Session(model)
+    told.read(rows[:1])
+    joined = Session.join([told, Session(model).branch(2)])  # two that have read nothing
+    joined.read([[3], *rows[1:]])
+    joined.save(tmp_path / "talk")
+    loaded = Session.load(tmp_path / "talk", model)
+    expected = predictions(model, [rows[0] + [3, 7], rows[1] + [7], rows[2] + [7]])
+    assert_close(loaded.read([[7]] * 3), expected)
+    assert_close(joined.pick([2, 0]).read([[7]] * 2), expected[[2, 0]])
+    assert joined.nbytes == 3 * 2 * 4 * (8 + 3 * 16)
+    other = copy.deepcopy(model)
+    other.config.norm_type = "layer"
+    assert fingerprint(other) != fingerprint(model) == fingerprint(copy.deepcopy(model))
 
 
 def test_a_state_is_not_loaded_into_another_model(single, tmp_path):

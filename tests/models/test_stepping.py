@@ -102,6 +102,17 @@ def test_what_does_not_suit_is_computed_by_the_model(model, counted):
         assert counted
 
 
+@pytest.mark.parametrize("options", [dict(norm_type="rms"), dict(conv_size=4)])
+def test_a_model_without_compiled_steps_generates_all_the_same(options, counted):
+    torch.manual_seed(0)
+    model = HGRNForCausalLM(HGRNConfig(vocab_size=31, hidden_size=16, num_hidden_layers=3, **options)).eval()
+    ids, mask = torch.randint(0, 31, (2, 7)), torch.ones(2, 7, dtype=torch.long)
+    mask[0, :3] = 0
+    choice = dict(attention_mask=mask, max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0)
+    assert torch.equal(model.generate(ids, **choice), model.generate(ids, use_cache=False, **choice))
+    assert not counted
+
+
 def test_a_model_that_steps_can_still_be_copied(model):
     with model.stepping():
         copy.deepcopy(model)

@@ -11,9 +11,10 @@ from hgrn.ops.packing import lengths_to_cu_seqlens
 from tests.tolerances import assert_close
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+FLA = dict(conv_size=3, norm_type="rms", complex_state=False, bias=False)
 OPTIONS = pytest.mark.parametrize(
     "options",
-    [{}, dict(complex_state=False), dict(gate_position="before_norm", gate_act="sigmoid", gate_rank=3)],
+    [{}, dict(complex_state=False), dict(gate_position="before_norm", gate_act="sigmoid", gate_rank=3), dict(conv_size=4), FLA],
 )
 DIM, DEPTH = 7, 3
 
@@ -41,6 +42,12 @@ def gradients(rnn: HGRN, y: torch.Tensor, weight: torch.Tensor) -> dict[str, tor
     return dict(zip(names, torch.autograd.grad((y * weight).sum(), parameters)))
 
 
+def assert_same_states(actual, expected):
+    for layer, others in zip(actual, expected, strict=True):
+        for part, other in zip(layer, others, strict=True):
+            assert_close(part, other)
+
+
 def assert_same_gradients(actual, expected):
     for name in expected:
         assert_close(actual[name], expected[name], name=f"gradient of {name}")
@@ -58,14 +65,13 @@ def test_steps_and_chunks_are_the_whole(cut, dtype, options):
         pieces.append(y)
     joined = torch.cat(pieces, dim=1)
     assert_close(joined, whole)
-    for part, expected in zip(state, after_whole, strict=True):
-        assert_close(part[0], expected[0])
+    assert_same_states(state, after_whole)
     assert_same_gradients(gradients(rnn, joined, weight), gradients(rnn, whole, weight))
 
 
 @DTYPES
 @pytest.mark.parametrize(
-    "options", [{}, dict(complex_state=False), dict(bidirectional=True, shared_theta=False)]
+    "options", [{}, dict(complex_state=False), dict(bidirectional=True, shared_theta=False), dict(conv_size=4), FLA]
 )
 def test_packed_is_separate(dtype, options):
     rnn, lengths = make(dtype, **options), [4, 1, 0, 7]
@@ -76,12 +82,11 @@ def test_packed_is_separate(dtype, options):
     assert_close(packed, separate)
     assert_same_gradients(gradients(rnn, packed, weight), gradients(rnn, separate, weight))
     if after is not None:
-        for layer in range(DEPTH):
-            assert_close(after[layer][0], torch.cat([state[layer][0] for _, state in runs]))
+        assert_same_states(after, [map(torch.cat, zip(*layers)) for layers in zip(*(state for _, state in runs))])
 
 
 @DTYPES
-@pytest.mark.parametrize("options", [{}, dict(complex_state=False), dict(bidirectional=True)])
+@pytest.mark.parametrize("options", [{}, dict(complex_state=False), dict(bidirectional=True), dict(conv_size=4), FLA])
 @pytest.mark.parametrize(
     "row",
     ["..xxxxxx", "xxxxxx..", "xx.xxx.x", "xxxxxxxx", "........"],
@@ -94,8 +99,7 @@ def test_padded_is_plain(row, dtype, options):
     y, after = rnn(padded, mask=keep[None])
     plain, after_plain = rnn(padded[:, keep])
     assert_close(y[:, keep], plain)
-    for part, expected in zip(after or (), after_plain or ()):
-        assert_close(part[0], expected[0])
+    assert_same_states(after or (), after_plain or ())
     if keep.any():
         padded_gradients = gradients(rnn, y[:, keep], weight[:, keep])
         assert_same_gradients(padded_gradients, gradients(rnn, plain, weight[:, keep]))
@@ -159,6 +163,7 @@ def test_what_takes_no_decay():
     assert "blocks.0.mixer.forget_up.bias" in names
     assert no_decay_names(torch.nn.Embedding(3, 2)) == {"weight"}
     assert decayed == {name for name, p in rnn.named_parameters() if p.ndim == 2} - {"bounds.logits"}
+    assert "blocks.0.mixer.short_conv.weight" in no_decay_names(HGRN(4, 1, conv_size=2))
 
 
 def test_glu_activations():

@@ -119,6 +119,10 @@ def test_what_cannot_be_stepped_says_why():
         (stack(), 9, None, "between 1 and 8, got 9"),
         (stack(), 1, torch.nn.Identity(), "head is a Identity"),
     ]
+    cases += [
+        (stack(norm_type="rms"), 1, None, "blocks.0.mixer_norm is a RMSNorm, of which there are no compiled steps"),
+        (stack(conv_size=4), 1, None, "blocks.0.mixer.short_conv is a ShortConvolution, of which there are no compiled steps"),
+    ]
     hooked = stack()
     hooked.blocks[1].register_forward_hook(lambda *_: None)
     cases.append((hooked, 1, None, "blocks.1 has hooks"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hgrn.errors import UserError
+from hgrn.source import commit
 from hgrn.training import checkpointing
 from hgrn.training.checkpointing import (
     SAVE_POINTS,
@@ -17,6 +18,7 @@ from hgrn.training.checkpointing import (
 )
 from hgrn.training.loop import train
 from hgrn.training.runfolder import check_free
+from hgrn.training.runlog import read_rows
 from tests.training.tiny_runs import tiny_recipe, tiny_text
 
 
@@ -58,11 +60,23 @@ def test_the_newest_are_kept(tmp_path):
     assert not list((tmp_path / "two" / "checkpoints").glob(".*"))
 
 
-def test_the_manifest_names_every_file(run):
+def test_the_manifest_names_every_file_but_the_card(run):
     manifest = json.loads((newest(run) / "manifest.json").read_text())
-    files = {file.name for file in newest(run).iterdir()} - {"manifest.json"}
+    files = {file.name for file in newest(run).iterdir()} - {"manifest.json", "README.md"}
     assert {row["name"] for row in manifest["files"]} == files
     assert {"model.safetensors", "config.json", "tokenizer.json", "recipe.yaml", "rank-0.pt"} <= files
+    assert damage(newest(run)) is None
+
+
+def test_the_card_tells_of_the_run_and_may_be_edited(run):
+    card, manifest = newest(run) / "README.md", json.loads((newest(run) / "manifest.json").read_text())
+    rows = [row["bits_per_byte"] for row in read_rows(run / "log.jsonl") if row["kind"] == "validation"]
+    text = card.read_text()
+    assert f"- code: hgrn at {commit()}" in text
+    assert "- recipe: tiny (recipe.yaml), after step 12 of 12\n" in text
+    assert f"fingerprint {manifest['data']}; tokenizer bytes\n" in text
+    assert f"- bits per byte: {min(rows):.4f} on the validation split at step {4 + 4 * rows.index(min(rows))}" in text
+    card.write_text("my own words")
     assert damage(newest(run)) is None
 
 

@@ -4,19 +4,17 @@ import csv
 import importlib.metadata
 import os
 import platform
-import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 
 from hgrn.errors import UserError
+from hgrn.source import commit
 
 from .measure import Times
 
-_PACKAGE = Path(__file__).parents[1]
 _WITH = ("torch", "numba", "transformers")
 
 
@@ -109,26 +107,6 @@ def _cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-@cache
-def commit() -> str:
-    """The commit of the source that runs, "+changes" behind it if it was changed since; outside of git the version."""
-    import hgrn
-
-    try:
-        _git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # an installed copy may lie inside somebody else's repository
-        head, changes = _git("rev-parse", "--short=10", "HEAD"), _git("status", "--porcelain", "--", ".")
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {hgrn.__version__}"
-    return head + ("+changes" if changes else "")
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(_PACKAGE), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, str]]) -> None:

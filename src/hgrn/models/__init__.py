@@ -2,11 +2,15 @@
 
 from .backbone import HGRNModel, HGRNPreTrainedModel
 from .cache import HGRNCache
+from .classification import HGRNForSequenceClassification, HGRNForSequencePairClassification
 from .configuration import HGRNConfig
 from .heads import HGRNForCausalLM
 from .registration import register
 from .session import Session
 
-__all__ = ["HGRNCache", "HGRNConfig", "HGRNForCausalLM", "HGRNModel", "HGRNPreTrainedModel", "Session", "register"]
+__all__ = [
+    "HGRNCache", "HGRNConfig", "HGRNForCausalLM", "HGRNForSequenceClassification", "HGRNForSequencePairClassification", "HGRNModel",
+    "HGRNPreTrainedModel", "Session", "register",
+]  # fmt: skip
 
 register()

@@ -8,15 +8,20 @@ from typing import Self
 
 from transformers import PreTrainedConfig
 
+from .published import translated
+
 INITIALIZATIONS = ("pytorch", "normal")
 _CHOICES = {
     "glu_act": ("silu", "identity"),
     "gate_position": ("after_norm", "before_norm"),
     "gate_act": ("silu", "sigmoid"),
+    "norm_type": ("layer", "rms"),
+    "pooling": ("mean", "last"),
     "initialization": INITIALIZATIONS,
 }
-_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank")
-_FLAGS = ("bias", "complex_state", "scale_embeddings", "tie_word_embeddings", "use_cache")
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank", "conv_size")
+_OPTIONAL = ("gate_rank", "conv_size")
+_FLAGS = ("bias", "bidirectional", "complex_state", "scale_embeddings", "shared_theta", "tie_word_embeddings", "use_cache")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Keys that transformers itself writes into any configuration or passes to it, beside its fields.
@@ -32,6 +37,7 @@ _AUTO_MAP = {
     "AutoConfig": "modeling_hgrn.HGRNConfig",
     "AutoModel": "modeling_hgrn.HGRNModel",
     "AutoModelForCausalLM": "modeling_hgrn.HGRNForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_hgrn.HGRNForSequenceClassification",
 }
 _LOADER = '''\
 """Loads this folder with the installed package hgrn (pip install hgrn); there is no model code in here.
@@ -42,9 +48,9 @@ _LOADER = '''\
 A program that imports hgrn.models needs neither this file nor trust_remote_code.
 """
 
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNModel
+from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNModel
 
-__all__ = ["HGRNConfig", "HGRNForCausalLM", "HGRNModel"]
+__all__ = ["HGRNConfig", "HGRNForCausalLM", "HGRNForSequenceClassification", "HGRNModel"]
 '''
 
 _PRESETS = {
@@ -86,10 +92,15 @@ class HGRNConfig(PreTrainedConfig):
         dropout: probability on embeddings and on the output of every HGRU and GLU, in [0, 1).
         bias: biases of the linear maps in the blocks (norms keep theirs; the output projection has none).
         norm_eps: epsilon of all norms, > 0.
+        norm_type: "layer", or "rms" (flash-linear-attention's).
         complex_state: two numbers per channel turned by learned angles; False is the real variant.
         gate_position: output gate "after_norm" (the authors' code) or "before_norm" (the paper's text).
         gate_act: activation of the output gate, "silu" or "sigmoid".
         gate_rank: factor forget and gate projections through this many channels; None does not.
+        conv_size: taps of a causal convolution of candidate and forget gate (flash-linear-attention's); None is none.
+        bidirectional: each layer reads from both ends, so there is no state: for classification, not for language modelling.
+        shared_theta: one theta for both directions; False is one for each (bidirectional and complex only).
+        pooling: what the classification heads make of the positions: their "mean", or the "last".
         scale_embeddings: multiply embeddings by sqrt(hidden_size).
         tie_word_embeddings: one matrix for embeddings and output projection.
         initialization: "pytorch" (its default for linear maps, embeddings N(0, 1/sqrt(hidden_size)); the
@@ -115,10 +126,15 @@ class HGRNConfig(PreTrainedConfig):
     dropout: float = 0.0
     bias: bool = True
     norm_eps: float = 1e-5
+    norm_type: str = "layer"
     complex_state: bool = True
     gate_position: str = "after_norm"
     gate_act: str = "silu"
     gate_rank: int | None = None
+    conv_size: int | None = None
+    bidirectional: bool = False
+    shared_theta: bool = True
+    pooling: str = "mean"
     scale_embeddings: bool = True
     tie_word_embeddings: bool = True
     initialization: str = "pytorch"
@@ -149,6 +165,11 @@ class HGRNConfig(PreTrainedConfig):
         foreign = _TOKENS if "vocab_size" in overrides else ()
         return cls(**{k: v for k, v in _PRESETS[name].items() if k not in foreign} | overrides)
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As transformers does; a configuration in a published layout becomes ours (hgrn.models.published)."""
+        return super().from_dict(translated(config_dict), **kwargs)
+
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As transformers does, and the loader file for programs that do not import hgrn beside it."""
         self._raise_problems()
@@ -170,16 +191,18 @@ class HGRNConfig(PreTrainedConfig):
             if getattr(self, name) not in choices
         ]
         problems += [
-            f"{name}: must be a positive integer{' or None' if name == 'gate_rank' else ''}, got {value!r}"
+            f"{name}: must be a positive integer{' or None' if name in _OPTIONAL else ''}, got {value!r}"
             for name in _COUNTS
             if not (_is_int(value := getattr(self, name)) and value > 0)
-            and not (value is None and name == "gate_rank")
+            and not (value is None and name in _OPTIONAL)
         ]
         problems += [
             f"{name}: must be True or False, got {value!r}"
             for name in _FLAGS
             if not isinstance(value := getattr(self, name), bool)
         ]
+        if self.shared_theta is False and not (self.bidirectional and self.complex_state):
+            problems.append("shared_theta: must be True unless bidirectional and complex_state are, got False")
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             problems.append(f"dropout: must be a number in [0, 1), got {self.dropout!r}")
         if not (_is_number(self.norm_eps) and self.norm_eps > 0):
@@ -207,5 +230,5 @@ def _is_number(value) -> bool:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=2)
+    matches = difflib.get_close_matches(name, known, n=2, cutoff=0.7)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""

@@ -37,6 +37,8 @@ ANGLES_OF_ONE = Change(lambda x: x.flatten()[None], lambda x: x.flatten()[None, 
 # gamma^k is P_2 + ... + P_k there and P_1 + ... + P_{k-1} here: the same bounds from rows moved by one
 # (see docs/maths.md).
 ROLL = Change(lambda x: x.roll(-1, 0), lambda x: x.roll(1, 0))
+# A depthwise convolution's weight has an axis of one input channel there.
+TAPS = Change(lambda x: x.flatten(1), lambda x: x[:, None])
 
 
 class Line(NamedTuple):
@@ -73,6 +75,15 @@ def _under(published: str, ours: str, lines: Iterable[Line]) -> list[Line]:
 
 
 _COMPLEX = _hgru(HALVES, Line("theta", "theta", ANGLES))
+_FLA = [
+    Line("i_proj.weight", "in_proj.weight", part=0),
+    Line("f_proj.weight", "in_proj.weight", part=1),
+    Line("g_proj.weight", "in_proj.weight", part=2),
+    Line("i_conv1d.weight", "short_conv.weight", TAPS, 0),
+    Line("f_conv1d.weight", "short_conv.weight", TAPS, 1),
+    Line("g_norm.weight", "norm.weight"),
+    Line("o_proj.weight", "out_proj.weight"),
+]
 
 LAYOUTS: dict[str, list[Line]] = {
     # Hgru1d (causal or not), Hgru2d
@@ -99,6 +110,35 @@ LAYOUTS: dict[str, list[Line]] = {
         *_linear("decoder.layer_norm", "model.stack.norm"),
         Line("decoder.output_projection.weight", "lm_head.weight"),
     ],
+    # OpenNLPLab's models for transformers (HGRN-150M, -355M, -1B). Their exact names have not been seen: these are the ones of
+    # the same authors' HGRN2 for transformers, with the layer of hgru-pytorch inside. Names that differ are reported.
+    "opennlplab": [
+        Line("model.embed_tokens.weight", "model.embed_tokens.weight"),
+        Line("model.lower_bounds", "model.stack.bounds.logits", ROLL),
+        *_under("model.layers.{n}.token_mixer.", "model.stack.blocks.{n}.mixer.", _COMPLEX),
+        *_linear("model.layers.{n}.token_norm", "model.stack.blocks.{n}.mixer_norm"),
+        *_linear("model.layers.{n}.channel_mixer.l1", "model.stack.blocks.{n}.glu.gate_up_proj", part=0),
+        *_linear("model.layers.{n}.channel_mixer.l2", "model.stack.blocks.{n}.glu.gate_up_proj", part=1),
+        *_linear("model.layers.{n}.channel_mixer.l3", "model.stack.blocks.{n}.glu.down_proj"),
+        *_linear("model.layers.{n}.channel_norm", "model.stack.blocks.{n}.glu_norm"),
+        *_linear("model.final_norm", "model.stack.norm"),
+        Line("lm_head.weight", "lm_head.weight"),
+    ],
+    # flash-linear-attention's HGRNAttention
+    "fla-layer": _FLA,
+    # flash-linear-attention's HGRNForCausalLM
+    "fla": [
+        Line("model.embeddings.weight", "model.embed_tokens.weight"),
+        Line("model.lower_bounds", "model.stack.bounds.logits", ROLL),
+        *_under("model.layers.{n}.attn.", "model.stack.blocks.{n}.mixer.", _FLA),
+        Line("model.layers.{n}.attn_norm.weight", "model.stack.blocks.{n}.mixer_norm.weight"),
+        Line("model.layers.{n}.mlp.gate_proj.weight", "model.stack.blocks.{n}.glu.gate_up_proj.weight", part=0),
+        Line("model.layers.{n}.mlp.up_proj.weight", "model.stack.blocks.{n}.glu.gate_up_proj.weight", part=1),
+        Line("model.layers.{n}.mlp.down_proj.weight", "model.stack.blocks.{n}.glu.down_proj.weight"),
+        Line("model.layers.{n}.mlp_norm.weight", "model.stack.blocks.{n}.glu_norm.weight"),
+        Line("model.norm.weight", "model.stack.norm.weight"),
+        Line("lm_head.weight", "lm_head.weight"),
+    ],
 }
 
 
@@ -113,29 +153,42 @@ def from_published(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tens
     return converted
 
 
-def load_published(module: nn.Module, tensors: Mapping[str, Tensor], layout: str) -> None:
-    """Copies a published checkpoint into `module` (its dtype stays the module's).
+def fitted(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """`from_published`, for a model with these parameters (on any device, also "meta"; those that are tied are one object).
 
     Raises:
-        ConversionError: naming all that is unexpected, missing or of another shape; nothing is copied then.
+        ConversionError: naming all that is unexpected, missing or of another shape.
     """
     converted, problems = _read(tensors, layout)
-    parameters = dict(module.named_parameters(remove_duplicate=False))
     given: dict[int, Tensor] = {}
     for name, value in converted.items():
         parameter = parameters.get(name)
         if parameter is None:
-            problems.append(f"unexpected: {name} is not in the model")
+            problems.append(f"unexpected: {name} is not in the model; it comes from {sources(name, layout)}")
         elif parameter.shape != value.shape:
             shapes = f"{tuple(value.shape)}, in the model {tuple(parameter.shape)}"
-            problems.append(f"reshaped: {name} is {shapes}")
+            problems.append(f"reshaped: {name} is {shapes}; it comes from {sources(name, layout)}")
         elif not torch.equal(given.setdefault(id(parameter), value), value):
             problems.append(f"untied: {name} differs from the tensor that the model ties it to")
     here = {id(parameters[name]) for name in converted if name in parameters}
-    problems += [f"missing: {name}" for name, parameter in parameters.items() if id(parameter) not in here]
+    problems += [
+        f"missing: {name}, which comes from {sources(name, layout)}"
+        for name, parameter in parameters.items()
+        if id(parameter) not in here
+    ]
     _raise(problems, layout)
+    return converted
+
+
+def load_published(module: nn.Module, tensors: Mapping[str, Tensor], layout: str) -> None:
+    """Copies a published checkpoint into `module` (its dtype stays the module's).
+
+    Raises:
+        ConversionError: as `fitted`; nothing is copied then.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     with torch.no_grad():
-        for name, value in converted.items():
+        for name, value in fitted(parameters, tensors, layout).items():
             parameters[name].copy_(value)
 
 
@@ -157,6 +210,12 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
     return published
 
 
+def sources(ours: str, layout: str) -> str:
+    """The published names of what one of our parameters is made of."""
+    names = [line.published.format(n=number) for line, number in _matches(ours, layout, "ours")]
+    return ", ".join(names) or "nothing in this layout"
+
+
 def _parts(module: nn.Module, name: str) -> list[Tensor]:
     """A parameter cut into the rows that are tensors of their own elsewhere: those of joined linear maps, else single ones."""
     value = module.get_parameter(name).detach()
@@ -175,19 +234,28 @@ def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor]
         line, number = found
         if line.ours is None:
             continue
-        ours, value = line.ours.format(n=number), line.change.load(tensor)
+        ours = line.ours.format(n=number)
+        try:
+            value = line.change.load(tensor)
+        except (RuntimeError, IndexError):
+            problems.append(f"reshaped: {name} has shape {tuple(tensor.shape)}, with other axes than the layout's")
+            continue
         if line.part is None:
             converted[ours] = value
         else:
-            parts.setdefault(ours, {})[line.part] = line, name, value
+            parts.setdefault(ours, {})[line.part] = name, value
     for ours, found in parts.items():
-        template = next(line.ours for line, _, _ in found.values())
-        count = sum(line.ours == template for line in LAYOUTS[layout])
-        if len(found) == count:
-            converted[ours] = torch.cat([found[part][2] for part in range(count)])
-        else:
-            names = ", ".join(name for _, name, _ in found.values())
-            problems.append(f"missing: {ours} is made of {count} tensors, of which only {names} is there")
+        wanted = sources(ours, layout).split(", ")
+        if len(found) < len(wanted):
+            names = [name for name, _ in found.values()]
+            here, absent = ", ".join(names), ", ".join(name for name in wanted if name not in names)
+            problems.append(f"missing: {ours} is made of {len(wanted)} tensors, of which only {here} is there, not {absent}")
+            continue
+        try:
+            converted[ours] = torch.cat([found[part][1] for part in sorted(found)])
+        except RuntimeError:
+            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in found.values())
+            problems.append(f"reshaped: {ours} cannot be made of {shapes}")
     return converted, problems
 
 

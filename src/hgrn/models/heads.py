@@ -18,7 +18,11 @@ _IGNORE = -100
 
 
 class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
-    """HGRN as a language model."""
+    """HGRN as a language model.
+
+    Raises:
+        ValueError: the configuration is bidirectional: each position would see the token that it is to predict.
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     # Tells transformers' Trainer to pass num_items_in_batch, though forward takes no arbitrary keyword
@@ -26,6 +30,11 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
     accepts_loss_kwargs = True
 
     def __init__(self, config: HGRNConfig):
+        if config.bidirectional:
+            raise ValueError(
+                "HGRNForCausalLM predicts and generates from left to right, so it needs bidirectional=False in its configuration, "
+                "got True; HGRNModel and the classification models take either"
+            )
         super().__init__(config)
         self.model = HGRNModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -108,6 +117,10 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
         """As transformers does, on a CPU by compiled steps (see `stepping`)."""
         with self.stepping():
             return super().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, tokenizer=None, **kwargs):
+        """As transformers does; the tokenizer that `generate` was given for its stop strings is kept from `forward`."""
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """Generation starts from our cache: none of transformers' own fits a model without attention."""

@@ -2,10 +2,13 @@
 
 import warnings
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .backbone import HGRNModel
+from .classification import HGRNForSequenceClassification
 from .configuration import HGRNConfig
 from .heads import HGRNForCausalLM
 
@@ -22,7 +25,11 @@ def register(overwrite: bool = False) -> None:
     """
     AutoModel.register(HGRNConfig, HGRNModel, exist_ok=True)
     AutoModelForCausalLM.register(HGRNConfig, HGRNForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(HGRNConfig, HGRNForSequenceClassification, exist_ok=True)
     name = HGRNConfig.model_type
+    # Trainer's label smoothing does not ask the Auto classes but looks for the name of the class here; without it, it would
+    # compare each position with its own token and not with the next.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[name] = HGRNForCausalLM.__name__
     holder = CONFIG_MAPPING[name] if name in CONFIG_MAPPING else HGRNConfig
     if holder is not HGRNConfig and not overwrite:
         package = holder.__module__.split(".")[0]
@@ -33,3 +40,5 @@ def register(overwrite: bool = False) -> None:
         )
         return
     AutoConfig.register(name, HGRNConfig, exist_ok=True)
+    # `transformers serve` takes the class of a checkpoint from transformers itself, by its name (docs/hugging_face.md).
+    transformers.HGRNForCausalLM = HGRNForCausalLM

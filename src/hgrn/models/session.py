@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 _FORMAT = "hgrn-session-1"
 _CHUNK = 4096  # tokens that are read at once
 # What of the configuration decides, with the tensors of the model, what a state means.
-_MEANING = ("glu_act", "norm_eps", "complex_state", "gate_position", "gate_act", "gate_rank", "scale_embeddings")
+_MEANING = (
+    "glu_act", "norm_eps", "norm_type", "complex_state", "gate_position", "gate_act", "gate_rank", "conv_size", "scale_embeddings",
+)  # fmt: skip
 
 
 def fingerprint(model: "HGRNForCausalLM") -> str:
@@ -43,7 +45,8 @@ class Session:
     """N conversations with one model, which goes on with all of them in each call.
 
     A conversation is its state, of a size that does not grow: `4 * num_hidden_layers * hidden_size` bytes, twice that for a
-    complex state. Sessions are values: `branch`, `pick` and `join` make new ones and leave their sources as they are.
+    complex state, and the last inputs of the convolution where there is one. Sessions are values: `branch`, `pick` and `join` make
+    new ones and leave their sources as they are.
 
     Args:
         model: in eval mode, and no longer trained; a state means nothing to other weights.
@@ -200,10 +203,7 @@ class Session:
     def _begin(self) -> tuple[tuple[Tensor, ...], ...]:
         """The states; zeros where nothing has been read, which is the state of nothing."""
         if self._state is None:
-            self._state = tuple(
-                (torch.zeros(len(self), block.mixer.norm.weight.shape[0], device=self.model.device),)
-                for block in self.model.model.stack.blocks
-            )
+            self._state = tuple(block.mixer.initial_state(len(self)) for block in self.model.model.stack.blocks)
         return self._state
 
     def _batch(self, tokens: Tensor | Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:

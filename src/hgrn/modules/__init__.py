@@ -8,7 +8,11 @@ from .hgru2d import HGRU2d
 from .int8 import Int8Linear, quantize_int8
 from .linear import Linear
 from .parameters import layer_matrices, no_decay_names
+from .short_conv import ShortConvolution
 from .stack import HGRN
 from .stepper import Stepper
 
-__all__ = ["GLU", "HGRN", "HGRU", "Block", "HGRU2d", "Int8Linear", "Linear", "LowerBounds", "Stepper", "layer_matrices", "no_decay_names", "quantize_int8"]
+__all__ = [
+    "Block", "GLU", "HGRN", "HGRU", "HGRU2d", "Int8Linear", "Linear", "LowerBounds", "ShortConvolution",
+    "Stepper", "layer_matrices", "no_decay_names", "quantize_int8",
+]  # fmt: skip

@@ -5,6 +5,8 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .norms import make_norm
+
 
 class Block(nn.Module):
     """`x + dropout(mixer(norm(x)))`, then `x + dropout(glu(norm(x)))` (the authors' fairseq: modules/rnn/hgrn/hgrn_layer.py).
@@ -15,6 +17,7 @@ class Block(nn.Module):
         glu: the channel mixer, `[..., dim]` -> `[..., dim]`.
         dropout: probability on both branches.
         norm_eps: epsilon of both norms.
+        norm_type: "layer" or "rms", of both.
 
     Attributes:
         gradient_checkpointing: set it to True to keep only the block's inputs while training, and to compute
@@ -26,16 +29,23 @@ class Block(nn.Module):
     _gradient_checkpointing_func = staticmethod(partial(checkpoint, use_reentrant=False))
 
     def __init__(
-        self, dim: int, mixer: nn.Module, glu: nn.Module, *, dropout: float = 0.0, norm_eps: float = 1e-5
+        self,
+        dim: int,
+        mixer: nn.Module,
+        glu: nn.Module,
+        *,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-5,
+        norm_type: str = "layer",
     ):
         super().__init__()
-        self.mixer_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.mixer_norm = make_norm(norm_type, dim, norm_eps)
         self.mixer = mixer
-        self.glu_norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.glu_norm = make_norm(norm_type, dim, norm_eps)
         self.glu = glu
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, *rest) -> tuple[Tensor, tuple[Tensor] | None]:
+    def forward(self, x: Tensor, *rest) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """As `HGRU.forward`: (x, lower_bound, state, mask, cu_seqlens) -> (y, state)."""
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(self._compute, x, *rest)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from hgrn.ops import gated_norm, hgru_scan
 
 from .linear import Linear
+from .norms import gated_rms_norm, make_norm
 from .parameters import KeepsFloat32, at_least_float32
+from .short_conv import ShortConvolution
 
 _ACTIVATIONS = ("silu", "sigmoid")
 _GATE_POSITIONS = ("after_norm", "before_norm")
@@ -38,11 +40,15 @@ class HGRU(KeepsFloat32):
         gate_act: activation of the output gate, "silu" or "sigmoid" (`hgru1d_v2`, `hgru1d_v3`).
         gate_rank: factor the forget and gate projections through this many channels (`hgru1d_v2`,
             `hgru1d_v3`).
+        norm_type: "layer", or "rms" (flash-linear-attention).
+        conv_size: taps of a causal convolution of candidate and forget gate before their activations; None is none
+            (flash-linear-attention has 4, or none). Not with bidirectional or gate_rank, which no published model adds to it.
         bias: biases of the linear maps; the norm keeps its own.
         norm_eps: epsilon of the norm.
 
     One product makes all three projections: `joined_rows["in_proj"]` says how many rows of it belong to candidate, forget gate and
-    output gate; those of candidate and output gate are ordered [Re | Im]. With gate_rank the second and third are what `forget_up` and `gate_up` widen.
+    output gate; those of candidate and output gate are ordered [Re | Im]. With gate_rank the second and third are what
+    `forget_up` and `gate_up` widen. `short_conv` has the channels of the candidate, then those of the forget gate.
     """
 
     no_decay = ("theta",)
@@ -58,6 +64,8 @@ class HGRU(KeepsFloat32):
         gate_position: str = "after_norm",
         gate_act: str = "silu",
         gate_rank: int | None = None,
+        norm_type: str = "layer",
+        conv_size: int | None = None,
         bias: bool = True,
         norm_eps: float = 1e-5,
     ):
@@ -68,6 +76,8 @@ class HGRU(KeepsFloat32):
             raise ValueError(f"gate_act must be one of {_ACTIVATIONS}, got {gate_act!r}")
         if not shared_theta and not (bidirectional and complex_state):
             raise ValueError("shared_theta=False needs bidirectional=True and complex_state=True")
+        if conv_size is not None and (bidirectional or gate_rank is not None):
+            raise ValueError(f"conv_size={conv_size} goes neither with bidirectional=True nor with gate_rank; pass conv_size=None")
         self.dim = dim
         self.bidirectional = bidirectional
         self.gate_position = gate_position
@@ -77,7 +87,11 @@ class HGRU(KeepsFloat32):
         self.in_proj = Linear(dim, sum(self.joined_rows["in_proj"]), bias=bias)
         self.forget_up = Linear(gate_rank, dim, bias=bias) if gate_rank else None
         self.gate_up = Linear(gate_rank, width, bias=bias) if gate_rank else None
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.short_conv = None
+        if conv_size is not None:
+            self.short_conv = ShortConvolution(width + dim, conv_size)
+            self.joined_rows["short_conv"] = (width, dim)
+        self.norm = make_norm(norm_type, width, norm_eps)
         self.out_proj = Linear(width, dim, bias=bias)
         self.theta = None
         if complex_state:
@@ -98,17 +112,17 @@ class HGRU(KeepsFloat32):
         self,
         x: Tensor,
         lower_bound: Tensor | None = None,
-        state: tuple[Tensor] | None = None,
+        state: tuple[Tensor, ...] | None = None,
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor] | None]:
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Training, prefill, a further chunk and a single step (T = 1) are all this call.
 
         Args:
             x: `[B, T, D]`; with cu_seqlens `[1, total, D]`.
             lower_bound: this layer's row of `LowerBounds`, `[D]`; None is 0.
-            state: what the call on the previous chunk returned: `(recurrent [B, C],)`, `[N, C]` if packed;
-                None is zeros.
+            state: what the call on the previous chunk returned: `(recurrent [B, C],)`, `[N, C]` if packed, and with conv_size
+                the last inputs of the convolution, `[N, conv_size - 1, C + D]`, behind it; None is zeros.
             mask: bool `[B, T]`; where False the position is skipped exactly.
             cu_seqlens: boundaries `[N + 1]` of sequences packed end to end; each starts from its own state.
 
@@ -117,19 +131,40 @@ class HGRU(KeepsFloat32):
             bidirectional.
 
         Raises:
-            ValueError: x has another shape, or a bidirectional layer is given a state.
+            ValueError: x or state has another shape, or a bidirectional layer is given a state.
         """
         self._check(x, "[B, T, D]", 3)
         if self.bidirectional and state is not None:
             raise ValueError("a bidirectional HGRU reads whole sequences and takes no state; pass state=None")
-        initial = None if state is None else state[0]
-        candidate, forget, gate = self.project(x)
+        parts = 1 if self.short_conv is None else 2
+        if state is not None and len(state) != parts:
+            raise ValueError(f"state must be a tuple of {parts} tensor(s), as this layer returns it, got {len(state)}")
+        initial, *window = (None,) * parts if state is None else state
+        candidate, forget, gate, *window = self._project(x, *window, mask=mask, cu_seqlens=cu_seqlens)
         h, final = self._scan(candidate, forget, (1,), lower_bound, initial, mask=mask, cu_seqlens=cu_seqlens)
-        return self._read_out(h, gate), None if self.bidirectional else (final,)
+        return self._read_out(h, gate), None if self.bidirectional else (final, *window)
+
+    def initial_state(self, sequences: int) -> tuple[Tensor, ...]:
+        """What state=None stands for: zeros in the shapes that `forward` returns."""
+        weight = self.norm.weight
+        recurrent = weight.new_zeros(sequences, len(weight), dtype=at_least_float32(weight.dtype))
+        return (recurrent,) if self.short_conv is None else (recurrent, self.short_conv.initial_state(sequences))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidate `[..., C]`, forget gate `[..., D]` and output gate `[..., C]` of x `[..., D]`, before their activations."""
-        candidate, forget, gate = self.in_proj(x).split(self.joined_rows["in_proj"], dim=-1)
+        """Candidate `[..., C]`, forget gate `[..., D]` and output gate `[..., C]` of x `[..., D]`, before their activations.
+
+        With a convolution x is `[B, T, D]`, whole sequences.
+        """
+        return self._project(x)[:3]
+
+    def _project(self, x: Tensor, window: Tensor | None = None, **where) -> tuple[Tensor, ...]:
+        """The three of `project`, and where there is a convolution its new state."""
+        projected, rows = self.in_proj(x), self.joined_rows["in_proj"]
+        if self.short_conv is not None:
+            mixed, gate = projected.split((rows[0] + rows[1], rows[2]), dim=-1)
+            mixed, window = self.short_conv(mixed, window, **where)
+            return *mixed.split(rows[:2], dim=-1), gate, window
+        candidate, forget, gate = projected.split(rows, dim=-1)
         return (candidate, forget, gate) if self.forget_up is None else (candidate, self.forget_up(forget), self.gate_up(gate))
 
     def _check(self, x: Tensor, letters: str, ndim: int) -> None:
@@ -152,8 +187,7 @@ class HGRU(KeepsFloat32):
         return h, final
 
     def _read_out(self, h: Tensor, gate: Tensor) -> Tensor:
-        gated = gated_norm(
-            h, gate, self.norm.weight, self.norm.bias, self.norm.eps, activation=self.gate_act,
-            gate_first=self.gate_position == "before_norm",
-        )  # fmt: skip
-        return self.out_proj(gated)
+        norm, options = self.norm, dict(activation=self.gate_act, gate_first=self.gate_position == "before_norm")
+        if isinstance(norm, nn.RMSNorm):
+            return self.out_proj(gated_rms_norm(h, gate, norm.weight, norm.eps, **options))
+        return self.out_proj(gated_norm(h, gate, norm.weight, norm.bias, norm.eps, **options))

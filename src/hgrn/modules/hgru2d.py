@@ -9,8 +9,13 @@ class HGRU2d(HGRU):
     """An HGRU whose scans run along both axes of a grid and are summed before the read-out (the authors' Hgru2d).
 
     Takes the arguments of `HGRU`: two scans (down and right), or four if bidirectional; theta is shared by
-    both axes. Neither axis is ever transposed in memory.
+    both axes. Neither axis is ever transposed in memory. There is no conv_size: the convolution is one of sequences.
     """
+
+    def __init__(self, dim: int, **options):
+        if options.get("conv_size") is not None:
+            raise ValueError(f"conv_size={options['conv_size']}: an HGRU2d has no convolution; pass conv_size=None")
+        super().__init__(dim, **options)
 
     def forward(self, x: Tensor, lower_bound: Tensor | None = None) -> tuple[Tensor, None]:
         """x `[B, H, W, D]`, lower_bound `[D]` or None (0) -> y like x, and None: a grid carries no state.

@@ -9,6 +9,7 @@ from .block import Block
 from .bounds import LowerBounds
 from .glu import GLU
 from .hgru import HGRU
+from .norms import make_norm
 
 
 class HGRN(nn.Module):
@@ -22,8 +23,9 @@ class HGRN(nn.Module):
         dropout: probability on the output of every HGRU and GLU.
         bias: biases of all linear maps.
         norm_eps: epsilon of all norms.
+        norm_type: "layer" or "rms", of all norms.
         **hgru: further arguments of `HGRU`: bidirectional, shared_theta, complex_state, gate_position,
-            gate_act, gate_rank.
+            gate_act, gate_rank, conv_size.
 
     Set `gradient_checkpointing = True` on members of `blocks` to trade time for memory in training.
 
@@ -50,6 +52,7 @@ class HGRN(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         norm_eps: float = 1e-5,
+        norm_type: str = "layer",
         **hgru,
     ):
         super().__init__()
@@ -57,14 +60,15 @@ class HGRN(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 dim,
-                HGRU(dim, bias=bias, norm_eps=norm_eps, **hgru),
+                HGRU(dim, bias=bias, norm_eps=norm_eps, norm_type=norm_type, **hgru),
                 GLU(dim, 2 * dim if glu_dim is None else glu_dim, glu_act, bias=bias),
                 dropout=dropout,
                 norm_eps=norm_eps,
+                norm_type=norm_type,
             )
             for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm = make_norm(norm_type, dim, norm_eps)
 
     def forward(
         self,
@@ -79,7 +83,8 @@ class HGRN(nn.Module):
         Args:
             x: `[B, T, dim]`; with cu_seqlens `[1, total, dim]`.
             state: what the call on the previous chunk returned: for each block a tuple `(recurrent [B, C],)`,
-                `[N, C]` if packed; None is zeros. Gradients flow through it: detach it to cut them.
+                `[N, C]` if packed, longer with conv_size (see `HGRU.forward`); None is zeros. Gradients flow through it: detach
+                it to cut them.
             mask: bool `[B, T]`, False where there is no input: on either side, or inside. Such positions are
                 skipped exactly; their outputs mean nothing.
             cu_seqlens: int32 or int64 `[N + 1]`, boundaries of N sequences packed end to end.

@@ -128,8 +128,9 @@ class Stepper:
         self._program.hgru_step(candidate, forget, bound, mixer.theta, state, h)
         norm = mixer.norm
         self._program.gated_norm(
-            h, gate, norm.weight, norm.bias, norm.eps, gated, activation=mixer.gate_act, gate_first=mixer.gate_position == "before_norm"
-        )
+            h, gate, norm.weight, norm.bias, norm.eps, gated, activation=mixer.gate_act,
+            gate_first=mixer.gate_position == "before_norm",
+        )  # fmt: skip
         self._linear(mixer.out_proj, gated, self._x, add=self._x)
 
 
@@ -146,7 +147,7 @@ def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None)
     known = (HGRN, Block, HGRU, GLU, Linear, Int8Linear, nn.Linear, nn.LayerNorm, nn.Dropout, nn.ModuleList, LowerBounds)
     for name, part in [*stack.named_modules(), ("head", head)]:
         if part is not None and type(part) not in known:
-            return f"{name} is a {type(part).__name__}, not a part of this package"
+            return f"{name} is a {type(part).__name__}, of which there are no compiled steps"
         if part is not None and (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)):
             return f"{name} has hooks, or a forward of its own, which would not be called"
     for name, tensor in [*stack.named_parameters(), *(head.named_parameters() if head else ())]:

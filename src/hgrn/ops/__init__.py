@@ -3,6 +3,9 @@
 from .functional import gated_scan, hgru_carry, hgru_scan
 from .layer import gated_norm, gated_unit
 from .library import available_engines
-from .linear import int8_linear, linear, quantize_rows
+from .linear_maps import int8_linear, linear, quantize_rows
 
-__all__ = ["available_engines", "gated_norm", "gated_scan", "gated_unit", "hgru_carry", "hgru_scan", "int8_linear", "linear", "quantize_rows"]
+__all__ = [
+    "available_engines", "gated_norm", "gated_scan", "gated_unit", "hgru_carry", "hgru_scan",
+    "int8_linear", "linear", "quantize_rows",
+]  # fmt: skip

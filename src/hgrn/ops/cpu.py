@@ -263,10 +263,10 @@ def _linear(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, **re
 
 
 def linear(x, weight, bias) -> Tensor:
-    """`[R, I] -> [R, O]`; see `hgrn.ops.linear.linear`."""
+    """`[R, I] -> [R, O]`; see `hgrn.ops.linear`."""
     return _linear(cpu_linear.linear, x, weight, bias)
 
 
 def int8_linear(x, weight, scale, bias) -> Tensor:
-    """`[R, I] -> [R, O]`; see `hgrn.ops.linear.int8_linear`."""
+    """`[R, I] -> [R, O]`; see `hgrn.ops.int8_linear`."""
     return _linear(cpu_linear.int8_linear, x, weight, bias, scale=scale)

@@ -39,7 +39,7 @@ class Program:
         self._calls: np.ndarray | None = None
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, scale: Tensor | None = None, add=None) -> None:
-        """`y = x weight^T + bias + add`; `add` may be y. With `scale` `[O]` the weight is int8 and a row of it is `scale[o]` times that."""
+        """`y = x weight^T + bias + add`; `add` may be y. With `scale` `[O]` the weight is int8, and row o counts `scale[o]` times."""
         rest = {} if scale is None else {"scale": scale}
         kernel = cpu_linear.linear if scale is None else cpu_linear.int8_linear
         self._append(cpu.linear_launch(kernel, x, weight, bias, y, add, **rest))

@@ -5,8 +5,9 @@ A run folder:
     run.lock, recipe.yaml, log.jsonl, tensorboard/
     checkpoints/step-000500/
         model.safetensors, config.json, tokenizer files, recipe.yaml
+        README.md         the model card, which anyone may edit
         rank-0.pt, ...    one per process: optimizer, RNG, position (read with weights_only=True)
-        manifest.json     every other file with its size and checksum
+        manifest.json     every other file but the card with its size and checksum
 
 A checkpoint is written into a hidden folder beside its place, and renamed when all of it, the manifest last,
 is on disk. So a kill at any moment leaves the checkpoints before it whole, and at most hidden folders, which
@@ -31,6 +32,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 from hgrn.errors import UserError
+from hgrn.source import commit
 from hgrn.training.distributed import Ranks
 from hgrn.training.recipe import (
     Recipe,
@@ -100,14 +102,17 @@ def save(
     """Save one checkpoint from all ranks, then drop all but the newest `recipe.training.keep`; its folder.
 
     model, tokenizer: anything with `save_pretrained(folder)`. state: this rank's optimizer, RNG and position,
-    of types that `torch.load(weights_only=True)` reads.
+    of types that `torch.load(weights_only=True)` reads; of its "progress" the model card tells.
     """
+    from hgrn.models import card
+
     place = run / "checkpoints" / f"step-{step:06d}"
     hidden = place.with_name(SAVING + place.name)
     if ranks.is_main:
         _remove_hidden(run)
         hidden.mkdir(parents=True)
         _done("folder made")
+        model.card_facts = _card_facts(step, recipe, fingerprint, state)
         with without_bars():
             model.save_pretrained(hidden)
         _done("weights written")
@@ -124,7 +129,9 @@ def save(
         for file in files:
             _fsync(file)
         _done("files on disk")
-        listed = [SavedFile(f.relative_to(hidden).as_posix(), f.stat().st_size, _sha256(f)) for f in files]
+        listed = [
+            SavedFile(f.relative_to(hidden).as_posix(), f.stat().st_size, _sha256(f)) for f in files if f.name != card.NAME
+        ]
         manifest = Manifest(step, ranks.world, fingerprint, listed)
         (hidden / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
         _fsync(hidden / "manifest.json")
@@ -140,6 +147,23 @@ def save(
         _done("rotated")
     ranks.barrier()
     return place
+
+
+def _card_facts(step: int, recipe: Recipe, fingerprint: str, state: dict) -> dict[str, str]:
+    """What the model card says of the run; `state` as `save` takes it."""
+    progress = state["progress"]
+    best = progress["best"]
+    data = recipe.data
+    source = ", ".join(data.splits["train"].files or data.files or [f"{data.dataset} {data.config or ''}".strip()])
+    return {
+        "recipe": f"{recipe.name} (recipe.yaml), after step {step} of {recipe.training.steps}",
+        "code": f"hgrn at {commit()}",
+        "data": f"{source}, fingerprint {fingerprint}; tokenizer {data.tokenizer}",
+        "tokens trained on": f"{progress['tokens']:,}",
+        "bits per byte": f"{best['bits_per_byte']:.4f} on the validation split at step {best['step']}, the best so far"
+        if best
+        else "not measured",
+    }
 
 
 def steps_saved(run: Path) -> list[tuple[int, Path]]:

@@ -28,12 +28,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _suits_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    few = x.dtype == torch.float32 and x.numel() <= _FEW * x.shape[-1]
     return (
-        few
+        not torch.is_grad_enabled()
+        and not is_listened_to((x, weight, bias))  # before the sizes: of a comparison of them a tracer would make a guard
+        and x.dtype == torch.float32
+        and x.numel() <= _FEW * x.shape[-1]
         and weight.numel() >= _LARGE
-        and not torch.is_grad_enabled()
-        and not is_listened_to((x, weight, bias))
         and x.device.type == weight.device.type == "cpu"
         and weight.dtype == x.dtype
         and (bias is None or bias.dtype == x.dtype)

@@ -1,0 +1,120 @@
+"""The model card: a README.md that says what a saved model is, how it came about as far as that is known, and how to load it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+import hgrn
+
+NAME = "README.md"
+
+# What the class is, what the Hub calls its task, and how it is used.
+_LOAD = """\
+from hgrn.models import {name}
+
+model = {name}.from_pretrained(folder)"""
+_GENERATE = """\
+import hgrn.models                                 # registers the model with transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)  # where it was saved with the model
+prompt = tokenizer("Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))"""
+_KINDS = {
+    "HGRNModel": ("without a head: token ids to hidden states", "feature-extraction", _LOAD),
+    "HGRNForCausalLM": ("for language modelling", "text-generation", _GENERATE),
+    "HGRNForSequenceClassification": ("for the classification of sequences", "text-classification", _LOAD),
+    "HGRNForSequencePairClassification": ("for the classification of pairs of sequences", None, _LOAD),
+}
+_OTHER_KIND = ("with a head of its own", None, _LOAD)
+
+_MARK = "<!-- Written by hgrn"
+_TEXT = """\
+---
+library_name: transformers
+tags: [hgrn]{task}
+---
+# {name}
+
+An HGRN (Hierarchically Gated Recurrent Network; Qin, Yang and Zhong, NeurIPS 2023) {what}.
+It has {parameters:,} parameters in {dtype}. {state}
+
+## Use
+
+With the package hgrn installed (`pip install hgrn`; this folder was saved by version {version}):
+
+```python
+folder = "."                                       # where this file is
+{example}
+```
+
+Programs that do not import hgrn, but run where it is installed, load this folder with `trust_remote_code=True`.
+
+## How it came about
+
+{facts}
+
+## Configuration
+
+| field | value |
+|---|---|
+{configuration}
+
+"""
+
+
+def write_card(model: PreTrainedModel, folder: Path | str, facts: Mapping[str, object]) -> None:
+    """Writes the card of a saved model into its folder, unless one is there that this function did not write as it stands."""
+    file = Path(folder) / NAME
+    if not file.exists() or _is_untouched(file.read_text(encoding="utf-8", errors="replace")):
+        file.write_text(_signed(_text(model, facts)), encoding="utf-8")
+
+
+def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
+    name, config = type(model).__name__, model.config
+    what, task, example = _KINDS.get(name, _OTHER_KIND)
+    return _TEXT.format(
+        task=f"\npipeline_tag: {task}" if task else "",
+        name=name,
+        what=what,
+        parameters=model.num_parameters(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        state=_state(config),
+        version=hgrn.__version__,
+        example=example.format(name=name),
+        facts="\n".join(f"- {key}: {value}" for key, value in facts.items())
+        or "Not recorded: nothing is known here of a recipe, data or results.",
+        configuration="\n".join(f"| {key} | {_cell(value)} |" for key, value in _own_fields(model).items()),
+    )
+
+
+def _state(config: PreTrainedConfig) -> str:
+    if config.bidirectional:
+        return "It reads whole sequences, from both ends."
+    size = config.num_hidden_layers * config.hidden_size * (2 if config.complex_state else 1) * 4
+    return f"What it remembers of a sequence takes {size:,} bytes, however long that is."
+
+
+def _own_fields(model: PreTrainedModel) -> dict[str, object]:
+    """What HGRN's configuration has beyond that of any model; with the labels, where there are some."""
+    common = {field.name for field in fields(PreTrainedConfig)}
+    own = {field.name: getattr(model.config, field.name) for field in fields(model.config) if field.name not in common}
+    return own | ({"id2label": model.config.id2label} if "Classification" in type(model).__name__ else {})
+
+
+def _cell(value: object) -> str:
+    return repr(value).replace("|", "\\|")
+
+
+def _signed(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{text}{_MARK} ({digest}), which renews it with the model as long as nobody edits it. -->\n"
+
+
+def _is_untouched(card: str) -> bool:
+    text, mark, _ = card.rpartition(_MARK)
+    return bool(mark) and card == _signed(text)

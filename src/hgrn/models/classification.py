@@ -1,0 +1,225 @@
+"""HGRNModel with a head that classifies: one sequence, or two against each other.
+
+Shape letters: B sequences of T positions; packed, N sequences in `[1, total]`; D channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
+from transformers.utils import can_return_tuple
+
+from hgrn.modules import Linear
+from hgrn.modules.parameters import at_least_float32
+from hgrn.ops.packing import sequence_ids
+
+from .backbone import HGRNModel, HGRNPreTrainedModel
+from .configuration import HGRNConfig
+
+
+def pool(x: Tensor, pooling: str, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+    """One vector a sequence: the mean of its positions, or the last; zeros for a sequence without any.
+
+    Args:
+        x: `[B, T, D]`; with cu_seqlens `[1, total, D]`.
+        pooling: "mean" (summed in float32 at least) or "last".
+        mask: bool `[B, T]`, False where there is padding, on either side or inside: such positions do not count.
+        cu_seqlens: boundaries `[N + 1]` of sequences packed end to end.
+
+    Returns:
+        `[B, D]`, or `[N, D]` if packed.
+    """
+    filled = x if mask is None else x.masked_fill(~mask[..., None], 0)  # what stands at padding may be anything
+    if mask is None:
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    packed = None if cu_seqlens is None else (sequence_ids(cu_seqlens, x.shape[1]), len(cu_seqlens) - 1)
+    if pooling == "mean":
+        total = _total(filled, packed, at_least_float32(x.dtype))
+        return (total / _total(mask, packed, torch.long).clamp(min=1)[:, None]).to(x.dtype)
+    positions = torch.arange(mask.numel(), device=x.device).view(mask.shape).masked_fill(~mask, -1)
+    if packed is None:
+        last = positions.amax(1)
+    else:
+        sequence, count = packed
+        last = positions.new_full((count,), -1).scatter_reduce(0, sequence, positions[0], "amax")
+    return filled.flatten(0, 1)[last.clamp(min=0)].masked_fill((last < 0)[:, None], 0)
+
+
+def _total(x: Tensor, packed: tuple[Tensor, int] | None, dtype: torch.dtype) -> Tensor:
+    """The sum over the positions `[B, T, ...]` of each sequence."""
+    if packed is None:
+        return x.sum(1, dtype=dtype)
+    sequence, count = packed
+    return x.new_zeros(count, *x.shape[2:], dtype=dtype).index_add(0, sequence, x[0].to(dtype))
+
+
+class _Classifier(HGRNPreTrainedModel):
+    """What both heads share: encoding, and the loss."""
+
+    # The heads take num_items_in_batch, though no arbitrary keyword arguments (see HGRNForCausalLM).
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: HGRNConfig):
+        super().__init__(config)
+        self.model = HGRNModel(config)
+        self.loss_type = "ForSequenceClassification"  # transformers finds it by the name of the class, but not for pairs
+
+    def _encode(self, ids, attention_mask, embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions):
+        """The pooled sequences `[B, D]` (`[N, D]` if packed), and the hidden states if asked for."""
+        if use_cache:
+            raise ValueError("use_cache=True: classification reads whole sequences and returns no cache; leave it out")
+        outputs = self.model(
+            input_ids=ids,
+            attention_mask=attention_mask,
+            inputs_embeds=embeds,
+            cu_seqlens=cu_seqlens,
+            use_cache=False,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        x = outputs.last_hidden_state
+        return pool(x, self.config.pooling, self.model.mask(attention_mask, x), cu_seqlens), outputs.hidden_states
+
+    def _loss(self, logits: Tensor, labels: Tensor | None, num_items_in_batch: int | Tensor | None) -> Tensor | None:
+        """transformers' own for `config.problem_type`, or for what the labels say if that is None; made in float32 at least."""
+        if labels is None:
+            return None
+        problem, count = self.config.problem_type, self.config.num_labels
+        classes = problem == "single_label_classification" or (
+            problem is None and count > 1 and labels.dtype in (torch.long, torch.int)
+        )
+        one_each = classes or count == 1
+        if labels.numel() != len(logits) if one_each else labels.shape != logits.shape:
+            shape = [len(logits)] if one_each else list(logits.shape)
+            kind = "integers, one class each" if classes else "numbers"
+            raise ValueError(
+                f"labels must have shape {shape} ({kind}) with problem_type={problem!r} and num_labels={count}, got "
+                f"{tuple(labels.shape)} of {labels.dtype}; set problem_type in the configuration if another is meant"
+            )
+        logits = logits.to(at_least_float32(logits.dtype))
+        loss = self.loss_function(
+            labels=labels.long() if classes else labels.to(logits.dtype),
+            pooled_logits=logits,
+            config=self.config,
+            num_items_in_batch=num_items_in_batch,
+        )
+        if classes or num_items_in_batch is None:
+            return loss
+        # These losses of transformers are means whatever the number of items is.
+        return loss * (labels.numel() / torch.as_tensor(num_items_in_batch, device=loss.device))
+
+
+class HGRNForSequenceClassification(_Classifier):
+    """HGRN with a linear map on the pooled sequence (`config.pooling`): `Linear(D, num_labels)`."""
+
+    def __init__(self, config: HGRNConfig):
+        super().__init__(config)
+        self.score = Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """
+        input_ids, attention_mask, inputs_embeds, cu_seqlens and output_hidden_states as `HGRNModel.forward`, and:
+
+        Args:
+            labels: `[B]` (`[N]` if packed): class numbers (-100 is not scored), or values if num_labels is 1;
+                `[B, num_labels]` floats for several labels or values each. `config.problem_type` decides where it is set.
+            num_items_in_batch: divide the summed loss by this; default: by the number of labels scored.
+            use_cache, output_attentions: not available; for callers that always pass them.
+
+        Returns:
+            loss if labels are given, logits `[B, num_labels]`, hidden_states. A sequence without a token pools to zeros.
+
+        Raises:
+            ValueError: the arguments do not go together; the message names them.
+        """
+        pooled, hidden_states = self._encode(
+            input_ids, attention_mask, inputs_embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions
+        )
+        logits = self.score(pooled)
+        return SequenceClassifierOutput(
+            loss=self._loss(logits, labels, num_items_in_batch), logits=logits, hidden_states=hidden_states
+        )
+
+
+@dataclass
+class SequencePairClassifierOutput(ModelOutput):
+    """As `SequenceClassifierOutput` of transformers, with the hidden states of both sequences."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states_b: tuple[Tensor, ...] | None = None
+
+
+class HGRNForSequencePairClassification(_Classifier):
+    """HGRN on two sequences each, whose pooled vectors a and b (`config.pooling`) are compared.
+
+    `Linear(4D, D) -> GELU -> Linear(D, num_labels)` on `[a, b, a - b, a * b]` (the authors' Long Range Arena code:
+    tasks/decoders.py, retrieval).
+    """
+
+    def __init__(self, config: HGRNConfig):
+        super().__init__(config)
+        dim = config.hidden_size
+        self.classifier = nn.Sequential(Linear(4 * dim, dim), nn.GELU(), Linear(dim, config.num_labels))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_ids_b: Tensor | None = None,
+        attention_mask_b: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        inputs_embeds_b: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        cu_seqlens_b: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+    ) -> SequencePairClassifierOutput:
+        """
+        As `HGRNForSequenceClassification.forward`; the arguments that end in `_b` are those of the second sequences, which may be
+        of other lengths than the first but must be as many.
+
+        Returns:
+            loss if labels are given, logits `[B, num_labels]`, hidden_states, hidden_states_b.
+
+        Raises:
+            ValueError: the arguments do not go together; the message names them.
+        """
+        if (input_ids_b is None) == (inputs_embeds_b is None):
+            raise ValueError("give exactly one of input_ids_b and inputs_embeds_b: the second sequence of each pair")
+        rest = use_cache, output_hidden_states, output_attentions
+        a, hidden_states = self._encode(input_ids, attention_mask, inputs_embeds, cu_seqlens, *rest)
+        try:
+            b, hidden_states_b = self._encode(input_ids_b, attention_mask_b, inputs_embeds_b, cu_seqlens_b, *rest)
+        except ValueError as error:
+            raise ValueError(f"second sequences (arguments ending in _b): {error}") from error
+        if len(a) != len(b):
+            raise ValueError(f"there must be as many second sequences as first, {len(a)}; got {len(b)}")
+        logits = self.classifier(torch.cat([a, b, a - b, a * b], dim=-1))
+        return SequencePairClassifierOutput(
+            loss=self._loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            hidden_states=hidden_states,
+            hidden_states_b=hidden_states_b,
+        )

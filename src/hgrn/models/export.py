@@ -1,0 +1,152 @@
+"""ONNX files of a language model: the whole sequence at once, and a single step from state to state.
+
+Shape letters: B batch, T time, V vocabulary, C channels of a state (hidden_size, or twice that if complex).
+"""
+
+import importlib
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hgrn.errors import UserError
+from hgrn.modules import Int8Linear
+from hgrn.ops.decompositions import DECOMPOSITIONS
+
+from .cache import HGRNCache
+from .heads import HGRNForCausalLM
+
+_OPSET = 20
+
+
+def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: bool = False) -> None:
+    """Writes the forward of `model` as one ONNX graph for any batch and any length of 1 or more.
+
+    Inputs: input_ids int64 `[B, T]`, and with attention_mask that, int64 `[B, T]`: 0 where there is padding, on either side or
+    inside, which is skipped exactly. Outputs: logits float32 `[B, T, V]` and for each layer the state behind the last position,
+    `final_state.0`, ... float32 `[B, C]`, from which a graph of `export_onnx_step` goes on.
+
+    The recurrence of each layer is one Scan of ONNX; all other nodes are plain ones of opset 20. Runtimes compute the numbers
+    of the model to the rounding of float32.
+
+    Args:
+        model: in eval mode, float32, on the CPU, without 8-bit weights or adapters.
+        path: the file to write, which must not exist. Weights of more than 1.5 GiB, which one file of the format cannot hold,
+            go into a second one beside it, `<name>.data`. The file itself appears when all is written.
+        attention_mask: have that input.
+
+    Raises:
+        UserError: the model or the path breaks a rule above; the message names it.
+        TypeError: the model is something else.
+        ImportError: the packages of the extra `onnx` are not installed.
+    """
+    ids, free = torch.zeros(2, 3, dtype=torch.int64), {0: "batch", 1: "length"}
+    inputs = {"input_ids": (ids, free)}
+    if attention_mask:
+        inputs["attention_mask"] = (torch.ones_like(ids), free)
+    _export(model, Path(path), inputs)
+
+
+def export_onnx_step(model: HGRNForCausalLM, path: str | Path) -> None:
+    """Writes one step of decoding as an ONNX graph without loops, for any batch.
+
+    Inputs: input_ids int64 `[B, 1]` and for each layer `initial_state.0`, ... float32 `[B, C]`, zeros before the first token.
+    Outputs: logits float32 `[B, 1, V]` and `final_state.0`, ..., which are the next step's initial states.
+
+    Arguments and errors as `export_onnx`.
+    """
+    _check_model(model)
+    blocks = model.model.stack.blocks
+    inputs = {"input_ids": (torch.zeros(2, 1, dtype=torch.int64), {0: "batch"})}
+    for index, block in enumerate(blocks):
+        inputs[f"initial_state.{index}"] = (torch.zeros(2, block.mixer.norm.weight.shape[0]), {0: "batch"})
+    _export(model, Path(path), inputs)
+
+
+class _Traced(nn.Module):
+    """The model as tensors to tensors."""
+
+    def __init__(self, model: HGRNForCausalLM, names: list[str]):
+        super().__init__()
+        self.model = model
+        self._names = names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self._names, inputs))
+        states = tuple((tensor,) for name, tensor in given.items() if name.startswith("initial_state"))
+        output = self.model(
+            input_ids=given["input_ids"], attention_mask=given.get("attention_mask"), past_key_values=HGRNCache(states or None),
+            use_cache=True,
+        )  # fmt: skip
+        return output.logits, *(state for (state,) in output.past_key_values.state)
+
+
+def _export(model: HGRNForCausalLM, path: Path, inputs: dict[str, tuple[Tensor, dict[int, str]]]) -> None:
+    """Writes the graph with these inputs: example and free axes of each, by its name."""
+    _check_model(model)
+    _check_path(path)
+    _check_packages()
+    names, (examples, axes) = list(inputs), zip(*inputs.values())
+    dims = {name: torch.export.Dim(name, min=1) for name in ("batch", "length")}
+    free = [{axis: dims[name] for axis, name in named.items()} for named in axes]
+    states = [f"final_state.{index}" for index in range(model.config.num_hidden_layers)]
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch 2.13 copies a program by a way that torch 2.13 has deprecated.
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", FutureWarning)
+        program = torch.export.export(_Traced(model, names), examples, dynamic_shapes=(tuple(free),))
+        program = program.run_decompositions(DECOMPOSITIONS)
+        written = torch.onnx.export(
+            program, dynamo=True, verbose=False, opset_version=_OPSET, input_names=names, output_names=["logits", *states],
+            dynamic_shapes=((axes[0], *[None] * (len(names) - 1)),),  # names of axes; the other inputs share them
+        )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        part = Path(folder, path.name)
+        written.save(part)
+        if _data(part).exists():
+            os.replace(_data(part), _data(path))
+        os.replace(part, path)
+
+
+def _data(path: Path) -> Path:
+    """Where the weights of a large model go, by the name that its file refers to."""
+    return path.with_name(f"{path.name}.data")
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, HGRNForCausalLM):
+        raise TypeError(
+            f"model must be an HGRNForCausalLM, got {type(model).__name__}; merge adapters first (merge_and_unload of peft)"
+        )
+    if model.training:
+        raise UserError("the model is in training mode, in which dropout acts; call model.eval() first")
+    for name, part in model.named_modules():
+        if isinstance(part, Int8Linear):
+            raise UserError(
+                f"{name} has 8-bit weights, which are for decoding here; export the model before quantize_int8, and have the "
+                "tools of your runtime quantize the file"
+            )
+    for name, tensor in model.named_parameters():
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise UserError(
+                f"{name} is {tensor.dtype} on {tensor.device}, but a model is exported in float32 from the CPU; use "
+                "model.float().cpu()"
+            )
+
+
+def _check_path(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"path {path}: the folder {path.parent} does not exist; create it first")
+    for file in (path, _data(path)):
+        if file.exists():
+            raise UserError(f"path {path}: {file} exists and is not overwritten; remove it, or choose another name")
+
+
+def _check_packages() -> None:
+    for name in ("onnx", "onnxscript", "numba"):  # without the last the reference's loop is traced, position by position
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"the export to ONNX needs the package {name}; pip install 'hgrn[onnx]'") from error

@@ -1,0 +1,362 @@
+"""Published checkpoints on disk: which layout they have, their configuration as ours and back, and their files."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
+
+from hgrn.errors import UserError
+
+from . import convert
+from .convert import ConversionError
+
+if TYPE_CHECKING:
+    from .heads import HGRNForCausalLM
+
+# What only the configuration of this layout has, and how the name of one of its tensors begins; "hgrn" is our own.
+_KEYS = {
+    "fla": ("attn_mode", "expand_ratio"),
+    "opennlplab": ("decoder_embed_dim",),
+    "hgrn": ("complex_state", "gate_position", "scale_embeddings"),
+}
+_NAMES = {
+    "fla": r"model\.layers\.\d+\.attn\.",
+    "opennlplab": r"model\.layers\.\d+\.token_mixer\.",
+    "fairseq-lm": r"decoder\.layers\.\d+\.self_attn\.hgru\.",
+    "hgrn": r"model\.stack\.",
+}
+# Our fields, as every model of the layout has them.
+_HGRU = dict(norm_type="layer", norm_eps=1e-5, complex_state=True, gate_position="after_norm", gate_act="silu", gate_rank=None)
+_FIXED = {
+    "fla": dict(
+        glu_act="silu", bias=False, norm_type="rms", complex_state=False, gate_position="after_norm", gate_act="silu",
+        gate_rank=None, scale_embeddings=False,
+    ),
+    "opennlplab": _HGRU | dict(glu_act="silu", conv_size=None),
+    "fairseq-lm": _HGRU | dict(conv_size=None, scale_embeddings=True),
+}  # fmt: skip
+# Published key -> the values that these models can have, first the one that we write; a key that is left out has it too.
+_ALLOWED = {
+    "fla": {
+        "model_type": ("hgrn",), "expand_ratio": (1,), "num_heads": (1, None), "use_lower_bound": (True,),
+        "hidden_act": ("swish", "silu"), "elementwise_affine": (True,), "attn": (None,), "attnres_block_size": (None,),
+    },
+    # "swish" may have run as the identity there; see docs/checkpoints.md.
+    "opennlplab": {
+        "model_type": ("hgrn",), "act_fun": ("silu",), "glu_act": ("silu", "swish"), "norm_type": ("layernorm",), "causal": (True,),
+    },
+}  # fmt: skip
+# Keys without a meaning for the numbers of the model.
+_IGNORED = {
+    "fla": (
+        "attn_mode", "hidden_ratio", "max_position_embeddings", "initializer_range", "fuse_norm", "fuse_swiglu",
+        "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_l2warp", "auto_map",
+    ),
+    "opennlplab": ("use_triton", "init_std", "add_bos_token", "auto_map"),
+}  # fmt: skip
+_RENAMED = {
+    "fla": {},
+    "opennlplab": {"decoder_embed_dim": "hidden_size", "decoder_layers": "num_hidden_layers", "glu_dim": "intermediate_size"},
+}
+# What a key that is left out stands for, under our names; fairseq and single files keep no configuration at all.
+_DEFAULTS = {
+    "fla": dict(norm_eps=1e-6, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2),
+    "opennlplab": dict(bias=False, bos_token_id=0, eos_token_id=2, pad_token_id=1),
+    "fairseq-lm": dict(glu_act="identity", bos_token_id=0, pad_token_id=1, eos_token_id=2),
+}
+_SHARED_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "tie_word_embeddings", "use_cache", "bos_token_id",
+    "eos_token_id", "pad_token_id",
+)  # fmt: skip
+_HUB = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+_BESIDE = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
+    "merges.txt", "generation_config.json",
+)  # fmt: skip
+
+
+def layout_of_config(config: Mapping) -> str:
+    """The layout whose keys a config.json has; "hgrn", our own, if it has no other's.
+
+    Raises:
+        ConversionError: it has keys of several.
+    """
+    found = {layout: [key for key in keys if key in config] for layout, keys in _KEYS.items()}
+    found = {layout: keys for layout, keys in found.items() if keys}
+    if len(found) > 1:
+        listed = "; ".join(f"{layout} has {', '.join(keys)}" for layout, keys in found.items())
+        raise ConversionError(f"the configuration is ambiguous, with keys of several layouts: {listed}; remove the wrong ones")
+    return next(iter(found), "hgrn")
+
+
+def layout_of_names(names: Iterable[str], path: str) -> str:
+    """The layout in which tensors have such names.
+
+    Raises:
+        ConversionError: it is none of a language model, or several.
+    """
+    names = list(names)
+    found = [layout for layout, start in _NAMES.items() if any(re.match(start, name) for name in names)]
+    if len(found) != 1:
+        problem = f"several ({', '.join(found)})" if found else "none that is known for language models"
+        first = ", ".join(sorted(names)[:5]) or "missing"
+        raise ConversionError(f"{path}: the layout of its tensors is {problem}; the first are {first}")
+    return found[0]
+
+
+def to_fields(config: Mapping, layout: str) -> dict:
+    """A published configuration as fields of `HGRNConfig`; keys that belong to neither are left for it to refuse.
+
+    Raises:
+        ConversionError: naming every key whose value our models cannot have.
+    """
+    given = dict(config)
+    problems = [
+        f"{key}: must be {' or '.join(map(repr, allowed))}, got {given[key]!r}"
+        for key, allowed in _ALLOWED[layout].items()
+        if given.get(key, allowed[0]) not in allowed
+    ]
+    hidden_ratio = given.get("hidden_ratio") or 4
+    for key in (*_ALLOWED[layout], *_IGNORED[layout]):
+        given.pop(key, None)
+    given = {_RENAMED[layout].get(key, key): value for key, value in given.items()}
+    if layout == "fla":
+        size, has_conv, shared = given.pop("conv_size", 4), given.pop("use_short_conv", False), given.pop("share_conv_kernel", None)
+        given["conv_size"] = size if has_conv else None
+        if has_conv and shared is not None:
+            problems.append(f"share_conv_kernel: must be absent where use_short_conv is true (an older form), got {shared!r}")
+        if given.get("intermediate_size") is None and "hidden_size" in given:
+            given["intermediate_size"] = 256 * -(-int(given["hidden_size"] * hidden_ratio * 2 / 3) // 256)
+    else:
+        given["scale_embeddings"] = not given.pop("no_scale_embedding", False)
+    if missing := [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in given]:
+        problems.append(f"{', '.join(missing)}: not given")
+    _raise(problems, f"a configuration of the layout {layout!r}")
+    return _FIXED[layout] | dict(initialization="normal") | _DEFAULTS[layout] | given
+
+
+def translated(config: Mapping) -> dict:
+    """Any config.json as fields of `HGRNConfig`: ours as it is, a published one by `to_fields`."""
+    layout = layout_of_config(config)
+    return dict(config) if layout == "hgrn" else to_fields(config, layout)
+
+
+def from_fields(config, layout: str) -> dict | None:
+    """An `HGRNConfig` as the configuration of a published layout, None where the layout has no file of it.
+
+    Raises:
+        ConversionError: naming every field that is not as all models of the layout have it.
+    """
+    problems = [
+        f"{name}: must be {value!r} there, is {getattr(config, name)!r}"
+        for name, value in _FIXED[layout].items()
+        if getattr(config, name) != value
+    ]
+    _raise(problems, f"a model for the layout {layout!r}")
+    if layout == "fairseq-lm":
+        return None
+    back = {ours: published for published, ours in _RENAMED[layout].items()}
+    written = {key: allowed[0] for key, allowed in _ALLOWED[layout].items() if key not in ("num_heads", "attnres_block_size")}
+    written |= {back.get(name, name): getattr(config, name) for name in _SHARED_FIELDS}
+    if config.dtype is not None:
+        written["dtype"] = str(config.dtype).removeprefix("torch.")
+    if layout == "fla":
+        conv = dict(use_short_conv=config.conv_size is not None, conv_size=config.conv_size or 4)
+        return written | conv | dict(norm_eps=config.norm_eps, attn_mode="fused_recurrent", architectures=["HGRNForCausalLM"])
+    return written | dict(bias=config.bias, no_scale_embedding=not config.scale_embeddings)
+
+
+class Published(NamedTuple):
+    """A checkpoint in a published layout: a folder, a repository of the hub, or a single file of tensors.
+
+    config is None where there is none; files hold the tensors.
+    """
+
+    path: str
+    layout: str
+    config: dict | None
+    files: list[str]
+
+    @classmethod
+    def find(cls, path: str | os.PathLike, arguments: Mapping) -> Self | None:
+        """What is at `path`; None where it is in our own layout, or not a checkpoint. `arguments` may say how the hub is asked.
+
+        Raises:
+            ConversionError: the layout is ambiguous or unknown, or a file cannot be read.
+        """
+        path, hub = os.fspath(path), {key: arguments[key] for key in _HUB if key in arguments}
+        if os.path.isfile(path):
+            return cls._by_names(path, [path])
+        if config_file := _locate(path, CONFIG_NAME, hub):
+            config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+            layout = layout_of_config(config)
+            return None if layout == "hgrn" else cls(path, layout, config, _weight_files(path, hub))
+        files = _weight_files(path, hub)
+        return cls._by_names(path, files) if files else None
+
+    @classmethod
+    def _by_names(cls, path: str, files: list[str]) -> Self | None:
+        layout = layout_of_names(_read(files), path)
+        return None if layout == "hgrn" else cls(path, layout, None, files)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, under their published names.
+
+        Raises:
+            ConversionError: a file is missing, damaged, or holds something else.
+        """
+        if not self.files:
+            raise ConversionError(f"{self.path} holds a config.json but neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}")
+        return _read(self.files)
+
+    def fields(self, tensors: Mapping[str, Tensor]) -> dict:
+        """Fields of `HGRNConfig`: what the configuration says; without one, what the tensors and the layout say.
+
+        Raises:
+            ConversionError: as `to_fields`; or without a configuration as `convert.from_published`.
+        """
+        if self.config is not None:
+            return to_fields(self.config, self.layout)
+        tensors = convert.from_published(tensors, self.layout)
+        wanted = ("model.embed_tokens.weight", "model.stack.bounds.logits", "model.stack.blocks.0.glu.down_proj.weight")
+        if missing := [name for name in wanted if name not in tensors]:
+            raise ConversionError(f"{self.path}: the model's sizes cannot be told, since {', '.join(missing)} is missing")
+        embedding, bounds, down = (tensors[name] for name in wanted)
+        conv = tensors.get("model.stack.blocks.0.mixer.short_conv.weight")
+        sizes = dict(zip(("vocab_size", "hidden_size"), embedding.shape)) | dict(
+            num_hidden_layers=bounds.shape[0], intermediate_size=down.shape[-1], conv_size=None if conv is None else conv.shape[-1]
+        )
+        head = tensors.get("lm_head.weight", embedding)
+        told = dict(bias="model.stack.blocks.0.mixer.in_proj.bias" in tensors, tie_word_embeddings=torch.equal(head, embedding))
+        ids = {k: v for k, v in _DEFAULTS[self.layout].items() if not k.endswith("_id") or v < sizes["vocab_size"]}
+        return _FIXED[self.layout] | ids | sizes | told
+
+
+    def options(self, arguments: Mapping) -> dict:
+        """What remains of the arguments of `from_pretrained` when the tensors are at hand, and the settings of generation."""
+        hub = {key: arguments[key] for key in _HUB if key in arguments}
+        rest = {key: value for key, value in arguments.items() if key not in hub}
+        if "generation_config" not in rest and not os.path.isfile(self.path) and _locate(self.path, GENERATION_CONFIG_NAME, hub):
+            rest["generation_config"] = GenerationConfig.from_pretrained(self.path, **hub)
+        return rest
+
+
+def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields) -> list[str]:
+    """Writes the language model in `source` into a new folder: a published one in our layout, one of ours in the layout `to`.
+
+    Tokenizer files are copied. `fields` of `HGRNConfig` take the place of those that a published source says or implies.
+
+    Returns:
+        Lines that say what was read, assumed and written.
+
+    Raises:
+        UserError: out exists, the source is no checkpoint or does not fit together, or the layout cannot hold the model; nothing is
+            left at `out`.
+    """
+    from .heads import HGRNForCausalLM
+
+    if out.exists():
+        raise UserError(f"{out} exists already; name a new folder")
+    if not source.exists():
+        raise UserError(f"there is no {source}: give a folder or a file of tensors")
+    found = Published.find(source, {})
+    layout, target = found.layout if found else "hgrn", to or "hgrn"
+    if layout == target:
+        raise UserError(f"{source} is in the layout {layout!r} already" + ("; say which other with --to" if to is None else ""))
+    if fields and not found:
+        raise UserError(f"{source} is in our own layout, whose config.json decides {', '.join(fields)}")
+    try:
+        model, report = HGRNForCausalLM.from_pretrained(source, output_loading_info=True, **fields)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{source} does not hold a model that can be loaded: {error}") from error
+    _raise([f"{kind}: {', '.join(map(str, sorted(names)))}" for kind, names in report.items() if names], f"the model in {source}")
+    lines = [f"read {source}, layout {layout}: {sum(p.numel() for p in model.parameters()):,} parameters"]
+    if found and found.config is None:
+        assumed = ("glu_act", "norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+        lines.append("not in the source, and assumed: " + ", ".join(f"{name} {getattr(model.config, name)}" for name in assumed))
+
+    part = out.with_name(f"{out.name}.part-{os.getpid()}")
+    part.mkdir(parents=True)
+    try:
+        if to is None:
+            model.save_pretrained(part)
+        else:
+            _save(model, part, to)
+        copied = _copy_beside(source, part)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return [*lines, f"wrote {out}, layout {target}" + (f", with {', '.join(copied)}" if copied else "")]
+
+
+def _save(model: "HGRNForCausalLM", out: Path, layout: str) -> None:
+    config = from_fields(model.config, layout)
+    save_file(convert.to_published(model, layout), out / SAFE_WEIGHTS_NAME, {"format": "pt"})
+    if config is not None:
+        (out / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _copy_beside(source: Path, out: Path) -> list[str]:
+    """Copies the tokenizer and the settings of generation where they are in the source; returns the names."""
+    names = [name for name in _BESIDE if (source / name).is_file() and not (out / name).exists()]
+    for name in names:
+        shutil.copyfile(source / name, out / name)
+    return names
+
+
+def _locate(path: str, name: str, hub: Mapping) -> str | None:
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
+
+
+def _weight_files(path: str, hub: Mapping) -> list[str]:
+    for name, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if found := _locate(path, name, hub):
+            return [found]
+        if found := _locate(path, index, hub):
+            shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
+            return [cached_file(path, shard, **hub) for shard in shards]
+    return []
+
+
+def _read(files: Iterable[str]) -> dict[str, Tensor]:
+    tensors = {}
+    for file in files:
+        try:
+            read = load_file(file) if file.endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
+        except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+            raise ConversionError(
+                f"{file} cannot be read as tensors: {error}. If it holds more than tensors (a fairseq checkpoint holds its "
+                'settings too), load it where you trust it and save its entry "model" alone with torch.save'
+            ) from error
+        if isinstance(read, dict) and isinstance(read.get("model"), dict):
+            read = read["model"]
+        if strange := [name for name, value in read.items() if not isinstance(value, Tensor)]:
+            raise ConversionError(f"{file}: not tensors: {', '.join(map(str, strange[:5]))}")
+        tensors |= read
+    return tensors
+
+
+def _raise(problems: list[str], what: str) -> None:
+    if problems:
+        raise ConversionError(f"{what} cannot be converted ({len(problems)} problem(s)):\n  " + "\n  ".join(problems))

@@ -1,0 +1,69 @@
+"""The pipelines of transformers, in programs that never import hgrn: a local folder and trust_remote_code are all they have."""
+
+import json
+
+import pytest
+import torch
+
+from hgrn.data.tokenizer import byte_tokenizer
+from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification
+from tests.models.test_registration import run
+
+TEXTS = ["To be, or not to be", "O", "that is the question: é", "Whether"]
+CONFIG = dict(vocab_size=259, hidden_size=16, num_hidden_layers=2, bos_token_id=256, eos_token_id=257, pad_token_id=258)
+
+PROGRAM = """
+import json, logging, sys
+from transformers import pipeline
+assert not any(name.split(".")[0] == "hgrn" for name in sys.modules)
+folder, task, texts, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+logging.getLogger("transformers").setLevel(logging.WARNING)
+pipe = pipeline(task, model=folder, trust_remote_code=True)
+result = dict(alone=[pipe(text, **options) for text in texts], batched=pipe(texts, batch_size=4, **options))
+result["kind"] = type(pipe.model).__name__
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def pipe(task: str, folder, tmp_path, **options) -> dict:
+    result = run(PROGRAM, folder, task, json.dumps(TEXTS), json.dumps(options), home=tmp_path / "home")
+    assert result.returncode == 0, result.stderr
+    assert "not supported" not in result.stderr, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "options", [dict(), dict(bidirectional=True, shared_theta=False, pooling="last")], ids=["plain", "bidirectional"]
+)
+def test_text_classification(options, folder, tmp_path):
+    torch.manual_seed(0)
+    config = HGRNConfig(**CONFIG, **options, id2label={0: "verse", 1: "prose", 2: "neither"})
+    model = HGRNForSequenceClassification(config).eval()
+    torch.nn.init.normal_(model.score.weight)  # so that the texts differ
+    model.save_pretrained(folder)
+    found = pipe("text-classification", folder, tmp_path, top_k=None)
+    assert found["kind"] == "HGRNForSequenceClassification"
+    for text, alone, batched in zip(TEXTS, found["alone"], found["batched"], strict=True):
+        scores = model(torch.tensor([list(text.encode())])).logits.softmax(-1)[0]
+        expected = {config.id2label[n]: pytest.approx(score, abs=1e-5) for n, score in enumerate(scores.tolist())}
+        assert {row["label"]: row["score"] for row in alone} == expected
+        assert {row["label"]: row["score"] for row in batched} == expected
+    assert abs(found["alone"][0][0]["score"] - found["alone"][1][0]["score"]) > 1e-3
+
+
+def test_text_generation(folder, tmp_path):
+    torch.manual_seed(0)
+    model = HGRNForCausalLM(HGRNConfig(**CONFIG)).eval()
+    model.save_pretrained(folder)
+    found = pipe("text-generation", folder, tmp_path, max_new_tokens=12, do_sample=False)
+    assert found["kind"] == "HGRNForCausalLM"
+    for text, (alone,), (batched,) in zip(TEXTS, found["alone"], found["batched"], strict=True):
+        ids = model.generate(torch.tensor([list(text.encode())]), max_new_tokens=12, do_sample=False)
+        expected = byte_tokenizer().decode(ids[0], skip_special_tokens=True)
+        assert alone["generated_text"] == batched["generated_text"] == expected and expected.startswith(text)
