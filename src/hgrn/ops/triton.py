@@ -14,7 +14,17 @@ from .reference import state_dtype
 
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
 _WAVES = 2  # programs for each multiprocessor from which time need not be split
+_WARPS = 4
 _SHORTEST = 8  # tiles of a stretch at least: the first pass over it has to pay
+
+
+def tile_of(is_complex: bool, itemsize: int) -> tuple[int, int]:
+    """Time steps and channels of a tile, for a state and the bytes of a number.
+
+    As many as fit into registers: complex tiles hold twice as many numbers. Real ones of two bytes are twice as wide, so that their
+    rows are full lines of memory.
+    """
+    return (32, 64) if itemsize <= 2 and not is_complex else (32, 32)
 
 
 class _Scan:
@@ -27,14 +37,12 @@ class _Scan:
         self.rows, self.wide = self.sequences * self.inner, state_dtype(x.dtype)
         self.theta, self.bounds = theta, cu_seqlens
         self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
-        # Complex tiles hold twice as many numbers, and those of two-byte tensors need twice the width for full lines of memory.
-        self.tile = (32, 32) if self.complex or x.element_size() > 2 else (32, 64)
-        self.warps = 4
+        self.tile = tile_of(self.complex, x.element_size())
         self.blocks = -(-channels // self.tile[1])
         self.parts, self.stretch = self._split()
         self.flags = dict(
             REVERSE=reverse, COMPLEX=self.complex, MASKED=mask is not None, PACKED=cu_seqlens is not None,
-            WIDE=_WIDE[self.wide], BT=self.tile[0], BD=self.tile[1], num_warps=self.warps,
+            WIDE=_WIDE[self.wide], BT=self.tile[0], BD=self.tile[1], num_warps=_WARPS,
         )  # fmt: skip
 
     def _split(self) -> tuple[int, int]:
