@@ -15,6 +15,7 @@ from .reference import state_dtype
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
 _WAVES = 2  # programs for each multiprocessor from which time need not be split
 _WARPS = 4
+_NO_CARRY = {"decay": None, "turns": None}
 _SHORTEST = 8  # tiles of a stretch at least: the first pass over it has to pay
 
 
@@ -112,10 +113,11 @@ def _unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _room(lower_bound: Tensor | None, scan: _Scan) -> Tensor:
+def _room(lower_bound: Tensor | None, forget: Tensor) -> Tensor:
+    """`1 - lower_bound`, `[D]`."""
     if lower_bound is None:
-        return torch.ones(scan.channels, dtype=scan.wide, device=scan.device)
-    return 1 - lower_bound.to(scan.wide)
+        return torch.ones(forget.shape[-1], dtype=state_dtype(forget.dtype), device=forget.device)
+    return 1 - lower_bound
 
 
 def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
@@ -125,12 +127,11 @@ def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     inputs = {**_strided("x", x), **_strided("f", f), "room": room, **scan.tables(), "FUSED": room is not None}
     entering = scan.states(initial_state)
     final = scan.empty(scan.parts, scan.rows, scan.width)
-    nothing = {"decay": None, "turns": None}
     if scan.parts > 1:
         carry, zeros = scan.carry_outputs(), torch.zeros_like(final)
         scan.launch(kernels.scan, **inputs, initial=zeros, h=h, final=final, **carry, WRITE=False, CARRY=True)
         entering = scan.chained(entering, **carry, end=final, backward=False)
-    scan.launch(kernels.scan, **inputs, initial=entering, h=h, final=final, **nothing, WRITE=True, CARRY=False)
+    scan.launch(kernels.scan, **inputs, initial=entering, h=h, final=final, **_NO_CARRY, WRITE=True, CARRY=False)
     last = final[-1] if scan.channels and scan.rows else scan.states(initial_state).clone()
     return h, last.reshape(scan.sequences, scan.inner, scan.width).clone()
 
@@ -148,12 +149,11 @@ def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlen
     passed = scan.empty(scan.parts, scan.rows, scan.width)
     sums = torch.zeros(2, scan.parts * scan.rows, scan.channels, dtype=scan.wide, device=scan.device)
     outputs = {"dx": dx, "df": df, "dlower": sums[0], "dtheta": sums[1]}
-    nothing = {"decay": None, "turns": None}
     if scan.parts > 1:
         carry, zeros = scan.carry_outputs(), torch.zeros_like(passed)
         scan.launch(kernels.scan_backward, **inputs, **outputs, entering=zeros, passed=passed, **carry, WRITE=False, CARRY=True)
         entering = scan.chained(entering, **carry, end=passed, backward=True)
-    scan.launch(kernels.scan_backward, **inputs, **outputs, entering=entering, passed=passed, **nothing, WRITE=True, CARRY=False)
+    scan.launch(kernels.scan_backward, **inputs, **outputs, entering=entering, passed=passed, **_NO_CARRY, WRITE=True, CARRY=False)
     grad_lower, grad_theta = sums.sum(1).unbind(0)
     first = passed[0] if scan.channels and scan.rows else scan.states(grad_final)
     grad_initial = first.reshape(scan.sequences, scan.inner, scan.width).clone()
@@ -162,14 +162,13 @@ def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlen
 
 def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_scan`."""
-    room = torch.ones(forget.shape[-1:], dtype=state_dtype(forget.dtype), device=forget.device) if lower_bound is None else 1 - lower_bound
-    return _forward(candidate, forget, room, theta, initial_state, cu_seqlens, mask, reverse)
+    return _forward(candidate, forget, _room(lower_bound, forget), theta, initial_state, cu_seqlens, mask, reverse)
 
 
 def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_carry`."""
     scan = _Scan(candidate, forget.shape[-1], theta, cu_seqlens, mask, reverse)
-    room = _room(lower_bound, scan)
+    room = _room(lower_bound, forget)
     final, carry = scan.empty(scan.parts, scan.rows, scan.width), scan.carry_outputs()
     scan.launch(
         kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, **scan.tables(), FUSED=True,
@@ -200,7 +199,7 @@ def hgru_scan_backward(
     grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of candidate, forget, lower_bound, theta and initial_state; h is what the forward returned."""
-    room = torch.ones(forget.shape[-1:], dtype=state_dtype(forget.dtype), device=forget.device) if lower_bound is None else 1 - lower_bound
+    room = _room(lower_bound, forget)
     return _backward(grad_h, grad_final, candidate, forget, room, theta, initial_state, h, cu_seqlens, mask, reverse)
 
 
