@@ -55,8 +55,10 @@ def costs(compiled, target: GPUTarget) -> dict[str, int]:
     """Registers of a thread, and bytes of spilled ones."""
     if target.backend == "hip":
         text = compiled.asm["amdgcn"]
-        read = {name: int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")}
-        return {"registers": read["vgpr_count"], "spilled": read["vgpr_spill_count"] + read["sgpr_spill_count"]}
+        registers, vector, scalar = (
+            int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+        )
+        return {"registers": registers, "spilled": vector + scalar}
     ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(compiled.asm["ptx"])

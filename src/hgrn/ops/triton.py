@@ -31,7 +31,7 @@ def tile_of(is_complex: bool, itemsize: int) -> tuple[int, int]:
 class _Scan:
     """The sizes of one call, how its tiles are cut, and the launch of a kernel over them."""
 
-    def __init__(self, x: Tensor, channels: int, theta: Tensor | None, cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool):
+    def __init__(self, x: Tensor, channels: int, theta: Tensor | None, cu_seqlens: Tensor | None, mask: Tensor | None, reverse):
         outer, self.steps, self.inner, width = x.shape
         self.channels, self.width, self.complex, self.device = channels, width, theta is not None, x.device
         self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1

@@ -100,7 +100,8 @@ def scan(
             live = live & (tl.load(mask + (outer * steps + t) * inner + i, mask=real_row, other=0) != 0)
         full = real_row[:, None] & there[None, :]
         counted = live[:, None] & there[None, :]
-        gate, write, _, _ = _gate(tl.load(f_base + t[:, None] * f_time + column[None, :], mask=full, other=0).to(WIDE), space[None, :], FUSED)
+        f_at = f_base + t[:, None] * f_time + column[None, :]
+        gate, write, _, _ = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space[None, :], FUSED)
         gate = tl.where(counted, gate, 1)
         x_at = x_base + t[:, None] * x_time + column[None, :]
         new = tl.load(x_at, mask=full, other=0).to(WIDE)
@@ -190,11 +191,11 @@ def scan_backward(
             live_later = live_later & (tl.load(mask + (outer * steps + later) * inner + i, mask=has_later, other=0) != 0)
         full, counted = real_row[:, None] & there[None, :], live[:, None] & there[None, :]
         before_here = live_later[:, None] & there[None, :]
-        gate, write, keep, drop = _gate(tl.load(f_base + t[:, None] * f_time + column[None, :], mask=full, other=0).to(WIDE), space[None, :], FUSED)
+        f_at = f_base + t[:, None] * f_time + column[None, :]
+        gate, write, keep, drop = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space[None, :], FUSED)
         gate = tl.where(counted, gate, 1)
-        gate_later, _, _, _ = _gate(
-            tl.load(f_base + later[:, None] * f_time + column[None, :], mask=before_here, other=0).to(WIDE), space[None, :], FUSED
-        )
+        f_at = f_base + later[:, None] * f_time + column[None, :]
+        gate_later, _, _, _ = _gate(tl.load(f_at, mask=before_here, other=0).to(WIDE), space[None, :], FUSED)
         gate_later = tl.where(before_here, gate_later, 1)
         dh_at = dh_base + t[:, None] * dh_time + column[None, :]
         g = tl.load(dh_at, mask=full, other=0).to(WIDE)
@@ -224,7 +225,8 @@ def scan_backward(
         if CARRY:
             product *= tl.sum(tl.where(last, a * gate, 0), 0)
         if WRITE:
-            prev = tl.load(h_at, mask=inside, other=0).to(WIDE) + tl.load(tl.broadcast_to(first, [BT, BD]), mask=at_first, other=0).to(WIDE)
+            prev = tl.load(h_at, mask=inside, other=0).to(WIDE)
+            prev += tl.load(tl.broadcast_to(first, [BT, BD]), mask=at_first, other=0).to(WIDE)
             dx_at = dx + out_at * width + column[None, :]
             if COMPLEX:
                 prev_im = tl.load(h_at + channels, mask=inside, other=0).to(WIDE)
