@@ -16,7 +16,7 @@ OURS = {
 }  # fmt: skip
 # Heavy packages, and where they may be imported at the top of a file.
 HEAVY = {
-    "numba": {"ops/cpu.py", "ops/cpu_language.py"}, "llvmlite": {"ops/cpu_language.py"}, "triton": {"ops/triton.py"},
+    "numba": {"ops/cpu.py", "ops/cpu_language.py"}, "llvmlite": {"ops/cpu_language.py"}, "triton": {"ops/triton.py", "ops/triton_kernels.py"},
     "transformers": {"models/"}, "datasets": set(), "matplotlib": set(), "tensorboard": set(), "kornia": set(),
     "onnx": set(), "onnxscript": set(), "onnxruntime": set(),
 }  # fmt: skip

@@ -1,0 +1,218 @@
+"""The GPU engine: what stands between the registered operators and the Triton kernels.
+
+Shape letters as in `hgrn.ops.library`; S stretches of time, R rows (sequences times inner indices).
+"""
+
+import math
+
+import torch
+import triton
+from torch import Tensor
+
+from . import triton_kernels as kernels
+from .reference import state_dtype
+
+_WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
+_WAVES = 2  # programs for each multiprocessor from which time need not be split
+_WARPS = 4
+_NO_CARRY = {"decay": None, "turns": None}
+_SHORTEST = 8  # tiles of a stretch at least: the first pass over it has to pay
+
+
+def tile_of(is_complex: bool, itemsize: int) -> tuple[int, int]:
+    """Time steps and channels of a tile, for a state and the bytes of a number.
+
+    As many as fit into registers: complex tiles hold twice as many numbers. Real ones of two bytes are twice as wide, so that their
+    rows are full lines of memory.
+    """
+    return (32, 64) if itemsize <= 2 and not is_complex else (32, 32)
+
+
+class _Scan:
+    """The sizes of one call, how its tiles are cut, and the launch of a kernel over them."""
+
+    def __init__(self, x: Tensor, channels: int, theta: Tensor | None, cu_seqlens: Tensor | None, mask: Tensor | None, reverse):
+        outer, self.steps, self.inner, width = x.shape
+        self.channels, self.width, self.complex, self.device = channels, width, theta is not None, x.device
+        self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        self.rows, self.wide = self.sequences * self.inner, state_dtype(x.dtype)
+        self.theta, self.bounds = theta, cu_seqlens
+        self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
+        self.tile = tile_of(self.complex, x.element_size())
+        self.blocks = -(-channels // self.tile[1])
+        self.parts, self.stretch = self._split()
+        self.flags = dict(
+            REVERSE=reverse, COMPLEX=self.complex, MASKED=mask is not None, PACKED=cu_seqlens is not None,
+            WIDE=_WIDE[self.wide], BT=self.tile[0], BD=self.tile[1], num_warps=_WARPS,
+        )  # fmt: skip
+
+    def _split(self) -> tuple[int, int]:
+        """How many stretches, and positions of each: several only where rows and channels cannot fill the chip."""
+        programs, length = self.blocks * self.rows, self.tile[0]
+        if self.device.type == "cuda":
+            wanted = _WAVES * torch.cuda.get_device_properties(self.device).multi_processor_count
+        else:  # the interpreter
+            wanted = _WAVES
+        parts = min(-(-wanted // max(programs, 1)), self.steps // (_SHORTEST * length))
+        if parts <= 1:
+            return 1, max(self.steps, 1)
+        stretch = -(-self.steps // (parts * length)) * length
+        return -(-self.steps // stretch), stretch
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.wide, device=self.device)
+
+    def states(self, given: Tensor | None) -> Tensor:
+        """`[R, C]`, zeros where nothing was given."""
+        if given is None:
+            return torch.zeros(self.rows, self.width, dtype=self.wide, device=self.device)
+        return given.to(self.wide).reshape(self.rows, self.width).contiguous()
+
+    def tables(self) -> dict[str, Tensor | None]:
+        """Cosine and sine of n theta for n up to the length of a tile, `[BT + 1, D]`."""
+        if not self.complex:
+            return {"cos": None, "sin": None}
+        n = torch.arange(self.tile[0] + 1, dtype=torch.float64, device=self.device)
+        angle = n[:, None] * self.theta.double()
+        return {"cos": angle.cos().to(self.wide), "sin": angle.sin().to(self.wide)}
+
+    def launch(self, kernel, **arguments) -> None:
+        """Runs a kernel over all tiles."""
+        if not (self.blocks and self.rows):
+            return
+        with torch.cuda.device_of(arguments["f"]):
+            kernel[(self.blocks, self.rows, self.parts)](
+                **arguments, mask=self.mask, bounds=self.bounds, steps=self.steps, inner=self.inner, channels=self.channels,
+                rows=self.rows, stretch=self.stretch, **self.flags,
+            )  # fmt: skip
+
+    def chained(self, entering: Tensor, decay: Tensor, turns: Tensor | None, end: Tensor, backward: bool) -> Tensor:
+        """What enters each stretch, `[S, R, C]`."""
+        states = torch.empty_like(end)
+        if not (self.channels and self.rows):
+            return states
+        with torch.cuda.device_of(end):
+            kernels.chain[(-(-self.channels // 128), self.rows)](
+                entering, decay, turns, end, self.theta, states, self.channels, self.rows, self.parts,
+                COMPLEX=self.complex, BACKWARD=backward, WIDE=_WIDE[self.wide], BD=128,
+            )  # fmt: skip
+        return states
+
+    def carry_outputs(self) -> dict[str, Tensor | None]:
+        turns = torch.zeros(self.parts, self.rows, dtype=torch.int64, device=self.device) if self.complex else None
+        return {"decay": self.empty(self.parts, self.rows, self.channels), "turns": turns}
+
+
+def _strided(name: str, x: Tensor) -> dict[str, Tensor | int]:
+    """The tensor `[O, T, I, C]` with unit last stride, and its other strides in elements."""
+    outer, time, inner = x.stride()[:3]
+    return {name: x, f"{name}_outer": outer, f"{name}_time": time, f"{name}_inner": inner}
+
+
+def _unit_last_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _room(lower_bound: Tensor | None, forget: Tensor) -> Tensor:
+    """`1 - lower_bound`, `[D]`."""
+    if lower_bound is None:
+        return torch.ones(forget.shape[-1], dtype=state_dtype(forget.dtype), device=forget.device)
+    return 1 - lower_bound
+
+
+def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+    """Both scans: from pre-activations if `room` is given, else from log gates."""
+    scan = _Scan(x, f.shape[-1], theta, cu_seqlens, mask, reverse)
+    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    inputs = {**_strided("x", x), **_strided("f", f), "room": room, **scan.tables(), "FUSED": room is not None}
+    entering = scan.states(initial_state)
+    final = scan.empty(scan.parts, scan.rows, scan.width)
+    if scan.parts > 1:
+        carry, zeros = scan.carry_outputs(), torch.zeros_like(final)
+        scan.launch(kernels.scan, **inputs, initial=zeros, h=h, final=final, **carry, WRITE=False, CARRY=True)
+        entering = scan.chained(entering, **carry, end=final, backward=False)
+    scan.launch(kernels.scan, **inputs, initial=entering, h=h, final=final, **_NO_CARRY, WRITE=True, CARRY=False)
+    last = final[-1] if scan.channels and scan.rows else scan.states(initial_state).clone()
+    return h, last.reshape(scan.sequences, scan.inner, scan.width).clone()
+
+
+def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlens, mask, reverse):
+    """Gradients of x, f, lower bound, theta and initial state."""
+    like = h if x is None else x
+    scan = _Scan(like, f.shape[-1], theta, cu_seqlens, mask, reverse)
+    dx, df = torch.empty(h.shape, dtype=h.dtype, device=h.device), torch.empty(f.shape, dtype=f.dtype, device=f.device)
+    inputs = {
+        **_strided("x", like), **_strided("f", f), "room": room, **scan.tables(), "initial": scan.states(initial_state),
+        "h": h.contiguous(), **_strided("dh", _unit_last_stride(grad_h)), "FUSED": room is not None,
+    }  # fmt: skip
+    entering = scan.states(grad_final)
+    passed = scan.empty(scan.parts, scan.rows, scan.width)
+    sums = torch.zeros(2, scan.parts * scan.rows, scan.channels, dtype=scan.wide, device=scan.device)
+    outputs = {"dx": dx, "df": df, "dlower": sums[0], "dtheta": sums[1]}
+    if scan.parts > 1:
+        carry, zeros = scan.carry_outputs(), torch.zeros_like(passed)
+        scan.launch(kernels.scan_backward, **inputs, **outputs, entering=zeros, passed=passed, **carry, WRITE=False, CARRY=True)
+        entering = scan.chained(entering, **carry, end=passed, backward=True)
+    scan.launch(kernels.scan_backward, **inputs, **outputs, entering=entering, passed=passed, **_NO_CARRY, WRITE=True, CARRY=False)
+    grad_lower, grad_theta = sums.sum(1).unbind(0)
+    first = passed[0] if scan.channels and scan.rows else scan.states(grad_final)
+    grad_initial = first.reshape(scan.sequences, scan.inner, scan.width).clone()
+    return dx, df, grad_lower.clone(), grad_theta.clone(), grad_initial
+
+
+def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.reference.hgru_scan`."""
+    return _forward(candidate, forget, _room(lower_bound, forget), theta, initial_state, cu_seqlens, mask, reverse)
+
+
+def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.reference.hgru_carry`."""
+    scan = _Scan(candidate, forget.shape[-1], theta, cu_seqlens, mask, reverse)
+    room = _room(lower_bound, forget)
+    final, carry = scan.empty(scan.parts, scan.rows, scan.width), scan.carry_outputs()
+    scan.launch(
+        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, **scan.tables(), FUSED=True,
+        initial=torch.zeros_like(final), h=candidate, final=final, **carry, WRITE=False, CARRY=True,
+    )  # fmt: skip
+    if scan.parts > 1:
+        # One stretch more than there are, of which nothing is known but what enters it.
+        states = scan.chained(scan.states(None), **carry, end=final, backward=False)
+        end = _after(states[-1], carry["decay"][-1], carry["turns"][-1] if scan.complex else None, theta, final[-1])
+    else:
+        end = final[0]
+    decay = carry["decay"].prod(0)
+    shape = scan.sequences, scan.inner
+    return decay.reshape(*shape, scan.channels), end.reshape(*shape, scan.width).clone()
+
+
+def _after(state: Tensor, decay: Tensor, turns: Tensor | None, theta: Tensor | None, end: Tensor) -> Tensor:
+    """What a stretch makes of the state `[R, C]` that enters it."""
+    if theta is None:
+        return decay * state + end
+    phase = torch.remainder(turns[:, None].double() * theta.double(), 2 * math.pi)
+    cos, sin = phase.cos().to(state.dtype), phase.sin().to(state.dtype)
+    re, im = state.chunk(2, -1)
+    return torch.cat([decay * (cos * re - sin * im), decay * (sin * re + cos * im)], -1) + end
+
+
+def hgru_scan_backward(
+    grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of candidate, forget, lower_bound, theta and initial_state; h is what the forward returned."""
+    room = _room(lower_bound, forget)
+    return _backward(grad_h, grad_final, candidate, forget, room, theta, initial_state, h, cu_seqlens, mask, reverse)
+
+
+def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.reference.gated_scan`."""
+    return _forward(x, log_f, None, theta, initial_state, cu_seqlens, mask, reverse)
+
+
+def gated_scan_backward(
+    grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, log_f, theta and initial_state; h is what the forward returned."""
+    dx, df, _, grad_theta, grad_initial = _backward(
+        grad_h, grad_final, None, log_f, None, theta, initial_state, h, cu_seqlens, mask, reverse
+    )
+    return dx, df, grad_theta, grad_initial

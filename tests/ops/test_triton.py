@@ -1,0 +1,128 @@
+"""The GPU engine in Triton's interpreter: every kernel against the reference loop, in every dtype, with and without split time."""
+
+import importlib
+import os
+from unittest import mock
+
+import pytest
+import torch
+
+from hgrn.ops import reference
+from tests.tolerances import assert_close
+
+from .cases import CASES, make
+
+pytest.importorskip("triton", reason="triton is not installed")
+if not torch.cuda.is_available():
+    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):  # asked for when a kernel is defined
+        engine = importlib.import_module("hgrn.ops.triton")
+else:
+    engine = importlib.import_module("hgrn.ops.triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Every pair of: real or complex, mask, reverse, packed, initial state, lower bound, several tiles.
+CHOSEN = {
+    name: CASES[name]
+    for name in (
+        "real", "complex", "one step", "two steps, no bound", "65 steps, mask, reverse", "packed, empty", "packed, empty, complex",
+        "packed, mask, reverse", "packed, all empty", "real, no state, no bound", "no time",
+    )
+} | {
+    "130 steps, extreme, real": make(steps=130, channels=3, batch=1, extreme=True, complex_state=False, mask=True),
+    "70 steps, extreme": make(steps=70, channels=3, batch=1, extreme=True),
+    "33 channels": make(steps=3, channels=33, batch=1),
+}  # fmt: skip
+cases = pytest.mark.parametrize("case", CHOSEN.values(), ids=CHOSEN.keys())
+
+
+def canonical(case, dtype):
+    """The tensors of a case as an engine takes them: `[O, T, I, C]`, here with one inner index."""
+    candidate, forget, bound, theta, state = (None if x is None else x.detach().to(DEVICE) for x in case.inputs(dtype))
+    mask, cu_seqlens = case.options.get("mask"), case.options.get("cu_seqlens")
+    return (
+        [candidate.unsqueeze(2), forget.unsqueeze(2), bound, theta, None if state is None else state.unsqueeze(1)],
+        {
+            "cu_seqlens": None if cu_seqlens is None else cu_seqlens.to(DEVICE),
+            "mask": None if mask is None else mask.unsqueeze(2).to(DEVICE),
+            "reverse": case.options.get("reverse", False),
+        },
+    )
+
+
+def through_reference(function, inputs, weights, **options):
+    """Outputs, and gradients of their weighted sum, in float64."""
+    leaves = [None if x is None else x.double().requires_grad_() for x in inputs]
+    outputs = function(*leaves, **options)
+    total = sum((out * weight.double()).sum() for out, weight in zip(outputs, weights))
+    grads = iter(torch.autograd.grad(total, [x for x in leaves if x is not None], materialize_grads=True))
+    return outputs, [None if x is None else next(grads) for x in leaves]
+
+
+def check(found, expected, dtype):
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if other is not None:
+            assert_close(one, other, dtype, name=f"tensor {number}")
+
+
+def check_all(case, dtype):
+    inputs, options = canonical(case, dtype)
+    generator = torch.Generator(DEVICE).manual_seed(1)
+
+    def like(x):
+        return torch.randn(x.shape, generator=generator, device=DEVICE).to(x.dtype)
+
+    h, final = engine.hgru_scan(*inputs, **options)
+    weights = like(h), like(final)
+    expected, grads = through_reference(reference.hgru_scan, inputs, weights, **options)
+    assert h.dtype == dtype
+    check((h, final), expected, dtype)
+    check(engine.hgru_scan_backward(*weights, *inputs, h, **options), grads, dtype)
+    check(
+        engine.hgru_carry(*inputs[:4], **options),
+        reference.hgru_carry(*(None if x is None else x.double() for x in inputs[:4]), **options), dtype,
+    )  # fmt: skip
+
+    x, forget, _, theta, state = inputs
+    mask = options["mask"]
+    x = x if mask is None else torch.where(mask[..., None], x, 0)
+    inputs = [x, torch.nn.functional.logsigmoid(forget), theta, state]
+    h, final = engine.gated_scan(*inputs, **options)
+    expected, grads = through_reference(reference.gated_scan, inputs, weights, **options)
+    check((h, final), expected, dtype)
+    check(engine.gated_scan_backward(*weights, *inputs[1:], h, **options), grads, dtype)
+
+
+@cases
+def test_float64(case):
+    check_all(case, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["real", "complex", "packed, mask, reverse", "70 steps, extreme"])
+def test_other_dtypes(name, dtype):
+    check_all(CHOSEN[name], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["65 steps, mask, reverse", "130 steps, extreme, real", "70 steps, extreme", "packed"])
+def test_split_time(name, dtype, monkeypatch):
+    case = CHOSEN.get(name, make(lengths=[40, 0, 70, 3], mask=True))
+    monkeypatch.setattr(engine, "_SHORTEST", 1)
+    monkeypatch.setattr(engine, "_WAVES", 1000)
+    split, parts = engine._Scan._split, []
+    monkeypatch.setattr(engine._Scan, "_split", lambda self: parts.append(split(self)) or parts[-1])
+    check_all(case, dtype)
+    assert min(parts)[0] > 1
+
+
+def test_strides_and_inner_axes():
+    """Rows of a grid are read where they are: inner axes, and a last axis that is a slice of another tensor's."""
+    torch.manual_seed(0)
+    wide = torch.randn(2, 4, 3, 20, dtype=torch.float64, device=DEVICE)
+    inputs = [wide[..., 2:12], wide[..., 12:17], torch.rand(5).double().to(DEVICE), torch.randn(5).double().to(DEVICE), None]
+    options = {"cu_seqlens": None, "mask": None, "reverse": False}
+    h, final = engine.hgru_scan(*inputs, **options)
+    weights = torch.randn_like(h), torch.randn_like(final)
+    expected, grads = through_reference(reference.hgru_scan, inputs, weights, **options)
+    check((h, final), expected, torch.float64)
+    check(engine.hgru_scan_backward(*weights, *inputs, h, **options), grads, torch.float64)

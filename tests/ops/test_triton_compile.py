@@ -1,0 +1,27 @@
+"""The GPU kernels compile ahead of time for several targets, with their values in registers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [("cuda", "90"), ("cuda", "80"), ("hip", "gfx942")], ids="-".join)
+def test_kernels_compile_without_spilling(target, tmp_path):
+    """In a process of its own, where kernels are not interpreted."""
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, "-m", "tests.ops.triton_targets", *target]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert len(found) == 13
+    assert {name: cost["spilled"] for name, cost in found.items() if cost["spilled"]} == {}
+    assert all(0 < cost["registers"] <= 256 for cost in found.values())

@@ -1,0 +1,91 @@
+"""Run as a program: compiles the Triton kernels for a target without having it, and prints what each costs, as JSON.
+
+    python -m tests.ops.triton_targets cuda 90
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hgrn.ops import triton_kernels as kernels
+from hgrn.ops.triton import tile_of
+
+_SIZES = ("steps", "inner", "channels", "rows", "stretch", "parts")
+_NARROW = ("x", "f", "h", "dh", "dx", "df")  # of the tensors' dtype; all other tensors are float32
+
+
+def compile_kernel(kernel, dtype: str, target: GPUTarget, **flags):
+    """As the engine calls it: absent tensors are None, and channels and rows of tensors are multiples of 16."""
+    absent = set()
+    if not flags["COMPLEX"]:
+        absent |= {"cos", "sin", "turns", "theta", "dtheta"}
+    if not flags.get("FUSED", True):
+        absent |= {"room", "dlower"}
+    if not flags.get("MASKED", True):
+        absent.add("mask")
+    if not flags.get("PACKED", True):
+        absent.add("bounds")
+    if not flags.get("CARRY", True):
+        absent |= {"decay", "turns"}
+    signature, constants, attributes = {}, {}, {}
+    for number, name in enumerate(kernel.arg_names):
+        if name in flags or name in absent:
+            signature[name], constants[(number,)] = "constexpr", flags.get(name)
+        elif name in _SIZES or name.endswith(("_outer", "_time", "_inner")):
+            signature[name] = "i32"
+        else:
+            kinds = {"mask": "*u8", "bounds": "*i64", "turns": "*i64"}
+            signature[name] = kinds.get(name, "*" + dtype if name in _NARROW else "*fp32")
+        if signature[name].startswith("*") or name == "channels" or name.endswith("_time"):
+            attributes[(number,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=target, options={"num_warps": 4})
+
+
+def costs(compiled, target: GPUTarget) -> dict[str, int]:
+    """Registers of a thread, and bytes of spilled ones."""
+    if target.backend == "hip":
+        text = compiled.asm["amdgcn"]
+        registers, vector, scalar = (
+            int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+        )
+        return {"registers": registers, "spilled": vector + scalar}
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(compiled.asm["ptx"])
+        file.flush()
+        arch = f"sm_{target.arch}{'a' if target.arch == 90 else ''}"
+        command = [ptxas, "-v", f"--gpu-name={arch}", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said).groups()
+    return {"registers": int(re.search(r"(\d+) registers", said)[1]), "spilled": int(stores) + int(loads)}
+
+
+def main(backend: str, arch: str) -> None:
+    target = GPUTarget(backend, arch if backend == "hip" else int(arch), 64 if backend == "hip" else 32)
+    found = {}
+    for kernel, dtype, is_complex in itertools.product((kernels.scan, kernels.scan_backward), ("bf16", "fp32"), (False, True)):
+        rows, columns = tile_of(is_complex, 2 if dtype == "bf16" else 4)
+        for masked in (False, True) if dtype == "bf16" else (False,):  # masked: the most that a kernel ever does
+            compiled = compile_kernel(
+                kernel, dtype, target, REVERSE=False, COMPLEX=is_complex, FUSED=True, MASKED=masked, PACKED=masked, WRITE=True,
+                CARRY=False, WIDE=tl.float32, BT=rows, BD=columns,
+            )  # fmt: skip
+            name = f"{kernel.__name__} {dtype} {'complex' if is_complex else 'real'}{' masked packed' if masked else ''}"
+            found[name] = costs(compiled, target)
+    chained = compile_kernel(kernels.chain, "fp32", target, COMPLEX=True, BACKWARD=True, WIDE=tl.float32, BD=128)
+    found["chain"] = costs(chained, target)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
