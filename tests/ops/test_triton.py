@@ -1,8 +1,9 @@
-"""The GPU engine in Triton's interpreter: every kernel against the reference loop, in every dtype, with and without split time."""
+"""The GPU engine: every kernel against the reference loop, in every dtype, with and without split time.
 
-import importlib
+On a GPU, or in Triton's interpreter, which has to be asked for before anything imports Triton: test_triton_processes.py does.
+"""
+
 import os
-from unittest import mock
 
 import pytest
 import torch
@@ -12,12 +13,9 @@ from tests.tolerances import assert_close
 
 from .cases import CASES, make
 
-pytest.importorskip("triton", reason="triton is not installed")
-if not torch.cuda.is_available():
-    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):  # asked for when a kernel is defined
-        engine = importlib.import_module("hgrn.ops.triton")
-else:
-    engine = importlib.import_module("hgrn.ops.triton")
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("run in Triton's interpreter by test_triton_processes.py", allow_module_level=True)
+engine = pytest.importorskip("hgrn.ops.triton", reason="triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Every pair of: real or complex, mask, reverse, packed, initial state, lower bound, several tiles.

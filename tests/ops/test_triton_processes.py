@@ -1,7 +1,8 @@
-"""The GPU kernels compile ahead of time for several targets, with their values in registers."""
+"""The GPU kernels without a GPU: all their tests in Triton's interpreter, and compiled ahead of time for several targets."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,15 @@ import pytest
 from tests.conftest import ROOT
 
 pytest.importorskip("triton", reason="triton is not installed")
+
+
+@pytest.mark.slow
+def test_kernels_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops/test_triton.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    passed = int(re.search(r"(\d+) passed", done.stdout)[1])
+    assert passed > 30 and "skipped" not in done.stdout
 
 
 @pytest.mark.slow
