@@ -52,13 +52,13 @@ def compile_kernel(kernel, dtype: str, target: GPUTarget, **flags):
 
 
 def costs(compiled, target: GPUTarget) -> dict[str, int]:
-    """Registers of a thread, and bytes of spilled ones."""
+    """Registers of a thread, and what of them is spilled to memory; scalar ones of AMD spill into lanes of vector registers."""
     if target.backend == "hip":
         text = compiled.asm["amdgcn"]
         registers, vector, scalar = (
             int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
         )
-        return {"registers": registers, "spilled": vector + scalar}
+        return {"registers": registers, "spilled": vector, "scalar": scalar}
     ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(compiled.asm["ptx"])
