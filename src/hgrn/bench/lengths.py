@@ -28,8 +28,11 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     """Raises UserError if the scan of the model disagrees with the reference, or a length does not fit in memory."""
     lengths, width = (_QUICK_LENGTHS, _QUICK_WIDTH) if quick else (_LENGTHS, _WIDTH)
     check(ScanCase("hgru_scan", True, True), (1, lengths[-1], width), torch.float32)
-    label, cells = f"B=1, D={width}, {_DEPTH} layers", {"peer": "HGRN"}
+    return training_rows(lengths, width, 2 if quick else 3, tell) + decoding_rows(lengths, width, 20 if quick else 200, tell)
 
+
+def training_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tell) -> list[Row]:
+    """Time and memory of training steps."""
     progress = tell("length: memory")
     # First, while this process is small: the longest takes most of the memory of a small machine.
     peaks = {}
@@ -39,37 +42,45 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
 
     model = _model(width)
     steps = {length: training_step(model, 1, length) for length in lengths}
-    times = round_robin(steps, 2 if quick else 3, on_call=tell("length: training steps"))
-    rows = [
+    times = round_robin(steps, repeats, on_call=tell("length: training steps"))
+    return [
         Row.timed(
             times[length],
             name="training step",
-            shape=f"T={length}, {label}",
+            peer="HGRN",
+            shape=f"T={length}, {_label(width)}",
             tokens_per_s=1e3 * length / times[length].median,
             parameters=model.size,
             memory_mb=peaks[length],
-            **cells,
         )
         for length in lengths
     ]
-    model.eval()
+
+
+def decoding_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tell) -> list[Row]:
+    """Time of decoding steps, and the size of the state."""
+    model = _model(width).eval()
     caches = _read_contexts(model, lengths)
     steps = {length: hgrn_step(model.model, cache) for length, cache in caches.items()}
     with model.model.stepping():
-        times = round_robin(steps, 20 if quick else 200, on_call=tell("length: decoding steps"))
-    return rows + [
+        times = round_robin(steps, repeats, on_call=tell("length: decoding steps"))
+    return [
         Row.timed(
             times[length],
             name="decode step",
-            shape=f"context {length}, {label}",
+            peer="HGRN",
+            shape=f"context {length}, {_label(width)}",
             tokens_per_s=1e3 / times[length].median,
             parameters=model.size,
             memory_mb=sum(part.nbytes for layer in caches[length].state for part in layer) / 1e6,
             note="memory: the state",
-            **cells,
         )
         for length in lengths
     ]
+
+
+def _label(width: int) -> str:
+    return f"B=1, D={width}, {_DEPTH} layers"
 
 
 def _model(width: int) -> HGRNModel:

@@ -4,7 +4,9 @@ A task is a block of rows of the weight. At a batch of one, a language model's s
 the weight is read once, end to end, for all rows of x, whose few rows stay in the cache.
 """
 
-from .cpu_language import Kernel, itemsize, load, load_byte, next_task, store, summing
+from .cpu_language import Kernel, itemsize, load, load_byte, next_task, prefetch, store, summing
+
+_AHEAD = 4096  # bytes: the processor's own prefetcher stops at the border of a page
 
 
 @summing
@@ -32,6 +34,7 @@ def linear(call):
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
             shift = load(token, call.bias, row, 0) if call.bias != 0 else one - one
+            prefetch(call.weight + row * row_size + _AHEAD, row_size)
             for n in range(call.batch):
                 y = _dot(token, one, width, call.weight + row * row_size, call.x + n * call.x_row) + shift
                 if call.add != 0:
@@ -48,6 +51,7 @@ def int8_linear(call):
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
             weight, scale = call.weight + row * width, load(one, call.scale, row, 0)
+            prefetch(weight + _AHEAD, width)
             shift = load(one, call.bias, row, 0) if call.bias != 0 else one - one
             for n in range(call.batch):
                 y = scale * _dot_int8(one, width, weight, call.x + n * call.x_row) + shift
