@@ -12,7 +12,7 @@ OURS = {
     "ops": set(), "modules": {"ops"}, "parallel": {"ops", "modules"}, "models": {"modules", "ops", "errors"}, "data": {"errors"},
     "analysis": {"models", "modules", "ops", "data", "errors"}, "doctor": {"ops", "errors", "memory"},
     "training": {"models", "modules", "data", "analysis", "parallel", "errors", "source"},
-    "bench": {"ops", "modules", "models", "data", "training", "errors", "source"},
+    "bench": {"ops", "modules", "models", "data", "training", "errors", "memory", "source"},
 }  # fmt: skip
 # Heavy packages, and where they may be imported at the top of a file.
 HEAVY = {
