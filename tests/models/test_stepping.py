@@ -113,6 +113,14 @@ def test_a_model_without_compiled_steps_generates_all_the_same(options, counted)
     assert not counted
 
 
+def test_hooks_of_the_backbone_are_called(model, counted):
+    seen = []
+    model.model.register_forward_hook(lambda *_: seen.append(1))
+    with model.stepping():
+        decode(model, torch.randint(0, 31, (1, 4)))
+    assert len(seen) == 4 and not counted
+
+
 def test_a_model_that_steps_can_still_be_copied(model):
     with model.stepping():
         copy.deepcopy(model)

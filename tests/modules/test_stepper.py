@@ -94,6 +94,19 @@ def test_a_state_that_is_set_after_steps_is_not_taken_for_the_one_here():
     assert torch.equal(step(x), first)
 
 
+def test_made_in_inference_mode_it_serves_outside_and_the_other_way_round():
+    rnn, x = stack(), torch.randn(1, 19)
+    with torch.inference_mode():
+        inside = Stepper(rnn)
+        first = inside(x)
+    outside = Stepper(rnn)
+    assert torch.equal(outside(x), first)
+    outside.state = inside.state = [(part.requires_grad_(),) for (part,) in outside.state]  # as a training chunk returns it
+    with torch.inference_mode():
+        second = outside(x)
+    assert torch.equal(inside(x), second)
+
+
 def test_steppers_of_several_threads_do_not_meet():
     rnn, x = stack(), torch.randn(50, 1, 19)
     expected = [step(row) for step in [Stepper(rnn)] for row in x]
@@ -117,6 +130,7 @@ def test_what_cannot_be_stepped_says_why():
         (stack().train(), 1, None, "training mode"),
         (stack().double(), 1, None, r"bounds.logits is torch.float64 on cpu"),
         (stack(), 9, None, "between 1 and 8, got 9"),
+        (stack(), 1, quantize_int8(torch.nn.Sequential(Linear(19, 3)))[0].bfloat16(), "scale is torch.bfloat16 on cpu"),
         (stack(), 1, torch.nn.Identity(), "head is a Identity"),
     ]
     cases += [

@@ -11,7 +11,7 @@ from hgrn.errors import UserError
 
 from .decoding import hgrn_step
 from .measure import Tell, round_robin
-from .models import BYTES, HGRNModel
+from .models import HGRNModel, hgrn_model
 from .results import Row
 from .scan_cases import ScanCase, check
 from .training import training_step
@@ -40,7 +40,7 @@ def training_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tell
         peaks[length] = _peak(length, width)
         progress(number, len(lengths))
 
-    model = _model(width)
+    model = hgrn_model(width, _DEPTH)
     steps = {length: training_step(model, 1, length) for length in lengths}
     times = round_robin(steps, repeats, on_call=tell("length: training steps"))
     return [
@@ -59,7 +59,7 @@ def training_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tell
 
 def decoding_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tell) -> list[Row]:
     """Time of decoding steps, and the size of the state."""
-    model = _model(width).eval()
+    model = hgrn_model(width, _DEPTH).eval()
     caches = _read_contexts(model, lengths)
     steps = {length: hgrn_step(model.model, cache) for length, cache in caches.items()}
     with model.model.stepping():
@@ -81,13 +81,6 @@ def decoding_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tell
 
 def _label(width: int) -> str:
     return f"B=1, D={width}, {_DEPTH} layers"
-
-
-def _model(width: int) -> HGRNModel:
-    from hgrn.models import HGRNConfig, HGRNForCausalLM
-
-    torch.manual_seed(0)
-    return HGRNModel(HGRNForCausalLM(HGRNConfig(vocab_size=BYTES, hidden_size=width, num_hidden_layers=_DEPTH)))
 
 
 @torch.no_grad()
@@ -122,7 +115,7 @@ def _peak(length: int, width: int) -> float | None:
 def report_peak(length: int, width: int, threads: int) -> None:
     """Prints the peak, by the high-water mark that the system keeps of the process's resident memory."""
     torch.set_num_threads(threads)
-    model = _model(width)
+    model = hgrn_model(width, _DEPTH)
     training_step(model, 1, 64)()  # libraries, kernels, and what each thread keeps
     before = _status("VmRSS")
     training_step(model, 1, length)()

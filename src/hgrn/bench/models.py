@@ -97,6 +97,14 @@ class TorchRecurrentModel(LanguageModel):
         return self.head(h), state
 
 
+def hgrn_model(width: int, depth: int) -> HGRNModel:
+    """Ours as its configuration has it by default, with seeded random weights."""
+    from hgrn.models import HGRNConfig, HGRNForCausalLM
+
+    torch.manual_seed(0)
+    return HGRNModel(HGRNForCausalLM(HGRNConfig(vocab_size=BYTES, hidden_size=width, num_hidden_layers=depth)))
+
+
 def _hgrn(width: int, depth: int, context: int) -> LanguageModel:
     from hgrn.models import HGRNConfig, HGRNForCausalLM
 

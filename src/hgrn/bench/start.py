@@ -16,12 +16,15 @@ import torch
 from hgrn.errors import UserError
 
 from .measure import Tell, Times
-from .models import BYTES, HGRNModel
+from .models import hgrn_model
 from .results import Row
 from .training import training_step
 
 _STEP, _QUICK_STEP = (128, 4, 512, 8), (32, 2, 64, 2)  # width, depth, time steps, batch
 _REPEATS = 7  # steps of one process
+# Programs that print seconds; the first must not have imported anything of ours before.
+_IMPORT = "import time; began = time.perf_counter(); import hgrn; print(time.perf_counter() - began)"
+_HERE = "from hgrn.bench import start; start."
 
 
 def measure(quick: bool, tell: Tell) -> list[Row]:
@@ -32,11 +35,11 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             calls = {
-                "import": ("report_import()", {}),
-                "cold": ("report_kernels()", {"NUMBA_CACHE_DIR": folder}),
-                "disk": ("report_kernels()", {"NUMBA_CACHE_DIR": folder}),
-                "kept": (f"report_step(True, {step})", {}),
-                "returned": (f"report_step(False, {step})", {}),
+                "import": (_IMPORT, {}),
+                "cold": (_HERE + "report_kernels()", {"NUMBA_CACHE_DIR": folder}),
+                "disk": (_HERE + "report_kernels()", {"NUMBA_CACHE_DIR": folder}),
+                "kept": (_HERE + f"report_step(True, {step})", {}),
+                "returned": (_HERE + f"report_step(False, {step})", {}),
             }
             for name in ("import", "kept") if quick else calls:  # quick: the others take a minute
                 readings.setdefault(name, []).append(_child(*calls[name]))
@@ -56,23 +59,12 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     ]
 
 
-def _child(call: str, variables: dict[str, str]) -> float:
-    """Seconds that a function of this file prints in a process of its own."""
-    program = f"from hgrn.bench import start; start.{call}"
-    if call == "report_import()":  # must not have imported it before
-        program = "import time; a = time.perf_counter(); import hgrn; print(time.perf_counter() - a)"
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
+def _child(program: str, variables: dict[str, str]) -> float:
+    """The seconds that a program prints in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | variables)
     if done.returncode:
-        raise UserError(f"a process that measures {call} failed (status {done.returncode}): {done.stderr.strip()[-300:]}")
+        raise UserError(f"a process that measures failed (status {done.returncode}, {program!r}): {done.stderr.strip()[-300:]}")
     return json.loads(done.stdout)
-
-
-def _model(width: int, depth: int) -> HGRNModel:
-    from hgrn.models import HGRNConfig, HGRNForCausalLM
-
-    torch.manual_seed(0)
-    return HGRNModel(HGRNForCausalLM(HGRNConfig(vocab_size=BYTES, hidden_size=width, num_hidden_layers=depth)))
 
 
 def report_kernels() -> None:
@@ -86,7 +78,7 @@ def report_kernels() -> None:
         model.model.generate(torch.ones(1, 4, dtype=torch.long), max_new_tokens=3, do_sample=False)
         return time.perf_counter() - began
 
-    model = _model(64, 2)
+    model = hgrn_model(64, 2)
     step = training_step(model, 4, 256)
     first = calls()
     print(first - median(calls() for _ in range(3)))
@@ -99,7 +91,7 @@ def report_step(keep: bool, shape: tuple[int, int, int, int]) -> None:
     if keep:
         keep_freed_memory()
     width, depth, steps, batch = shape
-    step = training_step(_model(width, depth), batch, steps)
+    step = training_step(hgrn_model(width, depth), batch, steps)
     step()
     seconds = []
     for _ in range(_REPEATS):

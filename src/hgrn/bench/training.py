@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from hgrn.ops.linear_maps import product
 
 from .measure import Tell, round_robin
-from .models import BYTES, KINDS, SIZES, HGRNModel, LanguageModel, build
+from .models import KINDS, SIZES, LanguageModel, build, hgrn_model
 from .results import Row
 from .scan_cases import ScanCase, check
 
@@ -74,12 +74,8 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
 
 
 def _against_products(width: int, depth: int, steps: int, batch: int, repeats: int, tell: Tell) -> list[Row]:
-    from hgrn.models import HGRNConfig, HGRNForCausalLM
-
     check(ScanCase("hgru_scan", True, True), (batch, steps, width), torch.float32)
-    torch.manual_seed(0)
-    config = HGRNConfig(vocab_size=BYTES, hidden_size=width, num_hidden_layers=depth)
-    model = HGRNModel(HGRNForCausalLM(config))
+    model = hgrn_model(width, depth)
     products = MatrixProducts(model, batch * steps)
     functions = {"step": training_step(model, batch, steps), "products": products}
     label = f"D={width}, {depth} layers, T={steps}, B={batch}"

@@ -250,7 +250,6 @@ class Published(NamedTuple):
         ids = {k: v for k, v in _DEFAULTS[self.layout].items() if not k.endswith("_id") or v < sizes["vocab_size"]}
         return _FIXED[self.layout] | ids | sizes | told
 
-
     def options(self, arguments: Mapping) -> dict:
         """What remains of the arguments of `from_pretrained` when the tensors are at hand, and the settings of generation."""
         hub = {key: arguments[key] for key in _HUB if key in arguments}

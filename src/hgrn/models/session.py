@@ -131,14 +131,10 @@ class Session:
         picked.lengths = [self.lengths[n] for n in indices]
         if not picked.lengths:
             raise ValueError("indices must name at least one conversation")
-        if self._state is not None:
-            order = torch.tensor([range(len(self))[n] for n in indices])
-            picked._state = tuple(
-                tuple(part.index_select(0, order.to(part.device)) for part in layer) for layer in self._state
-            )
-        else:
-            picked._state = None
-            picked._begin()
+        order = torch.tensor([range(len(self))[n] for n in indices])
+        picked._state = tuple(
+            tuple(part.index_select(0, order.to(part.device)) for part in layer) for layer in self._begin()
+        )
         return picked
 
     @classmethod
@@ -190,7 +186,7 @@ class Session:
                     )
                 device = model.device
                 layers = {}
-                for name in file.keys():  # noqa: SIM118 (not a dict)
+                for name in file.keys():
                     layer, part = map(int, name.split("."))
                     layers.setdefault(layer, {})[part] = file.get_tensor(name).to(device)
         except (OSError, SafetensorError) as error:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from hgrn.modules import Stepper
-from hgrn.modules.stepper import why_not
+from hgrn.modules.stepper import has_own_forward, why_not
 from hgrn.ops.operator import is_listened_to
 
 from .cache import HGRNCache
-
 
 Steppers = dict[int, Stepper | None]  # for a number of sequences; None where it cannot be
 
@@ -80,6 +79,6 @@ class SteppingMixin:
             return None
         steppers, size = _active.models[id(self)], len(input_ids)
         if size not in steppers:
-            suits = why_not(self.model.stack, size, self.lm_head) is None
+            suits = why_not(self.model.stack, size, self.lm_head) is None and not has_own_forward(self.model)
             steppers[size] = Stepper(self.model.stack, size, self.lm_head) if suits else None
         return steppers[size]

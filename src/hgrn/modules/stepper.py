@@ -51,12 +51,12 @@ class Stepper:
         from hgrn.ops import program  # here, since it needs numba
 
         self._depth, dim = len(stack.blocks), stack.norm.weight.shape[0]
-        self._x = torch.zeros(sequences, dim)
-        width = stack.blocks[0].mixer.norm.weight.shape[0]
-        self._states = torch.zeros(self._depth, sequences, width)
         self._returned = None  # what the state was last read as, while it is that still
         self._program = program.Program()
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # a tensor made in inference mode could be written only there
+            self._x = torch.zeros(sequences, dim)
+            width = stack.blocks[0].mixer.norm.weight.shape[0]
+            self._states = torch.zeros(self._depth, sequences, width)
             for block, bound, state in zip(stack.blocks, stack.bounds(), self._states):
                 self._block(block, bound, state)
             self._y = torch.zeros(sequences, dim)
@@ -72,6 +72,7 @@ class Stepper:
         return self._returned
 
     @state.setter
+    @torch.no_grad()
     def state(self, state: tuple[tuple[Tensor], ...] | None) -> None:
         """None is the state before the first position."""
         if state is not None and state is self._returned:
@@ -148,9 +149,16 @@ def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None)
     for name, part in [*stack.named_modules(), ("head", head)]:
         if part is not None and type(part) not in known:
             return f"{name} is a {type(part).__name__}, of which there are no compiled steps"
-        if part is not None and (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)):
+        if part is not None and has_own_forward(part):
             return f"{name} has hooks, or a forward of its own, which would not be called"
-    for name, tensor in [*stack.named_parameters(), *(head.named_parameters() if head else ())]:
-        if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            return f"{name} is {tensor.dtype} on {tensor.device}; contiguous float32 on cpu is needed"
+    for whole in (stack, head):
+        for name, tensor in [] if whole is None else [*whole.named_parameters(), *whole.named_buffers()]:
+            fits = tensor.dtype in (torch.float32, torch.int8) and tensor.device.type == "cpu" and tensor.is_contiguous()
+            if not fits:
+                return f"{name} is {tensor.dtype} on {tensor.device}; contiguous float32 on cpu is needed"
     return None
+
+
+def has_own_forward(part: nn.Module) -> bool:
+    """Whether calling the module does more than its class says: it has hooks, or its `forward` was replaced."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))

@@ -14,9 +14,9 @@ from .reference import state_dtype
 
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
 _WAVES = 2  # programs for each multiprocessor from which time need not be split
-_WARPS = 4
-_NO_CARRY = {"decay": None, "turns": None}
 _SHORTEST = 8  # tiles of a stretch at least: the first pass over it has to pay
+_WARPS = 4  # of a program
+_NO_CARRY = {"decay": None, "turns": None}
 
 
 def tile_of(is_complex: bool, itemsize: int) -> tuple[int, int]:
@@ -175,7 +175,7 @@ def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse)
         initial=torch.zeros_like(final), h=candidate, final=final, **carry, WRITE=False, CARRY=True,
     )  # fmt: skip
     if scan.parts > 1:
-        # One stretch more than there are, of which nothing is known but what enters it.
+        # `chained` says what enters each stretch, so what leaves the last is still to be made.
         states = scan.chained(scan.states(None), **carry, end=final, backward=False)
         end = _after(states[-1], carry["decay"][-1], carry["turns"][-1] if scan.complex else None, theta, final[-1])
     else:
