@@ -209,6 +209,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("HGRN", _hgrn),
+        Kind("HGRN, shallow", _hgrn, lambda: "as few layers as the LSTM"),
         Kind("Transformer", _transformer, lambda: "transformers GPT-2, SDPA"),
         Kind("GRU", _gru, lambda: "nn.GRU"),
         Kind("LSTM", _lstm, lambda: "nn.LSTM"),
@@ -233,6 +234,7 @@ SIZES = {
     "0.9M": {"HGRN": (128, 4), "Transformer": (128, 4), "GRU": (256, 2), "LSTM": (224, 2), "Mamba": (128, 8)},
     "5M": {
         "HGRN": (256, 6),
+        "HGRN, shallow": (352, 3),
         "Transformer": (256, 6),
         "GRU": (512, 3),
         "LSTM": (448, 3),
@@ -241,6 +243,7 @@ SIZES = {
     },
     "30M": {
         "HGRN": (512, 9),
+        "HGRN, shallow": (768, 4),
         "Transformer": (512, 9),
         "GRU": (1024, 5),
         "LSTM": (960, 4),

@@ -7,7 +7,9 @@ Letters in the formulas: x the tensor that is normed, z the gate before its acti
 the output, `scale` and `shift` the norm's parameters.
 """
 
-from .cpu_language import Kernel, arithmetic, helper, itemsize, load, next_task, sigmoid, sigmoid_pair, store, summing
+import math
+
+from .cpu_language import Kernel, arithmetic, helper, itemsize, load, next_task, number, sigmoid, sigmoid_pair, store, summing
 
 IDENTITY, SILU, SIGMOID = 0, 1, 2
 _ROWS = "rows block width"
@@ -80,14 +82,14 @@ def _norm_and_gate(token, one, variant, width, x, z, mean, inverse, scale, shift
 def norm(call):
     """Layer norm alone, for inference: nothing is left for a backward."""
     token, one, width = call.token, call.one, call.width
-    count, eps = one * width, load(one, call.eps, 0, 0)
+    count, eps = number(one, width), load(one, call.eps, 0, 0)
     task = next_task(call)
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
             x = call.x + row * call.x_row
             mean = _sum(token, one, width, x) / count
             variance = _sum_of_squares(token, one, width, x, mean) / count
-            inverse = one / (variance + eps) ** (one / 2)
+            inverse = one / math.sqrt(variance + eps)
             _norm(token, token, one, width, x, mean, inverse, call.scale, call.shift, call.y + row * width * itemsize(token))
         task = next_task(call)
 
@@ -97,7 +99,7 @@ def gated_norm(call):
     """Leaves `[rows]` means and inverse deviations for the backward; `scratch` has a row for each task."""
     token, one, width = call.token, call.one, call.width
     size, wide = itemsize(token), itemsize(one)
-    count, eps = one * width, load(one, call.eps, 0, 0)
+    count, eps = number(one, width), load(one, call.eps, 0, 0)
     task = next_task(call)
     while task < call.tasks:
         gated = call.scratch + task * width * wide
@@ -107,12 +109,12 @@ def gated_norm(call):
                 _gate(token, one, call.variant, width, x, z, gated)
                 mean = _sum(one, one, width, gated) / count
                 variance = _sum_of_squares(one, one, width, gated, mean) / count
-                inverse = one / (variance + eps) ** (one / 2)
+                inverse = one / math.sqrt(variance + eps)
                 _norm(token, one, one, width, gated, mean, inverse, call.scale, call.shift, y)
             else:
                 mean = _sum(token, one, width, x) / count
                 variance = _sum_of_squares(token, one, width, x, mean) / count
-                inverse = one / (variance + eps) ** (one / 2)
+                inverse = one / math.sqrt(variance + eps)
                 _norm_and_gate(token, one, call.variant, width, x, z, mean, inverse, call.scale, call.shift, y)
             store(one, call.mean, row, mean, 0)
             store(one, call.inverse, row, inverse, 0)
@@ -181,7 +183,7 @@ def gated_norm_backward(call):
     """dscale and dshift have a row for each task and start at 0; `scratch` has four."""
     token, one, width = call.token, call.one, call.width
     size, wide = itemsize(token), itemsize(one)
-    count = one * width
+    count = number(one, width)
     task = next_task(call)
     while task < call.tasks:
         dscale, dshift = call.dscale + task * width * wide, call.dshift + task * width * wide

@@ -27,6 +27,7 @@ from .cpu_language import (
 )
 
 PIECE = 128  # channels
+AHEAD = 1024  # channels whose computation takes about as long as memory takes to answer
 LAYOUT = "steps inner channels blocks block bounds reverse mask"  # strides are in bytes
 _CANDIDATE = (
     " candidate candidate_outer candidate_time candidate_inner forget forget_outer forget_time forget_inner room cos sin"
@@ -42,6 +43,12 @@ def scan_task(call, task):
     if call.bounds != 0:
         outer, begin, end = 0, load_index(call.bounds, sequence), load_index(call.bounds, sequence + 1)
     return sequence, outer, i, start, min(call.block, call.channels - start), begin, end
+
+
+@helper
+def lookahead(width):
+    """How many steps ahead to ask for memory: one of a wide row, more of narrow ones, which are soon done with."""
+    return max(1, AHEAD // max(width, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,7 +115,8 @@ def hgru_scan(call):
         forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
         h = call.h + size * start + part * parts * ((outer * call.steps * inner + i) if forward else row // call.channels)
         h_time = part * parts * inner if forward else 0
-        ahead = -1 if reverse else 1
+        ahead = lookahead(width)
+        ahead = -ahead if reverse else ahead
         for step in range(end - begin):
             t = end - 1 - step if reverse else begin + step
             h_row = h + t * h_time
@@ -220,6 +228,7 @@ def hgru_scan_backward(call):
         h, grad_c = call.h + part * parts * first + size * start, call.grad_candidate + part * parts * first + size * start
         grad_f = call.grad_forget + part * first + size * start
         back = 1 if reverse else -1
+        ahead = back * lookahead(width)
         for step in range(end - begin):
             t = begin + step if reverse else end - 1 - step
             dh, dc, df = grad_h + t * call.grad_h_time, grad_c + t * inner * part * parts, grad_f + t * inner * part
@@ -230,9 +239,9 @@ def hgru_scan_backward(call):
                 clear(token, one, width, df)
                 continue
             c_row, f_row = candidate + t * call.candidate_time, forget + t * call.forget_time
-            c_next, f_next, dh_next = c_row + back * call.candidate_time, f_row + back * call.forget_time, dh + back * call.grad_h_time
+            c_next, f_next, dh_next = c_row + ahead * call.candidate_time, f_row + ahead * call.forget_time, dh + ahead * call.grad_h_time
             before = h + (t + back) * inner * part * parts
-            before_next = before + back * inner * part * parts
+            before_next = before + ahead * inner * part * parts
             entering = step == end - begin - 1
             for j in range(0, width, PIECE):
                 n, x, y = min(PIECE, width - j), j * size, j * wide
