@@ -9,12 +9,12 @@ import torch
 from safetensors import safe_open
 
 FOLDER = Path(__file__).parent / "golden"
-_KINDS = ("input.", "output.", "cotangent.", "grad.input.", "grad.", "aux.")
+_KINDS = ("input.", "output.", "cotangent.", "grad.input.", "grad.", "aux.", "after_train_forward.")
 
 
 def read(name: str, dtype: torch.dtype = torch.float64, folder: Path = FOLDER) -> SimpleNamespace:
-    """The tensors of one file by kind: parameters, input, output, cotangent, grad, grad_input, aux; and its
-    metadata."""
+    """The tensors of one file by kind: parameters, input, output, cotangent, grad, grad_input, aux,
+    after_train_forward; and its metadata."""
     kinds = {kind: {} for kind in ("", *_KINDS)}
     with safe_open(folder / f"{name}.safetensors", "pt") as file:
         metadata = json.loads(file.metadata()["json"])
@@ -31,4 +31,5 @@ def read(name: str, dtype: torch.dtype = torch.float64, folder: Path = FOLDER) -
         grad=kinds["grad."],
         grad_input=kinds["grad.input."],
         aux=kinds["aux."],
+        after_train_forward=kinds["after_train_forward."],
     )

@@ -93,10 +93,12 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = add("convert", _convert, "turn a published checkpoint into one of ours, or one of ours into a published layout",
                   "Published are: a folder of flash-linear-attention (fla) or OpenNLPLab (opennlplab), or a file of tensors, also of\n"
-                  "fairseq (fairseq-lm). docs/checkpoints.md says what is known of each.")  # fmt: skip
+                  "fairseq (fairseq-lm) and of the authors' image (vit) and Long Range Arena (lra) models.\n"
+                  "docs/checkpoints.md says what is known of each.")  # fmt: skip
     convert.add_argument("source", type=Path, help="a folder or a file")
     convert.add_argument("out", type=Path, help="a new folder")
-    convert.add_argument("--to", choices=("fla", "opennlplab", "fairseq-lm"), help="the published layout to write (default: ours)")
+    convert.add_argument("--to", choices=("fla", "opennlplab", "fairseq-lm", "vit", "lra"),
+                         help="the published layout to write (default: ours)")  # fmt: skip
     convert.add_argument("--glu-act", choices=("silu", "identity"),
                          help="the activation inside the GLU, where the source says nothing, or something unclear")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The classification heads: pooling over true positions, the losses of each problem type, pairs, and the authors' numbers."""
+"""The classification heads: pooling over true positions, the losses of each problem type, and pairs."""
 
 import pytest
 import torch
@@ -6,8 +6,6 @@ from torch.nn import functional as F
 
 from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNForSequencePairClassification, HGRNModel
 from hgrn.models.classification import pool
-from hgrn.models.convert import from_published
-from tests.golden_files import read
 from tests.tolerances import assert_close
 
 LENGTHS = [5, 2, 7]
@@ -144,6 +142,8 @@ def test_losses(problem, kind, ids):
         (3, None, torch.zeros(2).long(), r"labels must have shape \[3\] .integers, one class each.*got \(2,\) of torch.int64"),
         (3, None, torch.zeros(3), r"labels must have shape \[3, 3\] .numbers.*got \(3,\) of torch.float32; set problem_type"),
         (3, None, torch.zeros(3, 3).long(), r"labels must have shape \[3\]"),
+        (3, None, torch.tensor([0, 3, 1]), r"labels must be class numbers from 0 to 2 .num_labels=3., or -100.*got 3; correct them"),
+        (3, None, torch.tensor([0, -100, -1]), r"labels must be class numbers from 0 to 2.*got -1"),
         (1, None, torch.zeros(2), r"labels must have shape \[3\] .numbers. with problem_type=None and num_labels=1"),
     ],
 )
@@ -212,45 +212,3 @@ def test_another_head_starts_from_the_backbone(tmp_path, capfd):
     make(HGRNForSequencePairClassification).float().save_pretrained(tmp_path / "pair")
     _, report = HGRNForSequenceClassification.from_pretrained(tmp_path / "pair", output_loading_info=True)
     assert report["missing_keys"] == {"score.weight", "score.bias"}
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
-def test_the_authors_classifier(dtype):
-    """Golden 11b (Long Range Arena): a bidirectional stack that sees its padding, pooled over true lengths."""
-    golden = read("11b_lra1d_layernorm", dtype)
-    lengths, tokens = golden.input["lengths"], golden.input["x"]
-    config = HGRNConfig(
-        vocab_size=18, hidden_size=12, num_hidden_layers=3, intermediate_size=24, bidirectional=True, num_labels=10,
-        scale_embeddings=False,
-    )  # fmt: skip
-    model = HGRNForSequenceClassification(config).to(dtype).eval()
-    model.load_state_dict(ours(golden.parameters, model), strict=True)
-    embeds = model.model.embed_tokens(tokens) + golden.parameters["encoder.1.pe"]
-    mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-    logits = model.score(pool(model.model(inputs_embeds=embeds)[0], "mean", mask))
-    assert_close(logits, golden.output["logits"])
-    (logits * golden.cotangent["logits"]).sum().backward()
-    expected = ours(golden.grad, model)
-    for name, parameter in model.named_parameters():
-        assert_close(parameter.grad, expected[name], name=f"grad {name}")
-
-
-def ours(tensors, model):
-    """The authors' names and ours, where a layer of ours is two of theirs."""
-    renamed = {
-        "model.embed_tokens.weight": tensors["encoder.0.weight"],
-        "model.stack.bounds.logits": tensors["model.lower_bounds"],
-        **{f"score.{kind}": tensors[f"decoder.output_transform.{kind}"] for kind in ("weight", "bias")},
-        **{f"model.stack.norm.{kind}": tensors[f"model.norm.norm.{kind}"] for kind in ("weight", "bias")},
-    }
-    for n in range(model.config.num_hidden_layers):
-        block, mixer, glu = f"model.stack.blocks.{n}.", f"model.layers.{2 * n}.", f"model.layers.{2 * n + 1}."
-        start = f"{mixer}layer.hgru."
-        layer = from_published({name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}, "hgru")
-        renamed |= {f"{block}mixer.{name}": tensor for name, tensor in layer.items()}
-        for kind in ("weight", "bias"):
-            renamed[f"{block}mixer_norm.{kind}"] = tensors[f"{mixer}norm.norm.{kind}"]
-            renamed[f"{block}glu_norm.{kind}"] = tensors[f"{glu}norm.norm.{kind}"]
-            renamed[f"{block}glu.down_proj.{kind}"] = tensors[f"{glu}layer.l3.{kind}"]
-            renamed[f"{block}glu.gate_up_proj.{kind}"] = torch.cat([tensors[f"{glu}layer.l{part}.{kind}"] for part in (1, 2)])
-    return renamed

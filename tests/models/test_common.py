@@ -8,10 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNForSequencePairClassification
+from hgrn.models import (
+    HGRNConfig,
+    HGRNForCausalLM,
+    HGRNForImageClassification,
+    HGRNForSequenceClassification,
+    HGRNForSequencePairClassification,
+)
+from hgrn.models.convert import named_tensors
 from tests.tolerances import assert_close
 
 CONFIG = dict(vocab_size=13, hidden_size=8, num_hidden_layers=2, pad_token_id=12)
+PIXELS = dict(patch_size=1, num_channels=1)
 LENGTHS = [4, 1, 6]
 
 
@@ -22,23 +30,26 @@ class Case:
         self.kind, self.options = kind, options
         self.is_pair = kind is HGRNForSequencePairClassification
         self.is_language_model = kind is HGRNForCausalLM
+        self.is_image = kind is HGRNForImageClassification
 
     def __repr__(self):
         return "-".join([self.kind.__name__.removeprefix("HGRNFor"), *self.options])
 
     def model(self, **options):
-        """Every parameter drawn, so that none is what a new model has by itself."""
+        """Every parameter and statistic drawn, so that none is what a new model has by itself."""
         torch.manual_seed(0)
         model = self.kind(HGRNConfig(**CONFIG, **self.options, **options)).eval()
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
+            for tensor in named_tensors(model).values():
+                tensor.add_(0.3 * torch.rand_like(tensor) if tensor.is_floating_point() else 3)
         return model
 
     def inputs(self, ids, mask=None, labels=False, **more):
-        """Arguments for these sequences; pairs are each with itself read backwards."""
+        """Arguments for these sequences; pairs are each with itself read backwards, and so are the two rows of each image."""
         arguments = dict(input_ids=ids, attention_mask=mask)
-        if self.is_pair:
+        if self.is_image:
+            arguments = dict(pixel_values=torch.stack([ids, ids.flip(1)], dim=1)[:, None] / 12)
+        elif self.is_pair:
             arguments |= dict(input_ids_b=ids.flip(1), attention_mask_b=None if mask is None else mask.flip(1))
         if labels:
             arguments["labels"] = ids if self.is_language_model else torch.arange(len(ids)) % 2
@@ -52,11 +63,21 @@ CASES = [
     Case(HGRNForSequenceClassification, bidirectional=True, shared_theta=False, pooling="last"),
     Case(HGRNForSequencePairClassification),
     Case(HGRNForSequencePairClassification, bidirectional=True),
+    Case(HGRNForSequenceClassification, bidirectional=True, norm_type="batch", sinusoidal_positions=True, final_norm="pooled"),
+    Case(HGRNForSequencePairClassification, bidirectional=True, norm_type="batch"),
+    Case(HGRNForImageClassification, **PIXELS),
+    Case(HGRNForImageClassification, **PIXELS, bidirectional=True, shared_theta=False, final_norm="pooled"),
+    Case(HGRNForImageClassification, **PIXELS, bidirectional=True, grid=True, norm_type="batch", sinusoidal_positions=True),
 ]
 
 
 @pytest.fixture(params=CASES, ids=repr)
 def case(request) -> Case:
+    return request.param
+
+
+@pytest.fixture(params=[case for case in CASES if not case.is_image], ids=repr)
+def text_case(request) -> Case:
     return request.param
 
 
@@ -66,11 +87,10 @@ def ids() -> torch.Tensor:
 
 
 def assert_same_parameters(found: nn.Module, expected: nn.Module):
-    names = [name for name, _ in expected.named_parameters(remove_duplicate=False)]
-    assert [name for name, _ in found.named_parameters(remove_duplicate=False)] == names
-    for name in names:
-        a, b = found.get_parameter(name), expected.get_parameter(name)
-        assert a.dtype == b.dtype and torch.equal(a, b), name
+    tensors, others = named_tensors(expected), named_tensors(found)
+    assert list(tensors) == list(others)
+    for name, tensor in tensors.items():
+        assert others[name].dtype == tensor.dtype and torch.equal(others[name], tensor), name
 
 
 def is_tied(model) -> bool:
@@ -89,7 +109,8 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(case, ids, tmp_path):
 
 
 @pytest.mark.parametrize("size", [20, 13, 7])
-def test_resized_embeddings_stay_tied_and_keep_their_rows(size, case, ids, tmp_path):
+def test_resized_embeddings_stay_tied_and_keep_their_rows(size, text_case, ids, tmp_path):
+    case = text_case
     model = case.model()
     rows = model.get_input_embeddings().weight.detach().clone()
     with torch.no_grad():
@@ -144,13 +165,15 @@ def test_what_is_missing_is_made_and_what_was_loaded_stays(case, tmp_path):
         loaded, report = case.kind.from_pretrained(tmp_path, output_loading_info=True)
         tied = {"lm_head.weight"} if case.is_language_model and is_tied(loaded) else set()
         assert report["missing_keys"] - tied == {missing}
+        found = named_tensors(loaded)
         for name in rest:
-            assert torch.equal(loaded.get_parameter(name), tensors[name]), (missing, name)
-        made = loaded.get_parameter(missing)
+            assert torch.equal(found[name], tensors[name]), (missing, name)
+        made = found[missing]
         assert made.isfinite().all() and not torch.equal(made, tensors[missing]), missing
 
 
-def test_padding_on_either_side_changes_nothing(case, ids):
+def test_padding_on_either_side_changes_nothing(text_case, ids):
+    case = text_case
     model = case.model().double()
     alone = [model(**case.inputs(row[None, :length])).logits[0] for row, length in zip(ids, LENGTHS, strict=True)]
     for side in ("left", "right"):
@@ -163,7 +186,8 @@ def test_padding_on_either_side_changes_nothing(case, ids):
             assert_close(logits[n, mask[n].bool()] if case.is_language_model else logits[n], expected, name=f"{side} {n}")
 
 
-def test_rows_without_tokens_are_finite_and_change_no_other(case, ids):
+def test_rows_without_tokens_are_finite_and_change_no_other(text_case, ids):
+    case = text_case
     model = case.model()
     mask = torch.ones_like(ids)
     mask[1] = 0
@@ -186,7 +210,8 @@ def test_one_sequence_and_one_token(case, ids):
     assert model(**case.inputs(ids[:1, :1])).logits.isfinite().all()
 
 
-def test_embeddings_in_place_of_ids(case, ids):
+def test_embeddings_in_place_of_ids(text_case, ids):
+    case = text_case
     model = case.model()
     embed = model.get_input_embeddings()
     arguments = dict(inputs_embeds=embed(ids))
@@ -210,8 +235,12 @@ def test_checkpointing_gives_equal_gradients(case, ids, monkeypatch):
     runs, compute = [], type(model.model.stack.blocks[0])._compute
     monkeypatch.setattr(type(model.model.stack.blocks[0]), "_compute", lambda *args: runs.append(1) or compute(*args))
     again, found = gradients(model, **case.inputs(ids, labels=True))
-    assert len(runs) == (8 if case.is_pair else 4)  # each block twice
+    has_batch_norms = model.config.norm_type == "batch"
+    assert len(runs) == (8 if case.is_pair and not has_batch_norms else 4)  # each block twice
     assert torch.equal(again, loss)
+    # Yet it counts once in the statistics: 3, and one for each of the two steps.
+    counts = [tensor.item() for name, tensor in model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts == [5] * len(counts) and bool(counts) == has_batch_norms
     for name, gradient in expected.items():
         assert torch.equal(found[name], gradient), name
         assert gradient.any() or name.endswith("bounds.logits"), name
@@ -252,7 +281,7 @@ def test_hidden_states(case, ids):
     names = ["hidden_states", "hidden_states_b"] if case.is_pair else ["hidden_states"]
     output = model(**case.inputs(ids, output_hidden_states=True))
     for name in names:
-        assert [state.shape for state in output[name]] == [(3, 6, 8)] * 3
+        assert [state.shape for state in output[name]] == [(3, 12 if case.is_image else 6, 8)] * 3
     assert not any(name in model(**case.inputs(ids)) for name in names)
     model.config.output_hidden_states = True
     assert all(len(model(**case.inputs(ids))[name]) == 3 for name in names)
@@ -290,10 +319,11 @@ def test_half_precision_keeps_theta_and_bounds(how, case, ids, tmp_path):
     options = {"dtype": "auto"} if how == "auto" else {how: torch.bfloat16}
     loaded = case.kind.from_pretrained(tmp_path, **options)
     assert loaded.dtype == torch.bfloat16
-    for name, parameter in loaded.named_parameters():
-        wide = name.endswith((".theta", "bounds.logits"))
-        assert parameter.dtype == (torch.float32 if wide else torch.bfloat16), name
-        assert not wide or torch.equal(parameter, model.get_parameter(name)), name
+    whole = named_tensors(model)
+    for name, tensor in named_tensors(loaded).items():
+        wide = name.endswith((".theta", "bounds.logits", "running_mean", "running_var"))
+        assert tensor.dtype == (torch.float32 if wide else whole[name].dtype if name.endswith("tracked") else torch.bfloat16), name
+        assert not wide or torch.equal(tensor, whole[name]), name
     output = loaded(**case.inputs(ids, labels=True))
     assert output.logits.dtype == torch.bfloat16 and output.loss.dtype == torch.float32 and output.loss.isfinite()
 
@@ -304,7 +334,8 @@ def test_compiled_it_is_one_graph(case, ids):
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     arguments = case.inputs(ids, torch.ones_like(ids), labels=True)
     assert_close(compiled(**arguments).logits, model(**arguments).logits)
-    if not case.is_language_model:
+    is_one_batch = case.is_pair and model.config.norm_type == "batch"
+    if not (case.is_language_model or case.is_image or is_one_batch):
         packed = case.inputs(ids.view(1, 18), cu_seqlens=torch.tensor([0, 6, 18]))
         packed |= dict(cu_seqlens_b=torch.tensor([0, 12, 18])) if case.is_pair else {}
         assert_close(compiled(**packed).logits, model(**packed).logits)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hgrn.models import HGRNConfig, HGRNForCausalLM
+from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForImageClassification, HGRNForSequenceClassification
+from hgrn.models.convert import named_tensors
 from hgrn.modules.hgru import initial_theta
 from tests.tolerances import assert_close
 
@@ -67,6 +68,31 @@ def test_rms_norms_and_convolutions(scheme, wanted):
         elif name.endswith("short_conv.weight"):
             assert spread(parameter) == pytest.approx(wanted, rel=0.1) and parameter.abs().max() <= 6 * wanted
         assert parameter.isfinite().all(), name
+
+
+@pytest.mark.parametrize("kind", [HGRNForSequenceClassification, HGRNForImageClassification])
+def test_batch_norms_and_the_scheme_of_long_range_arena(kind):
+    """Embeddings N(0, 1), linear maps of tokens and of pixels as PyTorch's, statistics of nothing."""
+    torch.manual_seed(0)
+    options = dict(patch_size=2, grid=True) if kind is HGRNForImageClassification else {}
+    config = HGRNConfig(vocab_size=40, hidden_size=64, num_hidden_layers=2, bidirectional=True, norm_type="batch",
+                        initialization="lra", **options)  # fmt: skip
+    with torch.device("meta"):
+        model = kind(config)
+    assert all(tensor.is_meta for tensor in named_tensors(model).values())
+    model.to_empty(device="cpu")
+    for tensor in named_tensors(model).values():
+        tensor.data.fill_(math.nan if tensor.is_floating_point() else 7)
+    model.init_weights()
+    expected = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0, "norm.weight": 1, "norm.bias": 0}
+    for name, tensor in named_tensors(model).items():
+        value = next((value for end, value in expected.items() if name.endswith(end)), None)
+        assert tensor.isfinite().all() and (value is None or (tensor == value).all()), name
+    if kind is HGRNForImageClassification:
+        weight = model.model.embed_patches.proj.weight
+        assert weight.abs().max() <= 12**-0.5 and spread(weight) == pytest.approx(12**-0.5 / math.sqrt(3), rel=0.2)
+    else:
+        assert spread(model.model.embed_tokens.weight) == pytest.approx(1, rel=0.1)
 
 
 def test_a_model_made_on_meta_is_initialised_where_it_lands():
@@ -134,7 +160,8 @@ def test_bounds_and_theta_stay_float32(dtype, tmp_path):
     model = HGRNForCausalLM(HGRNConfig(**CONFIG))
     torch.nn.init.normal_(model.model.stack.bounds.logits)
     model.save_pretrained(tmp_path)
-    assert model._get_dtype_plan(dtype) == {"theta": torch.float32, "bounds": torch.float32}
+    kept = ("theta", "bounds", "running_mean", "running_var")
+    assert model._get_dtype_plan(dtype) == dict.fromkeys(kept, torch.float32)
     for narrow in (HGRNForCausalLM.from_pretrained(tmp_path, dtype=dtype), model.to(dtype)):
         assert narrow.dtype == dtype
         for name, parameter in narrow.named_parameters():

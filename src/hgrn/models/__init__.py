@@ -5,12 +5,13 @@ from .cache import HGRNCache
 from .classification import HGRNForSequenceClassification, HGRNForSequencePairClassification
 from .configuration import HGRNConfig
 from .heads import HGRNForCausalLM
+from .images import HGRNForImageClassification
 from .registration import register
 from .session import Session
 
 __all__ = [
-    "HGRNCache", "HGRNConfig", "HGRNForCausalLM", "HGRNForSequenceClassification", "HGRNForSequencePairClassification", "HGRNModel",
-    "HGRNPreTrainedModel", "Session", "register",
+    "HGRNCache", "HGRNConfig", "HGRNForCausalLM", "HGRNForImageClassification", "HGRNForSequenceClassification",
+    "HGRNForSequencePairClassification", "HGRNModel", "HGRNPreTrainedModel", "Session", "register",
 ]  # fmt: skip
 
 register()

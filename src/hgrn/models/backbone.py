@@ -1,4 +1,4 @@
-"""HGRNModel: embeddings, the stack, the final norm; and the initialisation that all HGRN models share."""
+"""HGRNModel: embeddings or patches, the stack, the final norm; and the initialisation that all HGRN models share."""
 
 import math
 from collections.abc import Mapping
@@ -11,14 +11,31 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
-from hgrn.modules import HGRN, HGRU, LowerBounds, ShortConvolution, layer_matrices, no_decay_names
+from hgrn.modules import (
+    HGRN,
+    HGRU,
+    BatchNorm,
+    LowerBounds,
+    PatchEmbedding,
+    ShortConvolution,
+    layer_matrices,
+    no_decay_names,
+    positions,
+    sinusoids,
+)
 from hgrn.modules.hgru import initial_theta
 
 from .cache import HGRNCache
 from .card import write_card
 from .configuration import HGRNConfig
-from .convert import fitted, sources
+from .convert import fitted, named_tensors, source_names
 from .published import Published
+
+# Of a published checkpoint, what a model without that head leaves out.
+_OF_HEADS = (
+    "lm_head.weight",
+    *(f"{head}.{kind}" for head in ("score", "classifier.0", "classifier.2") for kind in ("weight", "bias")),
+)
 
 
 class HGRNPreTrainedModel(PreTrainedModel):
@@ -36,7 +53,7 @@ class HGRNPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Block"]
     _skip_keys_device_placement = ["past_key_values"]
     # For the loader of transformers, what KeepsFloat32 (hgrn.modules.parameters) says for everyone else.
-    _keep_in_fp32_modules_strict = {"theta", "bounds"}
+    _keep_in_fp32_modules_strict = {"theta", "bounds", "running_mean", "running_var"}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -58,11 +75,15 @@ class HGRNPreTrainedModel(PreTrainedModel):
         with torch.device("meta"):
             expected = cls(config, *model_args)
         prefix = f"{cls.base_model_prefix}." if expected.base_model is expected else ""
-        parameters = {prefix + name: parameter for name, parameter in expected.named_parameters(remove_duplicate=False)}
-        if "lm_head.weight" not in parameters:
-            tensors.pop(sources("lm_head.weight", published.layout), None)
-        # Heads for other tasks are in no published checkpoint; transformers initialises them, and says so.
-        known = {name: p for name, p in parameters.items() if name.startswith((f"{cls.base_model_prefix}.", "lm_head."))}
+        parameters = {prefix + name: tensor for name, tensor in named_tensors(expected).items()}
+        for source in (s for name in _OF_HEADS if name not in parameters for s in source_names(name, published.layout)):
+            tensors.pop(source, None)
+        # A head that the layout does not have is initialised by transformers, which says so.
+        known = {
+            name: tensor
+            for name, tensor in parameters.items()
+            if name.startswith(f"{cls.base_model_prefix}.") or source_names(name, published.layout)
+        }
         state_dict = fitted(known, tensors, published.layout)
         loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)
         (loaded[0] if isinstance(loaded, tuple) else loaded).config.name_or_path = published.path
@@ -88,7 +109,7 @@ class HGRNPreTrainedModel(PreTrainedModel):
             elif module.bias is not None:
                 init.uniform_(module.bias, -limit, limit)
         elif isinstance(module, nn.Embedding):
-            std = 0.02 if normal else module.embedding_dim**-0.5
+            std = {"normal": 0.02, "lra": 1.0}.get(self.config.initialization, module.embedding_dim**-0.5)
             table = torch.empty_like(module.weight).normal_(std=std)
             if module.padding_idx is not None:
                 table[module.padding_idx] = 0
@@ -98,6 +119,11 @@ class HGRNPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
+        elif isinstance(module, BatchNorm):
+            for ones in (module.weight, module.running_var):
+                init.ones_(ones)
+            for zeros in (module.bias, module.running_mean, module.num_batches_tracked):
+                init.zeros_(zeros)
         elif isinstance(module, ShortConvolution):
             limit = module.weight.shape[1] ** -0.5
             if normal:
@@ -129,18 +155,23 @@ class HGRNPreTrainedModel(PreTrainedModel):
 
 
 class HGRNModel(HGRNPreTrainedModel):
-    """The bare model: token ids to normed hidden states."""
+    """The bare model: token ids, or the pixels of images, to normed hidden states."""
 
     def __init__(self, config: HGRNConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.dropout = nn.Dropout(config.dropout)
+        if config.patch_size is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        else:
+            self.embed_patches = PatchEmbedding(config.num_channels, config.patch_size, config.hidden_size)
+            self.main_input_name = "pixel_values"
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.stack = HGRN(
             config.hidden_size,
             config.num_hidden_layers,
             glu_dim=config.intermediate_size,
             glu_act=config.glu_act,
             dropout=config.dropout,
+            glu_dropout=config.glu_dropout,
             bias=config.bias,
             norm_eps=config.norm_eps,
             complex_state=config.complex_state,
@@ -148,6 +179,8 @@ class HGRNModel(HGRNPreTrainedModel):
             gate_act=config.gate_act,
             gate_rank=config.gate_rank,
             norm_type=config.norm_type,
+            final_norm=config.final_norm == "tokens",
+            grid=config.grid,
             conv_size=config.conv_size,
             bidirectional=config.bidirectional,
             shared_theta=config.shared_theta,
@@ -165,14 +198,16 @@ class HGRNModel(HGRNPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        pixel_values: Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """
         Args:
             input_ids: `[B, T]`; `[1, total]` with cu_seqlens.
             attention_mask: `[B, T]`, or with the columns of the past in front; 0 where there is padding, on
-                either side. Such positions are skipped exactly.
+                either side. Such positions are skipped exactly, unless the configuration says mask_padding=False.
             past_key_values: the cache that an earlier call returned; it is updated. With cu_seqlens its
-                sequences are those of the packing. A bidirectional model has none.
+                sequences are those of the packing. A model that reads whole sequences (bidirectional, with
+                sinusoidal_positions, or of images) has none.
             inputs_embeds: `[B, T, hidden_size]` in place of input_ids, as `embed_tokens` gives them (before
                 scaling).
             cu_seqlens: int32 or int64 `[N + 1]`, boundaries of documents packed end to end; nothing passes
@@ -180,6 +215,8 @@ class HGRNModel(HGRNPreTrainedModel):
             use_cache: return a cache; default: when one is given, or `config.use_cache` outside training.
             output_hidden_states: return the input of every block, and the normed output last.
             output_attentions: not available; for callers that always pass it.
+            pixel_values: `[B, num_channels, height, width]`, floats, for a model of images (config.patch_size), whose only
+                input they are. The positions are its patches, in raster order.
 
         Returns:
             last_hidden_state `[B, T, hidden_size]`, past_key_values, hidden_states.
@@ -189,26 +226,52 @@ class HGRNModel(HGRNPreTrainedModel):
         """
         if output_attentions:
             raise ValueError("output_attentions=True: HGRN has no attention weights to return")
-        if (input_ids is None) == (inputs_embeds is None):
+        if self.config.patch_size is not None:
+            others = (input_ids, attention_mask, inputs_embeds, cu_seqlens)
+            if pixel_values is None or any(other is not None for other in others):
+                raise ValueError(
+                    f"the configuration is one of images (patch_size={self.config.patch_size}), so give pixel_values, and neither "
+                    "input_ids, attention_mask, inputs_embeds nor cu_seqlens"
+                )
+        elif pixel_values is not None:
+            raise ValueError("pixel_values need a configuration with patch_size, got patch_size=None; give input_ids")
+        elif (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if past_key_values is not None and not isinstance(past_key_values, HGRNCache):
             raise TypeError(f"past_key_values must be an HGRNCache, got {type(past_key_values).__name__}")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if self.config.bidirectional and (past_key_values is not None or use_cache):
+        kinds = {
+            "a bidirectional model": self.config.bidirectional,
+            "a model with sinusoidal_positions": self.config.sinusoidal_positions,
+            "a model of images": self.config.patch_size is not None,
+        }
+        whole = next((kind for kind, is_it in kinds.items() if is_it), None)
+        if whole and (past_key_values is not None or use_cache):
             raise ValueError(
-                "a bidirectional model reads whole sequences and keeps no state: it takes no past_key_values and use_cache=True "
+                f"{whole} reads whole sequences and keeps no state: it takes no past_key_values and use_cache=True "
                 "can return none; leave both out"
             )
         if use_cache is None:
-            kept = self.config.use_cache and not self.training and not self.config.bidirectional
+            kept = self.config.use_cache and not self.training and not whole
             use_cache = past_key_values is not None or kept
 
-        x = self.embed(input_ids) if inputs_embeds is None else self._scaled(inputs_embeds)
+        if pixel_values is not None:
+            grid = self.embed_patches(pixel_values)
+            x = grid.flatten(1, 2)
+        else:
+            x = self.embed(input_ids) if inputs_embeds is None else self._scaled(inputs_embeds)
+        mask = self.mask(attention_mask, x) if self.config.mask_padding else None
+        if self.config.sinusoidal_positions:
+            x = x + sinusoids(positions(x, mask, cu_seqlens), x.shape[-1], x.dtype)
         hidden_states = [] if output_hidden_states else None
         state = None if past_key_values is None else past_key_values.state
-        mask = self.mask(attention_mask, x)
-        x, state = self.stack(self.dropout(x), state, mask, cu_seqlens, hidden_states)
+        x = self.dropout(x)
+        if self.config.grid:
+            x, _ = self.stack(x.unflatten(1, grid.shape[1:3]), hidden_states=hidden_states)
+            x, hidden_states = x.flatten(1, 2), hidden_states and [h.flatten(1, 2) for h in hidden_states]
+        else:
+            x, state = self.stack(x, state, mask, cu_seqlens, hidden_states)
 
         if use_cache:
             past_key_values = HGRNCache() if past_key_values is None else past_key_values
@@ -218,6 +281,10 @@ class HGRNModel(HGRNPreTrainedModel):
             past_key_values=past_key_values if use_cache else None,
             hidden_states=(*hidden_states, x) if output_hidden_states else None,
         )
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embeddings of tokens, or of patches."""
+        return self.embed_tokens if self.config.patch_size is None else self.embed_patches
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """What the stack reads: `[B, T]` -> `[B, T, hidden_size]`, scaled if the configuration says so."""

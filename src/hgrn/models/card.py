@@ -27,6 +27,7 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))"""
 _KINDS = {
     "HGRNModel": ("without a head: token ids to hidden states", "feature-extraction", _LOAD),
     "HGRNForCausalLM": ("for language modelling", "text-generation", _GENERATE),
+    "HGRNForImageClassification": ("for the classification of images", "image-classification", _LOAD),
     "HGRNForSequenceClassification": ("for the classification of sequences", "text-classification", _LOAD),
     "HGRNForSequencePairClassification": ("for the classification of pairs of sequences", None, _LOAD),
 }
@@ -94,7 +95,8 @@ def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
 
 def _state(config: PreTrainedConfig) -> str:
     if config.bidirectional:
-        return "It reads whole sequences, from both ends."
+        what = "sequences" if config.patch_size is None else "images"
+        return f"It reads whole {what}, from {'all four sides' if config.grid else 'both ends'}."
     size = config.num_hidden_layers * config.hidden_size * (2 if config.complex_state else 1) * 4
     return f"What it remembers of a sequence takes {size:,} bytes, however long that is."
 

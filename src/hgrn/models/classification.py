@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from hgrn.modules import Linear
+from hgrn.modules import Linear, SimpleRMSNorm
 from hgrn.modules.parameters import at_least_float32
 from hgrn.ops.packing import sequence_ids
 
@@ -54,18 +54,31 @@ def _total(x: Tensor, packed: tuple[Tensor, int] | None, dtype: torch.dtype) -> 
     return x.new_zeros(count, *x.shape[2:], dtype=dtype).index_add(0, sequence, x[0].to(dtype))
 
 
-class _Classifier(HGRNPreTrainedModel):
-    """What both heads share: encoding, and the loss."""
+class Classifier(HGRNPreTrainedModel):
+    """What all heads share: encoding, and the loss.
+
+    Raises:
+        ValueError: the configuration is one of images and the head is not, or the other way round.
+    """
 
     # The heads take num_items_in_batch, though no arbitrary keyword arguments (see HGRNForCausalLM).
     accepts_loss_kwargs = True
+    reads_images = False
 
     def __init__(self, config: HGRNConfig):
+        if self.reads_images != (config.patch_size is not None):
+            what, wanted = ("images", "a positive integer; 1 is pixel by pixel") if self.reads_images else ("tokens", "None")
+            raise ValueError(
+                f"{type(self).__name__} reads {what}, so patch_size in its configuration must be {wanted}, got {config.patch_size!r}"
+            )
         super().__init__(config)
         self.model = HGRNModel(config)
+        self.pooled_norm = SimpleRMSNorm() if config.final_norm == "pooled" else nn.Identity()
         self.loss_type = "ForSequenceClassification"  # transformers finds it by the name of the class, but not for pairs
 
-    def _encode(self, ids, attention_mask, embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions):
+    def _encode(
+        self, ids, attention_mask, embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions, pixel_values=None
+    ):
         """The pooled sequences `[B, D]` (`[N, D]` if packed), and the hidden states if asked for."""
         if use_cache:
             raise ValueError("use_cache=True: classification reads whole sequences and returns no cache; leave it out")
@@ -78,9 +91,11 @@ class _Classifier(HGRNPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
+            pixel_values=pixel_values,
         )
         x = outputs.last_hidden_state
-        return pool(x, self.config.pooling, self.model.mask(attention_mask, x), cu_seqlens), outputs.hidden_states
+        pooled = pool(x, self.config.pooling, self.model.mask(attention_mask, x), cu_seqlens)
+        return self.pooled_norm(pooled), outputs.hidden_states
 
     def _loss(self, logits: Tensor, labels: Tensor | None, num_items_in_batch: int | Tensor | None) -> Tensor | None:
         """transformers' own for `config.problem_type`, or for what the labels say if that is None; made in float32 at least."""
@@ -98,6 +113,13 @@ class _Classifier(HGRNPreTrainedModel):
                 f"labels must have shape {shape} ({kind}) with problem_type={problem!r} and num_labels={count}, got "
                 f"{tuple(labels.shape)} of {labels.dtype}; set problem_type in the configuration if another is meant"
             )
+        if classes and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = labels[((labels < 0) | (labels >= count)) & (labels != -100)]
+            if wrong.numel():
+                raise ValueError(
+                    f"labels must be class numbers from 0 to {count - 1} (num_labels={count}), or -100 where there is none, got "
+                    f"{wrong.flatten()[0].item()}; correct them, or set num_labels in the configuration"
+                )
         logits = logits.to(at_least_float32(logits.dtype))
         loss = self.loss_function(
             labels=labels.long() if classes else labels.to(logits.dtype),
@@ -111,7 +133,7 @@ class _Classifier(HGRNPreTrainedModel):
         return loss * (labels.numel() / torch.as_tensor(num_items_in_batch, device=loss.device))
 
 
-class HGRNForSequenceClassification(_Classifier):
+class HGRNForSequenceClassification(Classifier):
     """HGRN with a linear map on the pooled sequence (`config.pooling`): `Linear(D, num_labels)`."""
 
     def __init__(self, config: HGRNConfig):
@@ -166,11 +188,11 @@ class SequencePairClassifierOutput(ModelOutput):
     hidden_states_b: tuple[Tensor, ...] | None = None
 
 
-class HGRNForSequencePairClassification(_Classifier):
+class HGRNForSequencePairClassification(Classifier):
     """HGRN on two sequences each, whose pooled vectors a and b (`config.pooling`) are compared.
 
     `Linear(4D, D) -> GELU -> Linear(D, num_labels)` on `[a, b, a - b, a * b]` (the authors' Long Range Arena code:
-    tasks/decoders.py, retrieval).
+    tasks/decoders.py, retrieval). With batch norms the two are one batch, as there: the statistics are those of both.
     """
 
     def __init__(self, config: HGRNConfig):
@@ -198,7 +220,7 @@ class HGRNForSequencePairClassification(_Classifier):
     ) -> SequencePairClassifierOutput:
         """
         As `HGRNForSequenceClassification.forward`; the arguments that end in `_b` are those of the second sequences, which may be
-        of other lengths than the first but must be as many.
+        of other lengths than the first but must be as many. With batch norms both are given in the same way, padded to one length.
 
         Returns:
             loss if labels are given, logits `[B, num_labels]`, hidden_states, hidden_states_b.
@@ -209,11 +231,18 @@ class HGRNForSequencePairClassification(_Classifier):
         if (input_ids_b is None) == (inputs_embeds_b is None):
             raise ValueError("give exactly one of input_ids_b and inputs_embeds_b: the second sequence of each pair")
         rest = use_cache, output_hidden_states, output_attentions
-        a, hidden_states = self._encode(input_ids, attention_mask, inputs_embeds, cu_seqlens, *rest)
-        try:
-            b, hidden_states_b = self._encode(input_ids_b, attention_mask_b, inputs_embeds_b, cu_seqlens_b, *rest)
-        except ValueError as error:
-            raise ValueError(f"second sequences (arguments ending in _b): {error}") from error
+        first = (input_ids, attention_mask, inputs_embeds, cu_seqlens)
+        second = (input_ids_b, attention_mask_b, inputs_embeds_b, cu_seqlens_b)
+        if self.config.norm_type == "batch":
+            pooled, both = self._encode(*_stacked(first, second), *rest)
+            a, b = pooled.chunk(2)
+            hidden_states, hidden_states_b = zip(*(x.chunk(2) for x in both)) if both else (None, None)
+        else:
+            a, hidden_states = self._encode(*first, *rest)
+            try:
+                b, hidden_states_b = self._encode(*second, *rest)
+            except ValueError as error:
+                raise ValueError(f"second sequences (arguments ending in _b): {error}") from error
         if len(a) != len(b):
             raise ValueError(f"there must be as many second sequences as first, {len(a)}; got {len(b)}")
         logits = self.classifier(torch.cat([a, b, a - b, a * b], dim=-1))
@@ -223,3 +252,21 @@ class HGRNForSequencePairClassification(_Classifier):
             hidden_states=hidden_states,
             hidden_states_b=hidden_states_b,
         )
+
+
+def _stacked(first: tuple, second: tuple) -> tuple:
+    """ids, attention_mask, embeds and cu_seqlens of both sequences of each pair, those of the second below those of the first."""
+    (ids, mask, embeds, packed), (ids_b, mask_b, embeds_b, packed_b) = first, second
+    x, x_b = (ids, ids_b) if embeds is None else (embeds, embeds_b)
+    if packed is not None or packed_b is not None or x is None or x_b is None or x.shape != x_b.shape:
+        shapes = ["None" if t is None else str(tuple(t.shape)) for t in (ids, ids_b, embeds, embeds_b)]
+        raise ValueError(
+            "with batch norms the first and second sequences are one batch: give both as ids or both as embeddings, of one shape "
+            f"and without cu_seqlens (pad them to one length); got input_ids {shapes[0]}, input_ids_b {shapes[1]}, "
+            f"inputs_embeds {shapes[2]}, inputs_embeds_b {shapes[3]}"
+        )
+    if mask is not None or mask_b is not None:
+        full = torch.ones(x.shape[:2], dtype=torch.long, device=x.device)
+        mask = torch.cat([full if m is None else m.long() for m in (mask, mask_b)])
+    x = torch.cat([x, x_b])
+    return (x, mask, None, None) if embeds is None else (None, mask, x, None)

@@ -10,18 +10,24 @@ from transformers import PreTrainedConfig
 
 from .published import translated
 
-INITIALIZATIONS = ("pytorch", "normal")
+INITIALIZATIONS = ("pytorch", "lra", "normal")
 _CHOICES = {
     "glu_act": ("silu", "identity"),
     "gate_position": ("after_norm", "before_norm"),
     "gate_act": ("silu", "sigmoid"),
-    "norm_type": ("layer", "rms"),
+    "norm_type": ("layer", "rms", "batch"),
+    "final_norm": ("tokens", "pooled"),
     "pooling": ("mean", "last"),
     "initialization": INITIALIZATIONS,
 }
-_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank", "conv_size")
-_OPTIONAL = ("gate_rank", "conv_size")
-_FLAGS = ("bias", "bidirectional", "complex_state", "scale_embeddings", "shared_theta", "tie_word_embeddings", "use_cache")
+_COUNTS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank", "conv_size", "patch_size", "num_channels",
+)  # fmt: skip
+_OPTIONAL = ("gate_rank", "conv_size", "patch_size")
+_FLAGS = (
+    "bias", "bidirectional", "complex_state", "grid", "mask_padding", "scale_embeddings", "shared_theta", "sinusoidal_positions",
+    "tie_word_embeddings", "use_cache",
+)  # fmt: skip
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Keys that transformers itself writes into any configuration or passes to it, beside its fields.
@@ -37,6 +43,7 @@ _AUTO_MAP = {
     "AutoConfig": "modeling_hgrn.HGRNConfig",
     "AutoModel": "modeling_hgrn.HGRNModel",
     "AutoModelForCausalLM": "modeling_hgrn.HGRNForCausalLM",
+    "AutoModelForImageClassification": "modeling_hgrn.HGRNForImageClassification",
     "AutoModelForSequenceClassification": "modeling_hgrn.HGRNForSequenceClassification",
 }
 _LOADER = '''\
@@ -48,10 +55,29 @@ _LOADER = '''\
 A program that imports hgrn.models needs neither this file nor trust_remote_code.
 """
 
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNModel
+from hgrn.models import (
+    HGRNConfig,
+    HGRNForCausalLM,
+    HGRNForImageClassification,
+    HGRNForSequenceClassification,
+    HGRNModel,
+)
 
-__all__ = ["HGRNConfig", "HGRNForCausalLM", "HGRNForSequenceClassification", "HGRNModel"]
+__all__ = [
+    "HGRNConfig",
+    "HGRNForCausalLM",
+    "HGRNForImageClassification",
+    "HGRNForSequenceClassification",
+    "HGRNModel",
+]
 '''
+
+# The authors' image and Long Range Arena models read from both ends, with an angle for each.
+_BOTH_ENDS = dict(bidirectional=True, shared_theta=False)
+_VIT = _BOTH_ENDS | dict(patch_size=14, num_channels=3, num_hidden_layers=12, final_norm="pooled", num_labels=1000)
+_LRA = _BOTH_ENDS | dict(norm_type="batch", mask_padding=False, scale_embeddings=False, initialization="lra")
+_LRA_TEXT = _LRA | dict(sinusoidal_positions=True, embedding_dropout=0.1)
+_LRA_GRID = _LRA | dict(patch_size=1, grid=True)
 
 _PRESETS = {
     # The authors' hgrn_lm_base: 46,247,936 parameters. The bilinear GLU is what the authors' code runs.
@@ -77,22 +103,51 @@ _PRESETS = {
         vocab_size=50272, hidden_size=2048, num_hidden_layers=16, bias=False, initialization="normal",
         bos_token_id=50260, eos_token_id=50260,
     ),
+    # The authors' hgrn1d_vit_tiny and hgrn1d_vit_small for images of 224 x 224: 6,107,560 and 23,715,688 parameters.
+    "vit-tiny": _VIT | dict(hidden_size=192),
+    "vit-small": _VIT | dict(hidden_size=384),
+    # The authors' script for Long Range Arena. Vocabularies: 18, 135 and 98 characters or tokens, of which one is padding; it
+    # has an embedding like any other, since these models see it. Images of 32 x 32 in colour; the rest is grey.
+    "lra-listops": _LRA_TEXT | dict(vocab_size=18, hidden_size=32, num_hidden_layers=6, intermediate_size=32, num_labels=10),
+    "lra-text": _LRA_TEXT | dict(
+        vocab_size=135, hidden_size=128, num_hidden_layers=4, intermediate_size=128, num_labels=2, dropout=0.1, glu_dropout=0.1,
+    ),
+    "lra-retrieval": _LRA_TEXT | dict(vocab_size=98, hidden_size=64, num_hidden_layers=2, intermediate_size=128, num_labels=2),
+    "lra-image": _LRA_GRID | dict(
+        num_channels=3, hidden_size=512, num_hidden_layers=6, intermediate_size=512, num_labels=10, sinusoidal_positions=True,
+        embedding_dropout=0.1,
+    ),
+    "lra-pathfinder": _LRA_GRID | dict(
+        num_channels=1, hidden_size=128, num_hidden_layers=6, intermediate_size=128, num_labels=2,
+    ),
+    "lra-pathx": _LRA_GRID | dict(num_channels=1, hidden_size=64, num_hidden_layers=6, intermediate_size=64, num_labels=2),
 }  # fmt: skip
 
 
 class HGRNConfig(PreTrainedConfig):
     """Configuration of HGRN models.
 
+    With patch_size set it is one of images, without one of tokens.
+
     Fields:
         vocab_size: number of tokens.
+        patch_size: rows and columns of the patches, in raster order, that a model of images reads; 1 is pixel by pixel. None is a
+            model of tokens.
+        num_channels: channels of the images.
+        grid: scan images along rows and columns from all four sides (bidirectional only); False along the raster.
         hidden_size: channels D.
         num_hidden_layers: blocks, each an HGRU and a GLU.
         intermediate_size: channels inside each GLU; None becomes twice hidden_size.
         glu_act: "silu", or "identity" (bilinear).
         dropout: probability on embeddings and on the output of every HGRU and GLU, in [0, 1).
+        embedding_dropout: another one on embeddings; None is dropout.
+        glu_dropout: probability inside every GLU, on the activated branch (the authors' Long Range Arena models).
         bias: biases of the linear maps in the blocks (norms keep theirs; the output projection has none).
         norm_eps: epsilon of all norms, > 0.
-        norm_type: "layer", or "rms" (flash-linear-attention's).
+        norm_type: "layer", "rms" (flash-linear-attention's), or "batch", over batch and length, of all norms but those inside the
+            HGRUs, which are "layer" then (the authors' Long Range Arena models).
+        final_norm: the last norm: of the "tokens", as the blocks', or "pooled" (`SimpleRMSNorm` of the pooled vector in
+            classification heads, and none of the tokens; the authors' image models).
         complex_state: two numbers per channel turned by learned angles; False is the real variant.
         gate_position: output gate "after_norm" (the authors' code) or "before_norm" (the paper's text).
         gate_act: activation of the output gate, "silu" or "sigmoid".
@@ -101,10 +156,13 @@ class HGRNConfig(PreTrainedConfig):
         bidirectional: each layer reads from both ends, so there is no state: for classification, not for language modelling.
         shared_theta: one theta for both directions; False is one for each (bidirectional and complex only).
         pooling: what the classification heads make of the positions: their "mean", or the "last".
-        scale_embeddings: multiply embeddings by sqrt(hidden_size).
+        mask_padding: skip padding exactly; False lets the layers see it as any token and leaves it out of the pooling only (the
+            authors' Long Range Arena models).
+        sinusoidal_positions: add a fixed table of sines and cosines to the embeddings.
+        scale_embeddings: multiply the embeddings of tokens by sqrt(hidden_size).
         tie_word_embeddings: one matrix for embeddings and output projection.
         initialization: "pytorch" (its default for linear maps, embeddings N(0, 1/sqrt(hidden_size)); the
-            authors' WikiText-103 model) or "normal" (N(0, 0.02), biases 0).
+            authors' WikiText-103 model), "lra" (the same, embeddings N(0, 1)) or "normal" (N(0, 0.02), biases 0).
         use_cache: return the state when not training.
         bos_token_id, eos_token_id, pad_token_id: ids of special tokens or None; several ends are a list. The
             pad token's embedding starts at zero and is not trained as an input.
@@ -119,14 +177,20 @@ class HGRNConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
 
     vocab_size: int = 50264
+    patch_size: int | None = None
+    num_channels: int = 3
+    grid: bool = False
     hidden_size: int = 512
     num_hidden_layers: int = 6
     intermediate_size: int | None = None
     glu_act: str = "silu"
     dropout: float = 0.0
+    embedding_dropout: float | None = None
+    glu_dropout: float = 0.0
     bias: bool = True
     norm_eps: float = 1e-5
     norm_type: str = "layer"
+    final_norm: str = "tokens"
     complex_state: bool = True
     gate_position: str = "after_norm"
     gate_act: str = "silu"
@@ -135,6 +199,8 @@ class HGRNConfig(PreTrainedConfig):
     bidirectional: bool = False
     shared_theta: bool = True
     pooling: str = "mean"
+    mask_padding: bool = True
+    sinusoidal_positions: bool = False
     scale_embeddings: bool = True
     tie_word_embeddings: bool = True
     initialization: str = "pytorch"
@@ -153,8 +219,10 @@ class HGRNConfig(PreTrainedConfig):
     def preset(cls, name: str, **overrides) -> Self:
         """A published model, some fields overridden.
 
-        Names are "wikitext103", "lm-150m", "lm-350m" and "lm-1b". The ids of special tokens are those of the
-        published vocabulary: where vocab_size is overridden they are None unless given.
+        Names are "wikitext103", "lm-150m", "lm-350m" and "lm-1b" (language models), "vit-tiny" and "vit-small", "lra-image",
+        "lra-pathfinder" and "lra-pathx" (of images), "lra-listops", "lra-text" and "lra-retrieval" (of sequences, the last of
+        pairs). The ids of special tokens are those of the published vocabulary: where vocab_size is overridden they are None
+        unless given. Where hidden_size is overridden, intermediate_size follows it in the same ratio unless given.
 
         Raises:
             ValueError: no preset has this name, or a field is wrong.
@@ -162,8 +230,11 @@ class HGRNConfig(PreTrainedConfig):
         if name not in _PRESETS:
             known = ", ".join(_PRESETS)
             raise ValueError(f"preset must be one of {known}, got {name!r}{_near(name, _PRESETS)}")
+        preset = dict(_PRESETS[name])
         foreign = _TOKENS if "vocab_size" in overrides else ()
-        return cls(**{k: v for k, v in _PRESETS[name].items() if k not in foreign} | overrides)
+        if "intermediate_size" in preset and _is_int(width := overrides.get("hidden_size")):
+            preset["intermediate_size"] = width * preset["intermediate_size"] // preset["hidden_size"]
+        return cls(**{k: v for k, v in preset.items() if k not in foreign} | overrides)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -203,8 +274,15 @@ class HGRNConfig(PreTrainedConfig):
         ]
         if self.shared_theta is False and not (self.bidirectional and self.complex_state):
             problems.append("shared_theta: must be True unless bidirectional and complex_state are, got False")
-        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
-            problems.append(f"dropout: must be a number in [0, 1), got {self.dropout!r}")
+        if self.grid is True and not (self.patch_size is not None and self.bidirectional):
+            given = f"patch_size={self.patch_size!r} and bidirectional={self.bidirectional!r}"
+            problems.append(f"grid: must be False unless patch_size is set and bidirectional is True, got {given}")
+        problems += [
+            f"{name}: must be a number in [0, 1){' or None' if name == 'embedding_dropout' else ''}, got {value!r}"
+            for name in ("dropout", "embedding_dropout", "glu_dropout")
+            if not (_is_number(value := getattr(self, name)) and 0 <= value < 1)
+            and not (value is None and name == "embedding_dropout")
+        ]
         if not (_is_number(self.norm_eps) and self.norm_eps > 0):
             problems.append(f"norm_eps: must be a positive number, got {self.norm_eps!r}")
         problems += [

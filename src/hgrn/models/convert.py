@@ -1,8 +1,8 @@
 """Published checkpoint layouts, in and out.
 
 A layout is a table of lines (published name, our name, change of the tensor), `{n}` standing for a layer
-number. Every change only moves numbers, so in and out again gives the same bits, and a gradient converts like
-its parameter.
+number, `{2n}` and `{2n+1}` for those of its halves where they are counted. Every change only moves numbers, so in and out
+again gives the same bits, and a gradient converts like its parameter.
 """
 
 import re
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrn.errors import UserError
+from hgrn.modules import sinusoids
 
 
 class ConversionError(UserError):
@@ -39,6 +40,18 @@ ANGLES_OF_ONE = Change(lambda x: x.flatten()[None], lambda x: x.flatten()[None, 
 ROLL = Change(lambda x: x.roll(-1, 0), lambda x: x.roll(1, 0))
 # A depthwise convolution's weight has an axis of one input channel there.
 TAPS = Change(lambda x: x.flatten(1), lambda x: x[:, None])
+
+
+def _check_sinusoids(table: Tensor) -> Tensor:
+    """Authors make the table in float32, whose angles are off by up to 1e-3 radians at position 16384."""
+    length, dim = table.shape
+    expected = sinusoids(torch.arange(length), dim, torch.float64)
+    if not torch.allclose(table.double(), expected, rtol=0, atol=5e-3):
+        raise ConversionError("is not the fixed table of sines and cosines that a model with sinusoidal_positions adds")
+    return table
+
+
+SINUSOIDS = Change(_check_sinusoids, lambda x: x)
 
 
 class Line(NamedTuple):
@@ -85,15 +98,59 @@ _FLA = [
     Line("o_proj.weight", "out_proj.weight"),
 ]
 
+_BI = _hgru(HALVES, Line("theta_forward", "theta", ANGLES_OF_ONE, 0), Line("theta_reverse", "theta", ANGLES_OF_ONE, 1))
+
+
+def _vit(hgru: list[Line]) -> list[Line]:
+    """The authors' image models (OpenNLPLab/im); their table of bounds is ours as it is."""
+    block = "model.stack.blocks.{n}."
+    return [
+        *_linear("to_patch_embedding.1", "model.embed_patches.proj"),
+        Line("lower_bounds", "model.stack.bounds.logits"),
+        *_under("layers.{n}.token_mixer.", f"{block}mixer.", hgru),
+        *_linear("layers.{n}.token_norm", f"{block}mixer_norm"),
+        *_linear("layers.{n}.feature_mixer.l1", f"{block}glu.gate_up_proj", part=0),
+        *_linear("layers.{n}.feature_mixer.l2", f"{block}glu.gate_up_proj", part=1),
+        *_linear("layers.{n}.feature_mixer.l3", f"{block}glu.down_proj"),
+        *_linear("layers.{n}.feature_norm", f"{block}glu_norm"),
+        *_linear("head.1", "score"),
+    ]
+
+
+def _norm(published: str, ours: str) -> list[Line]:
+    """A norm that may be a batch norm."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return [*_linear(published, ours), *(Line(f"{published}.{kind}", f"{ours}.{kind}") for kind in statistics)]
+
+
+def _lra(hgru: list[Line], is_image: bool, has_positions: bool) -> list[Line]:
+    """The authors' Long Range Arena models (OpenNLPLab/lra), in which HGRU and GLU are layers each; their bounds are ours."""
+    block, encoder = "model.stack.blocks.{n}.", "encoder.0" if has_positions else "encoder"
+    tokens = [Line(f"{encoder}.weight", "model.embed_tokens.weight")]
+    return [
+        *(_linear(encoder, "model.embed_patches.proj") if is_image else tokens),
+        *([Line("encoder.1.pe", None, SINUSOIDS)] if has_positions else []),
+        Line("model.lower_bounds", "model.stack.bounds.logits"),
+        *_under("model.layers.{2n}.layer.hgru.", f"{block}mixer.", hgru),
+        *_norm("model.layers.{2n}.norm.norm", f"{block}mixer_norm"),
+        *_linear("model.layers.{2n+1}.layer.l1", f"{block}glu.gate_up_proj", part=0),
+        *_linear("model.layers.{2n+1}.layer.l2", f"{block}glu.gate_up_proj", part=1),
+        *_linear("model.layers.{2n+1}.layer.l3", f"{block}glu.down_proj"),
+        *_norm("model.layers.{2n+1}.norm.norm", f"{block}glu_norm"),
+        *_norm("model.norm.norm", "model.stack.norm"),
+        *_linear("decoder.output_transform", "score"),
+        *_linear("decoder.retrieval.classifier.0", "classifier.0"),
+        *_linear("decoder.retrieval.classifier.2", "classifier.2"),
+    ]
+
+
 LAYOUTS: dict[str, list[Line]] = {
     # Hgru1d (causal or not), Hgru2d
     "hgru": _COMPLEX,
     # Hgru1dV2, Hgru1dV3
     "hgru-low-rank": _hgru(HALVES, Line("theta", "theta", ANGLES), low_rank=True),
     # BiHgru1d, BiHgru2d
-    "bihgru": _hgru(
-        HALVES, Line("theta_forward", "theta", ANGLES_OF_ONE, 0), Line("theta_reverse", "theta", ANGLES_OF_ONE, 1)
-    ),
+    "bihgru": _BI,
     # HgruRealV6, HgruReal2d
     "hgru-real": _hgru(SAME),
     # the WikiText-103 language model in fairseq
@@ -124,6 +181,15 @@ LAYOUTS: dict[str, list[Line]] = {
         *_linear("model.final_norm", "model.stack.norm"),
         Line("lm_head.weight", "lm_head.weight"),
     ],
+    # classifiers; `published_classifiers` picks among the forms of each
+    "vit": _vit(_BI),
+    "vit-shared": _vit(_COMPLEX),
+    **{
+        f"lra-{kind}{shared}{position}": _lra(hgru, kind == "image", not position)
+        for kind in ("text", "image")
+        for shared, hgru in (("", _BI), ("-shared", _COMPLEX))
+        for position in ("", "-nopos")
+    },
     # flash-linear-attention's HGRNAttention
     "fla-layer": _FLA,
     # flash-linear-attention's HGRNForCausalLM
@@ -141,6 +207,8 @@ LAYOUTS: dict[str, list[Line]] = {
     ],
 }
 
+_NUMBER = re.compile(r"\{(n|2n|2n\+1)\}")
+
 
 def from_published(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Tensors under published names -> under ours.
@@ -154,7 +222,7 @@ def from_published(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tens
 
 
 def fitted(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """`from_published`, for a model with these parameters (on any device, also "meta"; those that are tied are one object).
+    """`from_published`, for a model with these tensors (`named_tensors`; on any device, also "meta"; tied ones are one object).
 
     Raises:
         ConversionError: naming all that is unexpected, missing or of another shape.
@@ -186,34 +254,46 @@ def load_published(module: nn.Module, tensors: Mapping[str, Tensor], layout: str
     Raises:
         ConversionError: as `fitted`; nothing is copied then.
     """
-    parameters = dict(module.named_parameters(remove_duplicate=False))
+    parameters = named_tensors(module)
     with torch.no_grad():
         for name, value in fitted(parameters, tensors, layout).items():
             parameters[name].copy_(value)
 
 
 def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
-    """The parameters of `module` under published names; tied ones once.
+    """The parameters of `module`, and the statistics of its batch norms, under published names; tied ones once.
 
     Raises:
-        ConversionError: naming every parameter that the layout does not have.
+        ConversionError: naming every one that the layout does not have.
     """
-    published, problems = {}, []
-    for name, parameter in module.named_parameters():
+    published, problems, seen = {}, [], set()
+    for name, tensor in named_tensors(module).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
         found = list(_matches(name, layout, "ours"))
-        values = _parts(module, name) if len(found) > 1 else [parameter.detach()]
+        values = _parts(module, name) if len(found) > 1 else [tensor.detach()]
         for line, number in found:
-            published[line.published.format(n=number)] = line.change.save(values[line.part or 0]).contiguous()
+            published[_numbered(line.published, number)] = line.change.save(values[line.part or 0]).contiguous()
         if not found:
             problems.append(f"unexpected: {name}")
     _raise(problems, layout)
     return published
 
 
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and the saved buffers of `module` by their names; tied ones are one object."""
+    return module.state_dict(keep_vars=True)
+
+
 def sources(ours: str, layout: str) -> str:
     """The published names of what one of our parameters is made of."""
-    names = [line.published.format(n=number) for line, number in _matches(ours, layout, "ours")]
-    return ", ".join(names) or "nothing in this layout"
+    return ", ".join(source_names(ours, layout)) or "nothing in this layout"
+
+
+def source_names(ours: str, layout: str) -> list[str]:
+    """As `sources`; empty if the layout has nothing for it."""
+    return [_numbered(line.published, number) for line, number in _matches(ours, layout, "ours")]
 
 
 def _parts(module: nn.Module, name: str) -> list[Tensor]:
@@ -232,20 +312,23 @@ def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor]
             problems.append(f"unexpected: {name} is not in the layout")
             continue
         line, number = found
-        if line.ours is None:
-            continue
-        ours = line.ours.format(n=number)
         try:
             value = line.change.load(tensor)
-        except (RuntimeError, IndexError):
+        except ConversionError as problem:
+            problems.append(f"other: {name} {problem}")
+            continue
+        except (RuntimeError, IndexError, ValueError):
             problems.append(f"reshaped: {name} has shape {tuple(tensor.shape)}, with other axes than the layout's")
             continue
+        if line.ours is None:
+            continue
+        ours = _numbered(line.ours, number)
         if line.part is None:
             converted[ours] = value
         else:
             parts.setdefault(ours, {})[line.part] = name, value
     for ours, found in parts.items():
-        wanted = sources(ours, layout).split(", ")
+        wanted = source_names(ours, layout)
         if len(found) < len(wanted):
             names = [name for name, _ in found.values()]
             here, absent = ", ".join(names), ", ".join(name for name in wanted if name not in names)
@@ -264,9 +347,18 @@ def _matches(name: str, layout: str, column: str):
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     for line in LAYOUTS[layout]:
-        pattern = re.escape(getattr(line, column) or "").replace(r"\{n\}", r"(\d+)")
+        text = getattr(line, column) or ""
+        mark = _NUMBER.search(text)
+        pattern = re.escape(text) if mark is None else re.escape(text[: mark.start()]) + r"(\d+)" + re.escape(text[mark.end() :])
         if found := re.fullmatch(pattern, name):
-            yield line, found.group(1) if found.groups() else None
+            number, other_half = (None, 0) if mark is None else divmod(int(found[1]) - (mark[0] == "{2n+1}"), 1 + ("2" in mark[0]))
+            if not other_half:
+                yield line, number
+
+
+def _numbered(name: str, number: int | None) -> str:
+    """A name of a table with the numbers for layer `number` in it."""
+    return name if number is None else name.format_map({"n": number, "2n": 2 * number, "2n+1": 2 * number + 1})
 
 
 def _raise(problems: list[str], layout: str) -> None:

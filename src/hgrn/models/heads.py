@@ -21,7 +21,8 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
     """HGRN as a language model.
 
     Raises:
-        ValueError: the configuration is bidirectional: each position would see the token that it is to predict.
+        ValueError: the configuration is bidirectional or has batch norms, so that positions would see the tokens that they are to
+            predict; or it has another field that only classification has a use for.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -34,6 +35,17 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
             raise ValueError(
                 "HGRNForCausalLM predicts and generates from left to right, so it needs bidirectional=False in its configuration, "
                 "got True; HGRNModel and the classification models take either"
+            )
+        causal = dict(patch_size=None, sinusoidal_positions=False, mask_padding=True, final_norm="tokens")
+        problems = [
+            f"{name}={wanted!r}, got {given!r}" for name, wanted in causal.items() if (given := getattr(config, name)) != wanted
+        ]
+        if config.norm_type == "batch":
+            problems.append("norm_type='layer' or 'rms', got 'batch'")
+        if problems:
+            raise ValueError(
+                f"HGRNForCausalLM predicts and generates token by token, so its configuration needs {'; '.join(problems)}; "
+                "the classification models take either"
             )
         super().__init__(config)
         self.model = HGRNModel(config)

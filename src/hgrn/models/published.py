@@ -26,11 +26,11 @@ from transformers.utils import (
 
 from hgrn.errors import UserError
 
-from . import convert
+from . import convert, published_classifiers
 from .convert import ConversionError
 
 if TYPE_CHECKING:
-    from .heads import HGRNForCausalLM
+    from .backbone import HGRNPreTrainedModel
 
 # What only the configuration of this layout has, and how the name of one of its tensors begins; "hgrn" is our own.
 _KEYS = {
@@ -42,6 +42,7 @@ _NAMES = {
     "fla": r"model\.layers\.\d+\.attn\.",
     "opennlplab": r"model\.layers\.\d+\.token_mixer\.",
     "fairseq-lm": r"decoder\.layers\.\d+\.self_attn\.hgru\.",
+    **published_classifiers.NAMES,
     "hgrn": r"model\.stack\.",
 }
 # Our fields, as every model of the layout has them.
@@ -53,6 +54,7 @@ _FIXED = {
     ),
     "opennlplab": _HGRU | dict(glu_act="silu", conv_size=None),
     "fairseq-lm": _HGRU | dict(conv_size=None, scale_embeddings=True),
+    **published_classifiers.FIXED,
 }  # fmt: skip
 # Published key -> the values that these models can have, first the one that we write; a key that is left out has it too.
 _ALLOWED = {
@@ -112,14 +114,16 @@ def layout_of_names(names: Iterable[str], path: str) -> str:
     """The layout in which tensors have such names.
 
     Raises:
-        ConversionError: it is none of a language model, or several.
+        ConversionError: it is none of a model, or several.
     """
     names = list(names)
     found = [layout for layout, start in _NAMES.items() if any(re.match(start, name) for name in names)]
     if len(found) != 1:
-        problem = f"several ({', '.join(found)})" if found else "none that is known for language models"
+        problem = f"several ({', '.join(found)})" if found else "none that is known for whole models"
         first = ", ".join(sorted(names)[:5]) or "missing"
         raise ConversionError(f"{path}: the layout of its tensors is {problem}; the first are {first}")
+    if found[0] in published_classifiers.LAYOUTS:
+        return published_classifiers.form_of_names(found[0], names)
     return found[0]
 
 
@@ -172,7 +176,7 @@ def from_fields(config, layout: str) -> dict | None:
         if getattr(config, name) != value
     ]
     _raise(problems, f"a model for the layout {layout!r}")
-    if layout == "fairseq-lm":
+    if layout not in _RENAMED:
         return None
     back = {ours: published for published, ours in _RENAMED[layout].items()}
     written = {key: allowed[0] for key, allowed in _ALLOWED[layout].items() if key not in ("num_heads", "attnres_block_size")}
@@ -237,18 +241,27 @@ class Published(NamedTuple):
         if self.config is not None:
             return to_fields(self.config, self.layout)
         tensors = convert.from_published(tensors, self.layout)
-        wanted = ("model.embed_tokens.weight", "model.stack.bounds.logits", "model.stack.blocks.0.glu.down_proj.weight")
+        is_image = not any(line.ours == "model.embed_tokens.weight" for line in convert.LAYOUTS[self.layout])
+        embedding_name = "model.embed_patches.proj.weight" if is_image else "model.embed_tokens.weight"
+        wanted = (embedding_name, "model.stack.bounds.logits", "model.stack.blocks.0.glu.down_proj.weight")
         if missing := [name for name in wanted if name not in tensors]:
             raise ConversionError(f"{self.path}: the model's sizes cannot be told, since {', '.join(missing)} is missing")
         embedding, bounds, down = (tensors[name] for name in wanted)
+        sizes = dict(hidden_size=bounds.shape[1], num_hidden_layers=bounds.shape[0], intermediate_size=down.shape[-1])
+        if not is_image:
+            sizes["vocab_size"] = embedding.shape[0]
+        if self.layout in published_classifiers.FIXED:
+            return _FIXED[self.layout] | sizes | published_classifiers.told(tensors, self.layout)
         conv = tensors.get("model.stack.blocks.0.mixer.short_conv.weight")
-        sizes = dict(zip(("vocab_size", "hidden_size"), embedding.shape)) | dict(
-            num_hidden_layers=bounds.shape[0], intermediate_size=down.shape[-1], conv_size=None if conv is None else conv.shape[-1]
-        )
+        sizes["conv_size"] = None if conv is None else conv.shape[-1]
         head = tensors.get("lm_head.weight", embedding)
         told = dict(bias="model.stack.blocks.0.mixer.in_proj.bias" in tensors, tie_word_embeddings=torch.equal(head, embedding))
         ids = {k: v for k, v in _DEFAULTS[self.layout].items() if not k.endswith("_id") or v < sizes["vocab_size"]}
         return _FIXED[self.layout] | ids | sizes | told
+
+    def kind(self, tensors: Mapping[str, Tensor]) -> str:
+        """The name of the class that has the head of the checkpoint."""
+        return published_classifiers.head(tensors) if self.layout in published_classifiers.FIXED else "HGRNForCausalLM"
 
     def options(self, arguments: Mapping) -> dict:
         """What remains of the arguments of `from_pretrained` when the tensors are at hand, and the settings of generation."""
@@ -260,7 +273,7 @@ class Published(NamedTuple):
 
 
 def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields) -> list[str]:
-    """Writes the language model in `source` into a new folder: a published one in our layout, one of ours in the layout `to`.
+    """Writes the model in `source` into a new folder: a published one in our layout, one of ours in the layout `to`.
 
     Tokenizer files are copied. `fields` of `HGRNConfig` take the place of those that a published source says or implies.
 
@@ -271,7 +284,7 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
         UserError: out exists, the source is no checkpoint or does not fit together, or the layout cannot hold the model; nothing is
             left at `out`.
     """
-    from .heads import HGRNForCausalLM
+    from hgrn import models
 
     if out.exists():
         raise UserError(f"{out} exists already; name a new folder")
@@ -279,12 +292,13 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
         raise UserError(f"there is no {source}: give a folder or a file of tensors")
     found = Published.find(source, {})
     layout, target = found.layout if found else "hgrn", to or "hgrn"
-    if layout == target:
-        raise UserError(f"{source} is in the layout {layout!r} already" + ("; say which other with --to" if to is None else ""))
+    if layout.split("-")[0] == target.split("-")[0]:
+        raise UserError(f"{source} is in the layout {target!r} already" + ("; say which other with --to" if to is None else ""))
     if fields and not found:
         raise UserError(f"{source} is in our own layout, whose config.json decides {', '.join(fields)}")
     try:
-        model, report = HGRNForCausalLM.from_pretrained(source, output_loading_info=True, **fields)
+        kind = getattr(models, found.kind(found.tensors()) if found else _own_kind(source))
+        model, report = kind.from_pretrained(source, output_loading_info=True, **fields)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -293,6 +307,7 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
     lines = [f"read {source}, layout {layout}: {sum(p.numel() for p in model.parameters()):,} parameters"]
     if found and found.config is None:
         assumed = ("glu_act", "norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+        assumed = published_classifiers.assumed(layout) or assumed
         lines.append("not in the source, and assumed: " + ", ".join(f"{name} {getattr(model.config, name)}" for name in assumed))
 
     part = out.with_name(f"{out.name}.part-{os.getpid()}")
@@ -309,7 +324,16 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
     return [*lines, f"wrote {out}, layout {target}" + (f", with {', '.join(copied)}" if copied else "")]
 
 
-def _save(model: "HGRNForCausalLM", out: Path, layout: str) -> None:
+def _own_kind(folder: Path) -> str:
+    """The class that saved a folder in our own layout."""
+    path = folder / CONFIG_NAME
+    named = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
+    return named[0] if named and named[0].startswith("HGRNFor") else "HGRNForCausalLM"
+
+
+def _save(model: "HGRNPreTrainedModel", out: Path, layout: str) -> None:
+    if layout in published_classifiers.LAYOUTS:
+        layout = published_classifiers.form_of_config(layout, model.config)
     config = from_fields(model.config, layout)
     save_file(convert.to_published(model, layout), out / SAFE_WEIGHTS_NAME, {"format": "pt"})
     if config is not None:
@@ -345,11 +369,15 @@ def _read(files: Iterable[str]) -> dict[str, Tensor]:
             read = load_file(file) if file.endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
         except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
             raise ConversionError(
-                f"{file} cannot be read as tensors: {error}. If it holds more than tensors (a fairseq checkpoint holds its "
-                'settings too), load it where you trust it and save its entry "model" alone with torch.save'
+                f"{file} cannot be read as tensors: {error}. If it holds more than tensors (checkpoints of fairseq and Lightning hold "
+                'their settings too), load it where you trust it and save its entry "model" alone with torch.save ("state_dict" in '
+                "those of Lightning)"
             ) from error
-        if isinstance(read, dict) and isinstance(read.get("model"), dict):
-            read = read["model"]
+        for entry in ("model", "state_dict"):
+            if isinstance(read, dict) and isinstance(read.get(entry), dict):
+                read = read[entry]
+        if all(str(name).startswith("module.") for name in read):  # as wrappers for several devices save
+            read = {name.removeprefix("module."): value for name, value in read.items()}
         if strange := [name for name, value in read.items() if not isinstance(value, Tensor)]:
             raise ConversionError(f"{file}: not tensors: {', '.join(map(str, strange[:5]))}")
         tensors |= read

@@ -3,7 +3,13 @@
 import warnings
 
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -11,6 +17,7 @@ from .backbone import HGRNModel
 from .classification import HGRNForSequenceClassification
 from .configuration import HGRNConfig
 from .heads import HGRNForCausalLM
+from .images import HGRNForImageClassification
 
 
 def register(overwrite: bool = False) -> None:
@@ -25,6 +32,7 @@ def register(overwrite: bool = False) -> None:
     """
     AutoModel.register(HGRNConfig, HGRNModel, exist_ok=True)
     AutoModelForCausalLM.register(HGRNConfig, HGRNForCausalLM, exist_ok=True)
+    AutoModelForImageClassification.register(HGRNConfig, HGRNForImageClassification, exist_ok=True)
     AutoModelForSequenceClassification.register(HGRNConfig, HGRNForSequenceClassification, exist_ok=True)
     name = HGRNConfig.model_type
     # Trainer's label smoothing does not ask the Auto classes but looks for the name of the class here; without it, it would

@@ -1,11 +1,13 @@
 """One layer of HGRN: a token mixer and a channel mixer, each behind a norm and with a residual."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .norms import make_norm
+from .norms import BatchNorm, make_norm
 
 
 class Block(nn.Module):
@@ -17,7 +19,7 @@ class Block(nn.Module):
         glu: the channel mixer, `[..., dim]` -> `[..., dim]`.
         dropout: probability on both branches.
         norm_eps: epsilon of both norms.
-        norm_type: "layer" or "rms", of both.
+        norm_type: "layer", "rms" or "batch", of both.
 
     Attributes:
         gradient_checkpointing: set it to True to keep only the block's inputs while training, and to compute
@@ -47,9 +49,24 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, *rest) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """As `HGRU.forward`: (x, lower_bound, state, mask, cu_seqlens) -> (y, state)."""
-        if self.gradient_checkpointing and self.training:
+        if not (self.gradient_checkpointing and self.training):
+            return self._compute(x, *rest)
+        if not isinstance(self.mixer_norm, BatchNorm):
             return self._gradient_checkpointing_func(self._compute, x, *rest)
-        return self._compute(x, *rest)
+        return self._gradient_checkpointing_func(
+            self._compute, x, *rest, context_fn=lambda: (nullcontext(), self._same_statistics())
+        )
+
+    @contextmanager
+    def _same_statistics(self) -> Iterator[None]:
+        """Around the second time that a checkpointed batch is computed: it counts once in the running statistics."""
+        for norm in (self.mixer_norm, self.glu_norm):
+            norm.updates = False
+        try:
+            yield
+        finally:
+            for norm in (self.mixer_norm, self.glu_norm):
+                norm.updates = True
 
     def _compute(self, x: Tensor, lower_bound=None, state=None, mask=None, cu_seqlens=None):
         mixed, state = self.mixer(self.mixer_norm(x), lower_bound, state, mask, cu_seqlens)

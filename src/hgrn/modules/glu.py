@@ -17,6 +17,7 @@ class GLU(nn.Module):
         hidden: channels inside.
         act: "silu", or "identity" for the bilinear unit that the authors' WikiText-103 model runs.
         bias: biases of the linear maps.
+        dropout: probability on the activated branch (the authors' Long Range Arena code: models/sequence/glu.py).
 
     The first half of the rows of `gate_up_proj` is W_g, the second W_u: one product makes both.
 
@@ -24,7 +25,7 @@ class GLU(nn.Module):
         `[..., dim]` -> `[..., dim]`.
     """
 
-    def __init__(self, dim: int, hidden: int, act: str = "silu", bias: bool = True):
+    def __init__(self, dim: int, hidden: int, act: str = "silu", bias: bool = True, dropout: float = 0.0):
         super().__init__()
         if act not in _ACTIVATIONS:
             raise ValueError(f"act must be one of {_ACTIVATIONS}, got {act!r}")
@@ -32,9 +33,11 @@ class GLU(nn.Module):
         self.joined_rows = {"gate_up_proj": (hidden, hidden)}
         self.gate_up_proj = Linear(dim, 2 * hidden, bias=bias)
         self.down_proj = Linear(hidden, dim, bias=bias)
+        self.dropout = nn.Dropout(dropout)
 
     def extra_repr(self) -> str:
         return f"act={self.act}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated_unit(self.gate_up_proj(x), activation=self.act))
+        # Dropping a factor drops the product: so one pass makes both activation and product.
+        return self.down_proj(self.dropout(gated_unit(self.gate_up_proj(x), activation=self.act)))

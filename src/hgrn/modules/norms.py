@@ -1,17 +1,81 @@
-"""The norms of HGRN by name, and the output gate of those that have no operator of their own."""
+"""The norms of HGRN by name, and the output gate of those that have no operator of their own.
 
+Shape letters: P positions, D channels.
+"""
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hgrn.ops.layer import ACTIVATIONS
 
-from .parameters import at_least_float32
+from .parameters import KeepsFloat32, at_least_float32
 
-NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+class BatchNorm(KeepsFloat32):
+    """Each channel normed over all positions of the batch, as `nn.BatchNorm1d` norms `[P, D]` (the authors' Long Range Arena code).
+
+    Padding counts. In evaluation the running statistics take the place of the batch's; they stay float32, as do the sums.
+    It is no `nn.BatchNorm1d`, which tools turn into modules whose channels are the second axis.
+
+    Attributes:
+        updates: set it to False to leave the running statistics as they are in training.
+
+    Shape:
+        `[..., D]` -> `[..., D]`; in training of more than one position.
+    """
+
+    no_decay = ("weight",)
+    float32_parameters = ("running_mean", "running_var")
+    momentum = 0.1
+    updates = True
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        wide = at_least_float32(torch.get_default_dtype())
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.register_buffer("running_mean", torch.empty(dim, dtype=wide))
+        self.register_buffer("running_var", torch.empty(dim, dtype=wide))
+        self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.long))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for ones in (self.weight, self.running_var):
+            nn.init.ones_(ones)
+        for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
+            nn.init.zeros_(zeros)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        running = (self.running_mean, self.running_var)
+        if self.training and not self.updates:
+            running = (self.running_mean.clone(), self.running_var.clone())  # not None: a checkpoint saves the same tensors twice
+        elif self.training:
+            self.num_batches_tracked.add_(1)
+        wide = self.running_mean.dtype
+        y = F.batch_norm(
+            x.to(wide).flatten(0, -2), *running, self.weight.to(wide), self.bias.to(wide), self.training, self.momentum, self.eps
+        )
+        return y.to(x.dtype).view(x.shape)
+
+
+class SimpleRMSNorm(nn.Module):
+    """`x / (||x|| / sqrt(D) + 1e-8)` over the last axis, without weights (the authors' image code: helpers/normlization.py)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(at_least_float32(x.dtype))
+        return (wide / (torch.linalg.vector_norm(wide, dim=-1, keepdim=True) / x.shape[-1] ** 0.5 + 1e-8)).to(x.dtype)
+
+
+NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": BatchNorm}
 
 
 def make_norm(norm_type: str, dim: int, eps: float) -> nn.Module:
-    """A norm over the last axis: "layer", or "rms" (`x / rms(x)` with a gain and no offset; flash-linear-attention's).
+    """A norm over the last axis: "layer", or "rms" (`x / rms(x)` with a gain and no offset; flash-linear-attention's); or "batch".
 
     Raises:
         ValueError: norm_type is another.

@@ -10,7 +10,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 class KeepsFloat32(nn.Module):
-    """A module whose `float32_parameters` stay float32 when the rest goes to a half precision.
+    """A module whose `float32_parameters` (buffers may be among them) stay float32 when the rest goes to a half precision.
 
     A lower bound of 0.9995 is 1.0 in bfloat16, and a layer with that bound never writes; the small angles at
     the end of theta lose their digits likewise. So `.to(torch.bfloat16)`, `.half()` and a parent's `.to(...)`

@@ -1,6 +1,6 @@
 """HGRN: the whole stack on anyone's tensors, where an `nn.LSTM` was.
 
-Shape letters: B batch, T time, N packed sequences, C = dim (real state) or 2 dim (complex state).
+Shape letters: B batch, T time, N packed sequences, H, W rows and columns of a grid, C = dim (real state) or 2 dim (complex state).
 """
 
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from .block import Block
 from .bounds import LowerBounds
 from .glu import GLU
 from .hgru import HGRU
+from .hgru2d import HGRU2d
 from .norms import make_norm
 
 
@@ -21,9 +22,12 @@ class HGRN(nn.Module):
         glu_dim: channels inside each GLU; None is `2 * dim`.
         glu_act: "silu" or "identity".
         dropout: probability on the output of every HGRU and GLU.
+        glu_dropout: probability inside every GLU, on the activated branch.
         bias: biases of all linear maps.
         norm_eps: epsilon of all norms.
-        norm_type: "layer" or "rms", of all norms.
+        norm_type: "layer" or "rms", of all norms; or "batch" (`BatchNorm`), of all but those inside the HGRUs, which are "layer".
+        final_norm: whether there is the norm behind the last block.
+        grid: read grids along both axes (`HGRU2d`) in place of sequences.
         **hgru: further arguments of `HGRU`: bidirectional, shared_theta, complex_state, gate_position,
             gate_act, gate_rank, conv_size.
 
@@ -50,25 +54,29 @@ class HGRN(nn.Module):
         glu_dim: int | None = None,
         glu_act: str = "silu",
         dropout: float = 0.0,
+        glu_dropout: float = 0.0,
         bias: bool = True,
         norm_eps: float = 1e-5,
         norm_type: str = "layer",
+        final_norm: bool = True,
+        grid: bool = False,
         **hgru,
     ):
         super().__init__()
+        mixer, inner_norm = HGRU2d if grid else HGRU, "layer" if norm_type == "batch" else norm_type
         self.bounds = LowerBounds(depth, dim)
         self.blocks = nn.ModuleList(
             Block(
                 dim,
-                HGRU(dim, bias=bias, norm_eps=norm_eps, norm_type=norm_type, **hgru),
-                GLU(dim, 2 * dim if glu_dim is None else glu_dim, glu_act, bias=bias),
+                mixer(dim, bias=bias, norm_eps=norm_eps, norm_type=inner_norm, **hgru),
+                GLU(dim, 2 * dim if glu_dim is None else glu_dim, glu_act, bias=bias, dropout=glu_dropout),
                 dropout=dropout,
                 norm_eps=norm_eps,
                 norm_type=norm_type,
             )
             for _ in range(depth)
         )
-        self.norm = make_norm(norm_type, dim, norm_eps)
+        self.norm = make_norm(norm_type, dim, norm_eps) if final_norm else nn.Identity()
 
     def forward(
         self,
@@ -81,7 +89,7 @@ class HGRN(nn.Module):
         """A whole sequence, a chunk or a single step; all three give the same numbers.
 
         Args:
-            x: `[B, T, dim]`; with cu_seqlens `[1, total, dim]`.
+            x: `[B, T, dim]`; with cu_seqlens `[1, total, dim]`; for grids `[B, H, W, dim]`, and nothing else.
             state: what the call on the previous chunk returned: for each block a tuple `(recurrent [B, C],)`,
                 `[N, C]` if packed, longer with conv_size (see `HGRU.forward`); None is zeros. Gradients flow through it: detach
                 it to cut them.
@@ -91,7 +99,7 @@ class HGRN(nn.Module):
             hidden_states: a list to which the input of every block is appended.
 
         Returns:
-            y like x, and the state after the last position; None if bidirectional.
+            y like x, and the state after the last position; None if bidirectional or of grids.
 
         Raises:
             ValueError: a shape or the number of states does not fit, or a bidirectional stack gets a state.

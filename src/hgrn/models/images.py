@@ -1,0 +1,59 @@
+"""HGRNModel with a head that classifies images."""
+
+from torch import Tensor
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import can_return_tuple
+
+from hgrn.modules import Linear
+
+from .classification import Classifier
+from .configuration import HGRNConfig
+
+
+class HGRNForImageClassification(Classifier):
+    """HGRN on the patches of an image with a linear map on their mean (`config.pooling`), `Linear(D, num_labels)`.
+
+    The published image models scan the raster of patches from both ends; with `grid` rows and columns are scanned. With
+    patch_size 1 it classifies pixel by pixel, causally too (the image tasks of Long Range Arena; digits in 784 steps).
+    """
+
+    main_input_name = "pixel_values"
+    reads_images = True
+
+    def __init__(self, config: HGRNConfig):
+        super().__init__(config)
+        self.score = Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: `[B, num_channels, height, width]`, floats, normed as in training; height and width are multiples of
+                patch_size.
+            labels: `[B]`: class numbers (-100 is not scored), or values if num_labels is 1; `[B, num_labels]` floats for several
+                labels or values each. `config.problem_type` decides where it is set.
+            output_hidden_states: return the input of every block, and the output of the last, each `[B, patches, D]`.
+            output_attentions: not available; for callers that always pass it.
+            num_items_in_batch: divide the summed loss by this; default: by the number of labels scored.
+
+        Returns:
+            loss if labels are given, logits `[B, num_labels]`, hidden_states.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; the message names it.
+        """
+        pooled, hidden_states = self._encode(
+            None, None, None, None, None, output_hidden_states, output_attentions, pixel_values
+        )
+        logits = self.score(pooled)
+        return ImageClassifierOutput(
+            loss=self._loss(logits, labels, num_items_in_batch), logits=logits, hidden_states=hidden_states
+        )
