@@ -212,3 +212,56 @@ def test_another_head_starts_from_the_backbone(tmp_path, capfd):
     make(HGRNForSequencePairClassification).float().save_pretrained(tmp_path / "pair")
     _, report = HGRNForSequenceClassification.from_pretrained(tmp_path / "pair", output_loading_info=True)
     assert report["missing_keys"] == {"score.weight", "score.bias"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the authors' Long Range Arena models do otherwise
+
+
+def test_padding_that_the_layers_see_is_left_out_of_the_pooling_only(ids):
+    options = dict(bidirectional=True, norm_type="layer")
+    seen, skipped = make(**options, mask_padding=False), make(**options)
+    given, mask = padded(ids[0].split(LENGTHS), "right")
+    expected = seen.score(pool(seen.model(given)[0], "mean", mask.bool()))
+    assert_close(seen(given, mask).logits, expected)
+    assert (skipped(given, mask).logits - expected).abs().max() > 1e-4
+    longer, longer_mask = padded(ids[0].split(LENGTHS), "right", 12)
+    assert (seen(longer, longer_mask).logits - expected).abs().max() > 1e-4
+    assert_close(skipped(longer, longer_mask).logits, skipped(given, mask).logits)
+
+
+@pytest.mark.parametrize("kind", [HGRNForSequenceClassification, HGRNForSequencePairClassification])
+def test_numbers_of_positions_do_not_count_padding(kind, ids):
+    model = make(kind, sinusoidal_positions=True)
+    assert (model.model(ids)[0] - make(kind).model(ids)[0]).abs().max() > 1e-3
+    rows = ids[0].split(LENGTHS)
+    alone = torch.cat([model.model(row[None])[0][0] for row in rows])
+    for side in ("left", "right"):
+        given, mask = padded(rows, side)
+        assert_close(model.model(given, mask)[0][mask.bool()], alone)
+    assert_close(model.model(ids, cu_seqlens=CU_SEQLENS)[0][0], alone)
+    with pytest.raises(ValueError, match="a model with sinusoidal_positions reads whole sequences and keeps no state"):
+        model.model(ids, use_cache=True)
+
+
+def test_pairs_are_one_batch_for_batch_norms(ids):
+    model = make(HGRNForSequencePairClassification, bidirectional=True, norm_type="batch").train()
+    first, mask = padded(ids[0].split(LENGTHS), "right")
+    second, mask_b = first.roll(1, 0), mask.roll(1, 0)
+    both = model.model(torch.cat([first, second]), torch.cat([mask, mask_b]))[0]
+    statistics = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    a, b = pool(both, "mean", torch.cat([mask, mask_b]).bool()).chunk(2)
+    expected = model.classifier(torch.cat([a, b, a - b, a * b], dim=1))
+
+    fresh = make(HGRNForSequencePairClassification, bidirectional=True, norm_type="batch").train()
+    output = fresh(first, mask, second, mask_b, output_hidden_states=True)
+    assert_close(output.logits, expected)
+    assert all(torch.equal(tensor, statistics[name]) for name, tensor in fresh.named_buffers())
+    assert [x.shape for x in output.hidden_states] == [x.shape for x in output.hidden_states_b] == [(3, 9, 8)] * 3
+    embed = fresh.model.embed_tokens
+    fresh.eval()
+    logits = fresh(first, mask, inputs_embeds=None, input_ids_b=second).logits
+    assert_close(fresh(None, mask, inputs_embeds=embed(first), inputs_embeds_b=embed(second)).logits, logits)
+    for wrong in (dict(input_ids_b=second[:, :4]), dict(inputs_embeds_b=embed(second))):
+        with pytest.raises(ValueError, match=r"one batch: give both as ids or both as embeddings, of one shape.*input_ids \(3, 9\)"):
+            fresh(first, **wrong)

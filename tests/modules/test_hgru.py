@@ -111,6 +111,7 @@ def test_a_state_that_the_layer_cannot_take_is_an_error():
     [
         (dict(gate_position="middle"), "gate_position must be one of .*'middle'"),
         (dict(gate_act="relu"), "gate_act must be one of .*'relu'"),
+        (dict(norm_type="batch"), r"norm_type must be one of \('layer', 'rms'\), got 'batch'"),
         (dict(shared_theta=False), "shared_theta=False needs bidirectional=True"),
         (dict(shared_theta=False, bidirectional=True, complex_state=False), "shared_theta=False needs"),
     ],

@@ -136,8 +136,8 @@ def test_what_does_not_go_together_is_named():
         HGRU(4, conv_size=4, gate_rank=2)
     with pytest.raises(ValueError, match="conv_size=4: an HGRU2d has no convolution"):
         HGRU2d(4, conv_size=4)
-    with pytest.raises(ValueError, match=r"norm_type must be one of \('layer', 'rms'\), got 'batch'"):
-        Block(4, HGRU(4), torch.nn.Identity(), norm_type="batch")
+    with pytest.raises(ValueError, match=r"norm_type must be one of \('layer', 'rms', 'batch'\), got 'group'"):
+        Block(4, HGRU(4), torch.nn.Identity(), norm_type="group")
     layer, x = HGRU(4, conv_size=3), torch.randn(2, 5, 4)
     with pytest.raises(ValueError, match=r"a tuple of 2 tensor\(s\), as this layer returns it, got 1"):
         layer(x, state=(torch.zeros(2, 8),))

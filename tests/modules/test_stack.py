@@ -6,7 +6,7 @@ import doctest
 import pytest
 import torch
 
-from hgrn.modules import GLU, HGRN, no_decay_names, stack
+from hgrn.modules import GLU, HGRN, HGRU2d, no_decay_names, stack
 from hgrn.ops.packing import lengths_to_cu_seqlens
 from tests.tolerances import assert_close
 
@@ -184,3 +184,44 @@ def test_unknown_options_are_refused():
 def test_the_example_in_the_docstring():
     failures, tried = doctest.testmod(stack)
     assert tried > 5 and failures == 0
+
+
+@DTYPES
+def test_a_stack_of_grids_is_its_parts(dtype):
+    rnn = make(dtype, grid=True, bidirectional=True, shared_theta=False)
+    x, kept = noise(2, 3, 5, DIM, dtype=dtype), []
+    y, state = rnn(x, hidden_states=kept)
+    assert y.shape == x.shape and state is None and len(kept) == DEPTH and kept[0] is x
+    expected, bounds = x, rnn.bounds()
+    for index, block in enumerate(rnn.blocks):
+        assert type(block.mixer) is HGRU2d
+        expected = expected + block.mixer(block.mixer_norm(expected), bounds[index])[0]
+        expected = expected + block.glu(block.glu_norm(expected))
+    assert_close(y, rnn.norm(expected))
+    assert_close(make(dtype, grid=True, bidirectional=True, shared_theta=False, final_norm=False)(x)[0], expected)
+    # The two axes are treated alike, and every position sees its whole row and column.
+    assert_close(rnn(x.transpose(1, 2))[0], y.transpose(1, 2))
+    changed = x.clone()
+    changed[:, 2, 4, 0] += 1  # not in all channels alike, which a layer norm would not see
+    assert ((rnn(changed)[0] - y).abs().amax((0, 3)) > 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["state", "mask", "cu_seqlens"])
+def test_a_grid_has_nothing_that_belongs_to_sequences(name):
+    rnn, x = make(grid=True), noise(2, 3, 5, DIM)
+    given = dict(state=[()] * DEPTH, mask=torch.ones(2, 3, dtype=torch.bool), cu_seqlens=torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match=f"a grid is read whole and has no {name}.*pass {name}=None"):
+        rnn(x, **{name: given[name]})
+
+
+def test_dropout_inside_the_glu_is_on_the_activated_branch():
+    x = noise(2, 5, DIM)
+    glu = GLU(DIM, 9, dropout=0.4).double()
+    torch.manual_seed(3)
+    y = glu(x)
+    torch.manual_seed(3)
+    gate, up = glu.gate_up_proj(x).chunk(2, dim=-1)
+    assert_close(y, glu.down_proj(torch.dropout(torch.nn.functional.silu(gate), 0.4, True) * up))
+    assert torch.equal(glu.eval()(x), glu(x)) and not torch.allclose(glu(x), y)
+    rnn = HGRN(4, 2, dropout=0.1, glu_dropout=0.2)
+    assert [(block.dropout.p, block.glu.dropout.p) for block in rnn.blocks] == [(0.1, 0.2)] * 2

@@ -15,6 +15,7 @@ from .short_conv import ShortConvolution
 
 _ACTIVATIONS = ("silu", "sigmoid")
 _GATE_POSITIONS = ("after_norm", "before_norm")
+_NORMS = ("layer", "rms")  # those that each position has for itself
 
 
 def initial_theta(dim: int) -> Tensor:
@@ -74,6 +75,8 @@ class HGRU(KeepsFloat32):
             raise ValueError(f"gate_position must be one of {_GATE_POSITIONS}, got {gate_position!r}")
         if gate_act not in _ACTIVATIONS:
             raise ValueError(f"gate_act must be one of {_ACTIVATIONS}, got {gate_act!r}")
+        if norm_type not in _NORMS:
+            raise ValueError(f"norm_type must be one of {_NORMS}, got {norm_type!r}")
         if not shared_theta and not (bidirectional and complex_state):
             raise ValueError("shared_theta=False needs bidirectional=True and complex_state=True")
         if conv_size is not None and (bidirectional or gate_rank is not None):

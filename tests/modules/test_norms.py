@@ -1,0 +1,75 @@
+"""Batch norms against PyTorch's, and the norm without weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from hgrn.modules import HGRN, BatchNorm, SimpleRMSNorm, no_decay_names
+from tests.tolerances import assert_close
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5), (2, 3, 4, 5)])
+def test_a_batch_norm_is_pytorchs_over_all_positions(shape):
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(5, eps=1e-3).double(), nn.BatchNorm1d(5, eps=1e-3).double()
+    with torch.no_grad():
+        for name, tensor in ours.state_dict().items():
+            tensor.copy_(torch.rand_like(tensor) + 0.5 if tensor.is_floating_point() else 4)
+    theirs.load_state_dict(ours.state_dict())
+    for training in (True, True, False):
+        ours.train(training), theirs.train(training)
+        x = (3 * torch.randn(shape, dtype=torch.float64) + 1).requires_grad_()
+        weight = torch.randn_like(x)
+        y, expected = ours(x), theirs(x.reshape(-1, 5)).reshape(shape)
+        assert_close(y, expected)
+        inputs = (x, ours.weight, ours.bias)
+        for found, wanted in zip(
+            torch.autograd.grad((y * weight).sum(), inputs),
+            torch.autograd.grad((expected * weight).sum(), (x, theirs.weight, theirs.bias)),
+            strict=True,
+        ):
+            assert_close(found, wanted)
+        for name, tensor in theirs.state_dict().items():
+            assert_close(ours.state_dict()[name].double(), tensor.double(), name=name)
+    assert ours.num_batches_tracked == 6
+
+
+def test_statistics_stay_float32_and_so_do_the_sums():
+    norm = BatchNorm(3).to(torch.bfloat16)
+    assert norm.weight.dtype == torch.bfloat16 and norm.running_var.dtype == norm.running_mean.dtype == torch.float32
+    x = (torch.randn(4, 500, 3) + 40).bfloat16()
+    assert norm(x).dtype == torch.bfloat16
+    assert_close(norm.running_mean, 0.1 * x.double().mean((0, 1)), torch.float32)
+    assert_close(norm.running_var, 0.9 + 0.1 * x.double().flatten(0, 1).var(0), torch.float32)
+    assert norm.double().running_var.dtype == torch.float64
+
+
+def test_frozen_statistics_are_not_updated():
+    norm, x = BatchNorm(3), torch.randn(5, 3)
+    y = norm(x)
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    norm.updates = False
+    assert torch.equal(norm(x), y)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
+
+
+def test_a_norm_without_weights_by_hand():
+    x = torch.randn(2, 3, 7, dtype=torch.float64)
+    assert_close(SimpleRMSNorm()(x), x / (x.pow(2).sum(-1, keepdim=True).sqrt() / 7**0.5 + 1e-8))
+    zeros = torch.zeros(1, 7, requires_grad=True)
+    y = SimpleRMSNorm()(zeros)
+    y.sum().backward()
+    assert torch.equal(y, zeros) and zeros.grad.isfinite().all()
+    assert SimpleRMSNorm()(torch.full((1, 7), 1e4, dtype=torch.float16)).dtype == torch.float16
+    assert SimpleRMSNorm()(torch.full((1, 7), 1e4, dtype=torch.float16)).eq(1).all()  # its square is no float16
+
+
+def test_a_stack_with_batch_norms_keeps_layer_norms_inside():
+    rnn = HGRN(4, 2, norm_type="batch", bidirectional=True)
+    assert isinstance(rnn.norm, BatchNorm)
+    for block in rnn.blocks:
+        assert isinstance(block.mixer_norm, BatchNorm) and isinstance(block.glu_norm, BatchNorm)
+        assert isinstance(block.mixer.norm, nn.LayerNorm)
+    assert {"norm.weight", "norm.bias", "blocks.0.glu_norm.weight"} <= no_decay_names(rnn)
+    with pytest.raises(ValueError, match="norm_type must be one of .*, got 'group'"):
+        HGRN(4, 2, norm_type="group")
