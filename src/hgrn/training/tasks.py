@@ -56,8 +56,8 @@ class LanguageModelTask:
             recipe.batch.batch_size,
             recipe.batch.state,
             recipe.training.seed,
-            ranks.rank,
-            ranks.world,
+            ranks.data_rank,
+            ranks.data_world,
         )
         self.model = self._build_model().to(ranks.device)
         # One cache per micro-batch, where the recipe carries the state from block to block.
@@ -102,14 +102,23 @@ class LanguageModelTask:
         carried = [cache and (cache.state, cache.seen_tokens) for cache in self.carried]
         return {"sampler": self.sampler.state_dict(), "carried": carried}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the position that `state_dict` gave."""
-        self.sampler.load_state_dict(state["sampler"])
-        self.carried = [carried and self._cache(*carried) for carried in state["carried"]]
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Go on at the position that `state_dict` gave in each of the shares of a batch, however many there are now."""
+        self.sampler.load_state_dict(states[0]["sampler"])
+        caches = [cache for state in states for cache in state["carried"]]  # in the order of the rows of a step
+        if caches[0] is None:
+            return
+        parts, index = len(self.carried) * self.ranks.data_world, len(self.carried) * self.ranks.data_rank
+        whole = [[torch.cat(same).chunk(parts) for same in zip(*layer)] for layer in zip(*(state for state, _ in caches))]
+        for micro in range(len(self.carried)):
+            state = tuple(tuple(part[index + micro] for part in layer) for layer in whole)
+            self.carried[micro] = self._cache(state, caches[0][1])
 
     def validate(self) -> Evaluation:
         """Bits per byte of the validation split, or of its first `training.eval_tokens` tokens."""
-        return evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
+        # A sharded model gathers its matrices as it trains with them; any other has them in fp32.
+        with self._precision() if self.ranks.is_sharded else nullcontext():
+            return evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
 
     def _cache(self, state: tuple, seen_tokens: int) -> "HGRNCache":
         from hgrn.models import HGRNCache
