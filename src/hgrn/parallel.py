@@ -29,7 +29,6 @@ from hgrn.ops.packing import sequence_ids
 Group = dist.ProcessGroup | DeviceMesh
 
 _GROUPS: dict[str, dist.ProcessGroup] = {}  # by name: what a module holds must be copied and pickled with it, as a group cannot be
-_COUNT_BASE = 4096  # a count travels as two digits, so that one above 2^24 is exact in float32
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,7 +91,7 @@ def next_labels(labels: Tensor, cu_seqlens: Tensor | None = None, ignored: int =
 
     After the split a rank would not know the label behind its last position. The last position of each sequence gets `ignored`.
     """
-    following = nn.functional.pad(labels[:, 1:], (0, 1), value=ignored)
+    following = nn.functional.pad(labels, (0, 1), value=ignored)[:, 1:]
     if cu_seqlens is None:
         return following
     sequence = sequence_ids(cu_seqlens, labels.shape[1])
@@ -132,10 +131,10 @@ def context_scan(
     initial_state, cu_seqlens and the final state are as in `parallelize`. With `reverse` the last rank is the first to be read.
     Second derivatives raise an error.
     """
-    h, final = Context.of(group).scan(
-        candidate, forget, lower_bound, [(reverse, theta)], initial_state, cu_seqlens=cu_seqlens, mask=mask, engine=engine
-    )
-    return h, final
+    context, options = Context.of(group), dict(cu_seqlens=cu_seqlens, mask=mask, engine=engine)
+    if context.world == 1:
+        return hgru_scan(candidate, forget, lower_bound, theta, initial_state, reverse=reverse, **options)
+    return context.scan(candidate, forget, lower_bound, [(reverse, theta)], initial_state, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -187,13 +186,6 @@ class Context:
         engine: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The sum of the scans in all directions `(reverse, theta)`, and the final state of the first; both share their messages."""
-        if self.world == 1:
-            (h, final), *others = [
-                hgru_scan(candidate, forget, lower_bound, theta, initial_state, reverse=reverse, cu_seqlens=cu_seqlens, mask=mask,
-                          engine=engine)
-                for reverse, theta in directions
-            ]  # fmt: skip
-            return sum((other for other, _ in others), h), final
         thetas = [theta for _, theta in directions]
         layout = _Layout(candidate, "candidate", 1, cu_seqlens)
         if candidate.ndim != 3:
@@ -267,14 +259,13 @@ class _ContextScan(torch.autograd.Function):
                 end = end + (reference._double(decay[exit], theta) * turned).to(end.dtype)
             if not message:  # both directions pass through the same gates
                 decay = decay[exit] if _passes(cu_seqlens) else torch.zeros_like(decay[exit])
-                digits = torch.stack([counts[exit] // _COUNT_BASE, counts[exit] % _COUNT_BASE], dim=-1)
-                message += [decay, digits.to(decay.dtype)]
+                # In float32 a count is exact to 2^24 steps, where a rotation step by step is off by a radian itself.
+                message += [decay, counts[exit].unsqueeze(-1).to(decay.dtype)]
             starts.append(start)
             message.append(end)
 
-        decays, digits, *ends = context.gather(torch.cat(message, dim=-1)).split([part.shape[-1] for part in message], dim=-1)
-        decays, digits = decays.clone(), digits.long()  # without the ends, which the backward does not need
-        steps = digits[..., 0] * _COUNT_BASE + digits[..., 1]
+        decays, steps, *ends = context.gather(torch.cat(message, dim=-1)).split([part.shape[-1] for part in message], dim=-1)
+        decays, steps = decays.clone(), steps.squeeze(-1).long()  # without the ends, which the backward does not need
 
         outputs, finals = [], []
         for reverse, theta, start, end in zip(directions, angles, starts, ends):
