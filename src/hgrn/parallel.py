@@ -23,7 +23,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from hgrn.modules import HGRU, HGRU2d, ShortConvolution
 from hgrn.ops import hgru_scan, library, reference
 from hgrn.ops.functional import _check_gate, _Layout
-from hgrn.ops.operator import operator
 from hgrn.ops.packing import sequence_ids
 
 Group = dist.ProcessGroup | DeviceMesh
@@ -43,7 +42,8 @@ def parallelize(model: nn.Module, group: Group) -> None:
     The gradients of the parameters are this rank's part: the sum over the ranks is the gradient of the sum of the ranks' losses.
     A `state` that is given enters where the sequence begins, so only on the first rank (a row that continues a sequence of the
     rank before takes that one's state instead); the state that is returned is the one after this rank's last position: the last
-    rank's is the sequence's (`last_state`). Labels must be shifted before they are split (`next_labels`).
+    rank's is the sequence's (`last_state`). Labels must be shifted before they are split (`next_labels`). torch.compile works,
+    with a break of its graph at every scan (not `fullgraph=True`).
 
     Args:
         model: any module; modules inside that are neither HGRU nor ShortConvolution must treat each position on its own.
@@ -171,8 +171,12 @@ class Context:
 
     def gather(self, x: Tensor) -> Tensor:
         """`[...]` of every rank -> `[R, ...]` on every rank."""
-        return gather_ranks(x, self.name, self.world)
+        gathered = x.new_empty((self.world, *x.shape))
+        dist.all_gather(list(gathered), x.contiguous(), group=_GROUPS[self.name])
+        return gathered
 
+    # Compilers leave both alone: they would drop or move an exchange whose result one rank does not need, and the others wait.
+    @torch.compiler.disable
     def scan(
         self,
         candidate: Tensor,
@@ -202,6 +206,7 @@ class Context:
         )  # fmt: skip
         return sum(h[1:], h[0]).reshape(candidate.shape), final
 
+    @torch.compiler.disable
     def window(self, x: Tensor, state: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         """The inputs in front of this rank's stretch x `[B, T, C]`, `[N, W - 1, C]`: `state` where no earlier rank has them."""
         if state.shape[1] == 0:
@@ -214,18 +219,6 @@ class Context:
         passed = kept if _passes(cu_seqlens) else torch.full_like(kept, state.shape[1])
         # Zeros are added on the first rank too: its part of the backward's exchange hangs on them.
         return torch.cat([before + _ContextWindow.apply(own, passed, self), later])
-
-
-@operator("hgrn::gather_ranks")
-def gather_ranks(x: Tensor, group: str, world: int) -> Tensor:
-    gathered = x.new_empty((world, *x.shape))
-    dist.all_gather(list(gathered), x.contiguous(), group=_GROUPS[group])
-    return gathered
-
-
-@gather_ranks.register_fake
-def _(x, group, world):
-    return x.new_empty((world, *x.shape))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def work(folder: Path) -> None:
         model = case.model(torch.float64)
         parallelize(model, dist.group.WORLD)
         found["copied"] = stretch_of_stack(case, torch.float64, copy.deepcopy(model))
-        compiled = torch.compile(case.model(torch.float64), backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(case.model(torch.float64), backend="aot_eager")
         parallelize(compiled, dist.group.WORLD)
         found["compiled"] = stretch_of_stack(case, torch.float64, compiled)
     torch.save(found, folder / f"{world}-{rank}.pt")
