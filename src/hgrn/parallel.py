@@ -13,6 +13,8 @@ meet, wherever that is: `local_cu_seqlens` says how each rank sees them.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +25,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from hgrn.modules import HGRU, HGRU2d, ShortConvolution
 from hgrn.ops import hgru_scan, library, reference
 from hgrn.ops.functional import _check_gate, _Layout
-from hgrn.ops.packing import sequence_ids
+from hgrn.ops.packing import check_cu_seqlens, sequence_ids
 
 Group = dist.ProcessGroup | DeviceMesh
 
-_GROUPS: dict[str, dist.ProcessGroup] = {}  # by name: what a module holds must be copied and pickled with it, as a group cannot be
+_GROUPS: dict[str, dist.ProcessGroup] = {}  # by name, which a module can hold and be copied with; a group cannot be copied
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -37,13 +39,15 @@ _GROUPS: dict[str, dist.ProcessGroup] = {}  # by name: what a module holds must 
 def parallelize(model: nn.Module, group: Group) -> None:
     """Make every HGRU and ShortConvolution inside `model` read its input as one stretch of a sequence split over `group`.
 
-    Afterwards every call is one of all ranks: each gives its own stretch (`local_stretch`), in the order of the ranks, with a mask
-    of that stretch and, for packed sequences, `local_cu_seqlens`. Outputs and gradients of the inputs are those of the stretch.
-    The gradients of the parameters are this rank's part: the sum over the ranks is the gradient of the sum of the ranks' losses.
-    A `state` that is given enters where the sequence begins, so only on the first rank (a row that continues a sequence of the
-    rank before takes that one's state instead); the state that is returned is the one after this rank's last position: the last
-    rank's is the sequence's (`last_state`). Labels must be shifted before they are split (`next_labels`). torch.compile works,
-    with a break of its graph at every scan (not `fullgraph=True`).
+    Afterwards every call and every backward pass is one of all ranks (but in `whole_sequences`): each gives its own stretch
+    (`local_stretch`), in the order of the ranks, with a mask of that stretch and, for packed sequences, `local_cu_seqlens`. Outputs
+    and gradients of the inputs are those of the stretch. The gradients of the parameters are this rank's part: their sum over the
+    ranks is the gradient of the sum of the ranks' losses, so a mean loss is each rank's sum over the count of all ranks.
+
+    A `state` that is given enters where its sequence begins: on the first rank, and in the rows of sequences that begin in a
+    stretch; a row that continues one of the rank before takes that one's state instead. The state that is returned is the one after
+    this rank's last position, so the last rank's is the sequence's (`last_state`). Labels must be shifted before they are split
+    (`next_labels`). torch.compile breaks its graph at every scan, so without `fullgraph=True`.
 
     Args:
         model: any module; modules inside that are neither HGRU nor ShortConvolution must treat each position on its own.
@@ -63,8 +67,27 @@ def parallelize(model: nn.Module, group: Group) -> None:
         layer.context = context if context.world > 1 else None
 
 
+@contextmanager
+def whole_sequences(model: nn.Module) -> Iterator[None]:
+    """Inside, a model that was parallelized reads whole sequences on its own again: to validate or generate on one rank alone."""
+    layers = [part for part in model.modules() if isinstance(part, HGRU | ShortConvolution)]
+    contexts = [layer.context for layer in layers]
+    try:
+        for layer in layers:
+            layer.context = None
+        yield
+    finally:
+        for layer, context in zip(layers, contexts):
+            layer.context = context
+
+
 def local_stretch(length: int, group: Group) -> slice:
-    """This rank's part of a time axis of `length`: as even as can be, the first `length % R` ranks one position longer."""
+    """This rank's part of a time axis of `length`: as even as can be, the first `length % R` ranks one position longer.
+
+    Other cuts work as well, as long as every rank knows its own; `local_cu_seqlens` uses this one.
+    """
+    if length < 0:
+        raise ValueError(f"length must be at least 0, got {length}")
     context = Context.of(group)
     short, longer = divmod(length, context.world)
     start = context.rank * short + min(context.rank, longer)
@@ -76,8 +99,12 @@ def local_cu_seqlens(cu_seqlens: Tensor, group: Group) -> Tensor:
 
     Row 0 of every rank but the first continues the last row of the rank before. A border that lies on the cut belongs to the rank
     behind it, whose row 0 is then empty: so whether a sequence continues can be read off, and every border is on one rank.
+    The values are read: best on CPU, before they go to the device. Raises ValueError if they are no boundaries.
     """
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
+        raise ValueError(f"cu_seqlens must be the boundaries [M + 1] of at least one sequence, got shape {tuple(cu_seqlens.shape)}")
     context, total = Context.of(group), int(cu_seqlens[-1])
+    check_cu_seqlens(cu_seqlens, total)
     stretch, inner = local_stretch(total, group), cu_seqlens[1:-1]
     here = (inner >= stretch.start) & (inner < stretch.stop)
     if context.rank == context.world - 1:
@@ -175,7 +202,7 @@ class Context:
         dist.all_gather(list(gathered), x.contiguous(), group=_GROUPS[self.name])
         return gathered
 
-    # Compilers leave both alone: they would drop or move an exchange whose result one rank does not need, and the others wait.
+    # A compiler would drop or move an exchange whose result this rank does not need, and the others would wait: both stay eager.
     @torch.compiler.disable
     def scan(
         self,

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from hgrn import parallel
 from hgrn.modules import HGRN
-from hgrn.parallel import context_scan, last_state, local_cu_seqlens, local_stretch, parallelize
+from hgrn.parallel import context_scan, last_state, local_cu_seqlens, local_stretch, parallelize, whole_sequences
 from tests.parallel.cases import CONVOLUTION, DTYPES, SCANS, STACKS, WORLDS, StackCase, rows_of, weights_of
 from tests.training.processes import in_ranks
 
@@ -129,8 +129,19 @@ def messages(steps: int, options: dict) -> dict[str, list]:
     return {"forward": forward, "backward": backward}
 
 
-def two_calls(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A sequence read in two calls, the state carried over from one to the other, and the last state."""
+def on_its_own(dtype: torch.dtype) -> Tensor:
+    """What a rank makes of the whole sequence while the others wait."""
+    case = STACKS["convolution"]
+    model = case.model(dtype)
+    parallelize(model, dist.group.WORLD)
+    with recorded() as calls, whole_sequences(model):
+        y, _ = model(case.inputs(dtype)[0])
+    assert not calls
+    return y.detach()
+
+
+def two_calls(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+    """A sequence read in two calls, the state carried over from one to the other: both outputs, and the last state."""
     case, group = STACKS["convolution"], dist.group.WORLD
     model = case.model(dtype)
     parallelize(model, group)
@@ -138,7 +149,7 @@ def two_calls(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     mine = local_stretch(12, group)
     first, state = model(x[:, :12][:, mine])
     second, state = model(x[:, 12:][:, mine], last_state(state, group))
-    return first.detach(), second.detach(), [[part for part in layer] for layer in last_state(state, group)]
+    return first.detach(), second.detach(), [list(layer) for layer in last_state(state, group)]
 
 
 def work(folder: Path) -> None:
@@ -170,7 +181,7 @@ def work(folder: Path) -> None:
             "convolution": CONVOLUTION,
         }.items()
     }  # fmt: skip
-    found["two calls"] = two_calls(torch.float64)
+    found["two calls"], found["on its own"] = two_calls(torch.float64), on_its_own(torch.float64)
     if world == 2:
         case = STACKS["convolution, packed"]
         model = case.model(torch.float64)

@@ -151,6 +151,13 @@ def test_a_sequence_goes_on_in_another_call(ranks, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_whole_sequences_are_read_without_the_other_ranks(ranks, world):
+    expected = whole_stack(STACKS["convolution"], torch.float64)
+    for rank in ranks[world]:
+        assert_close(rank["on its own"], expected["y"])
+
+
+@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_local_stretches_tile_the_time_axis(ranks, world, length):
     stretches = stretches_of(ranks, world, length)
@@ -209,3 +216,9 @@ def test_what_cannot_be_split_is_refused(alone):
     with pytest.raises(ValueError, match="got a mesh of 2"):
         parallelize(HGRU(4), mesh)
     parallelize(HGRU(4), mesh["context"])
+    with pytest.raises(ValueError, match="length must be at least 0, got -1"):
+        local_stretch(-1, alone)
+    with pytest.raises(ValueError, match="cu_seqlens must start at 0, never fall"):
+        local_cu_seqlens(torch.tensor([0, 5, 3, 8]), alone)
+    with pytest.raises(ValueError, match="boundaries .* of at least one sequence, got shape"):
+        local_cu_seqlens(torch.tensor([0]), alone)
