@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from hgrn.errors import UserError
+from hgrn.parallel import parallelize
 from hgrn.training import sharding
 from hgrn.training.peers import Peers
 from hgrn.training.recipe import ParallelSpec
@@ -26,7 +27,7 @@ class Ranks:
     """This process among `world` equals: its number, the device that it computes on, and what they share out.
 
     mesh: the ranks in two dimensions, "data" (each row reads other sequences) and "context" (the ranks of a row share each
-    sequence). Weights are averaged or sharded over all ranks. None where there is one rank.
+    sequence). Weights are averaged or sharded over all ranks. peers: the processes of all ranks. None where there is one rank.
     """
 
     rank: int
@@ -34,6 +35,7 @@ class Ranks:
     device: torch.device
     parallel: ParallelSpec = ParallelSpec()
     mesh: DeviceMesh | None = None
+    peers: Peers | None = None
 
     @classmethod
     @contextmanager
@@ -68,8 +70,9 @@ class Ranks:
             mesh = init_device_mesh(
                 device.type, (world // parallel.context, parallel.context), mesh_dim_names=("data", "context")
             )
-            with Peers().watched():
-                yield cls(dist.get_rank(), world, device, parallel, mesh)
+            peers = Peers()
+            with peers.watched(), peers.explained():
+                yield cls(dist.get_rank(), world, device, parallel, mesh, peers)
         finally:
             if ours:
                 dist.destroy_process_group()
@@ -94,6 +97,15 @@ class Ranks:
         """Into how many shares a batch is cut."""
         return self.world // self.parallel.context
 
+    @property
+    def context(self) -> DeviceMesh | None:
+        """The ranks that share their sequences with this one; None if it reads whole sequences."""
+        return self.mesh["context"] if self.parallel.context > 1 else None
+
+    def explained(self) -> AbstractContextManager:
+        """Raises a UserError for the death of another rank (see `Peers.explained`)."""
+        return nullcontext() if self.peers is None else self.peers.explained()
+
     def sum(self, *values: float) -> list[float]:
         """Each value summed over the ranks, on every rank."""
         if self.world == 1:
@@ -108,12 +120,14 @@ class Ranks:
             dist.barrier()
 
     def wrap(self, model: nn.Module, precision: str) -> nn.Module:
-        """`model` with its gradients averaged over the ranks at the end of each backward pass.
+        """`model`, reading stretches if it has to, with its gradients averaged over the ranks at the end of each backward pass.
 
         With `parallel.mode: fsdp` it is sharded in place, and its matrices are gathered in bfloat16 where that is the precision.
         """
         if self.world == 1:
             return model
+        if self.context is not None:
+            parallelize(model, self.context)
         if self.is_sharded:
             sharding.shard(model, init_device_mesh(self.device.type, (self.world,)), bf16=precision == "bf16")
             return model

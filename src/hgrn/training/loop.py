@@ -73,7 +73,7 @@ def train(
     that all of them see.
 
     Raises UserError for whatever the user can mend: data, an `out` that holds something else or is in use, a
-    checkpoint of another recipe or other data, a loss or gradient that is not finite.
+    checkpoint of another recipe or other data, a loss or gradient that is not finite, another rank that dies.
     """
     run = Path(out)
     with ExitStack() as stack:
@@ -102,7 +102,8 @@ def train(
             stack.callback(log.close)
             trainer.listeners.append(log)
         trainer.stop_requested = stack.enter_context(_stop_signals(second_aborts=ranks.world == 1))
-        return trainer.run_to_end()
+        with ranks.explained():
+            return trainer.run_to_end()
 
 
 class Trainer:
@@ -346,4 +347,5 @@ def _stop_signals(second_aborts: bool) -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is handle:
+                signal.signal(number, handler)

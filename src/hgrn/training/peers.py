@@ -1,6 +1,7 @@
 """Which processes live: the holder of a lock, and the other ranks of a run."""
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -14,8 +15,8 @@ import torch.distributed as dist
 
 from hgrn.errors import UserError
 
-_POLL, _GRACE = 0.25, 5.0  # seconds
-_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "imed out", "connection")
+_POLL, _GRACE = 0.25, 3.0  # seconds
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "Timed out", "timed out")  # what gloo says
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,33 @@ class Peers:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Turn the error of a rank that has lost another one into a UserError; end this process where it only waits for it.
+        """End this process where it only waits for a rank that has ended.
 
-        A broken connection makes gloo raise an error at once. NCCL may wait inside the driver, where neither an exception nor a
-        signal handler of Python's gets a turn; then a thread says what has happened and ends the process.
+        A broken connection makes gloo raise an error at once (`explained`). NCCL may wait inside the driver, where neither an
+        exception nor a signal handler of Python's gets a turn; then a thread says what has happened and ends the process.
         """
         left = threading.Event()
         threading.Thread(target=self._watch, args=(left,), name="hgrn peers", daemon=True).start()
         try:
             yield
             dist.barrier()  # a rank that is done must not be taken for one that has died
+        finally:
+            left.set()
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn the error of a rank that has lost another one into a UserError, and from then on ignore SIGTERM.
+
+        By that signal torchrun ends the ranks that are left, which have something to say first.
+        """
+        try:
+            yield
         except RuntimeError as error:
             if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in _LOST):
                 raise
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise UserError(self._message(self.gone(within=_GRACE))) from error
-        finally:
-            left.set()
 
     def _watch(self, left: threading.Event) -> None:
         while not left.wait(_POLL):

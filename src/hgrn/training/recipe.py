@@ -230,6 +230,7 @@ _FREE_TO_CHANGE = (
     "training.keep",
     "training.log_every",
     "training.threads",
+    "batch.accumulation",
     "parallel*",
 )
 
@@ -237,9 +238,9 @@ _FREE_TO_CHANGE = (
 def blocking_changes(saved: Recipe, now: Recipe) -> list[str]:
     """How `now` differs from the recipe that a checkpoint was saved under, in what decides the weights.
 
-    Names, bookkeeping, validation, threads and processes may change, and so may the path of the training text, whose
-    content the checkpoint's fingerprint holds; the run may get longer if its learning rate does not depend on
-    the length.
+    Names, bookkeeping, validation, threads and how a batch is shared out may change, and so may the path of the
+    training text, whose content the checkpoint's fingerprint holds; the run may get longer if its learning rate
+    does not depend on the length.
     """
     before, after = _leaves(saved.model_dump(mode="json")), _leaves(now.model_dump(mode="json"))
     free = list(_FREE_TO_CHANGE)

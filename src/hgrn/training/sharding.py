@@ -90,9 +90,9 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
         for key, value in state["state"].get(index, {}).items():
             if value is None:
                 state["state"][index][key] = wanted[_moment(name, key)] = torch.empty_like(parameters[name]).detach()
-    dcp.load(
-        wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=not torch.distributed.is_initialized()
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
+        dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
 
 
 def load_whole(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from hgrn.data.sampling import IGNORED, Batch, BlockSampler
 from hgrn.data.tokenizer import load_tokenizer
 from hgrn.data.tokens import TokenFile, prepare
 from hgrn.errors import UserError
+from hgrn.parallel import last_state, local_cu_seqlens, local_stretch, whole_sequences
 from hgrn.training.distributed import Ranks
 from hgrn.training.recipe import Recipe
 
@@ -78,7 +79,8 @@ class LanguageModelTask:
         batch = self.sampler.next()
         if batch.restart:
             self.carried = [None] * len(self.carried)
-        return batch.split(len(self.carried)), int((batch.labels != IGNORED).sum())
+        batches = [self._stretch(part) for part in batch.split(len(self.carried))]
+        return batches, sum(int((part.labels != IGNORED).sum()) for part in batches)
 
     def loss(self, model: nn.Module, index: int, batch: Batch, counted: int) -> Tensor:
         """The summed nats of micro-batch `index`, over `counted`: the tokens that count in the whole step."""
@@ -94,7 +96,9 @@ class LanguageModelTask:
                 num_items_in_batch=counted,
             )
         if carry:
-            self.carried[index] = output.past_key_values.detach()
+            cache = self.carried[index] = output.past_key_values.detach()
+            if self.ranks.context is not None:
+                cache.state = last_state(cache.state, self.ranks.context)
         return output.loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,8 +121,18 @@ class LanguageModelTask:
     def validate(self) -> Evaluation:
         """Bits per byte of the validation split, or of its first `training.eval_tokens` tokens."""
         # A sharded model gathers its matrices as it trains with them; any other has them in fp32.
-        with self._precision() if self.ranks.is_sharded else nullcontext():
+        precision = self._precision() if self.ranks.is_sharded else nullcontext()
+        with precision, whole_sequences(self.model):
             return evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
+
+    def _stretch(self, batch: Batch) -> Batch:
+        """What this rank reads of a micro-batch that it shares with others."""
+        group = self.ranks.context
+        if group is None:
+            return batch
+        part = local_stretch(batch.input_ids.shape[1], group)
+        borders = None if batch.cu_seqlens is None else local_cu_seqlens(batch.cu_seqlens, group)
+        return replace(batch, input_ids=batch.input_ids[:, part], labels=batch.labels[:, part], cu_seqlens=borders)
 
     def _cache(self, state: tuple, seen_tokens: int) -> "HGRNCache":
         from hgrn.models import HGRNCache
