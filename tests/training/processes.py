@@ -2,6 +2,7 @@
 
     python -m tests.training.processes kills FOLDER     every named point of a save, and random moments
     python -m tests.training.processes ranks FOLDER     one process and two, which talk through gloo
+    python -m tests.training.processes shares FOLDER    whole and sharded weights, whole and shared sequences, on 1, 2 and 4
 
 Everything is imported once and every run is a fork, so that a run takes tenths of a second instead of many.
 The results are printed as one JSON object.
@@ -10,6 +11,7 @@ The results are printed as one JSON object.
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -18,9 +20,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import torch._dynamo  # noqa: F401  (what every fork would import)
+
+import hgrn.models  # noqa: F401
 from hgrn.training import checkpointing
+from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
 from hgrn.training.recipe import Recipe
+from hgrn.training.tasks import LanguageModelTask
 from tests.training.tiny_runs import tiny_recipe
 
 
@@ -140,11 +147,75 @@ def ranks(folder: Path) -> dict:
 
     results["stopped"] = in_ranks(2, lambda: train(dropout, folder / "stopped", on_event=interrupt))
     results["stopped at"] = final_weights(folder / "stopped").split()[0]
-    results["alone"] = in_ranks(1, lambda: train(dropout, folder / "stopped", resume=True))
+    shutil.copytree(folder / "stopped", folder / "alone")
+    results["alone"] = in_ranks(1, lambda: train(dropout, folder / "alone", resume=True))
     results["resumed"] = in_ranks(2, lambda: train(dropout, folder / "stopped", resume=True))
     results["weights"] = [final_weights(folder / "whole"), final_weights(folder / "stopped")]
     return results
 
 
+def shares(folder: Path) -> dict:
+    """The same 30 steps on one process and in other ways; stopped on one number of ranks and gone on with on another."""
+    folder.mkdir(parents=True)
+    (folder / "tiny.txt").write_text("some lines of text\n" * 60 + "a long line without any border in it " * 40)
+
+    def recipe(**overrides: object) -> Recipe:
+        fixed = dict(model__dropout=0, training__log_every=1, training__steps=30, training__save_every=15, training__eval_every="null",
+                     training__keep="null", batch__batch_size=8, batch__state="carry", parallel__mode="fsdp")  # fmt: skip
+        return tiny_recipe(folder, **fixed | overrides)
+
+    def run(name: str, world: int, resume: bool = False, **overrides: object) -> None:
+        made = recipe(**overrides)
+        ended = in_ranks(world, lambda: train(made, folder / name, resume=resume))
+        assert ended == [0] * world, (name, ended)
+
+    def go_on(source: str, name: str, world: int) -> None:
+        shutil.copytree(folder / source, folder / name)
+        shutil.rmtree(folder / name / "checkpoints" / "step-000030")
+        run(name, world, resume=True)
+
+    run("one", 1)
+    run("ddp 2", 2, parallel__mode="ddp")
+    run("fsdp 4", 4, parallel__recompute=True, batch__accumulation=2)
+    go_on("fsdp 4", "fsdp 4 to 2", 2)
+    go_on("fsdp 4 to 2", "fsdp 2 to 1", 1)
+    go_on("one", "one to 4", 4)
+    go_on("ddp 2", "ddp 2 to fsdp 4", 4)
+    short = dict(training__steps=6, training__save_every=6, batch__accumulation=2, batch__batch_size=4)
+    run("muon one", 1, optimizer__name="muon", **short)
+    run("muon fsdp", 4, optimizer__name="muon", **short | {"batch__accumulation": 1})
+    run("bf16 ddp", 2, training__precision="bf16", training__eval_every=3, parallel__mode="ddp", **short)
+    run("bf16 fsdp", 2, training__precision="bf16", training__eval_every=3, parallel__recompute=True, **short)
+    for state in ("reset", "carry", "documents"):
+        here = dict(data__documents="line", batch__state=state, **short)
+        run(f"{state} one", 1, training__eval_every=3, **here)
+        run(f"{state} context", 4 if state == "documents" else 2, training__eval_every=3, parallel__context=2, parallel__mode="ddp",
+            **here | {"batch__accumulation": 1})  # fmt: skip
+    run("carry context fsdp", 4, parallel__context=2, data__documents="line", **short)
+    made = recipe(**short, parallel__context=2)
+    assert in_ranks(4, lambda: write_local_shapes(made, folder)) == [0] * 4
+    return {}
+
+
+def write_local_shapes(recipe: Recipe, folder: Path) -> None:
+    """For each parameter: its shape, what this rank holds of it, and the dtypes of its values inside a bf16 model."""
+    from torch.distributed.tensor import DTensor
+
+    with Ranks.join(recipe.parallel) as ranks:
+        model = LanguageModelTask(recipe, ranks).model
+        ranks.wrap(model, "bf16")
+        rows = {
+            name: [isinstance(parameter, DTensor), parameter.shape, parameter.to_local().shape]
+            for name, parameter in model.named_parameters()
+        }
+        model.unshard()
+        for part in model.modules():
+            if hasattr(part, "unshard"):
+                part.unshard()
+        for name, parameter in model.named_parameters():
+            rows[name].append(str(parameter.dtype))
+    (folder / f"shapes {ranks.rank}.json").write_text(json.dumps(rows))
+
+
 if __name__ == "__main__":
-    print(json.dumps({"kills": kills, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))))
+    print(json.dumps({"kills": kills, "ranks": ranks, "shares": shares}[sys.argv[1]](Path(sys.argv[2]))))

@@ -15,6 +15,7 @@ PARAMETERS = {
     "quickstart": None,
     "lm/sotu": None,
     "lm/text": None,
+    "lm/long-context": None,
     "lm/wikitext103": 46_247_936,
     "lm/150m": 146.07e6,
     "lm/350m": 351.6e6,

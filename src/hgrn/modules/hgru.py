@@ -54,6 +54,7 @@ class HGRU(KeepsFloat32):
 
     no_decay = ("theta",)
     float32_parameters = ("theta",)
+    context = None  # set by hgrn.parallel where x is one rank's stretch of longer sequences
 
     def __init__(
         self,
@@ -180,6 +181,8 @@ class HGRU(KeepsFloat32):
         directions = [(False, self.theta[0] if own else self.theta)]
         if self.bidirectional:
             directions.append((True, self.theta[1] if own else self.theta))
+        if self.context is not None:
+            return self.context.scan(candidate, forget, lower_bound, directions, initial_state, **where)
         (h, final), *others = [
             hgru_scan(candidate, forget, lower_bound, theta, initial_state, dim=dim, reverse=reverse, **where)
             for dim in dims

@@ -20,6 +20,7 @@ class ShortConvolution(nn.Module):
     """
 
     no_decay = ("weight",)
+    context = None  # set by hgrn.parallel where x is one rank's stretch of longer sequences
 
     def __init__(self, channels: int, size: int):
         super().__init__()
@@ -61,6 +62,8 @@ class ShortConvolution(nn.Module):
         state = self.initial_state(sequences) if state is None else state
         wide = at_least_float32(x.dtype)
         state, inputs = state.to(wide), x.to(wide)
+        if self.context is not None:
+            state = self.context.window(inputs, state, mask, cu_seqlens)
         if cu_seqlens is None and (mask is None or x.shape[1] == 1):
             stream = torch.cat([state, inputs], dim=1)
             after = stream[:, x.shape[1] :]

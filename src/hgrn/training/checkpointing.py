@@ -6,7 +6,8 @@ A run folder:
     checkpoints/step-000500/
         model.safetensors, config.json, tokenizer files, recipe.yaml
         README.md         the model card, which anyone may edit
-        rank-0.pt, ...    one per process: optimizer, RNG, position (read with weights_only=True)
+        rank-0.pt, ...    one per process: RNG, position, and in the first the optimizer (read with weights_only=True)
+        sharded/          weights and optimizer of a sharded model, a safetensors file per process (see sharding)
         manifest.json     every other file but the card with its size and checksum
 
 A checkpoint is written into a hidden folder beside its place, and renamed when all of it, the manifest last,
@@ -28,11 +29,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import load_model
 from torch import nn
 
 from hgrn.errors import UserError
 from hgrn.source import commit
+from hgrn.training import sharding
 from hgrn.training.distributed import Ranks
 from hgrn.training.recipe import (
     Recipe,
@@ -61,6 +62,7 @@ SAVE_POINTS = (
 
 # Prefixes of the hidden folders.
 SAVING, DROPPED = ".saving-", ".dropped-"
+SHARDED = "sharded"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def save(
     step: int,
     *,
     model: Any,
+    optimizer: torch.optim.Optimizer,
     tokenizer: Any,
     recipe: Recipe,
     fingerprint: str,
@@ -101,20 +104,27 @@ def save(
 ) -> Path:
     """Save one checkpoint from all ranks, then drop all but the newest `recipe.training.keep`; its folder.
 
-    model, tokenizer: anything with `save_pretrained(folder)`. state: this rank's optimizer, RNG and position,
-    of types that `torch.load(weights_only=True)` reads; of its "progress" the model card tells.
+    tokenizer: anything with `save_pretrained(folder)`. state: this rank's RNG and position, of types that
+    `torch.load(weights_only=True)` reads; of its "progress" the model card tells.
     """
     from hgrn.models import card
 
     place = run / "checkpoints" / f"step-{step:06d}"
     hidden = place.with_name(SAVING + place.name)
+    weights = shards = None  # of a model that is not sharded, save_pretrained takes the weights itself
+    if ranks.is_sharded:
+        weights = sharding.whole_weights(model, keep=ranks.is_main)
+        optimizer_state, shards = sharding.split_state(model, optimizer)
+    else:
+        optimizer_state = optimizer.state_dict()
     if ranks.is_main:
+        state = state | {"optimizer": optimizer_state}
         _remove_hidden(run)
         hidden.mkdir(parents=True)
         _done("folder made")
         model.card_facts = _card_facts(step, recipe, fingerprint, state)
         with without_bars():
-            model.save_pretrained(hidden)
+            model.save_pretrained(hidden, state_dict=weights)
         _done("weights written")
         tokenizer.save_pretrained(hidden)
         _done("tokenizer written")
@@ -122,6 +132,8 @@ def save(
         _done("recipe written")
     ranks.barrier()
     torch.save(state, hidden / _state_name(ranks.rank))
+    if shards is not None:
+        sharding.save(hidden / SHARDED, shards)
     ranks.barrier()
     if ranks.is_main:
         _done("state written")
@@ -232,8 +244,8 @@ def find_checkpoint(path: Path) -> Path:
     return newest
 
 
-def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str, ranks: Ranks) -> None:
-    """Raise UserError unless a run of `recipe` on this data and these ranks may go on from `checkpoint`."""
+def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str) -> None:
+    """Raise UserError unless a run of `recipe` on this data may go on from `checkpoint`."""
     manifest = Manifest.read(checkpoint)
     check_same_recipe(checkpoint / "recipe.yaml", recipe)
     if manifest.data != fingerprint:
@@ -241,15 +253,12 @@ def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str, ranks: R
             f"{checkpoint} was trained on other data (fingerprint {manifest.data}, now {fingerprint}): "
             "give the data it was trained on, or start a new run in another folder"
         )
-    if manifest.world != ranks.world:
-        raise UserError(
-            f"{checkpoint} was saved by {manifest.world} processes: resume with as many, not {ranks.world}"
-        )
-    if _state_name(ranks.rank) not in [file.name for file in manifest.files]:
-        raise UserError(
-            f"{checkpoint} has no optimizer state ({_state_name(ranks.rank)}) to resume with: start "
-            "a new run in another folder"
-        )
+    present = {file.name for file in manifest.files}
+    for name in map(_state_name, range(manifest.world)):
+        if name not in present:
+            raise UserError(
+                f"{checkpoint} has no optimizer state ({name}) to resume with: start a new run in another folder"
+            )
 
 
 def check_same_recipe(saved: Path, recipe: Recipe) -> None:
@@ -263,9 +272,23 @@ def check_same_recipe(saved: Path, recipe: Recipe) -> None:
         )
 
 
-def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Put the weights of a checkpoint into a model of the same configuration, bit for bit."""
-    load_model(model, checkpoint / "model.safetensors", device="cpu")
+def layout(checkpoint: Path) -> tuple[int, int]:
+    """How many processes saved a checkpoint, and how many of them shared each sequence."""
+    return Manifest.read(checkpoint).world, recipe_from_yaml(checkpoint / "recipe.yaml").parallel.context
+
+
+def load_model_and_optimizer(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, optimizer_state: dict
+) -> None:
+    """Put a checkpoint into a model of the same configuration and its optimizer, bit for bit, whole or sharded.
+
+    optimizer_state: what rank 0 has saved of the optimizer.
+    """
+    if (checkpoint / SHARDED).is_dir():
+        sharding.load(checkpoint / SHARDED, model, optimizer, optimizer_state)
+    else:
+        sharding.load_whole(checkpoint / "model.safetensors", model, optimizer, optimizer_state)
+    optimizer.load_state_dict(optimizer_state)
 
 
 def load_state(checkpoint: Path, rank: int) -> dict:

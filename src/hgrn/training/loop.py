@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from hgrn.data.shuffle import hashed
 from hgrn.errors import UserError
+from hgrn.modules import Block
 from hgrn.training import checkpointing
 from hgrn.training.distributed import Ranks
-from hgrn.training.optimizer import build_optimizer, parameters_of, set_learning_rate
+from hgrn.training.optimizer import build_optimizer, local, parameters_of, set_learning_rate
 from hgrn.training.recipe import Recipe
 from hgrn.training.runfolder import check_free, locked, write_recipe
 from hgrn.training.runlog import RunLog
@@ -71,11 +73,11 @@ def train(
     that all of them see.
 
     Raises UserError for whatever the user can mend: data, an `out` that holds something else or is in use, a
-    checkpoint of another recipe or other data, a loss or gradient that is not finite.
+    checkpoint of another recipe or other data, a loss or gradient that is not finite, another rank that dies.
     """
     run = Path(out)
     with ExitStack() as stack:
-        ranks = stack.enter_context(Ranks.join())
+        ranks = stack.enter_context(Ranks.join(recipe.parallel))
         stack.enter_context(_threads(recipe.training.threads))
         _check_division(recipe, ranks)
         listen = on_event if on_event and ranks.is_main else _ignore
@@ -100,7 +102,8 @@ def train(
             stack.callback(log.close)
             trainer.listeners.append(log)
         trainer.stop_requested = stack.enter_context(_stop_signals(second_aborts=ranks.world == 1))
-        return trainer.run_to_end()
+        with ranks.explained():
+            return trainer.run_to_end()
 
 
 class Trainer:
@@ -111,7 +114,10 @@ class Trainer:
         self.listeners = [listen]
         self.model = task.model.train()
         # Only the steps are compiled: validation reads in other shapes, each of which would be compiled anew.
-        self.wrapped = ranks.wrap(torch.compile(self.model) if recipe.training.compile else self.model)
+        for block in [part for part in self.model.modules() if isinstance(part, Block)]:
+            block.gradient_checkpointing = recipe.parallel.recompute
+        model = torch.compile(self.model) if recipe.training.compile else self.model
+        self.wrapped = ranks.wrap(model, recipe.training.precision)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.parameters = parameters_of(self.optimizer)
         schedule = recipe.schedule
@@ -130,25 +136,11 @@ class Trainer:
         torch.manual_seed(recipe.training.seed + ranks.rank)  # dropout differs between the ranks
 
     def state_dict(self) -> dict[str, Any]:
-        """All of this rank's state but the weights, which are saved beside it."""
+        """All of this rank's state but the weights and the optimizer, of which the ranks have one together."""
         rng = {"cpu": torch.get_rng_state()}
         if self.ranks.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.ranks.device)
-        return {
-            "progress": asdict(self.progress),
-            "optimizer": self.optimizer.state_dict(),
-            "task": self.task.state_dict(),
-            "rng": rng,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken."""
-        self.progress = Progress(**state["progress"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.task.load_state_dict(state["task"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.ranks.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.ranks.device)
+        return {"progress": asdict(self.progress), "task": self.task.state_dict(), "rng": rng}
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint of the run folder; from step 0 if it has not saved any."""
@@ -156,9 +148,8 @@ class Trainer:
         for path, reason in passed_over:
             self._emit("passed over", path=str(path), reason=reason)
         if checkpoint is not None:
-            checkpointing.check_resumable(checkpoint, self.recipe, self.task.fingerprint, self.ranks)
-            checkpointing.load_weights(checkpoint, self.model)
-            self.load_state_dict(checkpointing.load_state(checkpoint, self.ranks.rank))
+            checkpointing.check_resumable(checkpoint, self.recipe, self.task.fingerprint)
+            self._load(checkpoint)
             self.checkpoint = checkpoint
             self._emit("resumed", path=str(checkpoint))
         elif passed_over:
@@ -167,6 +158,22 @@ class Trainer:
         elif (self.run / "recipe.yaml").is_file():
             checkpointing.check_same_recipe(self.run / "recipe.yaml", self.recipe)
 
+    def _load(self, checkpoint: Path) -> None:
+        """Go on exactly where a checkpoint was taken; with other numbers for dropout if by another number of ranks."""
+        ranks = self.ranks
+        world, context = checkpointing.layout(checkpoint)
+        states = [checkpointing.load_state(checkpoint, rank) for rank in range(0, world, context)]
+        self.progress = Progress(**states[0]["progress"])
+        checkpointing.load_model_and_optimizer(checkpoint, self.model, self.optimizer, states[0]["optimizer"])
+        self.task.load_state_dict([state["task"] for state in states])
+        if world == ranks.world:
+            rng = checkpointing.load_state(checkpoint, ranks.rank)["rng"]
+            torch.set_rng_state(rng["cpu"])
+            if ranks.device.type == "cuda":
+                torch.cuda.set_rng_state(rng["cuda"], ranks.device)
+        else:
+            torch.manual_seed(hashed(self.recipe.training.seed + ranks.rank, self.progress.step))
+
     def run_to_end(self) -> Outcome:
         """Take the remaining steps, with the log rows, validations and checkpoints between them."""
         training, progress = self.recipe.training, self.progress
@@ -174,6 +181,7 @@ class Trainer:
             "start",
             name=self.recipe.name,
             device=str(self.ranks.device),
+            processes=self.ranks.world,
             parameters=sum(parameter.numel() for parameter in self.parameters),
             steps=training.steps,
             tokens=len(self.task.train),
@@ -205,14 +213,16 @@ class Trainer:
                 # The backward pass averages over the ranks and we want the sum: counted spans all of them.
                 (loss * ranks.world).backward()
             total = total + loss.detach()
-        norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        norm = get_total_norm([local(parameter.grad) for parameter in self.parameters if parameter.grad is not None])
         loss_here, grad_norm = torch.stack([total, norm]).tolist()  # the one wait for the device in a step
-        loss, stop = ranks.sum(loss_here, self.stop_requested())
+        loss, stop, squares = ranks.sum(loss_here, self.stop_requested(), grad_norm**2)
+        if ranks.is_sharded:
+            grad_norm = math.sqrt(squares)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise UserError(self._not_finite(loss, grad_norm))
         clip_norm = self.recipe.optimizer.clip_norm
         if clip_norm is not None and grad_norm > clip_norm:
-            clip_grads_with_norm_(self.parameters, clip_norm, norm)
+            clip_grads_with_norm_(self.parameters, clip_norm, norm.new_tensor(grad_norm))
         self.lr, self.grad_norm = self.learning_rate(progress.step), grad_norm
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.step()
@@ -246,8 +256,11 @@ class Trainer:
         progress.window_nats, progress.window_tokens, progress.window_seconds = 0.0, 0, 0.0
 
     def _validate(self) -> None:
-        if self.ranks.is_main:
+        sharded = self.ranks.is_sharded
+        if self.ranks.is_main or sharded:  # a sharded model gathers its weights from all ranks
             result = self.task.validate()
+            if sharded:
+                self.model.reshard()  # it keeps those outside of the blocks for a backward pass, which does not come
             row = {"step": self.progress.step, "bits_per_byte": result.bits_per_byte}
             if not self.progress.best or row["bits_per_byte"] < self.progress.best["bits_per_byte"]:
                 self.progress.best = row
@@ -260,6 +273,7 @@ class Trainer:
             self.run,
             self.progress.step,
             model=self.model,
+            optimizer=self.optimizer,
             tokenizer=self.task.tokenizer,
             recipe=self.recipe,
             fingerprint=self.task.fingerprint,
@@ -291,11 +305,12 @@ def _ignore(event: dict[str, Any]) -> None:
 
 
 def _check_division(recipe: Recipe, ranks: Ranks) -> None:
-    parts = ranks.world * recipe.batch.accumulation
+    parts = ranks.data_world * recipe.batch.accumulation
     if recipe.batch.batch_size % parts:
+        shared = f" over parallel.context = {recipe.parallel.context}" if recipe.parallel.context > 1 else ""
         raise UserError(
             f"batch.batch_size = {recipe.batch.batch_size} must be a multiple of {parts}: {ranks.world} "
-            f"processes times batch.accumulation = {recipe.batch.accumulation}"
+            f"processes{shared} times batch.accumulation = {recipe.batch.accumulation}"
         )
 
 
@@ -332,4 +347,5 @@ def _stop_signals(second_aborts: bool) -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is handle:
+                signal.signal(number, handler)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 _MOMENTUM = 0.95
 _STEPS = 5
@@ -71,11 +72,26 @@ class Muon(torch.optim.AdamW):
             momentum = state["momentum"]
             momentum.lerp_(parameter.grad.float(), 1 - _MOMENTUM)
             update = parameter.grad.float().lerp(momentum, _MOMENTUM)
+            if isinstance(parameter, DTensor):
+                self._step_of_shard(group, parameter, update, rows)
+                parameter.grad = None
+                continue
             for pair in zip(update.split(rows), parameter.split(rows)):
                 by_shape.setdefault(pair[0].shape, []).append(pair)
             parameter.grad = None  # for AdamW there is nothing left to do
         for shape, pairs in by_shape.items():
             directions = orthogonalize(torch.stack([update for update, _ in pairs]))
-            size = group["lr"] * 0.2 * max(shape) ** 0.5
             for (_, part), direction in zip(pairs, directions):
-                part.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=size)
+                part.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=_size(group, shape))
+
+    def _step_of_shard(self, group: dict, parameter: DTensor, update: DTensor, rows: tuple[int, ...]) -> None:
+        """One step of a sharded matrix, the only one that is whole in memory meanwhile; collective."""
+        maps = update.full_tensor().split(rows)
+        direction = torch.cat([orthogonalize(part[None])[0] * _size(group, part.shape) for part in maps])
+        direction = distribute_tensor(direction, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction)
+
+
+def _size(group: dict, shape: torch.Size) -> float:
+    """By how much a direction of this shape is scaled."""
+    return group["lr"] * 0.2 * max(shape) ** 0.5

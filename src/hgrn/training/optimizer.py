@@ -1,7 +1,8 @@
 """The optimizer that a recipe chooses, with its decay groups."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hgrn.training.muon import Muon
 from hgrn.training.recipe import OptimizerSpec
@@ -36,6 +37,11 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """Every parameter that an optimizer updates."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this rank holds; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -126,6 +126,19 @@ class TrainingSpec(BaseModel):
     compile: bool = Field(False, description="whether to torch.compile the model")
 
 
+class ParallelSpec(BaseModel):
+    """How the processes that torchrun starts share the work; without torchrun there is one, and `mode` says nothing."""
+
+    model_config = STRICT
+    mode: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="ddp: whole weights in every process; fsdp: each holds a part of every parameter"
+    )
+    context: int = Field(1, gt=0, description="processes that share each sequence, a stretch for each")
+    recompute: bool = Field(
+        False, description="keep only the inputs of each layer and compute it again in the backward pass"
+    )
+
+
 class Recipe(BaseModel):
     """One training run. On one CPU, two runs of the same recipe end with the same weights, bit for bit."""
 
@@ -140,6 +153,7 @@ class Recipe(BaseModel):
     optimizer: OptimizerSpec
     schedule: ScheduleSpec
     training: TrainingSpec
+    parallel: ParallelSpec = ParallelSpec()
 
 
 def shipped_recipes() -> list[str]:
@@ -216,15 +230,17 @@ _FREE_TO_CHANGE = (
     "training.keep",
     "training.log_every",
     "training.threads",
+    "batch.accumulation",
+    "parallel*",
 )
 
 
 def blocking_changes(saved: Recipe, now: Recipe) -> list[str]:
     """How `now` differs from the recipe that a checkpoint was saved under, in what decides the weights.
 
-    Names, bookkeeping, validation and threads may change, and so may the path of the training text, whose
-    content the checkpoint's fingerprint holds; the run may get longer if its learning rate does not depend on
-    the length.
+    Names, bookkeeping, validation, threads and how a batch is shared out may change, and so may the path of the
+    training text, whose content the checkpoint's fingerprint holds; the run may get longer if its learning rate
+    does not depend on the length.
     """
     before, after = _leaves(saved.model_dump(mode="json")), _leaves(now.model_dump(mode="json"))
     free = list(_FREE_TO_CHANGE)
@@ -347,6 +363,7 @@ def _combinations(
     optimizer: OptimizerSpec | None = None,
     schedule: ScheduleSpec | None = None,
     training: TrainingSpec | None = None,
+    parallel: ParallelSpec | None = None,
     **_: Any,
 ) -> list[Problem]:
     """What is wrong although every single value is of its type; None stands for a section that is not."""
@@ -358,6 +375,12 @@ def _combinations(
         found.append(Problem("optimizer.betas", list(optimizer.betas), "both must be at least 0 and below 1"))
     if schedule:
         found += _schedule_problems(schedule, optimizer, training)
+    if parallel and batch and parallel.context > batch.block_size:
+        rule = f"must be at most batch.block_size = {batch.block_size}: every process reads some of a sequence"
+        found.append(Problem("parallel.context", parallel.context, rule))
+    if parallel and training and training.compile and (parallel.mode == "fsdp" or parallel.context > 1):
+        rule = "goes with parallel.mode = ddp and parallel.context = 1 only"
+        found.append(Problem("training.compile", True, rule, "set it to false"))
     if data:
         required = ("train", "validation") if training and training.eval_every else ("train",)
         found += [Problem("data", ABSENT, problem) for problem in data_problems(data, required)]

@@ -2,13 +2,14 @@
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from hgrn.errors import UserError
 from hgrn.training.checkpointing import steps_saved
+from hgrn.training.peers import Process
 from hgrn.training.recipe import Recipe, recipe_to_yaml
 
 LOCK = "run.lock"
@@ -45,19 +46,19 @@ def locked(run: Path) -> Iterator[None]:
     Raises UserError if the folder cannot be written, or a live process or any on another host holds the lock.
     """
     lock = run / LOCK
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
+    mine = Process.this()
     # A link to a finished file appears whole or not at all, so a lock is never without its owner.
-    draft = run / f"{LOCK}.{mine['host']}.{mine['pid']}"
+    draft = run / f"{LOCK}.{mine.host}.{mine.pid}"
     try:
         run.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(mine), encoding="utf-8")
+        draft.write_text(json.dumps(asdict(mine)), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{run} cannot be written: {error.strerror}. Give another folder.") from error
     try:
         try:
             os.link(draft, lock)
         except FileExistsError:
-            _remove_stale(lock, mine)
+            _remove_stale(lock)
             os.link(draft, lock)
     finally:
         draft.unlink()
@@ -67,36 +68,16 @@ def locked(run: Path) -> Iterator[None]:
         lock.unlink()
 
 
-def _remove_stale(lock: Path, mine: dict) -> None:
+def _remove_stale(lock: Path) -> None:
     """Remove a lock whose process on this host is dead; raise UserError for any other."""
     try:
-        holder = json.loads(lock.read_text(encoding="utf-8"))
-    except ValueError as error:
+        holder = Process(**json.loads(lock.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{lock} is not readable: if no run writes to its folder now, remove it") from error
-    if holder["host"] == mine["host"] and not _alive(holder["pid"], holder["born"]):
+    if holder.is_gone:
         lock.unlink()
         return
     raise UserError(
-        f"{lock.parent} is in use by process {holder['pid']} on host {holder['host']}: wait for it or give "
+        f"{lock.parent} is in use by process {holder.pid} on host {holder.host}: wait for it or give "
         f"another folder. If that process is gone, remove {lock}."
     )
-
-
-def _alive(pid: int, born: str | None) -> bool:
-    """Whether the process that took the lock lives, rather than one that has got its number since."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _born(pid) == born
-
-
-def _born(pid: int) -> str | None:
-    """When a process started, in the kernel's clock ticks; None where /proc does not tell."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]

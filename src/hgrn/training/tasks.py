@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from hgrn.data.sampling import IGNORED, Batch, BlockSampler
 from hgrn.data.tokenizer import load_tokenizer
 from hgrn.data.tokens import TokenFile, prepare
 from hgrn.errors import UserError
+from hgrn.parallel import last_state, local_cu_seqlens, local_stretch, whole_sequences
 from hgrn.training.distributed import Ranks
 from hgrn.training.recipe import Recipe
 
@@ -56,8 +57,8 @@ class LanguageModelTask:
             recipe.batch.batch_size,
             recipe.batch.state,
             recipe.training.seed,
-            ranks.rank,
-            ranks.world,
+            ranks.data_rank,
+            ranks.data_world,
         )
         self.model = self._build_model().to(ranks.device)
         # One cache per micro-batch, where the recipe carries the state from block to block.
@@ -78,7 +79,8 @@ class LanguageModelTask:
         batch = self.sampler.next()
         if batch.restart:
             self.carried = [None] * len(self.carried)
-        return batch.split(len(self.carried)), int((batch.labels != IGNORED).sum())
+        batches = [self._stretch(part) for part in batch.split(len(self.carried))]
+        return batches, sum(int((part.labels != IGNORED).sum()) for part in batches)
 
     def loss(self, model: nn.Module, index: int, batch: Batch, counted: int) -> Tensor:
         """The summed nats of micro-batch `index`, over `counted`: the tokens that count in the whole step."""
@@ -94,7 +96,9 @@ class LanguageModelTask:
                 num_items_in_batch=counted,
             )
         if carry:
-            self.carried[index] = output.past_key_values.detach()
+            cache = self.carried[index] = output.past_key_values.detach()
+            if self.ranks.context is not None:
+                cache.state = last_state(cache.state, self.ranks.context)
         return output.loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,14 +106,33 @@ class LanguageModelTask:
         carried = [cache and (cache.state, cache.seen_tokens) for cache in self.carried]
         return {"sampler": self.sampler.state_dict(), "carried": carried}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the position that `state_dict` gave."""
-        self.sampler.load_state_dict(state["sampler"])
-        self.carried = [carried and self._cache(*carried) for carried in state["carried"]]
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Go on at the position that `state_dict` gave in each of the shares of a batch, however many there are now."""
+        self.sampler.load_state_dict(states[0]["sampler"])
+        caches = [cache for state in states for cache in state["carried"]]  # in the order of the rows of a step
+        if caches[0] is None:
+            return
+        parts, index = len(self.carried) * self.ranks.data_world, len(self.carried) * self.ranks.data_rank
+        whole = [[torch.cat(same).chunk(parts) for same in zip(*layer)] for layer in zip(*(state for state, _ in caches))]
+        for micro in range(len(self.carried)):
+            state = tuple(tuple(part[index + micro] for part in layer) for layer in whole)
+            self.carried[micro] = self._cache(state, caches[0][1])
 
     def validate(self) -> Evaluation:
         """Bits per byte of the validation split, or of its first `training.eval_tokens` tokens."""
-        return evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
+        # A sharded model gathers its matrices as it trains with them; any other has them in fp32.
+        precision = self._precision() if self.ranks.is_sharded else nullcontext()
+        with precision, whole_sequences(self.model):
+            return evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
+
+    def _stretch(self, batch: Batch) -> Batch:
+        """What this rank reads of a micro-batch that it shares with others."""
+        group = self.ranks.context
+        if group is None:
+            return batch
+        part = local_stretch(batch.input_ids.shape[1], group)
+        borders = None if batch.cu_seqlens is None else local_cu_seqlens(batch.cu_seqlens, group)
+        return replace(batch, input_ids=batch.input_ids[:, part], labels=batch.labels[:, part], cu_seqlens=borders)
 
     def _cache(self, state: tuple, seen_tokens: int) -> "HGRNCache":
         from hgrn.models import HGRNCache

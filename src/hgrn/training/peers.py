@@ -1,0 +1,120 @@
+"""Which processes live: the holder of a lock, and the other ranks of a run."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from hgrn.errors import UserError
+
+_POLL, _GRACE = 0.25, 3.0  # seconds
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "Timed out", "timed out")  # what gloo says
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told from another one that gets its number later."""
+
+    host: str
+    pid: int
+    born: str | None
+
+    @classmethod
+    def this(cls) -> "Process":
+        return cls(socket.gethostname(), os.getpid(), _stat(os.getpid())[1])
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was on this host and has ended; of one on another host we cannot tell."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        state, born = _stat(self.pid)
+        return state == "Z" or born != self.born
+
+
+def _stat(pid: int) -> tuple[str | None, str | None]:
+    """The state of a process and when it started, in the kernel's clock ticks; None where /proc does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None, None
+    fields = stat.rpartition(")")[2].split()
+    return fields[0], fields[19]
+
+
+class Peers:
+    """The ranks of a process group, watched by each of them."""
+
+    def __init__(self):
+        """Collective: every rank of the group says which process it is."""
+        self.rank = dist.get_rank()
+        self._all: list[Process] = [None] * dist.get_world_size()
+        dist.all_gather_object(self._all, Process.this())
+
+    def gone(self, within: float = 0.0) -> list[int]:
+        """The ranks that have ended, as soon as there are any; waits for one as long as `within` seconds."""
+        until = time.monotonic() + within
+        while not (found := [rank for rank, process in enumerate(self._all) if process.is_gone]) and time.monotonic() < until:
+            time.sleep(_POLL)
+        return found
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """End this process where it only waits for a rank that has ended.
+
+        A broken connection makes gloo raise an error at once (`explained`). NCCL may wait inside the driver, where neither an
+        exception nor a signal handler of Python's gets a turn; then a thread says what has happened and ends the process.
+        """
+        left = threading.Event()
+        threading.Thread(target=self._watch, args=(left,), name="hgrn peers", daemon=True).start()
+        try:
+            yield
+            dist.barrier()  # a rank that is done must not be taken for one that has died
+        finally:
+            left.set()
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn the error of a rank that has lost another one into a UserError, and from then on ignore SIGTERM.
+
+        By that signal torchrun ends the ranks that are left, which have something to say first.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in _LOST):
+                raise
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise UserError(self._message(self.gone(within=_GRACE))) from error
+
+    def _watch(self, left: threading.Event) -> None:
+        while not left.wait(_POLL):
+            if (gone := self.gone()) and not left.wait(_GRACE):
+                print(f"hgrn: error: {self._message(gone)}", file=sys.stderr, flush=True)
+                os._exit(2)
+
+    def _message(self, gone: list[int]) -> str:
+        if gone:
+            which = " and ".join(f"rank {rank} (process {self._all[rank].pid})" for rank in gone)
+            what = f"{which} {'has' if len(gone) == 1 else 'have'} ended"
+        else:
+            what = "the connection to another rank is broken"
+        return (
+            f"{what}, as rank {self.rank} noticed, so all ranks stop: look above for the reason. Start the run again with --resume, "
+            "on as many processes or on others: it goes on from its last complete checkpoint."
+        )

@@ -1,0 +1,130 @@
+"""Weights and optimizer state of which every rank holds a part: FSDP2, and its checkpoints.
+
+Every parameter is a DTensor, cut along its first axis into as many stretches as there are ranks, in rank order; those of a
+block are gathered when the block is run. A sharded checkpoint is a folder of safetensors files, one per rank, written and
+read by `torch.distributed.checkpoint`; there is no pickled index, and any number of ranks reads the parts that it needs.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from safetensors.torch import load_model
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hgrn.modules import Block
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, *, bf16: bool) -> None:
+    """Shard `model` in place: a unit for every block, and one for the rest.
+
+    bf16: linear maps inside the blocks are gathered in bfloat16, which is what autocast computes them in; their gradients are
+    summed in float32. Everything else (norms, lower bounds, theta, embeddings) and all that passes between the modules keeps
+    its dtype: a bound of 0.9995 is 1.0 in bfloat16.
+
+    Raises RuntimeError unless every parameter is then cut as this module says.
+    """
+    # The state that a block returns is a view, and nothing writes into it.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+    narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in [part for part in model.modules() if isinstance(part, Block)]:
+        if bf16:
+            fully_shard([part for part in block.modules() if isinstance(part, nn.Linear)], mesh=mesh, mp_policy=narrow)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for name, parameter in model.named_parameters():
+        if not isinstance(parameter, DTensor):
+            raise RuntimeError(f"{name} was not sharded")
+        if (found := parameter.to_local().shape) != (expected := local_shape(parameter.shape, mesh)):
+            raise RuntimeError(f"this rank holds {tuple(found)} of {name} instead of {tuple(expected)}")
+
+
+def local_shape(shape: torch.Size, mesh: DeviceMesh) -> torch.Size:
+    """What this rank holds of a parameter: `ceil(rows / ranks)` rows, and the last ranks what is left."""
+    rows = -(-shape[0] // mesh.size())
+    return torch.Size([min(rows, max(0, shape[0] - mesh.get_local_rank() * rows)), *shape[1:]])
+
+
+def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor] | None:
+    """Every parameter gathered on the CPU, one after another, where `keep`; collective."""
+    whole = {}
+    for name, parameter in model.named_parameters():
+        gathered = parameter.detach().full_tensor()
+        if keep:
+            whole[name] = gathered.cpu()
+    return whole if keep else None
+
+
+def split_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The optimizer's `state_dict` with None for what is sharded; and that and the weights, by names for a sharded checkpoint."""
+    state, names = optimizer.state_dict(), _names(model, optimizer)
+    sharded = {_weight(name): parameter.detach() for name, parameter in model.named_parameters()}
+    for index, values in state["state"].items():
+        state["state"][index] = dict(values)
+        for key, value in values.items():
+            if isinstance(value, DTensor):
+                sharded[_moment(names[index], key)] = value
+                state["state"][index][key] = None
+    return state, sharded
+
+
+def save(folder: Path, sharded: dict[str, Tensor]) -> None:
+    """Write this rank's part of a sharded checkpoint; collective."""
+    dcp.save(sharded, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put a sharded checkpoint into a model and its optimizer, whole or sharded over any number of ranks.
+
+    state: what `split_state` has left; its None are filled in.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = {_weight(name): parameter.detach() for name, parameter in parameters.items()}
+    for index, name in enumerate(_names(model, optimizer)):
+        for key, value in state["state"].get(index, {}).items():
+            if value is None:
+                state["state"][index][key] = wanted[_moment(name, key)] = torch.empty_like(parameters[name]).detach()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
+        dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+
+
+def load_whole(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The same from a file of whole weights and the optimizer's whole `state_dict`, which is cut as the model is."""
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        load_model(model, file, device="cpu")
+        return
+    parameters = dict(model.named_parameters())
+    with safe_open(file, framework="pt") as whole, torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(_cut(whole.get_tensor(name), parameter))
+    for index, name in enumerate(_names(model, optimizer)):
+        for key, value in state["state"].get(index, {}).items():
+            if value.shape == parameters[name].shape:
+                state["state"][index][key] = _cut(value, parameters[name])
+
+
+def _cut(tensor: Tensor, parameter: DTensor) -> DTensor:
+    """A whole tensor of a parameter's shape, cut as the parameter is."""
+    tensor = tensor.to(parameter.device)
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of an optimizer's parameters, in the order of the numbers that its `state_dict` gives them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _weight(name: str) -> str:
+    return f"model.{name}"
+
+
+def _moment(name: str, key: str) -> str:
+    return f"optimizer.{name}.{key}"
