@@ -149,7 +149,8 @@ STACKS = {
     "convolution, mask": StackCase(options=CONVOLUTION, mask=True),
     "convolution, shorter than its window": StackCase(5, options=CONVOLUTION, mask=True),
     "convolution, empty stretches": StackCase(3, options=CONVOLUTION),
-    "convolution, packed": StackCase(options=CONVOLUTION, lengths=(5, 1, 0, 14, 4)),
+    # Behind a border, some stretches end before the window is full again.
+    "convolution, packed": StackCase(options=CONVOLUTION, lengths=(5, 1, 0, 5, 4, 2, 7)),
     "convolution, packed on cuts, mask": StackCase(options=CONVOLUTION, lengths=tuple(EMPTY), mask=True),
     "convolution, checkpointing": StackCase(options=CONVOLUTION, checkpointing=True),
     "both directions": StackCase(options=dict(bidirectional=True), mask=True),
