@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from hgrn import parallel
 from hgrn.modules import HGRN
+from hgrn.parallel import scan, window  # the modules
 from hgrn.parallel import context_scan, last_state, local_cu_seqlens, local_stretch, parallelize, whole_sequences
 from tests.parallel.cases import CONVOLUTION, DTYPES, SCANS, STACKS, WORLDS, StackCase, rows_of, weights_of
 from tests.training.processes import in_ranks
@@ -24,12 +24,12 @@ from tests.training.processes import in_ranks
 # Where one of these is left out, some case must come out wrong: the rotation of a state by the steps that it passes through,
 # the end of a state at a border, the steps that are masked, the inputs in front of a convolution.
 BREAKS = {
-    "no phase": ("_turned", lambda state, steps, theta: state, "extreme"),
-    "no border": ("_passes", lambda cu_seqlens: True, "packed, on cuts"),
+    "no phase": (scan, "_turned", lambda state, steps, theta: state, "extreme"),
+    "no border": (scan, "passes", lambda cu_seqlens: True, "packed, on cuts"),
     "masks counted": (
-        "_counts", lambda x, cu_seqlens, mask: x.new_full((x.shape[0],), x.shape[1], dtype=torch.long), "extreme, mask, reverse",
+        scan, "_counts", lambda x, cu_seqlens, mask: x.new_full((x.shape[0],), x.shape[1], dtype=torch.long), "extreme, mask, reverse",
     ),
-    "no halo": ("_moved", lambda window, by: torch.zeros_like(window), "convolution"),
+    "no halo": (window, "moved", lambda window, by: torch.zeros_like(window), "convolution"),
 }  # fmt: skip
 LENGTHS = tuple({0, 1, 2, 3, 7, 1001, *(case.candidate.shape[1] for case in SCANS.values())})
 COLLECTIVES = (
@@ -166,14 +166,14 @@ def work(folder: Path) -> None:
         found[name]["reference"] = stretch_of_scan(name, torch.float64, even(length), engine="reference")
     for name, case in STACKS.items():
         found[name] = {dtype: stretch_of_stack(case, dtype) for dtype in DTYPES[:2]}
-    for name, (attribute, broken, case) in BREAKS.items():
-        whole = getattr(parallel, attribute)
-        setattr(parallel, attribute, broken)
+    for name, (room, attribute, broken, case) in BREAKS.items():
+        whole = getattr(room, attribute)
+        setattr(room, attribute, broken)
         if case in SCANS:
             found[name] = stretch_of_scan(case, torch.float64, even(SCANS[case].candidate.shape[1]))
         else:
             found[name] = stretch_of_stack(STACKS[case], torch.float64)
-        setattr(parallel, attribute, whole)
+        setattr(room, attribute, whole)
     found["messages"] = {
         name: [messages(steps, options) for steps in (8, 80)]
         for name, options in {
