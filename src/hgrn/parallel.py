@@ -1,15 +1,15 @@
 """Context parallelism: one sequence over the ranks of a group, each of which reads a stretch of it.
 
-A stretch does to any state that enters it `h -> decay * exp(i n theta) * h + end` (`hgru_carry`; n counts the positions that are
-not masked). So each rank works out its own `decay`, `n` and `end`, one all-gather hands them round, every rank puts together the
-state that enters its stretch, and one scan from there is exact. The gradient that comes back into a stretch's end obeys the same
-law the other way round: one more all-gather. What is sent does not depend on the length of the sequence.
+A stretch does to any state that enters it `h -> decay * exp(i n theta) * h + end` (`hgru_carry`; n counts the positions that
+are not masked). So each rank works out its own `decay`, `n` and `end`, one all-gather hands them round, every rank puts together
+the state that enters its stretch, and one scan from there is exact. The gradient that comes back into a stretch's end obeys the
+same law the other way round: one more all-gather. What is sent does not depend on the length of the sequence.
 
-Shape letters: R ranks, B batch, T positions of this rank's stretch, D channels, C = D (real state) or 2D (complex), N sequences
-that are packed into the stretch, W taps of a convolution, Q ranks before this one in the order of travel.
+Shape letters: R ranks, B batch, T positions of this rank's stretch, D channels, C = D (real state) or 2D (complex), N
+sequences that are packed into the stretch, W taps of a convolution, Q ranks before this one in the order of travel.
 
-A scan travels from the first rank to the last, a reverse scan from the last to the first. Packed sequences are cut where the ranks
-meet, wherever that is: `local_cu_seqlens` says how each rank sees them.
+A scan travels from the first rank to the last, a reverse scan from the last to the first. Packed sequences are cut where the
+ranks meet, wherever that is: `local_cu_seqlens` says how each rank sees them.
 """
 
 import math
@@ -40,14 +40,15 @@ def parallelize(model: nn.Module, group: Group) -> None:
     """Make every HGRU and ShortConvolution inside `model` read its input as one stretch of a sequence split over `group`.
 
     Afterwards every call and every backward pass is one of all ranks (but in `whole_sequences`): each gives its own stretch
-    (`local_stretch`), in the order of the ranks, with a mask of that stretch and, for packed sequences, `local_cu_seqlens`. Outputs
-    and gradients of the inputs are those of the stretch. The gradients of the parameters are this rank's part: their sum over the
-    ranks is the gradient of the sum of the ranks' losses, so a mean loss is each rank's sum over the count of all ranks.
+    (`local_stretch`), in the order of the ranks, with a mask of that stretch and, for packed sequences, `local_cu_seqlens`.
+    Outputs and gradients of the inputs are those of the stretch. The gradients of the parameters are this rank's part: their sum
+    over the ranks is the gradient of the sum of the ranks' losses. So each rank's loss is its sum over the count of all ranks,
+    with labels that were shifted before they were split (`next_labels`).
 
     A `state` that is given enters where its sequence begins: on the first rank, and in the rows of sequences that begin in a
-    stretch; a row that continues one of the rank before takes that one's state instead. The state that is returned is the one after
-    this rank's last position, so the last rank's is the sequence's (`last_state`). Labels must be shifted before they are split
-    (`next_labels`). torch.compile breaks its graph at every scan, so without `fullgraph=True`.
+    stretch; a row that continues one of the rank before takes that one's state instead. The state that is returned is the one
+    after this rank's last position, so the last rank's is the sequence's (`last_state`). torch.compile breaks its graph at every
+    scan and takes no `fullgraph=True`.
 
     Args:
         model: any module; modules inside that are neither HGRU nor ShortConvolution must treat each position on its own.
@@ -69,7 +70,7 @@ def parallelize(model: nn.Module, group: Group) -> None:
 
 @contextmanager
 def whole_sequences(model: nn.Module) -> Iterator[None]:
-    """Inside, a model that was parallelized reads whole sequences on its own again: to validate or generate on one rank alone."""
+    """Inside, a model that was parallelized reads whole sequences on its own again: to validate or generate on one rank."""
     layers = [part for part in model.modules() if isinstance(part, HGRU | ShortConvolution)]
     contexts = [layer.context for layer in layers]
     try:
@@ -82,7 +83,7 @@ def whole_sequences(model: nn.Module) -> Iterator[None]:
 
 
 def local_stretch(length: int, group: Group) -> slice:
-    """This rank's part of a time axis of `length`: as even as can be, the first `length % R` ranks one position longer.
+    """This rank's part of a time axis of `length`: as even as can be, the first `length % R` ranks one longer.
 
     Other cuts work as well, as long as every rank knows its own; `local_cu_seqlens` uses this one.
     """
@@ -97,12 +98,13 @@ def local_stretch(length: int, group: Group) -> slice:
 def local_cu_seqlens(cu_seqlens: Tensor, group: Group) -> Tensor:
     """Boundaries of packed sequences on the whole time axis `[M + 1]` -> those of this rank's `local_stretch`, `[N + 1]`.
 
-    Row 0 of every rank but the first continues the last row of the rank before. A border that lies on the cut belongs to the rank
-    behind it, whose row 0 is then empty: so whether a sequence continues can be read off, and every border is on one rank.
+    Row 0 of every rank but the first continues the last row of the rank before. A border that lies on the cut belongs to the
+    rank behind it, whose row 0 is then empty: so whether a sequence continues can be read off, and every border is on one rank.
     The values are read: best on CPU, before they go to the device. Raises ValueError if they are no boundaries.
     """
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
-        raise ValueError(f"cu_seqlens must be the boundaries [M + 1] of at least one sequence, got shape {tuple(cu_seqlens.shape)}")
+        found = tuple(cu_seqlens.shape)
+        raise ValueError(f"cu_seqlens must be the boundaries [M + 1] of at least one sequence, got shape {found}")
     context, total = Context.of(group), int(cu_seqlens[-1])
     check_cu_seqlens(cu_seqlens, total)
     stretch, inner = local_stretch(total, group), cu_seqlens[1:-1]
@@ -181,7 +183,7 @@ class Context:
         """From a process group or a device mesh of one dimension."""
         if isinstance(group, DeviceMesh):
             if group.ndim != 1:
-                raise ValueError(f"group must have one dimension, got a mesh of {group.ndim}; take one of it, as mesh['context']")
+                raise ValueError(f"group must have one dimension, got a mesh of {group.ndim}; take one, as mesh['context']")
             group = group.get_group()
         if not isinstance(group, dist.ProcessGroup):
             raise TypeError(f"group must be a ProcessGroup or a DeviceMesh of one dimension, got {type(group).__name__}")
@@ -202,7 +204,7 @@ class Context:
         dist.all_gather(list(gathered), x.contiguous(), group=_GROUPS[self.name])
         return gathered
 
-    # A compiler would drop or move an exchange whose result this rank does not need, and the others would wait: both stay eager.
+    # A compiler would drop or move an exchange whose result this rank does not need, and the others would wait: both are eager.
     @torch.compiler.disable
     def scan(
         self,
@@ -216,7 +218,7 @@ class Context:
         mask: Tensor | None = None,
         engine: str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The sum of the scans in all directions `(reverse, theta)`, and the final state of the first; both share their messages."""
+        """The sum of the scans in all directions `(reverse, theta)`, which share messages; the final state of the first."""
         thetas = [theta for _, theta in directions]
         layout = _Layout(candidate, "candidate", 1, cu_seqlens)
         if candidate.ndim != 3:
@@ -238,7 +240,7 @@ class Context:
         """The inputs in front of this rank's stretch x `[B, T, C]`, `[N, W - 1, C]`: `state` where no earlier rank has them."""
         if state.shape[1] == 0:
             return state
-        before, later = (state, state[:0]) if cu_seqlens is None else (state[:1], state[1:])  # later ones begin in this stretch
+        before, later = (state, state[:0]) if cu_seqlens is None else (state[:1], state[1:])  # later ones begin in x
         if not self.is_first(reverse=False):
             before = torch.zeros_like(before)
         own, kept = _last_inputs(x, state.shape[1], mask, cu_seqlens)
@@ -258,7 +260,7 @@ class _ContextScan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, candidate, forget, lower_bound, thetas, initial_state, cu_seqlens, mask, directions, engine, context
-    ):  # fmt: skip
+    ):
         arguments = (candidate, forget, lower_bound)
         angles = (None,) * len(directions) if thetas is None else thetas.unbind(0)
         carry = reference.hgru_carry if engine == "reference" else library.hgru_carry
@@ -348,7 +350,9 @@ class _ContextScan(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _scan_gradients(grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
+def _scan_gradients(
+    grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse, engine
+):
     """Gradients of candidate, forget, lower_bound, theta and initial_state; None or zeros for what was not given."""
     inputs = (candidate, forget, lower_bound, theta, initial_state)
     if engine != "reference":
@@ -409,9 +413,7 @@ def _behind(counts: Tensor) -> Tensor:
 
 
 class _ContextWindow(torch.autograd.Function):
-    """What each rank leaves behind, `[B, W - 1, C]`, and how many of the inputs before it have passed out of the window `[B]` ->
-    the window that this rank finds.
-    """
+    """What each rank leaves behind, `[B, W - 1, C]`, and how far it moves what was before, `[B]` -> what this rank finds."""
 
     @staticmethod
     def forward(ctx, own, passed, context):
@@ -446,7 +448,7 @@ def _moved(window: Tensor, by: Tensor) -> Tensor:
 
 
 def _last_inputs(x: Tensor, size: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The last `size` inputs of x `[B, T, C]`, of its last sequence if packed, oldest first and zeros in front; and how many."""
+    """The last `size` inputs of x `[B, T, C]` (of its last sequence), oldest first, zeros in front; and how many they are."""
     batch, length = x.shape[:2]
     positions = torch.arange(length, device=x.device)
     keep = positions.expand(batch, length) >= (0 if cu_seqlens is None else cu_seqlens[-2])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hgrn.models import HGRNConfig, HGRNForCausalLM
 from hgrn.modules import HGRN
 from hgrn.ops import hgru_scan
 from hgrn.ops.packing import lengths_to_cu_seqlens
@@ -149,7 +150,8 @@ STACKS = {
     "convolution, mask": StackCase(options=CONVOLUTION, mask=True),
     "convolution, shorter than its window": StackCase(5, options=CONVOLUTION, mask=True),
     "convolution, empty stretches": StackCase(3, options=CONVOLUTION),
-    "convolution, packed": StackCase(options=CONVOLUTION, lengths=(5, 1, 0, 14, 4)),
+    # Behind a border, some stretches end before the window is full again.
+    "convolution, packed": StackCase(options=CONVOLUTION, lengths=(5, 1, 0, 5, 4, 2, 7)),
     "convolution, packed on cuts, mask": StackCase(options=CONVOLUTION, lengths=tuple(EMPTY), mask=True),
     "convolution, checkpointing": StackCase(options=CONVOLUTION, checkpointing=True),
     "both directions": StackCase(options=dict(bidirectional=True), mask=True),
@@ -171,3 +173,10 @@ def whole_stack(case: StackCase, dtype: torch.dtype) -> dict[str, Tensor]:
     final = {} if state is None else {f"state {i} {j}": part.detach() for i, s in enumerate(state) for j, part in enumerate(s)}
     kept = where.get("mask", torch.ones(x.shape[:2], dtype=torch.bool))
     return {"y": torch.where(kept[..., None], y.detach(), 0), "gradient of x": x.grad, **final, **grads}
+
+
+def language_model() -> tuple[HGRNForCausalLM, Tensor, Tensor]:
+    """A small model, a row of tokens, and the borders of its documents."""
+    torch.manual_seed(5)
+    model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=6, num_hidden_layers=2)).double()
+    return model, torch.randint(11, (1, 24)), torch.tensor([0, 5, 8, 21, 24])

@@ -6,6 +6,7 @@ Everything is imported once and every rank is a fork.
 """
 
 import copy
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from hgrn import parallel
 from hgrn.modules import HGRN
 from hgrn.parallel import context_scan, last_state, local_cu_seqlens, local_stretch, parallelize, whole_sequences
-from tests.parallel.cases import CONVOLUTION, DTYPES, SCANS, STACKS, WORLDS, StackCase, rows_of, weights_of
+from tests.conftest import ROOT
+from tests.parallel.cases import (
+    CONVOLUTION,
+    DTYPES,
+    SCANS,
+    STACKS,
+    WORLDS,
+    StackCase,
+    language_model,
+    rows_of,
+    weights_of,
+)
 from tests.training.processes import in_ranks
 
 # Where one of these is left out, some case must come out wrong: the rotation of a state by the steps that it passes through,
@@ -152,6 +164,17 @@ def two_calls(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
     return first.detach(), second.detach(), [list(layer) for layer in last_state(state, group)]
 
 
+def step_on_page() -> dict[str, Tensor]:
+    """Loss and gradients by the loop in docs/scaling.md."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL)
+    exec(code, names := {})
+    model, ids, borders = language_model()
+    parallelize(model, dist.group.WORLD)
+    loss = names["loss_of_step"](model, ids, borders, dist.group.WORLD)
+    loss.backward()
+    return {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
+
+
 def work(folder: Path) -> None:
     """All of one rank."""
     torch.set_num_threads(1)
@@ -182,6 +205,7 @@ def work(folder: Path) -> None:
         }.items()
     }  # fmt: skip
     found["two calls"], found["on its own"] = two_calls(torch.float64), on_its_own(torch.float64)
+    found["page"] = step_on_page()
     if world == 2:
         case = STACKS["convolution, packed"]
         model = case.model(torch.float64)

@@ -12,7 +12,7 @@ from hgrn.modules import HGRN, HGRU, HGRU2d
 from hgrn.ops import hgru_scan
 from hgrn.parallel import context_scan, last_state, local_cu_seqlens, local_stretch, next_labels, parallelize
 from tests.conftest import ROOT
-from tests.parallel.cases import DTYPES, SCANS, STACKS, WORLDS, rows_of, whole_scan, whole_stack
+from tests.parallel.cases import DTYPES, SCANS, STACKS, WORLDS, language_model, rows_of, whole_scan, whole_stack
 from tests.parallel.processes import BREAKS, LENGTHS, uneven
 from tests.tolerances import assert_close
 
@@ -148,6 +148,16 @@ def test_a_sequence_goes_on_in_another_call(ranks, world):
         for index, layer in enumerate(rank["two calls"][2]):
             for place, part in enumerate(layer):
                 assert_close(part, expected[f"state {index} {place}"])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_loop_on_the_page_about_scaling(ranks, world):
+    model, ids, borders = language_model()
+    loss = model(input_ids=ids, labels=ids, cu_seqlens=borders).loss
+    loss.backward()
+    expected = {"loss": loss.detach(), **{name: p.grad for name, p in model.named_parameters()}}
+    found = {key: sum(rank["page"][key] for rank in ranks[world]) for key in expected}
+    check(found, expected, torch.float32)  # in which the models compute their losses
 
 
 @pytest.mark.parametrize("world", WORLDS)
