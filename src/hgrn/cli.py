@@ -128,7 +128,9 @@ def _train_detail() -> str:
 shipped recipes:
 {shipped}
 
-On several processes: torchrun --nproc-per-node 2 -m hgrn train RECIPE"""
+On several processes: torchrun --nproc-per-node 4 -m hgrn train RECIPE
+  --parallel.mode fsdp     every process holds a part of the weights and of the optimizer
+  --parallel.context 4     four processes share each sequence"""
 
 
 def _overrides(rest: list[str]) -> dict[str, str]:

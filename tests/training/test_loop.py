@@ -217,6 +217,15 @@ def test_a_batch_that_does_not_split_over_the_processes(tmp_path):
     recipe = tiny_recipe(tmp_path, batch__accumulation=2)
     with pytest.raises(UserError, match="batch_size = 4 must be a multiple of 6: 3 processes"):
         loop._check_division(recipe, Ranks(0, 3, torch.device("cpu")))
+    shared = tiny_recipe(tmp_path, batch__accumulation=2, parallel__context=2)
+    with pytest.raises(UserError, match="a multiple of 6: 6 processes over parallel.context = 2 times"):
+        loop._check_division(shared, Ranks(0, 6, torch.device("cpu"), shared.parallel))
+
+
+def test_sequences_cannot_be_shared_by_one_process(tmp_path):
+    with pytest.raises(UserError, match="parallel.context = 2 needs a multiple of as many processes, and there is 1: start"):
+        train(tiny_recipe(tmp_path, parallel__context=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_checkpoint_loads_with_transformers(tmp_path):

@@ -65,6 +65,12 @@ def test_five_mistakes_are_five_lines(tmp_path):
         ({"training__compile": "1"}, "training.compile = 1: should be a valid boolean"),
         ({"training__steps": "[1"}, "training.steps = '[1': not a YAML value"),
         ({"optimizer": "null"}, "optimizer = None"),
+        ({"parallel__mode": "zero"}, "parallel.mode = 'zero': should be 'ddp' or 'fsdp'"),
+        ({"parallel__context": "17"}, "parallel.context = 17: must be at most batch.block_size = 16"),
+        (
+            {"parallel__mode": "fsdp", "training__compile": "true"},
+            "training.compile = True: goes with parallel.mode = ddp and parallel.context = 1 only",
+        ),
         ({"optimizer__lr__peak": "1"}, "optimizer.lr.peak = 1: optimizer.lr is a value, not a section"),
         ({"optimiser__lr": "1"}, "optimiser = {'lr': 1}: unknown key; did you mean optimizer?"),
         ({"model__dropout": "2"}, "model.dropout: must be a number in [0, 1), got 2"),

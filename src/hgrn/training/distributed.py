@@ -27,7 +27,8 @@ class Ranks:
     """This process among `world` equals: its number, the device that it computes on, and what they share out.
 
     mesh: the ranks in two dimensions, "data" (each row reads other sequences) and "context" (the ranks of a row share each
-    sequence). Weights are averaged or sharded over all ranks. peers: the processes of all ranks. None where there is one rank.
+    sequence). Weights are averaged or sharded over all ranks. peers: the processes of all ranks. Both are None where
+    there is one rank.
     """
 
     rank: int

@@ -181,7 +181,6 @@ class Trainer:
             "start",
             name=self.recipe.name,
             device=str(self.ranks.device),
-            processes=self.ranks.world,
             parameters=sum(parameter.numel() for parameter in self.parameters),
             steps=training.steps,
             tokens=len(self.task.train),
