@@ -13,7 +13,7 @@ _HOMES = {
     "hgrn.modules": ("HGRN", "HGRU", "HGRU2d", "GLU", "Stepper"),
     "hgrn.models": (
         "HGRNConfig", "HGRNModel", "HGRNForCausalLM", "HGRNForSequenceClassification", "HGRNForSequencePairClassification",
-        "HGRNForImageClassification", "HGRNCache", "Session",
+        "HGRNForImageClassification", "HGRNImageProcessor", "HGRNCache", "Session",
     ),  # fmt: skip
     "hgrn.errors": ("UserError",),
 }

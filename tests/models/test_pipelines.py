@@ -2,11 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hgrn.data.tokenizer import byte_tokenizer
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification
+from hgrn.models import (
+    HGRNConfig,
+    HGRNForCausalLM,
+    HGRNForImageClassification,
+    HGRNForSequenceClassification,
+    HGRNImageProcessor,
+)
 from tests.models.test_registration import run
 
 TEXTS = ["To be, or not to be", "O", "that is the question: é", "Whether"]
@@ -16,10 +24,10 @@ PROGRAM = """
 import json, logging, sys
 from transformers import pipeline
 assert not any(name.split(".")[0] == "hgrn" for name in sys.modules)
-folder, task, texts, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+folder, task, inputs, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 logging.getLogger("transformers").setLevel(logging.WARNING)
 pipe = pipeline(task, model=folder, trust_remote_code=True)
-result = dict(alone=[pipe(text, **options) for text in texts], batched=pipe(texts, batch_size=4, **options))
+result = dict(alone=[pipe(x, **options) for x in inputs], batched=pipe(inputs, batch_size=4, **options))
 result["kind"] = type(pipe.model).__name__
 print(json.dumps(result))
 """
@@ -31,8 +39,8 @@ def folder(tmp_path):
     return tmp_path / "saved"
 
 
-def pipe(task: str, folder, tmp_path, **options) -> dict:
-    result = run(PROGRAM, folder, task, json.dumps(TEXTS), json.dumps(options), home=tmp_path / "home")
+def pipe(task: str, folder, tmp_path, inputs=TEXTS, **options) -> dict:
+    result = run(PROGRAM, folder, task, json.dumps(inputs), json.dumps(options), home=tmp_path / "home")
     assert result.returncode == 0, result.stderr
     assert "not supported" not in result.stderr, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
@@ -67,3 +75,37 @@ def test_text_generation(folder, tmp_path):
         ids = model.generate(torch.tensor([list(text.encode())]), max_new_tokens=12, do_sample=False)
         expected = byte_tokenizer().decode(ids[0], skip_special_tokens=True)
         assert alone["generated_text"] == batched["generated_text"] == expected and expected.startswith(text)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_image_classification(channels, tmp_path):
+    """From files of several sizes and kinds."""
+    torch.manual_seed(0)
+    config = HGRNConfig(
+        patch_size=4, num_channels=channels, hidden_size=16, num_hidden_layers=2, bidirectional=True, final_norm="pooled",
+        id2label={0: "cat", 1: "dog", 2: "tree"},
+    )  # fmt: skip
+    model = HGRNForImageClassification(config).eval()
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(tmp_path / "saved")
+    options = {} if channels == 3 else dict(image_mean=[0.4], image_std=[0.2])
+    processor = HGRNImageProcessor(
+        num_channels=channels, size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}, **options
+    )  # fmt: skip
+    processor.save_pretrained(tmp_path / "saved")
+
+    generator, files, images = np.random.default_rng(0), [], []
+    for n, (kind, size) in enumerate((("RGB", (30, 40, 3)), ("L", (25, 21)), ("RGBA", (20, 20, 4)))):
+        image = Image.fromarray(generator.integers(0, 255, size, dtype=np.uint8))
+        assert image.mode == kind
+        image.save(tmp_path / f"{n}.png")
+        files.append(str(tmp_path / f"{n}.png"))
+        images.append(image.convert("RGB"))  # as the pipeline reads files
+    found = pipe("image-classification", tmp_path / "saved", tmp_path, inputs=files, top_k=3)
+    assert found["kind"] == "HGRNForImageClassification"
+    scores = model(**processor(images, return_tensors="pt")).logits.softmax(-1)
+    for row, alone, batched in zip(scores.tolist(), found["alone"], found["batched"], strict=True):
+        expected = {config.id2label[n]: pytest.approx(score, abs=1e-5) for n, score in enumerate(row)}
+        assert {entry["label"]: entry["score"] for entry in alone} == expected
+        assert {entry["label"]: entry["score"] for entry in batched} == expected
+    assert (scores[0] - scores[1]).abs().max() > 1e-3

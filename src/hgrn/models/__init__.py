@@ -5,13 +5,14 @@ from .cache import HGRNCache
 from .classification import HGRNForSequenceClassification, HGRNForSequencePairClassification
 from .configuration import HGRNConfig
 from .heads import HGRNForCausalLM
+from .image_processing import HGRNImageProcessor
 from .images import HGRNForImageClassification
 from .registration import register
 from .session import Session
 
 __all__ = [
     "HGRNCache", "HGRNConfig", "HGRNForCausalLM", "HGRNForImageClassification", "HGRNForSequenceClassification",
-    "HGRNForSequencePairClassification", "HGRNModel", "HGRNPreTrainedModel", "Session", "register",
+    "HGRNForSequencePairClassification", "HGRNImageProcessor", "HGRNModel", "HGRNPreTrainedModel", "Session", "register",
 ]  # fmt: skip
 
 register()

@@ -45,7 +45,7 @@ _AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_hgrn.HGRNForCausalLM",
     "AutoModelForImageClassification": "modeling_hgrn.HGRNForImageClassification",
     "AutoModelForSequenceClassification": "modeling_hgrn.HGRNForSequenceClassification",
-}
+}  # and `image_processing` for itself
 _LOADER = '''\
 """Loads this folder with the installed package hgrn (pip install hgrn); there is no model code in here.
 
@@ -60,6 +60,7 @@ from hgrn.models import (
     HGRNForCausalLM,
     HGRNForImageClassification,
     HGRNForSequenceClassification,
+    HGRNImageProcessor,
     HGRNModel,
 )
 
@@ -68,6 +69,7 @@ __all__ = [
     "HGRNForCausalLM",
     "HGRNForImageClassification",
     "HGRNForSequenceClassification",
+    "HGRNImageProcessor",
     "HGRNModel",
 ]
 '''
@@ -245,8 +247,7 @@ class HGRNConfig(PreTrainedConfig):
         """As transformers does, and the loader file for programs that do not import hgrn beside it."""
         self._raise_problems()
         self.auto_map = dict(_AUTO_MAP)
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / "modeling_hgrn.py").write_text(_LOADER, encoding="utf-8")
+        write_loader(save_directory)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
@@ -297,6 +298,12 @@ class HGRNConfig(PreTrainedConfig):
         values = value if isinstance(value, list) and name == "eos_token_id" else [value]
         limit = self.vocab_size if _is_int(self.vocab_size) else float("inf")
         return all(_is_int(v) and 0 <= v < limit for v in values)
+
+
+def write_loader(folder: str | Path) -> None:
+    """Writes the file that lets programs which never import hgrn load this folder, making the folder if need be."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "modeling_hgrn.py").write_text(_LOADER, encoding="utf-8")
 
 
 def _is_int(value) -> bool:

@@ -5,6 +5,7 @@ import warnings
 import transformers
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -17,6 +18,7 @@ from .backbone import HGRNModel
 from .classification import HGRNForSequenceClassification
 from .configuration import HGRNConfig
 from .heads import HGRNForCausalLM
+from .image_processing import HGRNImageProcessor
 from .images import HGRNForImageClassification
 
 
@@ -34,6 +36,7 @@ def register(overwrite: bool = False) -> None:
     AutoModelForCausalLM.register(HGRNConfig, HGRNForCausalLM, exist_ok=True)
     AutoModelForImageClassification.register(HGRNConfig, HGRNForImageClassification, exist_ok=True)
     AutoModelForSequenceClassification.register(HGRNConfig, HGRNForSequenceClassification, exist_ok=True)
+    AutoImageProcessor.register(HGRNConfig, image_processor_classes={"pil": HGRNImageProcessor}, exist_ok=True)
     name = HGRNConfig.model_type
     # Trainer's label smoothing does not ask the Auto classes but looks for the name of the class here; without it, it would
     # compare each position with its own token and not with the next.

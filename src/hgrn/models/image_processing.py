@@ -1,0 +1,89 @@
+"""Images to the `pixel_values` of a model, with Pillow and NumPy alone."""
+
+from pathlib import Path
+
+import numpy as np
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.processing_utils import ImagesKwargs
+
+from .configuration import write_loader
+
+_BICUBIC = 3  # of Pillow, which only `__call__` needs
+_MODES = {1: "L", 3: "RGB"}
+
+
+class HGRNImageProcessorKwargs(ImagesKwargs, total=False):
+    """What `HGRNImageProcessor` takes beyond transformers' own arguments."""
+
+    num_channels: int
+
+
+class HGRNImageProcessor(PilBackend):
+    """Decodes, resizes, crops and norms images. It makes `pixel_values` float32 `[B, num_channels, height, width]`.
+
+    By default as the authors' image models were evaluated: the shorter edge to 256 pixels (bicubic), the middle 224 x 224 of it,
+    values between 0 and 1, ImageNet's mean and deviation. All arguments of transformers' image processors may be given, here or in a
+    call (size, crop_size, image_mean, image_std, do_resize, ...), and:
+
+    Args:
+        num_channels: 3, or 1 for grey images; files and Pillow's images are converted.
+
+    Raises:
+        ValueError: num_channels is another, or mean and deviation have not as many values.
+
+    Example, for pixels of grey images of 32 x 32:
+        HGRNImageProcessor(num_channels=1, do_resize=False, do_center_crop=False, image_mean=[0.5], image_std=[0.5])
+    """
+
+    valid_kwargs = HGRNImageProcessorKwargs
+    num_channels = 3
+    resample = _BICUBIC
+    size = {"shortest_edge": 256}
+    crop_size = {"height": 224, "width": 224}
+    default_to_square = False
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.auto_map = {"AutoImageProcessor": "modeling_hgrn.HGRNImageProcessor"}
+        self._check(self.num_channels, self.do_normalize, self.image_mean, self.image_std)
+
+    def process_image(self, image, num_channels: int | None = None, **kwargs) -> np.ndarray:
+        """One image to an array `[num_channels, height, width]`."""
+        if hasattr(image, "convert"):  # Pillow's
+            image = image.convert(_MODES[num_channels])
+        image = super().process_image(image, **kwargs)
+        if image.shape[0] != num_channels:
+            raise ValueError(
+                f"images must have {num_channels} channel(s), got an array of {image.shape[0]}; convert it, or set num_channels"
+            )
+        return image
+
+    def preprocess(self, images, *args, **kwargs):
+        """As transformers does."""
+        given = {name: kwargs.get(name, getattr(self, name)) for name in ("num_channels", "do_normalize", "image_mean", "image_std")}
+        self._check(**given)
+        return super().preprocess(images, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs):
+        """As transformers does, and the loader file for programs that do not import hgrn beside it."""
+        write_loader(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoImageProcessor"):
+        """Does nothing, as `HGRNConfig.register_for_auto_class`."""
+
+    @staticmethod
+    def _check(num_channels, do_normalize, image_mean, image_std) -> None:
+        if num_channels not in _MODES:
+            raise ValueError(f"num_channels must be 3 (colour) or 1 (grey), got {num_channels!r}")
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if do_normalize and isinstance(values, (list, tuple)) and len(values) != num_channels:
+                raise ValueError(f"{name} must have a value for each of {num_channels} channel(s), got {values!r}; give {name} too")
