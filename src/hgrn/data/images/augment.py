@@ -89,7 +89,11 @@ class EvaluationTransform:
 
     def fit(self, image: torch.Tensor, seed: int = 0) -> torch.Tensor:
         """One image uint8 [C, H, W] of any size to [C, size, size]; the seed is not used."""
-        return resize_and_crop(image, self.resize, self.size)
+        return self.fit_batch(image.unsqueeze(0))[0]
+
+    def fit_batch(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """Images uint8 [B, C, H, W] of one size to [B, C, size, size]."""
+        return resize_and_crop(images, self.resize, self.size)
 
     def __call__(self, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
         """Fitted images uint8 [B, C, size, size] to float32."""
@@ -103,15 +107,19 @@ class TrainingTransform:
         if found := settings.problems():
             raise UserError("; ".join(found))
         self.settings, self.size, self.normalise, self.resize = settings, size, normalise, resize or size
-        if (settings.crop != "centre" or settings.flip or settings.randaugment or settings.erasing):
-            _kornia()
+        if settings.crop != "centre" or settings.flip or settings.randaugment or settings.erasing:
+            _kornia()  # now rather than at the first batch
 
     def fit(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """One image uint8 [C, H, W] of any size to [C, size, size]."""
+        return self.fit_batch(image.unsqueeze(0), seed)[0]
+
+    def fit_batch(self, images: torch.Tensor, seed: int) -> torch.Tensor:
+        """Images uint8 [B, C, H, W] of one size to [B, C, size, size], in one draw."""
         if self.settings.crop != "resized":
-            return resize_and_crop(image, self.resize if self.settings.crop == "centre" else self.size, self.size)
+            return resize_and_crop(images, self.resize if self.settings.crop == "centre" else self.size, self.size)
         with drawing_from(seed):
-            return random_resized_crop(image.unsqueeze(0), self.size, self.settings.scale, self.settings.ratio)[0]
+            return random_resized_crop(images, self.size, self.settings.scale, self.settings.ratio)
 
     def __call__(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """Fitted images uint8 [B, C, size, size] to float32, augmented and normalised."""
@@ -144,10 +152,10 @@ def random_resized_crop(images: torch.Tensor, size: int, scale: tuple[float, flo
     draw = _kornia().RandomResizedCrop((size, size), scale=scale, ratio=ratio)
     corners = draw.forward_parameters(images.shape)["src"]  # [B, 4, 2], (x, y), clockwise from the top left, both ends inside
     parts = []
-    for image, box in zip(images, corners.round().long().tolist()):
+    for row, box in enumerate(corners.round().long().tolist()):
         (left, top), _, (right, bottom), _ = box
-        parts.append(_resample(image[:, top : bottom + 1, left : right + 1], size, size))
-    return torch.stack(parts)
+        parts.append(_resample(images[row : row + 1, :, top : bottom + 1, left : right + 1], size, size))
+    return torch.cat(parts)
 
 
 def padded_crop(images: torch.Tensor, padding: int) -> torch.Tensor:
@@ -167,23 +175,23 @@ def erase(images: torch.Tensor, probability: float) -> torch.Tensor:
     return torch.where(kept, images, torch.randn(images.shape).to(images))
 
 
-def resize_and_crop(image: torch.Tensor, resize: int, size: int) -> torch.Tensor:
-    """The shorter side of an image uint8 [C, H, W] to resize, then the central [C, size, size]."""
-    height, width = image.shape[-2:]
+def resize_and_crop(images: torch.Tensor, resize: int, size: int) -> torch.Tensor:
+    """The shorter side of images uint8 [B, C, H, W] to resize, then the central [B, C, size, size]."""
+    height, width = images.shape[-2:]
     shorter = min(height, width)
     if shorter != resize:
         height, width = (resize if side == shorter else int(side * resize / shorter) for side in (height, width))
-        image = _resample(image, height, width)
+        images = _resample(images, height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return image[:, top : top + size, left : left + size]
+    return images[..., top : top + size, left : left + size]
 
 
-def _resample(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bicubic with antialiasing, as Pillow does it; [C, H, W] of any dtype to the same."""
-    if image.shape[-2:] == (height, width):
-        return image
-    made = F.interpolate(image.unsqueeze(0).float(), (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
-    return made.round().clamp(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else made.clamp(0, 1)
+def _resample(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Bicubic with antialiasing, as Pillow does it; [B, C, H, W] of any dtype to the same."""
+    if images.shape[-2:] == (height, width):
+        return images
+    made = F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return made.round().clamp(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else made.clamp(0, 1)
 
 
 def _kornia():

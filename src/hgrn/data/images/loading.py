@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from hgrn.data.images.augment import EvaluationTransform, TrainingTransform
 from hgrn.data.images.mixing import Mixing, mix
 from hgrn.data.images.sampling import ImageSampler
-from hgrn.data.images.source import CorruptImage, ImageSource
+from hgrn.data.images.source import CorruptImage, ImageSource, TensorSource
 from hgrn.data.shuffle import hashed
 from hgrn.errors import UserError
 
@@ -87,7 +87,8 @@ class ImageLoader:
         images = self.transform(images, _seed(*position, AUGMENTING))
         if not (self.mixing.mixup or self.mixing.cutmix or self.mixing.smoothing):
             return ImageBatch(images, labels)
-        return ImageBatch(*_mixed(images, labels, len(sampler.source.classes), self.mixing, _seed(*position, MIXING)))
+        images, targets = mix(images, labels, len(sampler.source.classes), self.mixing, _seed(*position, MIXING))
+        return ImageBatch(images, labels, targets)
 
     def state_dict(self) -> dict[str, int]:
         """The position of the next batch, whatever workers have read ahead of it."""
@@ -150,10 +151,12 @@ class _Steps(Dataset):
 
     def __getitem__(self, position: tuple[int, int]) -> tuple:
         source, corrupt, rows = self.sampler.source, [], []
+        indices, numbers = self.sampler.at(*position), (self.sampler.seed, *position, self.sampler.rank, FITTING)
         try:
-            for row, index in enumerate(self.sampler.at(*position).tolist()):
-                seed = _seed(self.sampler.seed, *position, self.sampler.rank, FITTING, row)
-                rows.append(self._readable(source, index, seed, corrupt))
+            if isinstance(source, TensorSource):
+                return *_from_tensors(source, indices, self.transform, _seed(*numbers), self.patch), [], None
+            for row, index in enumerate(indices.tolist()):
+                rows.append(self._readable(source, index, _seed(*numbers, row), corrupt))
         except UserError as error:
             return None, None, [], str(error)
         return *_stacked(rows), corrupt, None
@@ -165,7 +168,7 @@ class _Steps(Dataset):
             except CorruptImage as error:
                 corrupt.append((error.name, error.reason))
         name, reason = corrupt[-1]
-        raise UserError(f"more than {step} images in a row cannot be read, the last {name}: {reason}; mend or remove them, "
+        raise UserError(f"{step + 1} images in a row cannot be read, the last {name}: {reason}; mend or remove them, "
                         "or raise max_corrupt")
 
 
@@ -180,38 +183,48 @@ class _Chunks(Dataset):
 
     def __getitem__(self, number: int) -> tuple:
         rows, corrupt = [], []
-        for index in self.indices[number * self.batch_size : (number + 1) * self.batch_size].tolist():
-            try:
-                rows.append(_fitted(self.source, index, self.transform, 0, self.patch))
-            except CorruptImage as error:
-                corrupt.append((error.name, error.reason))
-            except UserError as error:
-                return None, None, [], str(error)
+        indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+        try:
+            if isinstance(self.source, TensorSource):
+                return *_from_tensors(self.source, indices, self.transform, 0, self.patch), [], None
+            for index in indices.tolist():
+                try:
+                    rows.append(_fitted(self.source, index, self.transform, 0, self.patch))
+                except CorruptImage as error:
+                    corrupt.append((error.name, error.reason))
+        except UserError as error:
+            return None, None, [], str(error)
         return *_stacked(rows), corrupt, None
 
 
 def _fitted(source: ImageSource, index: int, transform, seed: int, patch: int) -> tuple[torch.Tensor, int]:
     image, label = source.read(index)
-    channels, height, width = image.shape
-    if channels != source.channels:
-        raise UserError(f"image {index} of {source.name} has {channels} channels; {source.channels} are expected")
-    if min(height, width) < patch:
-        raise UserError(f"image {index} of {source.name} is {height} x {width}, smaller than a patch of {patch} x {patch}; "
-                        "remove it, or use a model with smaller patches")
+    _check(source, index, image.shape, patch)
     if not 0 <= label < len(source.classes):
         raise UserError(f"image {index} of {source.name} has label {label}; {len(source.classes)} classes have labels 0 to "
                         f"{len(source.classes) - 1}")
     return transform.fit(image, seed), label
 
 
+def _from_tensors(source: TensorSource, indices: np.ndarray, transform, seed: int, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fitted images and labels; a source of tensors has one size, and its labels were checked when it was made."""
+    _check(source, int(indices[0]), source.images.shape[1:], patch)
+    chosen = torch.from_numpy(indices)
+    return transform.fit_batch(source.images[chosen], seed), source.labels[chosen]
+
+
+def _check(source: ImageSource, index: int, shape: torch.Size, patch: int) -> None:
+    channels, height, width = shape
+    if channels != source.channels:
+        raise UserError(f"image {index} of {source.name} has {channels} channels; {source.channels} are expected")
+    if min(height, width) < patch:
+        raise UserError(f"image {index} of {source.name} is {height} x {width}, smaller than a patch of {patch} x {patch}; "
+                        "remove it, or use a model with smaller patches")
+
+
 def _stacked(rows: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.stack([image for image, _ in rows]) if rows else torch.empty(0)
     return images, torch.tensor([label for _, label in rows], dtype=torch.int64)
-
-
-def _mixed(images, labels, classes, mixing, seed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    images, targets = mix(images, labels, classes, mixing, seed)
-    return images, labels, targets
 
 
 def _seed(*numbers: int) -> int:
