@@ -201,6 +201,22 @@ def test_each_image_has_operations_of_its_own():
     assert 5 < unchanged < 32  # a quarter have neither of the two applied
 
 
+def test_two_operations_an_image_each_applied_half_of_the_time(monkeypatch):
+    applied = []
+
+    def note(images, levels):
+        applied.append(len(images))
+        assert levels.shape == (len(images),) and levels.abs().max() <= 1
+        return images
+
+    for name in OPERATIONS:
+        monkeypatch.setitem(OPERATIONS, name, note)
+    with drawing_from(0):
+        rand_augment(torch.rand(400, 3, 4, 4), 9, 0.5)
+    assert 340 < sum(applied) < 460
+    assert len(applied) == 2 * len(OPERATIONS)
+
+
 # ---------------------------------------------------------------------------------------------------------- mixing
 
 

@@ -169,3 +169,10 @@ def test_tensors_that_are_wrong(images, labels, message):
 def test_sizes_that_do_not_fit(tensors, change, message):
     with pytest.raises(ValueError, match=message):
         ImageSampler(tensors, **{"batch_size": 8, "seed": 0} | change)
+
+
+def test_every_step_draws_anew():
+    source = TensorSource("black", torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.zeros(8), ["a"])
+    ranks = [ImageLoader(ImageSampler(source, 4, 0, rank, 2), TrainingTransform(Augmentation(erasing=1.0), 8, GREY)) for rank in (0, 1)]
+    batches = [rank.next().images for rank in ranks for _ in range(5)]  # two epochs and a half
+    assert len(torch.stack(batches).flatten(1).unique(dim=0)) == 10
