@@ -81,7 +81,8 @@ def _allowed() -> dict[tuple[str, str], Callable]:
     import numpy._core.numeric as numeric
 
     return {
-        ("numpy._core.multiarray", "_reconstruct"): multiarray._reconstruct, ("numpy._core.numeric", "_frombuffer"): numeric._frombuffer,
+        ("numpy._core.multiarray", "_reconstruct"): multiarray._reconstruct,
+        ("numpy._core.numeric", "_frombuffer"): numeric._frombuffer,
         ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _encode_latin1,
     }  # fmt: skip
 

@@ -60,7 +60,8 @@ def problems(data: ImageData) -> list[str]:
     if data.channels not in (1, 3):
         found.append(f"channels must be 1 or 3; got {data.channels}")
     elif data.channels != CHANNELS.get(data.format, data.channels):
-        found.append(f"format {data.format} has {CHANNELS[data.format]} channels; got {data.channels}: set channels: {CHANNELS[data.format]}")
+        needed = CHANNELS[data.format]
+        found.append(f"format {data.format} has {needed} channels; got {data.channels}: set channels: {needed}")
     if data.validation < 1:
         found.append(f"validation must be at least 1; got {data.validation}")
     if data.buffer < 1:

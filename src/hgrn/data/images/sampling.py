@@ -33,7 +33,8 @@ class ImageSampler:
         self.epoch, self.index, self.seed = 0, 0, seed
         self.steps_per_epoch = len(source) // batch_size
         if self.steps_per_epoch == 0:
-            raise UserError(f"{source.name} has {len(source)} images, fewer than the {batch_size} of one step; use a smaller batch size")
+            raise UserError(f"{source.name} has {len(source)} images, fewer than the {batch_size} of one step; "
+                            "use a smaller batch size")
 
     def next(self) -> np.ndarray:
         """The images of this rank at the position, int64 [B / world]; the position moves on by one."""
