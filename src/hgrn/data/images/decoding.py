@@ -1,0 +1,51 @@
+"""Encoded images to tensors, by Pillow."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+
+from hgrn.data.images.source import CorruptImage
+from hgrn.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
+DEEP_MODES = ("I", "I;16", "F")  # more than 8 bits: a conversion would clip them to white
+
+
+def decode(data: bytes, name: str, channels: int) -> torch.Tensor:
+    """Image uint8 [channels, H, W].
+
+    Grey images, palettes and transparency become RGB where 3 channels are wanted. Raises CorruptImage for data
+    that is not a whole image, UserError for a colour image where one channel is wanted.
+    """
+    image_module = pillow()
+    try:
+        with image_module.open(io.BytesIO(data)) as image:
+            mode = image.mode
+            if mode in DEEP_MODES:
+                raise CorruptImage(name, f"pixels of mode {mode}; 8 bits a channel are read")
+            if channels == 1 and mode not in GREY_MODES:
+                raise UserError(f"{name} has colour (mode {mode}), and channels is 1; set channels to 3, or make the images grey")
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+        if isinstance(error, UserError):
+            raise
+        raise CorruptImage(name, _reason(error)) from None
+    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
+
+
+def pillow():
+    """The module PIL.Image. Raises UserError that says what to install."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UserError("reading images needs Pillow: pip install 'hgrn[images]'") from None
+    return Image
+
+
+def _reason(error: Exception) -> str:
+    # Pillow names the memory address of the stream it was given.
+    return "not an image that Pillow knows" if "cannot identify image file" in str(error) else str(error)

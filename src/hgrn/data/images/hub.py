@@ -1,0 +1,77 @@
+"""Data sets of images by their Hugging Face name, or saved by `datasets` in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hgrn.data.images.decoding import decode
+from hgrn.data.images.source import CorruptImage
+from hgrn.data.shuffle import shuffled
+from hgrn.errors import UserError
+
+
+class HubSource:
+    """One split of a data set with a column of images and a column of class labels."""
+
+    def __init__(self, dataset: str, config: str | None, split: str, image_field: str, label_field: str, channels: int):
+        import datasets
+
+        loaded = _load(dataset, config, split)
+        self.name, self.channels = f"split {split!r} of {dataset}", channels
+        self.image_field, self.label_field = image_field, label_field
+        for field, kind in ((image_field, datasets.Image), (label_field, datasets.ClassLabel)):
+            found = loaded.features.get(field)
+            if not isinstance(found, kind):
+                has = "is not there" if found is None else f"is of type {type(found).__name__}"
+                raise UserError(f"dataset {dataset!r}: column {field!r} must be of type {kind.__name__}, and it {has}; its columns "
+                                f"are {', '.join(loaded.column_names)}: set image_field and label_field")
+        if len(loaded) == 0:
+            raise UserError(f"{self.name} holds no images")
+        self.classes = list(loaded.features[label_field].names)
+        # Undecoded: a damaged image is then one that we name and skip, not an error inside `datasets`.
+        self._rows = loaded.select_columns([image_field, label_field]).cast_column(image_field, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, index: int) -> tuple[torch.Tensor, int]:
+        row, name = self._rows[index], f"image {index} of {self.name}"
+        content, label = row[self.image_field], row[self.label_field]
+        if label is None or label < 0:
+            raise UserError(f"{name} has no label; splits without labels cannot be used")
+        if content is None:
+            raise CorruptImage(name, "it is missing")
+        data = content["bytes"]
+        if data is None:
+            try:
+                data = Path(content["path"]).read_bytes()
+            except OSError as error:
+                raise CorruptImage(name, str(error)) from None
+        return decode(data, name, self.channels), label
+
+    def order(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        return shuffled(positions, len(self), seed, epoch)
+
+    def fingerprint(self) -> str:
+        """That of `datasets`: of the files and of what was done to them."""
+        return self._rows._fingerprint
+
+
+def _load(dataset: str, config: str | None, split: str):
+    import datasets
+
+    folder = Path(dataset).expanduser()
+    try:
+        if (folder / "dataset_dict.json").is_file():  # written by `DatasetDict.save_to_disk`
+            splits = datasets.load_from_disk(str(folder))
+            if split not in splits:
+                raise ValueError(f"it has no split {split!r}; there is {', '.join(splits)}")
+            return splits[split]
+        return datasets.load_dataset(str(folder) if folder.is_dir() else dataset, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(f"dataset {dataset!r}, config {config!r}, split {split!r} cannot be loaded: {reason}. Check the three names "
+                        "and the network connection; a data set that was downloaded before needs none") from error

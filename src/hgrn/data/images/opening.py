@@ -1,0 +1,152 @@
+"""Where labelled images come from: what a recipe says about it, what is wrong with that, and the images.
+
+Examples, as YAML under `data:` of a recipe:
+
+    {format: idx, path: fashion-mnist, channels: 1}
+    {format: cifar, path: cifar-10-batches-bin}
+    {format: imagenet, path: imagenet}
+    {format: shards, splits: {train: "in1k-train-{0000..1023}.tar", validation: "in1k-val-*.tar"}, classes: 1000}
+    {format: dataset, path: uoft-cs/cifar10, image_field: img}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hgrn.data.images.cifar import open_cifar
+from hgrn.data.images.folders import FolderSource, check_imagenet, split_folder
+from hgrn.data.images.hub import HubSource
+from hgrn.data.images.idx import open_idx
+from hgrn.data.images.shards import ShardSource, expand_shards
+from hgrn.data.images.source import ImageSource, hold_out
+from hgrn.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+CHANNELS = {"idx": 1, "cifar": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """Labelled images and their splits: train, validation, test.
+
+    path: a folder, or for "dataset" a Hugging Face name. format: "idx" (MNIST, Fashion-MNIST), "cifar" (10 or
+    100, binary or pickle), "folder" (train/CLASS/..., and validation or val, test), "imagenet" (the same with
+    its 1000 classes), "shards" (WebDataset; splits gives a pattern for each split, and classes their number or
+    names), "dataset" (config, image_field, label_field; splits gives the names of splits that are called
+    otherwise).
+    validation: how many training images are held out where there is no validation split: the last ones of idx
+    and CIFAR, whose order is random as published; a fixed random draw of the others.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    format: Literal["idx", "cifar", "folder", "imagenet", "shards", "dataset"]
+    path: str | None = None
+    splits: dict[str, str] = field(default_factory=dict)
+    channels: int = 3
+    classes: int | list[str] | None = None
+    validation: int = 5000
+    config: str | None = None
+    image_field: str = "image"
+    label_field: str = "label"
+    buffer: int = 1000
+
+
+def problems(data: ImageData) -> list[str]:
+    """Everything that is wrong and can be told without reading images or asking a network; empty if nothing is."""
+    found = []
+    if data.channels not in (1, 3):
+        found.append(f"channels must be 1 or 3; got {data.channels}")
+    elif data.channels != CHANNELS.get(data.format, data.channels):
+        needed = CHANNELS[data.format]
+        found.append(f"format {data.format} has {needed} channels; got {data.channels}: set channels: {needed}")
+    if data.validation < 1:
+        found.append(f"validation must be at least 1; got {data.validation}")
+    if data.buffer < 1:
+        found.append(f"buffer must be at least 1; got {data.buffer}")
+    if odd := [name for name in data.splits if name not in SPLITS]:
+        found.append(f"splits: {odd[0]} is not one of {', '.join(SPLITS)}")
+    if data.format == "shards":
+        found += _shard_problems(data)
+    elif data.path is None:
+        found.append(f"path is missing; format {data.format} needs it")
+    elif data.format != "dataset" and not Path(data.path).expanduser().is_dir():
+        found.append(f"path: there is no folder {data.path}")
+    return found
+
+
+def open_images(data: ImageData, split: str) -> ImageSource:
+    """One split: "train", "validation" or "test". Raises UserError for whatever is wrong with it."""
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    if found := problems(data):
+        raise UserError("\n".join(f"data: {problem}" for problem in found))
+    if data.format in ("idx", "cifar"):
+        return _open_fixed(data, split)
+    if data.format in ("folder", "imagenet"):
+        return _open_folder(data, split)
+    return _open_listed(data, split)
+
+
+def _open_fixed(data: ImageData, split: str) -> ImageSource:
+    folder = Path(data.path).expanduser()
+    published = "test" if split == "test" else "train"
+    if data.format == "idx":
+        whole = open_idx(folder, published, data.classes if isinstance(data.classes, list) else None)
+    else:
+        whole = open_cifar(folder, published)
+    if split == "test":
+        return whole
+    border = len(whole) - data.validation
+    if border < 1:
+        raise UserError(f"{whole.name} has {len(whole)} images, and validation would hold out {data.validation}; use fewer")
+    start, stop = (border, len(whole)) if split == "validation" else (0, border)
+    return whole.part(f"{folder} {split}", start, stop)
+
+
+def _open_folder(data: ImageData, split: str) -> ImageSource:
+    root = Path(data.path).expanduser()
+    check = check_imagenet if data.format == "imagenet" else (lambda source: source)
+    folder = split_folder(root, split)
+    train_folder = split_folder(root, "train")
+    if train_folder is None:
+        raise UserError(f"{root} has no folder train; it must hold train, and may hold validation (or val) and test, each with one "
+                        "folder of images for each class")
+    if split == "test" and folder is None:
+        raise UserError(f"{root} has no folder test; use the validation split")
+    train = check(FolderSource(train_folder, data.channels))
+    if split == "train":
+        return train if split_folder(root, "validation") else hold_out(train, data.validation, validation=False)
+    if folder is None:
+        return hold_out(train, data.validation, validation=True)
+    return FolderSource(folder, data.channels, classes=train.classes)
+
+
+def _open_listed(data: ImageData, split: str) -> ImageSource:
+    def open_named(name: str) -> ImageSource:
+        if data.format == "shards":
+            return ShardSource(data.splits[name], data.channels, data.classes, data.label_field, data.buffer)
+        return HubSource(data.path, data.config, data.splits.get(name, name), data.image_field, data.label_field, data.channels)
+
+    # Without a validation split named in the recipe, it is drawn from the training set.
+    if "validation" in data.splits or split == "test":
+        if data.format == "shards" and split not in data.splits:
+            raise UserError(f"data: splits: {split} is missing; there is {', '.join(data.splits)}")
+        return open_named(split)
+    return hold_out(open_named("train"), data.validation, validation=split == "validation")
+
+
+def _shard_problems(data: ImageData) -> list[str]:
+    found = []
+    if "train" not in data.splits:
+        found.append("splits: train is missing; format shards needs a pattern for each split")
+    if data.classes is None:
+        found.append("classes is missing; format shards needs their number or names")
+    for name, pattern in data.splits.items():
+        try:
+            expand_shards(pattern)
+        except UserError as error:
+            found.append(f"splits: {name}: {error}")
+    return found

@@ -1,0 +1,198 @@
+"""WebDataset shards: plain tar files whose neighbouring members of one stem make a sample.
+
+The headers are read once, by `tarfile`, and checked; pixels are then read by their place in the file, shard
+after shard and nearly in order, from as many processes as ask. Nothing is ever extracted.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import json
+import os
+import re
+import tarfile
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from hgrn.data.images.decoding import SUFFIXES, decode
+from hgrn.data.images.source import CorruptImage
+from hgrn.data.shuffle import shuffled
+from hgrn.errors import UserError
+
+LABEL_SUFFIXES = (".cls", ".json", ".txt")
+LARGEST_LABEL = 1 << 20  # bytes
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class ShardSource:
+    """Samples of an image member and its label member (.cls or .txt: a number; .json: the number under label_key).
+
+    A pattern is a path with * ? [] and {a,b} {000..099}. classes: names, or how many there are. buffer: samples
+    among which the order is shuffled; shards are shuffled too. Raises UserError for any other kind of member, a
+    link, an absolute path, a sample without image or label, a label out of range.
+    """
+
+    def __init__(self, pattern: str, channels: int, classes: list[str] | int, label_key: str = "label", buffer: int = 1000):
+        self.name, self.channels, self.buffer = pattern, channels, buffer
+        self.classes = [str(number) for number in range(classes)] if isinstance(classes, int) else list(classes)
+        self.shards = expand_shards(pattern)
+        found = [_scan(path, number, label_key, len(self.classes)) for number, path in enumerate(self.shards)]
+        # Columns: shard, offset, size, label.
+        self.samples = np.concatenate(found)
+        self._borders = np.cumsum([0, *map(len, found)])
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, index: int) -> tuple[torch.Tensor, int]:
+        shard, offset, size, label = self.samples[index].tolist()
+        name = f"{self.shards[shard]} at byte {offset}"
+        try:
+            with open(self.shards[shard], "rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise CorruptImage(name, error.strerror or str(error)) from None
+        return decode(data, name, self.channels), label
+
+    def order(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """Shards in a shuffled order; within it, each place takes one of the `buffer` samples that come next."""
+        return self._order(seed, epoch)[positions]
+
+    def _epoch_order(self, seed: int, epoch: int) -> np.ndarray:
+        shards = shuffled(np.arange(len(self.shards)), len(self.shards), seed, epoch)
+        order = np.concatenate([np.arange(self._borders[shard], self._borders[shard + 1]) for shard in shards.tolist()])
+        draws = np.random.default_rng((seed % 2**64, epoch)).integers(self.buffer, size=len(order))
+        for place, step in enumerate(draws.tolist()):
+            other = min(place + step, len(order) - 1)
+            order[place], order[other] = order[other], order[place]
+        return order
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_order"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
+
+    def fingerprint(self) -> str:
+        """Of the shards' names and sizes, and of every sample's place and label."""
+        names = [[path.name, path.stat().st_size] for path in self.shards]
+        return hashlib.sha256(json.dumps([names, self.classes]).encode() + self.samples.tobytes()).hexdigest()
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """The files behind a pattern, sorted. Raises UserError for a pattern or a part of its braces without files."""
+    found = []
+    for each in _expand_braces(os.path.expanduser(pattern)):
+        paths = sorted(glob.glob(each)) if glob.has_magic(each) else [each]
+        paths = [path for path in paths if os.path.isfile(path)]
+        if not paths:
+            raise UserError(f"no shard {each}" + (f" (of {pattern})" if each != pattern else ""))
+        found += paths
+    return [Path(path) for path in dict.fromkeys(found)]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """a{0..2}b and a{x,y}b, any number of them; numbers keep their leading zeros."""
+    parts = BRACES.split(pattern)  # text, braces, text, braces, ..., text
+    choices = []
+    for number, part in enumerate(parts):
+        if number % 2 == 0:
+            choices.append([part])
+        elif match := RANGE.fullmatch(part):
+            first, last = match.groups()
+            choices.append([str(value).zfill(len(first)) for value in range(int(first), int(last) + 1)])
+        else:
+            choices.append(part.split(","))
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _scan(path: Path, number: int, label_key: str, classes: int) -> np.ndarray:
+    """The samples of one shard, int64 [n, 4]: shard, offset, size, label."""
+    samples, members = [], {}
+    key = None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isdir():
+                    _check_path(path, member)
+                    continue
+                stem, suffix = _check(path, member)
+                if stem != key:
+                    if key is not None:
+                        samples.append(_sample(path, tar, key, members, label_key, classes))
+                    key, members = stem, {}
+                if suffix in members:
+                    raise UserError(f"{path}: sample {stem} has two members {suffix}")
+                members[suffix] = member
+            if key is not None:
+                samples.append(_sample(path, tar, key, members, label_key, classes))
+            end = tar.offset
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path} is not a whole plain tar file: {error}; decompress it, or fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not samples:
+        raise UserError(f"{path} holds no samples")
+    if path.stat().st_size < max(end, max(offset + size for offset, size, _ in samples)):
+        raise UserError(f"{path} is truncated: its last member is not all there; fetch it again")
+    return np.array([(number, *sample) for sample in samples], dtype=np.int64)
+
+
+def _check_path(path: Path, member: tarfile.TarInfo) -> None:
+    parts = PurePosixPath(member.name)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise UserError(f"{path}: member {member.name!r} has a path that leads out of the shard; only relative paths are read")
+
+
+def _check(path: Path, member: tarfile.TarInfo) -> tuple[str, str]:
+    """Stem and suffix of a member that may be here."""
+    _check_path(path, member)
+    if not member.isreg():
+        raise UserError(f"{path}: member {member.name!r} is a link or a special file; only plain files are read")
+    folder, _, name = member.name.rpartition("/")
+    stem, _, suffix = name.partition(".")  # WebDataset: everything after the first dot
+    suffix = "." + suffix.lower()
+    if suffix not in SUFFIXES + LABEL_SUFFIXES:
+        raise UserError(f"{path}: member {member.name!r} is neither an image ({', '.join(SUFFIXES)}) nor a label "
+                        f"({', '.join(LABEL_SUFFIXES)})")
+    return f"{folder}/{stem}", suffix
+
+
+def _sample(path: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo], label_key: str,
+            classes: int) -> tuple[int, int, int]:  # fmt: skip
+    """Offset and size of the image, and the label."""
+    images = [suffix for suffix in members if suffix in SUFFIXES]
+    labels = [suffix for suffix in LABEL_SUFFIXES if suffix in members]
+    if len(images) != 1 or not labels:
+        raise UserError(f"{path}: sample {key.lstrip('/')} needs one image and a label, and has {', '.join(members)}")
+    member = members[labels[0]]
+    if member.size > LARGEST_LABEL:
+        raise UserError(f"{path}: member {member.name!r} has {member.size} bytes, too many for a label")
+    text = tar.extractfile(member).read().decode("utf-8", "replace")
+    label = _label(text, labels[0], label_key)
+    if label is None:
+        form = f"a JSON object with a whole number under {label_key!r}" if labels[0] == ".json" else "a whole number"
+        raise UserError(f"{path}: member {member.name!r} must be {form}; it starts {text[:40]!r}")
+    if not 0 <= label < classes:
+        raise UserError(f"{path}: member {member.name!r} has label {label}; {classes} classes have labels 0 to {classes - 1}")
+    return members[images[0]].offset_data, members[images[0]].size, label
+
+
+def _label(text: str, suffix: str, label_key: str) -> int | None:
+    try:
+        if suffix != ".json":
+            return int(text.strip())
+        content = json.loads(text)
+        label = content.get(label_key) if isinstance(content, dict) else None
+        return label if isinstance(label, int) and not isinstance(label, bool) else None
+    except ValueError:
+        return None
