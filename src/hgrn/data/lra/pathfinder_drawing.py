@@ -159,7 +159,7 @@ def _widened(line: np.ndarray) -> np.ndarray:
 def _ink(settings: PathfinderSettings, stamps: np.ndarray, targets: tuple[Contour, ...], distractors: list[Contour],
          markers: tuple[tuple[int, int], ...]) -> np.ndarray:
     reach = stamps.shape[1] // 2
-    canvas = np.zeros((settings.size + 2 * reach,) * 2, dtype=np.float32)
+    canvas = np.zeros((settings.size + 2 * reach,) * 2)  # float64: some grey levels lie exactly between two
     for contours, contrast in ((targets, settings.target_contrast), (distractors, settings.distractor_contrast)):
         for contour in contours:
             for y, x, orientation in contour.paddles.tolist():
@@ -189,13 +189,13 @@ def _tables(settings: PathfinderSettings, margin: int) -> tuple[np.ndarray, Tabl
     """The ink of a paddle in each orientation, float32 [O, S, S] with its near end in the middle, and what growing
     contours looks up. Orientations are those of first paddles, by degrees, then those towards each point of the
     circle that later ones end on."""
-    length = settings.paddle_length
+    length, middle = settings.paddle_length, settings.size // 2
     first = np.deg2rad(np.arange(-DEGREES // 2, DEGREES // 2))
     circle = _circle(length + margin)
     towards = np.arctan2(circle[:, 0], circle[:, 1])
     angles = np.concatenate([first, towards])
     # First paddles are drawn from their start onwards, later ones from their end back.
-    drawn = np.concatenate([first, towards + np.pi])
+    drawn = np.concatenate([first, np.where(towards < 0, towards + np.pi, towards - np.pi)])
     ink, zones = zip(*(_stamp(settings, margin, angle) for angle in drawn))
     turned = abs(angles[:, None] - towards)
     turned = np.minimum(np.minimum(turned, 2 * np.pi - turned) * settings.continuity, np.pi / 2)
@@ -204,15 +204,20 @@ def _tables(settings: PathfinderSettings, margin: int) -> tuple[np.ndarray, Tabl
     disc = np.argwhere(around[:, None] ** 2 + around**2 <= margin**2) - margin
     return np.stack(ink), Tables(
         circle=circle, weights=np.cos(turned) ** 2, zones=np.stack(zones).astype(np.float64), disc=disc,
-        ahead=_step(angles, length + 2 * margin), head=_step(first, length), back=_step(first + np.pi, length + margin),
+        ahead=_step(angles, length + 2 * margin, middle), head=_step(first, length, middle),
+        back=_step(first + np.pi, length + margin, middle),
         keep_out=np.concatenate(keep_out), keep_out_ends=np.cumsum([len(each) for each in keep_out]),
         usable=np.array([_reaches_all_corners(each) for each in keep_out]))
 
 
-def _step(angles: np.ndarray, distance: float) -> np.ndarray:
-    """Whole steps of a distance in some directions, rounded up, int64 [..., 2]."""
+def _step(angles: np.ndarray, distance: float, origin: int) -> np.ndarray:
+    """Whole steps of a distance in some directions, int64 [..., 2]: where they lead is rounded up.
+
+    At angles such as 120 degrees, which way that goes depends on how exact a float is at the origin; the original
+    rounds coordinates, not steps.
+    """
     exact = distance * np.stack([np.sin(angles), np.cos(angles)], axis=-1)
-    return np.ceil(exact - 1e-9).astype(np.int64)
+    return np.ceil(origin + exact).astype(np.int64) - origin
 
 
 def _circle(radius: int) -> np.ndarray:
@@ -228,7 +233,7 @@ def _stamp(settings: PathfinderSettings, margin: int, angle: float) -> tuple[np.
     reach = settings.paddle_length + int(np.ceil(settings.paddle_thickness)) + margin
     middle = reach * scale
     large = Image.new("L", (2 * middle + 1, 2 * middle + 1))
-    end = middle + _step(np.array(angle), settings.paddle_length * scale)
+    end = middle + _step(np.array(angle), settings.paddle_length * scale, middle)
     ImageDraw.Draw(large).line([(middle, middle), (int(end[1]), int(end[0]))], fill=255,
                                width=round(settings.paddle_thickness * scale))
     line = np.array(large)
