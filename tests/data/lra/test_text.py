@@ -12,8 +12,8 @@ from hgrn.data.lra.text import TextClassificationData
 from hgrn.data.lra.load import prepare
 from hgrn.errors import UserError
 
-REVIEWS = {"train/neg/0_2.txt": "Bad.<br />\r\nBAD!", "train/neg/10_1.txt": 'He said "no\t.', "train/pos/3_9.txt": "Gut\u00e9 \U0001f600",
-           "test/neg/0_3.txt": "bad", "test/pos/0_8.txt": "good \u4e2d"}
+REVIEWS = {"train/neg/0_2.txt": "Bad.<br />\r\nBAD!", "train/neg/10_1.txt": 'He said "no\t.',
+           "train/pos/3_9.txt": "Gut\u00e9 \U0001f600", "test/neg/0_3.txt": "bad", "test/pos/0_8.txt": "good \u4e2d"}
 
 
 @pytest.fixture
@@ -88,7 +88,8 @@ def write_json(path, *records):
 def test_text_of_ones_own(tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()
-    write_json(folder / "train.jsonl.xz", {"text": "aab", "label": "b.x"}, {"text": "c", "label": "a.y"}, {"text": "", "label": "a.y"})
+    write_json(folder / "train.jsonl.xz", {"text": "aab", "label": "b.x"}, {"text": "c", "label": "a.y"},
+               {"text": "", "label": "a.y"})
     write_json(folder / "validation.jsonl", {"text": "b", "label": "b.x"})
     write_json(folder / "test.jsonl", {"text": "ca", "label": "a.y"})
     data = load_text(folder, tmp_path)

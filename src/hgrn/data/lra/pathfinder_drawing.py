@@ -189,13 +189,13 @@ def _tables(settings: PathfinderSettings, margin: int) -> tuple[np.ndarray, Tabl
     """The ink of a paddle in each orientation, float32 [O, S, S] with its near end in the middle, and what growing
     contours looks up. Orientations are those of first paddles, by degrees, then those towards each point of the
     circle that later ones end on."""
-    length, middle = settings.paddle_length, settings.size // 2
-    first = np.deg2rad(np.arange(-DEGREES // 2, DEGREES // 2))
+    length = settings.paddle_length
+    first = np.arange(-DEGREES // 2, DEGREES // 2) * np.pi / 180
     circle = _circle(length + margin)
     towards = np.arctan2(circle[:, 0], circle[:, 1])
     angles = np.concatenate([first, towards])
     # First paddles are drawn from their start onwards, later ones from their end back.
-    drawn = np.concatenate([first, np.where(towards < 0, towards + np.pi, towards - np.pi)])
+    drawn = np.concatenate([first, _opposite(towards)])
     ink, zones = zip(*(_stamp(settings, margin, angle) for angle in drawn))
     turned = abs(angles[:, None] - towards)
     turned = np.minimum(np.minimum(turned, 2 * np.pi - turned) * settings.continuity, np.pi / 2)
@@ -204,27 +204,25 @@ def _tables(settings: PathfinderSettings, margin: int) -> tuple[np.ndarray, Tabl
     disc = np.argwhere(around[:, None] ** 2 + around**2 <= margin**2) - margin
     return np.stack(ink), Tables(
         circle=circle, weights=np.cos(turned) ** 2, zones=np.stack(zones).astype(np.float64), disc=disc,
-        ahead=_step(angles, length + 2 * margin, middle), head=_step(first, length, middle),
-        back=_step(first + np.pi, length + margin, middle),
+        ahead=_step(angles, length + 2 * margin), head=_step(first, length), back=_step(_opposite(first), length + margin),
         keep_out=np.concatenate(keep_out), keep_out_ends=np.cumsum([len(each) for each in keep_out]),
         usable=np.array([_reaches_all_corners(each) for each in keep_out]))
 
 
-def _step(angles: np.ndarray, distance: float, origin: int) -> np.ndarray:
-    """Whole steps of a distance in some directions, int64 [..., 2]: where they lead is rounded up.
+def _opposite(angles: np.ndarray) -> np.ndarray:
+    return np.where(angles < 0, angles + np.pi, angles - np.pi)
 
-    At angles such as 120 degrees, which way that goes depends on how exact a float is at the origin; the original
-    rounds coordinates, not steps.
-    """
-    exact = distance * np.stack([np.sin(angles), np.cos(angles)], axis=-1)
-    return np.ceil(origin + exact).astype(np.int64) - origin
+
+def _step(angles: np.ndarray, distance: float) -> np.ndarray:
+    """Steps of a distance in some directions, float64 [..., 2]. Where one leads is rounded up, in float64: at angles
+    such as 180 degrees, the side on which that falls depends on the place, and in the original it does as well."""
+    return distance * np.stack([np.sin(angles), np.cos(angles)], axis=-1)
 
 
 def _circle(radius: int) -> np.ndarray:
     """The pixels in which points of a circle fall, a pixel's length apart, int64 [K, 2]."""
     angles = np.arange(0, 2 * np.pi, 1 / radius)
-    exact = radius * np.stack([np.sin(angles), np.cos(angles)], axis=-1)
-    return np.unique(np.floor(exact + 1e-9).astype(np.int64), axis=0)
+    return np.unique(np.floor(_step(angles, radius) + 1e-9).astype(np.int64), axis=0)
 
 
 def _stamp(settings: PathfinderSettings, margin: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -233,9 +231,8 @@ def _stamp(settings: PathfinderSettings, margin: int, angle: float) -> tuple[np.
     reach = settings.paddle_length + int(np.ceil(settings.paddle_thickness)) + margin
     middle = reach * scale
     large = Image.new("L", (2 * middle + 1, 2 * middle + 1))
-    end = middle + _step(np.array(angle), settings.paddle_length * scale, middle)
-    ImageDraw.Draw(large).line([(middle, middle), (int(end[1]), int(end[0]))], fill=255,
-                               width=round(settings.paddle_thickness * scale))
+    y, x = np.ceil(middle + _step(np.array(angle), settings.paddle_length * scale)).tolist()
+    ImageDraw.Draw(large).line([(middle, middle), (x, y)], fill=255, width=round(settings.paddle_thickness * scale))
     line = np.array(large)
     wide, radius = np.zeros_like(line), margin * scale
     padded = np.pad(line, radius)

@@ -25,9 +25,9 @@ class Tables(NamedTuple):
 
     circle: int [K, 2], where a later paddle may end, from its pivot; weights: [O, K], how likely behind a paddle of
     orientation o. zones: [O, S, S], what a paddle claims. disc: int [M, 2], what must be free around an end. ahead:
-    int [O, 2], from pivot to pivot. head, back: int [360, 2], from the start of a first paddle to its end, and from
-    there to its pivot. keep_out: int [sum, 2], what must be free for a first paddle, with keep_out_ends [360]. usable:
-    bool [360], the orientations in which a contour begins where there is room.
+    [O, 2], from pivot to pivot; head, back: [360, 2], from the start of a first paddle to its end, and from there to
+    its pivot: steps whose ends are rounded up. keep_out: int [sum, 2], what must be free for a first paddle, with
+    keep_out_ends [360]. usable: bool [360], the orientations in which a contour begins where there is room.
     """
 
     circle: np.ndarray
@@ -48,8 +48,8 @@ def growth() -> tuple[Callable, Callable]:
     from numba import njit
 
     # Compiled functions find each other by their names here; Numba is too heavy to import for a reader of images.
-    for name in ("_random_below", "_claim", "_collides", "_inside", "_extend", "_begin", "_free_start", "_begin_somewhere",
-                 "_begin_beside", "_grow_targets", "_grow_distractors"):
+    for name in ("_random_below", "_claim", "_collides", "_moved", "_inside", "_extend", "_begin", "_free_start",
+                 "_begin_somewhere", "_begin_beside", "_grow_targets", "_grow_distractors"):
         plain = globals()[name]
         try:
             globals()[name] = njit(nogil=True, cache=True)(plain)
@@ -83,6 +83,10 @@ def _collides(zone, stamp, y, x):
     return False
 
 
+def _moved(coordinate, step):
+    return int(np.ceil(coordinate + step))
+
+
 def _inside(y, x, size):
     return 0 <= y < size and 0 <= x < size
 
@@ -91,8 +95,8 @@ def _extend(state, tables, zone, size, rows, number):
     """Add paddle number to a contour; whether there was room. Claims the zone of the paddle before it."""
     reach = tables.zones.shape[1] // 2
     before = rows[number - 1, 2]
-    pivot_y = rows[number, 3] = rows[number - 1, 3] + tables.ahead[before, 0]
-    pivot_x = rows[number, 4] = rows[number - 1, 4] + tables.ahead[before, 1]
+    pivot_y = rows[number, 3] = _moved(rows[number - 1, 3], tables.ahead[before, 0])
+    pivot_x = rows[number, 4] = _moved(rows[number - 1, 4], tables.ahead[before, 1])
     choices = tables.circle.shape[0]
     shares = np.zeros(choices)
     total = 0.0
@@ -126,8 +130,8 @@ def _begin(tables, size, rows, y, x, orientation):
 
     The start is the first turn; until the second paddle is there, that row holds the pivot.
     """
-    head_y, head_x = y + tables.head[orientation, 0], x + tables.head[orientation, 1]
-    pivot_y, pivot_x = head_y + tables.back[orientation, 0], head_x + tables.back[orientation, 1]
+    head_y, head_x = _moved(y, tables.head[orientation, 0]), _moved(x, tables.head[orientation, 1])
+    pivot_y, pivot_x = _moved(head_y, tables.back[orientation, 0]), _moved(head_x, tables.back[orientation, 1])
     rows[0, 0], rows[0, 1], rows[0, 2], rows[0, 3], rows[0, 4] = y, x, orientation, pivot_y, pivot_x
     return _inside(head_y, head_x, size) and _inside(pivot_y, pivot_x, size)
 
