@@ -1,5 +1,7 @@
 """ListOps: the release's format read token for token, and new files that follow its grammar."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -210,6 +212,32 @@ def test_other_lengths(tmp_path):
                      grammar=Grammar(max_depth=4, max_args=5, min_length=10, max_length=40))
     assert 10 < found["train"]["length"]["min"] <= found["train"]["length"]["max"] < 40
     assert max(map(int, found["train"]["depth"])) <= 3
+
+
+def test_lengths_and_depths_are_those_of_the_recursive_grammar(tmp_path):
+    """Against the grammar as it is usually written, node by node, whose trees of the wrong length are thrown away."""
+    grammar = Grammar(max_depth=6, max_args=5, min_length=10, max_length=80)
+    rng = random.Random(0)
+
+    def node(depth: int) -> tuple[int, int]:
+        """Tokens, and operators nested in each other."""
+        if depth == grammar.max_depth or rng.random() > 0.25:
+            return 1, 0
+        children = [node(depth + 1) for _ in range(rng.randint(2, grammar.max_args))]
+        return 2 + sum(length for length, _ in children), 1 + max(nested for _, nested in children)
+
+    naive = []
+    while len(naive) < 3000:
+        tree = node(1)
+        if grammar.min_length < tree[0] < grammar.max_length:
+            naive.append(tree)
+    found = generate(tmp_path / "own", seed=1, train=3000, validation=0, test=0, grammar=grammar, processes=1)["train"]
+    lengths, depths = np.array(naive).T
+    assert abs(found["length"]["mean"] - lengths.mean()) < 5 * lengths.std() * np.sqrt(2 / 3000)
+    for depth in range(2, 6):
+        share = (depths == depth).mean()
+        assert abs(found["depth"].get(str(depth), 0) / 3000 - share) < 5 * np.sqrt(2 * share * (1 - share) / 3000)
+    assert len(found["depth"]) >= 4
 
 
 @pytest.mark.parametrize("settings, message", [

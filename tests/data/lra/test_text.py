@@ -2,14 +2,19 @@
 
 import json
 import lzma
+from typing import Annotated
 
 import datasets
 import numpy as np
 import pytest
+from pydantic import Field, TypeAdapter, ValidationError
 
+from hgrn.data.lra.image import ImageData
+from hgrn.data.lra.listops import ListOpsData
+from hgrn.data.lra.load import LRAData, prepare
+from hgrn.data.lra.pathfinder import PathfinderData
 from hgrn.data.lra.retrieval import FILES, RetrievalData
 from hgrn.data.lra.text import TextClassificationData
-from hgrn.data.lra.load import prepare
 from hgrn.errors import UserError
 
 REVIEWS = {"train/neg/0_2.txt": "Bad.<br />\r\nBAD!", "train/neg/10_1.txt": 'He said "no\t.',
@@ -204,3 +209,19 @@ def test_pairs_of_ones_own(tmp_path):
     train = data.splits["train"]
     assert train.labels.tolist() == [1, 0] and train.first.sequence(1).tolist() == [ord("a") + 3, ord("b") + 3, 2]
     assert train.second.lengths.tolist() == [2, 2] and np.array_equal(train.lengths, [3, 3])
+
+
+@pytest.mark.parametrize("task, expected, message", [
+    ("listops", ListOpsData, "has no basic_train.tsv"), ("text", TextClassificationData, "cannot be loaded"),
+    ("retrieval", RetrievalData, "has no new_aan_pairs"), ("image", ImageData, "has no data_batch_1"),
+    ("pathfinder", PathfinderData, "has no curv_contour_length_14/metadata"),
+])
+def test_a_recipe_chooses_by_task(tmp_path, task, expected, message):
+    """As pydantic reads it; each goes to a reader of its own, which misses its own files."""
+    adapter = TypeAdapter(Annotated[LRAData, Field(discriminator="task")])
+    data = adapter.validate_python({"task": task, "path": str(tmp_path), "cache": str(tmp_path / "cache")})
+    assert type(data) is expected
+    with pytest.raises(UserError, match=message):
+        prepare(data)
+    with pytest.raises(ValidationError, match="levle"):
+        adapter.validate_python({"task": task, "path": "x", "levle": 1})

@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from hgrn.data.files import TextFile
 from hgrn.data.lra.pathfinder import random_split
 from hgrn.data.lra.splits import LabelledData, image_data
 from hgrn.data.lra.store import EntryWriter, cached
-from hgrn.data.files import TextFile
 from hgrn.data.shuffle import hashed
 from hgrn.errors import UserError
 
