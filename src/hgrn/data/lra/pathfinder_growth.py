@@ -141,10 +141,16 @@ def _free_start(state, tables, zone, size, border, orientation):
     reach = tables.zones.shape[1] // 2
     start = tables.keep_out_ends[orientation - 1] if orientation > 0 else 0
     stop = tables.keep_out_ends[orientation]
+    least_y = least_x = size
+    most_y = most_x = -size
+    for place in range(start, stop):
+        least_y, most_y = min(least_y, tables.keep_out[place, 0]), max(most_y, tables.keep_out[place, 0])
+        least_x, most_x = min(least_x, tables.keep_out[place, 1]), max(most_x, tables.keep_out[place, 1])
     free = np.empty(size * size, np.int64)
     count = 0
-    for y in range(size):
-        for x in range(size):
+    # Some of what must be free is inside the image, wherever a usable orientation starts, and so not in the border.
+    for y in range(max(0, border - most_y), min(size, size - border - least_y)):
+        for x in range(max(0, border - most_x), min(size, size - border - least_x)):
             good = True
             for place in range(start, stop):
                 near_y, near_x = y + tables.keep_out[place, 0], x + tables.keep_out[place, 1]
