@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hgrn.data.lra.pathfinder_drawing import FINE, Contour, Drawing, _line, _widened, draw
+from hgrn.data.lra.pathfinder_drawing import FINE, Contour, Drawing, outline, widened, draw
 from hgrn.data.lra.pathfinder_generator import contact_sheet
 from hgrn.data.lra.pathfinder_settings import ARENA, PathfinderSettings, arena_settings
 
@@ -144,10 +144,10 @@ def crosses(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
     """Whether lines through the ends of the paddles touch, at a fine resolution."""
     found = []
     for each in known:
-        first, second = (_line(Contour(np.empty((0, 3)), np.array(points, dtype=np.int64)), settings.size)
+        first, second = (outline(Contour(np.empty((0, 3)), np.array(points, dtype=np.int64)), settings.size)
                          for points in each["targets"])
         assert first.shape == (settings.size * FINE,) * 2
-        found.append(float((_widened(first) & second).any()))
+        found.append(float((widened(first) & second).any()))
     return np.array(found)
 
 

@@ -88,7 +88,7 @@ def evaluate(tokens: Sequence[str]) -> int:
 
 def rows(file: TextFile) -> Iterator[tuple[str, str, int]]:
     """Place, expression and value of each line behind the header."""
-    for number, line in file._lines():
+    for number, line in file.lines():
         where = f"{file.name}:{number}"
         text = line.decode("ascii", "replace").rstrip("\r\n")
         if number == 1:

@@ -84,13 +84,13 @@ def draw(settings: PathfinderSettings, seed: int, index: int) -> Drawing:
 
 def undashed(drawing: Drawing) -> np.ndarray:
     """The two long contours without gaps, bool [2, FINE * size, FINE * size], as if each had a colour of its own."""
-    return np.stack([_line(contour, len(drawing.image)) for contour in drawing.targets])
+    return np.stack([outline(contour, len(drawing.image)) for contour in drawing.targets])
 
 
 def crossing(drawing: Drawing) -> bool:
     """Whether the long contours would touch if their gaps were closed."""
     first, second = undashed(drawing)
-    return bool((_widened(first) & second).any())
+    return bool((widened(first) & second).any())
 
 
 def label_by_flood(drawing: Drawing) -> int:
@@ -133,7 +133,7 @@ def _corner(contour: Contour, which: int) -> tuple[int, int]:
     return y, x
 
 
-def _line(contour: Contour, size: int) -> np.ndarray:
+def outline(contour: Contour, size: int) -> np.ndarray:
     canvas = Image.new("1", (size * FINE, size * FINE))
     points = [_fine(y, x)[::-1] for y, x in contour.turns.tolist()]
     ImageDraw.Draw(canvas).line(points, fill=1)
@@ -142,14 +142,14 @@ def _line(contour: Contour, size: int) -> np.ndarray:
 
 def _meet(targets: tuple[Contour, ...], settings: PathfinderSettings) -> bool:
     """Whether one contour ends on the other; where they may not cross, whether they touch at all."""
-    lines = [_line(target, settings.size) for target in targets]
+    lines = [outline(target, settings.size) for target in targets]
     if not settings.crossings:
-        return bool((_widened(lines[0]) & lines[1]).any())
+        return bool((widened(lines[0]) & lines[1]).any())
     ends = [[_fine(*_corner(target, which)) for which in (0, -1)] for target in targets]
-    return any(_widened(line)[end] for line, others in zip(lines, ends[::-1]) for end in others)
+    return any(widened(line)[end] for line, others in zip(lines, ends[::-1]) for end in others)
 
 
-def _widened(line: np.ndarray) -> np.ndarray:
+def widened(line: np.ndarray) -> np.ndarray:
     """With the eight neighbours of each pixel: where a flood would reach it from."""
     around = np.pad(line, 1)
     rows = around[:-2] | around[1:-1] | around[2:]

@@ -54,7 +54,7 @@ def prepare(data: RetrievalData) -> LabelledData:
 
 
 def _rows(file: TextFile) -> Iterator[Record]:
-    for number, line in file._lines():
+    for number, line in file.lines():
         where = f"{file.name}:{number}"
         try:
             columns = line.decode().rstrip("\r\n").split("\t")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from hgrn.data.tokens import DamagedEntry, _locked, _sync_folder, default_cache_folder
+from hgrn.data.tokens import DamagedEntry, locked, sync_folder, default_cache_folder
 from hgrn.errors import UserError
 
 META = "meta.json"
@@ -75,7 +75,7 @@ class EntryWriter:
             file.flush()
             os.fsync(file.fileno())
         for folder in {self.folder, *((self.folder / name).parent for name in self._open)}:
-            _sync_folder(folder)
+            sync_folder(folder)
 
     def close(self) -> None:
         for stream, _ in self._open.values():
@@ -97,7 +97,7 @@ def cached(cache: str | None, source: list, write: Callable[[EntryWriter], dict[
         pass
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")):
             try:
                 return open_entry(folder)  # another process was first
             except (FileNotFoundError, DamagedEntry):
@@ -150,7 +150,7 @@ def _write(folder: Path, write: Callable[[EntryWriter], dict[str, Any]]) -> None
     finally:
         writer.close()
         shutil.rmtree(partial, ignore_errors=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _fingerprint(content: dict) -> str:

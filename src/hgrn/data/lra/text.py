@@ -18,7 +18,7 @@ from hgrn.data.files import OPENERS, TextFile
 from hgrn.data.lra.splits import LabelledData, sequence_data, write_sequences
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.lra.vocabulary import BYTES, Vocabulary, build_characters, encode_bytes
-from hgrn.data.text import TextData, TextSplit, _load_dataset
+from hgrn.data.text import TextData, TextSplit, load_dataset_split
 from hgrn.errors import UserError
 
 FORMAT = 1  # raise it when the same text gives other arrays
@@ -140,7 +140,7 @@ def _imdb(folder: Path) -> Source:
 
 
 def _dataset(name: str) -> Source:
-    loaded = {split: _load_dataset(TextData(dataset=name, splits={split: TextSplit()}), split) for split in ("train", "test")}
+    loaded = {split: load_dataset_split(TextData(dataset=name, splits={split: TextSplit()}), split) for split in ("train", "test")}
     if any("label" not in each.column_names for each in loaded.values()):
         raise UserError(f"dataset {name!r} has no column 'label'; it has {', '.join(loaded['train'].column_names)}")
     classes = getattr(loaded["train"].features["label"], "names", None)
