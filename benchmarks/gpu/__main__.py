@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     hardware = "REHEARSAL, no GPU: these numbers mean nothing" if options.rehearse else torch.cuda.get_device_name()
     print(hardware, flush=True)
     bench = Bench(options.rehearse, options.minutes)
-    with bench.stream(), interpreted(options.rehearse):
+    with bench.guarded(name="the run"), bench.stream(), interpreted(options.rehearse):
         measure(bench, tuple(options.only))
     print(report.table(bench))
     for path in report.save(bench, hardware, out, plots) if bench.rows else ():

@@ -15,6 +15,7 @@ from .clock import OURS, Bench, interpreted, label
 
 FLA, TRANSFORMER = "flash-linear-attention", "Transformer"
 STEP_TARGET = 1.3  # times the tokens a second of flash-linear-attention
+_COMPILES = 4  # seconds that a layer takes to be compiled, forward and backward: a guess, so that --minutes is kept
 _LOSS = {torch.float32: 2e-5, torch.bfloat16: 5e-3}  # relative, of a loss whose logits were rounded to the dtype
 _GRADIENT = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of all parameters as one vector: the norm of the difference
 
@@ -77,6 +78,13 @@ def transformer(size: Size) -> nn.Module:
 
 
 PEERS: dict[str, Callable[[Size], nn.Module]] = {OURS: ours, FLA: of_fla, TRANSFORMER: transformer}
+
+
+def built(bench: Bench, build: Callable[[Size], nn.Module], size: Size) -> nn.Module:
+    """With weights drawn where they are used: a billion of them take long on a CPU."""
+    torch.manual_seed(0)
+    with torch.device(bench.device):
+        return build(size).to(torch.bfloat16)
 
 
 def parameters(model: nn.Module) -> int:
@@ -158,13 +166,13 @@ def train(bench: Bench, size: Size, peers: set[str], compiled: bool, rates: dict
     for peer, build in PEERS.items():
         name = f"training step, {'compiled' if compiled else 'eager'}"
         cells = {"name": name, "peer": peer, "shape": f"{size.name}, T={size.length}, B={size.batch}", "dtype": "bfloat16"}
-        if bench.late(**cells):
+        if bench.late(_COMPILES * size.depth if compiled and not bench.rehearse else 0, **cells):
             continue
         if peer not in peers:
             bench.left_out("its check did not pass", **cells)
             continue
-        bench.forget()
         with bench.guarded(**cells):
+            bench.forget()
             row = bench.add(training_step(bench, build, size, compiled, cells))
             rates[size.name, peer] = max(rates.get((size.name, peer), 0.0), row.tokens_per_s)
     ratio = [rates.get((size.name, peer)) for peer in (OURS, FLA)]
@@ -173,8 +181,7 @@ def train(bench: Bench, size: Size, peers: set[str], compiled: bool, rates: dict
 
 
 def training_step(bench: Bench, build, size: Size, compiled: bool, cells: dict) -> Row:
-    torch.manual_seed(0)
-    model = build(size).to(bench.device, torch.bfloat16)
+    model = built(bench, build, size)
     ids = torch.randint(size.vocabulary, (size.batch, size.length), device=bench.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     call = torch.compile(model, backend="aot_eager" if bench.rehearse else "inductor") if compiled else model
@@ -213,10 +220,9 @@ def decode(bench: Bench, size: Size, peers: set[str]) -> None:
         if peer not in peers:
             bench.left_out("its check did not pass", **cells)
             continue
-        bench.forget()
         with bench.guarded(**cells):
-            torch.manual_seed(0)
-            model = build(size).to(bench.device, torch.bfloat16).eval()
+            bench.forget()
+            model = built(bench, build, size).eval()
             for batch in (1, 2) if bench.rehearse else (1, 64):
                 cells["shape"] = f"{size.name}, B={batch}, after {size.prompt}"
                 with bench.guarded(**cells), torch.no_grad():

@@ -14,7 +14,7 @@ def table(bench: Bench) -> str:
     """Every target and whether it holds; "open" is one that nothing was measured for."""
     lines = [f"{'target':64} {'wanted':>7} {'found':>7}"]
     for name, (wanted, found) in bench.targets.items():
-        verdict = "open" if found is None else "holds" if found >= wanted else "MISSED"
+        verdict = "open" if found is None else "rehearsed" if bench.rehearse else "holds" if found >= wanted else "MISSED"
         lines.append(f"{name:64} {wanted:7.2f} {'' if found is None else f'{found:.2f}':>7} {verdict}")
     lines += [f"WRONG: {failure}" for failure in bench.failures]
     return "\n".join(lines)
@@ -56,5 +56,5 @@ def bars(panel, labels: list[str], values: list[float], colours: list[str], text
     drawn = panel.barh(places, values, color=colours)
     panel.bar_label(drawn, [text.format(value) for value in values], padding=3, fontsize=7)
     panel.set_yticks(places, labels, fontsize=7)
-    panel.margins(x=0.15, y=0.02)
+    panel.margins(x=0.18, y=0.02)
     panel.grid(alpha=0.25, axis="x")

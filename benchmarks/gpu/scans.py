@@ -92,7 +92,8 @@ def run(bench: Bench, check: bool, time: bool) -> None:
                     given = Given.draw(shape, dtype, bench.device, is_complex)
                     one_scan(bench, given, shape, dtype, state, time)
             if time:
-                beside_peers(bench, shape, dtype)
+                with bench.guarded(name="scan real forward+backward", shape=str(list(shape)), dtype=label(dtype)):
+                    beside_peers(bench, shape, dtype)
 
 
 def announce(bench: Bench) -> None:
