@@ -1,6 +1,5 @@
 """The script that measures on a GPU, without one: all of it in Triton's interpreter, what it refuses, and that its gates close."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from benchmarks.gpu import models, scans
 from benchmarks.gpu.clock import Bench
 from benchmarks.gpu.report import table
 from hgrn import ops
+from hgrn.bench.results import read_csv
 from hgrn.errors import UserError
 from tests.conftest import ROOT
 
@@ -30,7 +30,7 @@ def test_a_rehearsal_runs_to_its_end(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "mean nothing" in done.stdout.splitlines()[-1] and "WRONG" not in done.stdout
-    rows = list(csv.DictReader((tmp_path / "gpu.csv").open()))
+    rows = read_csv(tmp_path / "gpu.csv")
     measured = {row["name"] for row in rows if row["peer"] == "hgrn" and row["median_ms"]}
     assert measured >= {
         "hgru_scan real forward", "hgru_scan real backward", "hgru_scan complex forward", "hgru_scan complex backward",
