@@ -30,10 +30,10 @@ def measure(bench: Bench, parts: tuple[str, ...]) -> None:
         return
     passed, rates = models.gates(bench), {}
     sizes = models.sizes(bench)
-    for compiled in (False, True) if "train" in parts else ():
-        models.train(bench, sizes[0], passed, compiled, rates)
-    for size in sizes[1:] if "train" in parts else ():
+    for size in sizes if "train" in parts else ():
         models.train(bench, size, passed, False, rates)
+    for size in sizes[:1] if "train" in parts else ():
+        models.train(bench, size, passed, True, rates)
     for size in sizes if "decode" in parts else ():
         models.decode(bench, size, passed)
     for size in sizes[1:] if "train" in parts else ():
@@ -45,16 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.gpu", description=package.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder of gpu.csv (default: benchmarks/results; of a rehearsal, a new one)")
-    parser.add_argument("--plots", type=Path, help="folder of bench_gpu.png (default: docs/images; of a rehearsal, that of --out)")
+    parser.add_argument("--plots", type=Path, help="folder of bench_gpu.png (default: docs/images; in a rehearsal, --out)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--minutes", type=float, default=8, help="time after which what is left is skipped and named (default: 8)")
+    parser.add_argument("--minutes", type=float, default=8, help="then what is left is skipped and named (default: 8)")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on a CPU, in Triton's interpreter")
     options = parser.parse_args(arguments)
     if options.rehearse:
         for name, kept in (("out", RESULTS), ("plots", IMAGES)):
             given = getattr(options, name)
             if given is not None and given.resolve().is_relative_to(kept):
-                parser.error(f"--{name} {given}: a rehearsal's numbers mean nothing and have no place in {kept}; give another folder")
+                parser.error(f"--{name} {given}: a rehearsal's numbers mean nothing, none goes into {kept}; give another folder")
         if os.environ.get("TRITON_INTERPRET") != "1":
             parser.error("a rehearsal runs the kernels in Triton's interpreter; start it with TRITON_INTERPRET=1")
     elif os.environ.get("TRITON_INTERPRET") == "1":

@@ -19,7 +19,7 @@ _ASKS = layer._asks_for_operator
 
 @contextmanager
 def interpreted(on: bool) -> Iterator[None]:
-    """Whether CPU tensors are treated as those of a GPU, for a rehearsal: scans by Triton, the operations around them by PyTorch."""
+    """Whether CPU tensors run as a GPU's do, for a rehearsal: scans by Triton, the operations around them by PyTorch."""
     engines = mock.patch.dict(library._ENGINE_OF_DEVICE, cpu="triton" if on else "numba")
     around = mock.patch.object(layer, "_asks_for_operator", _as_on_a_gpu if on else _ASKS)
     with engines, around:
@@ -43,7 +43,7 @@ class Bench:
         self._stream = None if rehearse else torch.cuda.Stream()
 
     def stream(self):
-        """Work runs on one stream that is not the default one: a graph captures a backward pass on the stream of its forward."""
+        """One stream for all, not the default one: a graph captures a backward pass on the stream of its forward."""
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def target(self, name: str, wanted: float) -> None:
@@ -79,7 +79,8 @@ class Bench:
     def add(self, row: Row) -> Row:
         rate = "" if row.tokens_per_s is None else f", {row.tokens_per_s:.4g} tokens/s"
         share = "" if row.ratio is None else f", {row.ratio:.2f} of the copy"
-        print(f"{row.name} | {row.peer} | {row.shape} | {row.dtype} | {row.kind}: {row.median_ms:.4g} ms{share}{rate}", flush=True)
+        place = f"{row.name} | {row.peer} | {row.shape} | {row.dtype} | {row.kind}"
+        print(f"{place}: {row.median_ms:.4g} ms{share}{rate}", flush=True)
         self.rows.append(row)
         return row
 
@@ -99,7 +100,7 @@ class Bench:
         return result
 
     def capture(self, function: Callable[[], object]) -> Callable[[], object]:
-        """The function, which has run before, as a CUDA graph: a call replays it into the same memory. In a rehearsal itself."""
+        """The function, which has run before, as a CUDA graph: replayed into the same memory. In a rehearsal itself."""
         if self.rehearse:
             return function
         torch.cuda.synchronize()

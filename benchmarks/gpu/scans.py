@@ -79,7 +79,8 @@ def run(bench: Bench, check: bool, time: bool) -> None:
         options(bench)
     if bench.rehearse:
         with bench.guarded(name="hgru_scan real", shape=str(list(TINY_SPLIT)), dtype="float32"):
-            one_scan(bench, Given.draw(TINY_SPLIT, torch.float32, bench.device, False), TINY_SPLIT, torch.float32, "real", False)
+            given = Given.draw(TINY_SPLIT, torch.float32, bench.device, False)
+            one_scan(bench, given, TINY_SPLIT, torch.float32, "real", False)
     for shape in (TINY,) if bench.rehearse else SHAPES:
         for dtype in DTYPES:
             for is_complex in (False, True):
@@ -124,7 +125,8 @@ def one_scan(bench: Bench, given: Given, shape, dtype: torch.dtype, state: str, 
         "forward": lambda: (ops.hgru_scan(*plain, engine="triton")[0],),
         "backward": lambda: torch.autograd.grad(h, given.inputs, given.grad, retain_graph=True),
     }
-    both, forward = (ScanCase("hgru_scan", state == "complex", backward).minimal_bytes(shape, dtype) for backward in (True, False))
+    cases = (ScanCase("hgru_scan", state == "complex", backward) for backward in (True, False))
+    both, forward = (case.minimal_bytes(shape, dtype) for case in cases)
     amounts = {"forward": forward, "backward": both - forward}
     functions = {}
     for way, call in calls.items():
@@ -154,17 +156,19 @@ def copy(amount: int, device: str) -> Callable[[], object]:
 
 
 def options(bench: Bench) -> None:
-    """All public scans with masks, packed sequences, initial states, both directions: against the reference loop in float64."""
+    """All public scans with masks, packed sequences, initial states, both directions: against the reference loop in float64.
+
+    Each is a kernel that has to be compiled, so there is one dtype and few pairs; tests/ops/test_triton.py has more of them.
+    """
     steps, channels = (20, 8) if bench.rehearse else (700, 96)
+    dtype = torch.float32
     generator = torch.Generator().manual_seed(2)
     mask = torch.rand(2, steps, generator=generator) > 0.3
     packing = torch.tensor([0, 0, 13, steps])
     wheres = {
-        "": {}, "reverse": {"reverse": True}, "mask": {"mask": mask}, "mask, reverse": {"mask": mask, "reverse": True},
-        "packed": {"cu_seqlens": packing}, "packed, reverse": {"cu_seqlens": packing, "reverse": True},
+        "mask, reverse": {"mask": mask, "reverse": True}, "packed": {"cu_seqlens": packing},
+        "packed, mask, reverse": {"cu_seqlens": packing, "mask": mask[:1], "reverse": True},
     }  # fmt: skip
-    if bench.rehearse:
-        wheres = {name: wheres[name] for name in ("mask, reverse", "packed")}
     for is_complex in (False, True):
         for where_name, where in wheres.items():
             batch = 1 if "cu_seqlens" in where else 2
@@ -185,11 +189,10 @@ def options(bench: Bench) -> None:
             }
             for scan, call in calls.items():
                 state = "complex" if is_complex else "real"
-                for dtype in DTYPES[1:] if bench.rehearse else DTYPES:
-                    name = f"check of {scan} {state}{', ' if where_name else ''}{where_name}"
-                    with bench.guarded(name=name, dtype=label(dtype)):
-                        inputs = (x.to(dtype), f.to(dtype), s, bound, *angle)
-                        option(bench, name, call, inputs, dtype)
+                cells = {"name": f"check of {scan} {state}, {where_name}", "dtype": label(dtype)}
+                if not bench.late(**cells):
+                    with bench.guarded(**cells):
+                        option(bench, cells["name"], call, (x, f, s, bound, *angle), dtype)
 
 
 def moved(where: dict, like: Tensor) -> dict:
@@ -219,6 +222,7 @@ def beside_peers(bench: Bench, shape, dtype: torch.dtype) -> None:
     cells = {"name": "scan real forward+backward", "shape": str(list(shape)), "dtype": label(dtype)}
     if bench.late(peer="flash-linear-attention", **cells):
         return
+    torch.compiler.reset()  # each shape is compiled for itself, not as one more of many of the same code
     given = Given.draw(shape, dtype, bench.device, False)
     expected, functions = given.expected(), {}
     schemes = {OURS: lambda: ours(given)} | {
@@ -248,7 +252,7 @@ def ours(given: Given) -> Callable[[], tuple[Tensor, ...]]:
 def peer(bench: Bench, kind: str, compiled: bool, given: Given) -> Callable[[], tuple[Tensor, ...]]:
     """flash-linear-attention's scan with the operations around it, as its layer has them; in a rehearsal its plain loop."""
     if bench.rehearse:
-        from fla.ops.hgrn.naive import naive_recurrent_hgrn as scan  # its kernels ask for a GPU even where they are interpreted
+        from fla.ops.hgrn.naive import naive_recurrent_hgrn as scan  # its kernels ask for a GPU even if interpreted
     else:
         from fla.ops import hgrn
 
@@ -259,7 +263,7 @@ def peer(bench: Bench, kind: str, compiled: bool, given: Given) -> Callable[[], 
         return F.silu(candidate) * (1 - log_gate.exp()), log_gate
 
     if compiled:
-        gates = torch.compile(gates, backend="aot_eager" if bench.rehearse else "inductor")
+        gates = torch.compile(gates, dynamic=False, backend="aot_eager" if bench.rehearse else "inductor")
 
     def call():
         x, log_gate = gates(*given.inputs)

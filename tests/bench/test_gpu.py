@@ -1,4 +1,4 @@
-"""The script that measures on a GPU, without one: all of it in Triton's interpreter, what it refuses, and that its gates close."""
+"""The script that measures on a GPU, without one: all of it in Triton's interpreter, its refusals, and that its gates close."""
 
 import os
 import subprocess
