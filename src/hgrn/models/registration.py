@@ -5,13 +5,13 @@ import warnings
 import transformers
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .backbone import HGRNModel
@@ -36,7 +36,8 @@ def register(overwrite: bool = False) -> None:
     AutoModelForCausalLM.register(HGRNConfig, HGRNForCausalLM, exist_ok=True)
     AutoModelForImageClassification.register(HGRNConfig, HGRNForImageClassification, exist_ok=True)
     AutoModelForSequenceClassification.register(HGRNConfig, HGRNForSequenceClassification, exist_ok=True)
-    AutoImageProcessor.register(HGRNConfig, image_processor_classes={"pil": HGRNImageProcessor}, exist_ok=True)
+    # As AutoImageProcessor.register does, but that class of transformers 5.17 wants torchvision before it answers at all.
+    IMAGE_PROCESSOR_MAPPING.register(HGRNConfig, {"pil": HGRNImageProcessor}, exist_ok=True)
     name = HGRNConfig.model_type
     # Trainer's label smoothing does not ask the Auto classes but looks for the name of the class here; without it, it would
     # compare each position with its own token and not with the next.
