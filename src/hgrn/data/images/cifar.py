@@ -36,11 +36,14 @@ class Layout:
     names_key: bytes = b""
 
 
-LAYOUTS = (
+CIFAR10 = (
     Layout("cifar-10-batches-bin", tuple(f"data_batch_{n}.bin" for n in range(1, 6)), ("test_batch.bin",), "batches.meta.txt", 10),
-    Layout("cifar-100-binary", ("train.bin",), ("test.bin",), "fine_label_names.txt", 100, label_bytes=2),
     Layout("cifar-10-batches-py", tuple(f"data_batch_{n}" for n in range(1, 6)), ("test_batch",), "batches.meta", 10,
            labels_key=b"labels", names_key=b"label_names"),
+)  # fmt: skip
+LAYOUTS = (
+    *CIFAR10,
+    Layout("cifar-100-binary", ("train.bin",), ("test.bin",), "fine_label_names.txt", 100, label_bytes=2),
     Layout("cifar-100-python", ("train",), ("test",), "meta", 100, labels_key=b"fine_labels", names_key=b"fine_label_names"),
 )  # fmt: skip
 
@@ -48,11 +51,15 @@ LAYOUTS = (
 def open_cifar(folder: Path, split: str) -> TensorSource:
     """The "train" (all of it) or "test" part. folder: one of the published folders, or the folder it is in."""
     layout, folder = _layout(folder)
-    read = _read_pickle if layout.labels_key else _read_binary
-    parts = [read(folder / file, layout) for file in getattr(layout, split)]
+    parts = [read_batch(folder / file, layout) for file in getattr(layout, split)]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
     source = f"{folder} {split}"
     return TensorSource(source, torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels), _names(folder, layout))
+
+
+def read_batch(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """One file: pixels uint8 [N, 3072], red, then green, then blue, and labels int64 [N]. Raises UserError if it is damaged."""
+    return (_read_pickle if layout.labels_key else _read_binary)(path, layout)
 
 
 def load_plain_pickle(path: Path) -> Any:
