@@ -20,20 +20,13 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results" / "context.csv"
 
 
-def memory(kind: str) -> int:
-    """Bytes of this process: VmRSS is resident now, VmHWM the most that ever was."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {kind}")
-
-
 def worker(folder: Path, context: int, steps: int, block_size: int) -> None:
     """One rank: trains, and writes what it has used into `folder`."""
     import torch.utils.tensorboard  # noqa: F401  (before the memory is read)
 
     import hgrn.models  # noqa: F401
     from hgrn import parallel
+    from hgrn.bench.measure import resident_bytes
     from hgrn.training.loop import train
     from hgrn.training.recipe import load_recipe
 
@@ -50,12 +43,12 @@ def worker(folder: Path, context: int, steps: int, block_size: int) -> None:
                "batch.block_size": block_size, "training.threads": 1}  # fmt: skip
     recipe = load_recipe("lm/long-context", changes)
     losses = []
-    resident, began = memory("VmRSS"), time.perf_counter()
+    resident, began = resident_bytes("VmRSS"), time.perf_counter()
     train(recipe, folder / "run", on_event=lambda event: event["kind"] == "train" and losses.append(event["loss"]))
     used = {
         "losses": losses,
         "imports_mb": resident / 2**20,
-        "peak_mb": (memory("VmHWM") - resident) / 2**20,
+        "peak_mb": (resident_bytes("VmHWM") - resident) / 2**20,
         "sent_per_layer": sent / steps / recipe.model.num_hidden_layers,
         "seconds": time.perf_counter() - began,
     }

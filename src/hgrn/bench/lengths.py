@@ -10,7 +10,7 @@ import torch
 from hgrn.errors import UserError
 
 from .decoding import hgrn_step
-from .measure import Tell, round_robin
+from .measure import Tell, resident_bytes, round_robin
 from .models import HGRNModel, hgrn_model
 from .results import Row
 from .scan_cases import ScanCase, check
@@ -117,12 +117,6 @@ def report_peak(length: int, width: int, threads: int) -> None:
     torch.set_num_threads(threads)
     model = hgrn_model(width, _DEPTH)
     training_step(model, 1, 64)()  # libraries, kernels, and what each thread keeps
-    before = _status("VmRSS")
+    before = resident_bytes("VmRSS")
     training_step(model, 1, length)()
-    print((_status("VmHWM") - before) / 1e6)
-
-
-def _status(field: str) -> int:
-    """Bytes, from the process's status file (which counts in KiB)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    print((resident_bytes("VmHWM") - before) / 1e6)

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -85,3 +86,9 @@ def round_robin(
         if collects:
             gc.enable()
     return {name: Times.of(seconds, name in capped) for name, seconds in readings.items()}
+
+
+def resident_bytes(field: str) -> int:
+    """Resident memory of this process on Linux, bytes: "VmRSS" is now, "VmHWM" the most that ever was."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from hgrn.data.position import Positioned, check_shares
 from hgrn.data.shuffle import hashed, shuffled
 from hgrn.data.tokens import TokenFile
 from hgrn.errors import UserError
@@ -62,7 +63,7 @@ class Batch:
                        cu_seqlens=cu_seqlens)
 
 
-class BlockSampler:
+class BlockSampler(Positioned):
     """Endless batches of contiguous blocks.
 
     batch_size is B, the sequences of a step over all ranks; each rank takes its slice of consecutive rows,
@@ -80,21 +81,14 @@ class BlockSampler:
 
     def __init__(self, tokens: TokenFile, block_size: int, batch_size: int, mode: Mode, seed: int,
                  rank: int = 0, world: int = 1):
-        for name, value in (("block_size", block_size), ("batch_size", batch_size), ("world", world)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        check_shares(batch_size, rank, world, block_size=block_size)
         if mode not in ("reset", "carry", "documents"):
             raise ValueError(f"mode must be 'reset', 'carry' or 'documents'; got {mode!r}")
-        if batch_size % world:
-            raise ValueError(f"batch_size {batch_size} must be a multiple of the {world} ranks")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must be in [0, {world}); got {rank}")
         self.tokens, self.block_size, self.batch_size, self.mode = tokens, block_size, batch_size, mode
-        self.epoch, self.index, self.seed = 0, 0, seed
         self._rows = np.arange(batch_size)[rank * batch_size // world:(rank + 1) * batch_size // world]
         # The last label needs one token more; carry leaves T tokens free, by which borders can move.
         margin = block_size if mode == "carry" else 1
-        self.steps_per_epoch = max(len(tokens) - margin, 0) // (block_size * batch_size)
+        super().__init__("a text", max(len(tokens) - margin, 0) // (block_size * batch_size), seed)
         if self.steps_per_epoch == 0:
             needed = block_size * batch_size + margin
             raise UserError(f"the text has {len(tokens)} tokens, and one step of {batch_size} sequences of "
@@ -105,23 +99,10 @@ class BlockSampler:
         restart = self.mode != "carry" or self.index == 0
         starts = self._stream_starts() if self.mode == "carry" else self._block_starts()
         tokens = np.stack([self.tokens.read(start, self.block_size + 1) for start in starts.tolist()])
-        self.index += 1
-        if self.index == self.steps_per_epoch:
-            self.epoch, self.index = self.epoch + 1, 0
+        self.advance()
         if self.mode == "documents":
             return self._packed(tokens, starts)
         return self._batch(tokens[:, :-1], tokens[:, 1:], None, restart)
-
-    def state_dict(self) -> dict[str, int]:
-        """The position: epoch, index of the next step in it, seed."""
-        return {"epoch": self.epoch, "index": self.index, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a position. Raises ValueError for one that this text, with these sizes, does not have."""
-        if not 0 <= state["index"] < self.steps_per_epoch or state["epoch"] < 0:
-            raise ValueError(f"position {state} is not in a text of {self.steps_per_epoch} steps per epoch; "
-                             "was it saved with other data, batch size or block size?")
-        self.epoch, self.index, self.seed = state["epoch"], state["index"], state["seed"]
 
     def _block_starts(self) -> np.ndarray:
         blocks = (len(self.tokens) - 1) // self.block_size

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hgrn.data.files import TextFile, expand
+from hgrn.data.hub import load_split
 from hgrn.data.tokenizer import BYTES, missing_local_tokenizer
 from hgrn.errors import UserError
 
@@ -155,7 +156,7 @@ class SplitText:
         if found:
             raise UserError("\n".join(f"data: {problem}" for problem in found))
         if entries is None:
-            self.dataset = load_dataset_split(data, self.part.name or split)
+            self.dataset = _load_dataset(data, self.part.name or split)
 
     @property
     def name(self) -> str:
@@ -265,27 +266,8 @@ def _expand_all(entries: list[str]) -> tuple[list[TextFile], list[str]]:
     return files, [problem for _, problem in expanded if problem]
 
 
-def load_dataset_split(data: TextData, name: str) -> Dataset:
-    """A split of `data.dataset`: of a folder that `datasets` has saved, or of a data set by its name. Raises UserError."""
-    import datasets
-
-    folder = Path(data.dataset).expanduser()
-    try:
-        if (folder / "dataset_dict.json").is_file():  # written by `DatasetDict.save_to_disk`
-            splits = datasets.load_from_disk(str(folder))
-            if name not in splits:
-                raise ValueError(f"it has no split {name!r}; there is {', '.join(splits)}")
-            loaded = splits[name]
-        elif (folder / "state.json").is_file():  # written by `Dataset.save_to_disk`, which has no splits
-            loaded = datasets.load_from_disk(str(folder))
-        else:
-            source = str(folder) if folder.is_dir() else data.dataset
-            loaded = datasets.load_dataset(source, data.config, split=name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"dataset {data.dataset!r}, config {data.config!r}, split {name!r} cannot be loaded: "
-                        f"{reason}. Check the three names and the network connection; a data set that was "
-                        "downloaded before, or a local folder, needs none") from error
+def _load_dataset(data: TextData, name: str) -> Dataset:
+    loaded = load_split(data.dataset, data.config, name)
     if data.text_field not in loaded.column_names:
         raise UserError(f"dataset {data.dataset!r} has no column {data.text_field!r}; set text_field to one "
                         f"of {', '.join(loaded.column_names)}")

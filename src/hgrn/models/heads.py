@@ -1,13 +1,12 @@
 """HGRNModel with a head: language modelling."""
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from hgrn.modules import Linear
-from hgrn.ops.packing import sequence_ids
+from hgrn.ops.packing import next_labels
 
 from .backbone import HGRNModel, HGRNPreTrainedModel
 from .cache import HGRNCache
@@ -108,7 +107,7 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
 
         loss = None
         if labels is not None:
-            shift_labels = _next_in_document(labels, cu_seqlens)
+            shift_labels = next_labels(labels, cu_seqlens, _IGNORE)
         if shift_labels is not None:
             loss = self.loss_function(
                 logits=logits,
@@ -145,13 +144,3 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
                 "that could lie elsewhere; leave cache_implementation out"
             )
         model_kwargs["past_key_values"] = HGRNCache()
-
-
-def _next_in_document(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Position t gets label t + 1, and -100 where that belongs to another document or to none."""
-    following = nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORE)
-    if cu_seqlens is None:
-        return following
-    document = sequence_ids(cu_seqlens, labels.shape[1])
-    last = document != torch.roll(document, -1)
-    return following.masked_fill(last, _IGNORE)

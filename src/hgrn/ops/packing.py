@@ -38,6 +38,15 @@ def sequence_ids(cu_seqlens: Tensor, total: int) -> Tensor:
     return torch.searchsorted(cu_seqlens[1:].contiguous(), positions, right=True)
 
 
+def next_labels(labels: Tensor, cu_seqlens: Tensor | None = None, ignored: int = -100) -> Tensor:
+    """Labels `[B, T]` moved up by one: position t gets label t + 1, and `ignored` where that is another sequence's or none."""
+    following = torch.nn.functional.pad(labels, (0, 1), value=ignored)[:, 1:]
+    if cu_seqlens is None:
+        return following
+    sequence = sequence_ids(cu_seqlens, labels.shape[1])
+    return following.masked_fill(sequence != torch.roll(sequence, -1), ignored)
+
+
 def edges(cu_seqlens: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The positions at which each scan begins and ends, and which sequences are not empty: three `[N]` tensors.
 

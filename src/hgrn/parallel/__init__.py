@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hgrn.modules import HGRU, HGRU2d, ShortConvolution
 from hgrn.ops import hgru_scan
-from hgrn.ops.packing import check_cu_seqlens, sequence_ids
+from hgrn.ops.packing import check_cu_seqlens, next_labels
 
 from .context import GROUPS, Context, Group
 
@@ -103,18 +103,6 @@ def local_cu_seqlens(cu_seqlens: Tensor, group: Group) -> Tensor:
         here |= inner == total  # in front of empty sequences at the very end
     ends = cu_seqlens.new_tensor([0, stretch.stop - stretch.start])
     return torch.cat([ends[:1], inner[here] - stretch.start, ends[1:]])
-
-
-def next_labels(labels: Tensor, cu_seqlens: Tensor | None = None, ignored: int = -100) -> Tensor:
-    """Whole sequences of labels `[B, T]`, moved up by one: to be split like the inputs, and scored as they are.
-
-    After the split a rank would not know the label behind its last position. The last position of each sequence gets `ignored`.
-    """
-    following = nn.functional.pad(labels, (0, 1), value=ignored)[:, 1:]
-    if cu_seqlens is None:
-        return following
-    sequence = sequence_ids(cu_seqlens, labels.shape[1])
-    return following.masked_fill(sequence != sequence.roll(-1), ignored)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hgrn.data.hub import load_split
 from hgrn.data.images.decoding import decode
 from hgrn.data.images.source import CorruptImage
 from hgrn.data.shuffle import shuffled
@@ -19,7 +20,7 @@ class HubSource:
     def __init__(self, dataset: str, config: str | None, split: str, image_field: str, label_field: str, channels: int):
         import datasets
 
-        loaded = _load(dataset, config, split)
+        loaded = load_split(dataset, config, split)
         self.name, self.channels = f"split {split!r} of {dataset}", channels
         self.image_field, self.label_field = image_field, label_field
         for field, kind in ((image_field, datasets.Image), (label_field, datasets.ClassLabel)):
@@ -58,20 +59,3 @@ class HubSource:
     def fingerprint(self) -> str:
         """That of `datasets`: of the files and of what was done to them."""
         return self._rows._fingerprint
-
-
-def _load(dataset: str, config: str | None, split: str):
-    import datasets
-
-    folder = Path(dataset).expanduser()
-    try:
-        if (folder / "dataset_dict.json").is_file():  # written by `DatasetDict.save_to_disk`
-            splits = datasets.load_from_disk(str(folder))
-            if split not in splits:
-                raise ValueError(f"it has no split {split!r}; there is {', '.join(splits)}")
-            return splits[split]
-        return datasets.load_dataset(str(folder) if folder.is_dir() else dataset, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"dataset {dataset!r}, config {config!r}, split {split!r} cannot be loaded: {reason}. Check the three names "
-                        "and the network connection; a data set that was downloaded before needs none") from error

@@ -82,7 +82,7 @@ class ImageLoader:
             raise UserError(error)
         self.corrupt.note(corrupt)
         position = (sampler.seed, sampler.epoch, sampler.index, sampler.rank)
-        sampler.epoch, sampler.index = sampler.after(sampler.epoch, sampler.index)
+        sampler.advance()
         images, labels = images.to(self.device), labels.to(self.device)
         images = self.transform(images, _seed(*position, AUGMENTING))
         if not (self.mixing.mixup or self.mixing.cutmix or self.mixing.smoothing):

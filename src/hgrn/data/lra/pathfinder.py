@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
-from hgrn.data.lra.splits import LabelledData, image_data
+from hgrn.data.lra.splits import LabelledData, image_data, random_split
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.errors import UserError
 
 FORMAT = 1  # raise it when the same files give other arrays
 HARD = "curv_contour_length_14"
 SHARE = 0.1  # of the images, for validation and for test each
-SPLIT_SEED = 42  # of the published runs
 NUMPY_MAGIC = b"\x93NUMPY"
 CLASSES = ("different contours", "one contour")
 
@@ -61,12 +59,6 @@ def prepare(data: PathfinderData) -> LabelledData:
     stamps += [[each.name, each.stat().st_mtime_ns] for each in sorted(folder.glob("imgs/*"))]
     return image_data(cached(data.cache, ["pathfinder", FORMAT, str(folder.resolve()), stamps],
                              lambda writer: _write(writer, samples, data)))
-
-
-def random_split(number: int, sizes: list[int]) -> list[np.ndarray]:
-    """The indices that `torch.utils.data.random_split` of range(number) gives with the seed of the published runs."""
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(SPLIT_SEED)).numpy()
-    return np.split(order, np.cumsum(sizes)[:-1])
 
 
 def _number(table: Path) -> int:

@@ -13,6 +13,7 @@ import torch
 
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit, SequenceSplit
 from hgrn.data.lra.vocabulary import PAD
+from hgrn.data.position import Positioned, check_shares
 from hgrn.data.shuffle import shuffled
 from hgrn.errors import UserError
 
@@ -45,7 +46,7 @@ class ExampleBatch:
         return replace(self, **{name: value.to(device) for name, value in self.inputs().items()})
 
 
-class ExampleSampler:
+class ExampleSampler(Positioned):
     """Endless shuffled batches of one split.
 
     batch_size is B, the examples of a step over all ranks; each rank takes its slice of consecutive ones. An
@@ -59,13 +60,12 @@ class ExampleSampler:
 
     def __init__(self, data: LabelledData, split: str, batch_size: int, seed: int, rank: int = 0, world: int = 1,
                  pad_to: int | None = None):
-        _check_ranks(batch_size, rank, world)
+        check_shares(batch_size, rank, world)
         self._reader = _Reader(data, split, pad_to)
         self.batch_size = batch_size
-        self.epoch, self.index, self.seed = 0, 0, seed
         self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.size = len(data.splits[split])
-        self.steps_per_epoch = self.size // batch_size
+        super().__init__("a split", self.size // batch_size, seed)
         if self.steps_per_epoch == 0:
             raise UserError(f"split {split} has {self.size} examples, fewer than a batch of {batch_size}; use more "
                             "data or a smaller batch size")
@@ -74,21 +74,8 @@ class ExampleSampler:
         """The batch at the position, which moves on by one."""
         places = np.arange(self.index * self.batch_size, (self.index + 1) * self.batch_size)
         examples = shuffled(places, self.size, self.seed, self.epoch)
-        self.index += 1
-        if self.index == self.steps_per_epoch:
-            self.epoch, self.index = self.epoch + 1, 0
+        self.advance()
         return self._reader.read(examples, self._rows)
-
-    def state_dict(self) -> dict[str, int]:
-        """The position: epoch, index of the next step in it, seed."""
-        return {"epoch": self.epoch, "index": self.index, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a position. Raises ValueError for one that this split, with this batch size, does not have."""
-        if not 0 <= state["index"] < self.steps_per_epoch or state["epoch"] < 0:
-            raise ValueError(f"position {state} is not in a split of {self.steps_per_epoch} steps per epoch; was it "
-                             "saved with other data or batch size?")
-        self.epoch, self.index, self.seed = state["epoch"], state["index"], state["seed"]
 
 
 def in_order(data: LabelledData, split: str, batch_size: int, rank: int = 0, world: int = 1,
@@ -98,20 +85,10 @@ def in_order(data: LabelledData, split: str, batch_size: int, rank: int = 0, wor
     Each rank gets its share of every batch, all ranks equally many batches; a share may be empty (no rows,
     one column of padding).
     """
-    _check_ranks(batch_size, rank, world)
+    check_shares(batch_size, rank, world)
     reader, size = _Reader(data, split, pad_to), len(data.splits[split])
     rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     return (reader.read(np.arange(start, min(start + batch_size, size)), rows) for start in range(0, size, batch_size))
-
-
-def _check_ranks(batch_size: int, rank: int, world: int) -> None:
-    for name, value in (("batch_size", batch_size), ("world", world)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
-    if batch_size % world:
-        raise ValueError(f"batch_size {batch_size} must be a multiple of the {world} ranks")
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must be in [0, {world}); got {rank}")
 
 
 class _Reader:

@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import torch
 
 from hgrn.data.lra.store import Entry, EntryWriter
 from hgrn.data.lra.vocabulary import Vocabulary
 
 SplitName = Literal["train", "validation", "test"]
+SPLIT_SEED = 42  # of the published runs
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
@@ -95,6 +97,12 @@ class LabelledData:
         """uint8 [..., C, H, W] -> float32: scaled to [0, 1], less the mean, over the standard deviation."""
         mean, std = (np.array(each, dtype=np.float32)[:, None, None] for each in (self.mean, self.std))
         return (images.astype(np.float32) / 255 - mean) / std
+
+
+def random_split(number: int, sizes: list[int]) -> list[np.ndarray]:
+    """The indices that `torch.utils.data.random_split` of range(number) gives with the seed of the published runs."""
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(SPLIT_SEED)).numpy()
+    return np.split(order, np.cumsum(sizes)[:-1])
 
 
 def write_sequences(writer: EntryWriter, name: str, sequences: Iterable[np.ndarray], dtype: np.dtype) -> int:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from hgrn.data.files import OPENERS, TextFile
+from hgrn.data.hub import load_split
 from hgrn.data.lra.splits import LabelledData, sequence_data, write_sequences
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.lra.vocabulary import BYTES, Vocabulary, build_characters, encode_bytes
-from hgrn.data.text import TextData, TextSplit, load_dataset_split
 from hgrn.errors import UserError
 
 FORMAT = 1  # raise it when the same text gives other arrays
@@ -140,9 +141,10 @@ def _imdb(folder: Path) -> Source:
 
 
 def _dataset(name: str) -> Source:
-    loaded = {split: load_dataset_split(TextData(dataset=name, splits={split: TextSplit()}), split) for split in ("train", "test")}
-    if any("label" not in each.column_names for each in loaded.values()):
-        raise UserError(f"dataset {name!r} has no column 'label'; it has {', '.join(loaded['train'].column_names)}")
+    loaded = {split: load_split(name, None, split) for split in ("train", "test")}
+    for split, column in product(loaded, ("text", "label")):
+        if column not in loaded[split].column_names:
+            raise UserError(f"dataset {name!r} has no column {column!r}; it has {', '.join(loaded[split].column_names)}")
     classes = getattr(loaded["train"].features["label"], "names", None)
 
     def read(split: str) -> Iterator[Record]:

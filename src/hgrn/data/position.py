@@ -1,0 +1,44 @@
+"""Where a sampler is, as plain data: (epoch, index of the next step in it, seed). What it draws depends on nothing else."""
+
+from __future__ import annotations
+
+
+def check_shares(batch_size: int, rank: int, world: int, **counts: int) -> None:
+    """Raises ValueError unless a batch can be dealt out to the ranks, this being one of them; counts must be at least 1 too."""
+    for name, value in {**counts, "batch_size": batch_size, "world": world}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if batch_size % world:
+        raise ValueError(f"batch_size {batch_size} must be a multiple of the {world} ranks")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be in [0, {world}); got {rank}")
+
+
+class Positioned:
+    """What all samplers share: epochs of `steps_per_epoch` steps without end, and a position that can be kept and restored.
+
+    what: what is drawn from, for messages.
+    """
+
+    def __init__(self, what: str, steps_per_epoch: int, seed: int):
+        self._what, self.steps_per_epoch = what, steps_per_epoch
+        self.epoch, self.index, self.seed = 0, 0, seed
+
+    def after(self, epoch: int, index: int) -> tuple[int, int]:
+        """The position that follows one."""
+        return (epoch, index + 1) if index + 1 < self.steps_per_epoch else (epoch + 1, 0)
+
+    def advance(self) -> None:
+        """Move on by one step."""
+        self.epoch, self.index = self.after(self.epoch, self.index)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: epoch, index of the next step in it, seed."""
+        return {"epoch": self.epoch, "index": self.index, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position. Raises ValueError for one that there is not, as after a change of the data or the batch size."""
+        if not 0 <= state["index"] < self.steps_per_epoch or state["epoch"] < 0:
+            raise ValueError(f"position {state} is not in {self._what} of {self.steps_per_epoch} steps per epoch; "
+                             "was it saved with other data, or with batches of another size?")
+        self.epoch, self.index, self.seed = state["epoch"], state["index"], state["seed"]
