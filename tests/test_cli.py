@@ -109,6 +109,25 @@ def test_tokenizer_train_and_a_run_with_it(text, tmp_path, capsys):
     assert main(["train", "lm/text", *TINY, *arguments, *small]) == 0
 
 
+def test_synthetic_tasks_are_made_and_read_back(tmp_path, fails, capsys):
+    from hgrn.data.lra.load import prepare
+    from hgrn.data.lra.listops import ListOpsData
+    from hgrn.data.lra.pathfinder import PathfinderData
+
+    listops, paths = tmp_path / "listops", tmp_path / "paths"
+    short = ["--min-length", "5", "--max-length", "40", "--processes", "1"]
+    assert main(["data", "listops", str(listops), "--train", "30", "--validation", "5", "--test", "5", *short]) == 0
+    assert "train: 30 expressions" in capsys.readouterr().out
+    data = prepare(ListOpsData(str(listops), cache=str(tmp_path / "cache")))
+    assert [len(split) for split in data.splits.values()] == [30, 5, 5]
+    assert main(["data", "pathfinder", str(paths), "--number", "20", "--contour-length", "9", "--processes", "1"]) == 0
+    assert "20 images" in capsys.readouterr().out
+    data = prepare(PathfinderData(str(paths), difficulty="curv_contour_length_9", cache=str(tmp_path / "cache")))
+    assert [len(split) for split in data.splits.values()] == [16, 2, 2]
+    assert "exists already" in fails("data", "listops", listops)
+    assert "size must be one of 32, 64, 128, 256; got 33" in fails("data", "pathfinder", paths, "--size", "33")
+
+
 def test_resume_goes_on_and_a_second_run_is_refused(text, tmp_path, fails, capsys):
     base = ["train", "lm/text", "--data.files", str(text), "--out", str(tmp_path / "run"), *TINY]
     assert main(base) == 0

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
     try:
-        known.overrides = _overrides(rest) if known.takes_overrides else _nothing_left(rest)
+        known.overrides = _overrides(rest) if known.takes_overrides else _nothing_left(rest, parser)
         return known.command(known) or 0
     except UserError as error:
         print(f"hgrn: error: {error}", file=sys.stderr)
@@ -91,6 +91,23 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=Path, required=True, help="a new folder; use it as data.tokenizer in a recipe")
     fit.add_argument("--text-field", default="text", metavar="NAME", help="field of JSONL records (default: text)")
 
+    data = add("data", None, "make the two synthetic tasks of Long Range Arena")
+    makers = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    listops = add("listops", _data_listops, "write new ListOps files as the release has them", to=makers)
+    listops.add_argument("out", type=Path, help="a new folder")
+    pathfinder = add("pathfinder", _data_pathfinder, "draw new Pathfinder images as the release has them", to=makers)
+    pathfinder.add_argument("out", type=Path, help="folder, in which the one for this difficulty must be new")
+    pathfinder.add_argument("--size", type=int, default=32, help="pixels: 32, 64, 128 (Path-X) or 256 (default: 32)")
+    for maker, numbers in ((listops, {"train": 96_000, "validation": 2_000, "test": 2_000, "min-length": 500, "max-length": 2_000,
+                                      "max-depth": 10, "max-args": 10}),
+                           (pathfinder, {"number": 200_000, "contour-length": 14})):  # fmt: skip
+        for name, default in numbers.items():
+            maker.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default, as the release: {default:,}")
+        maker.add_argument("--seed", type=int, default=0, help="other seeds make other data (default: 0)")
+        maker.add_argument("--processes", type=int, metavar="N", help="default: one a core; the data does not depend on it")
+    pathfinder.add_argument("--distractors", type=int, metavar="N", help="short contours of an image (default: as the release)")
+    pathfinder.add_argument("--no-crossings", action="store_true", help="no image whose two long contours cross")
+
     convert = add("convert", _convert, "turn a published checkpoint into one of ours, or one of ours into a published layout",
                   "Published are: a folder of flash-linear-attention (fla) or OpenNLPLab (opennlplab), or a file of tensors, also of\n"
                   "fairseq (fairseq-lm) and of the authors' image (vit) and Long Range Arena (lra) models.\n"
@@ -153,13 +170,22 @@ def _overrides(rest: list[str]) -> dict[str, str]:
     return found
 
 
-def _nothing_left(rest: list[str]) -> dict:
+def _nothing_left(rest: list[str], parser: argparse.ArgumentParser) -> dict:
     if rest:
-        known = ("--out", "--data", "--split", "--prompt", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed",
-                 "--int8", "--quick", "--plots", "--to", "--glu-act")  # fmt: skip
-        near = difflib.get_close_matches(rest[0], known, 1)
+        near = difflib.get_close_matches(rest[0], sorted(_options(parser)), 1)
         raise UserError(f"unknown argument {rest[0]!r}{f'; did you mean {near[0]}?' if near else ''} (see --help)")
     return {}
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The long options of a parser and of all commands below it."""
+    found = set()
+    for action in parser._actions:
+        found |= {option for option in action.option_strings if option.startswith("--")}
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                found |= _options(below)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,6 +271,29 @@ def _tokenizer_train(arguments: argparse.Namespace) -> None:
     units = SplitText(data, "train").units(whole_characters=True)
     train_tokenizer(read_text(units), arguments.vocab_size, arguments.out)
     print(f"saved {arguments.out}; use it with: hgrn train RECIPE --data.tokenizer {arguments.out}")
+
+
+def _data_listops(arguments: argparse.Namespace) -> None:
+    from hgrn.data.lra.listops_generator import Grammar, generate
+
+    grammar = Grammar(arguments.max_depth, arguments.max_args, arguments.min_length, arguments.max_length)
+    numbers = {split: getattr(arguments, split) for split in ("train", "validation", "test")}
+    report = generate(arguments.out, arguments.seed, **numbers, grammar=grammar, processes=arguments.processes)
+    for split in numbers:
+        length = report[split].get("length", {}).get("50%", 0)
+        print(f"{split}: {report[split]['number']:,} expressions, half of them longer than {length:,.0f} tokens")
+    print(f"wrote {arguments.out}; its report.json has lengths, depths, operators and answers")
+
+
+def _data_pathfinder(arguments: argparse.Namespace) -> None:
+    from hgrn.data.lra.pathfinder_generator import generate
+    from hgrn.data.lra.pathfinder_settings import arena_settings
+
+    settings = arena_settings(arguments.size, arguments.contour_length, arguments.distractors, not arguments.no_crossings)
+    with _Bar("drawing") as bar:
+        report = generate(arguments.out, settings, arguments.seed, arguments.number, processes=arguments.processes, progress=bar)
+    print(f"{report['number']:,} images, {report['label_1']:,} of them with both marks on one contour; every label found again by a flood")
+    print(f"wrote {arguments.out / settings.difficulty}")
 
 
 def _convert(arguments: argparse.Namespace) -> None:
