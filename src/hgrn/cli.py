@@ -230,7 +230,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from hgrn.data.text import TextData, TextSplit
     from hgrn.data.tokens import prepare
     from hgrn.training.recipe import recipe_from_yaml
-    from hgrn.training.tasks import evaluate
+    from hgrn.training.tasks.language import evaluate
 
     model, _, folder = inference.load(arguments.checkpoint, int8=arguments.int8)
     if arguments.data:

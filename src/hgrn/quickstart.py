@@ -9,7 +9,7 @@ from hgrn.data.tokens import prepare
 from hgrn.training.loop import train
 from hgrn.training.recipe import load_recipe
 from hgrn.training.runlog import Console, read_rows
-from hgrn.training.tasks import Evaluation, evaluate
+from hgrn.training.tasks.language import Evaluation, evaluate
 
 from . import inference
 

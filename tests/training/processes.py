@@ -26,8 +26,8 @@ import hgrn.models  # noqa: F401
 from hgrn.training import checkpointing
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
-from hgrn.training.recipe import Recipe
-from hgrn.training.tasks import LanguageModelTask
+from hgrn.training.specs import Recipe
+from hgrn.training.tasks.language import LanguageModelTask
 from tests.training.tiny_runs import tiny_recipe
 
 

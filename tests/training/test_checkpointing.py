@@ -74,7 +74,7 @@ def test_the_card_tells_of_the_run_and_may_be_edited(run):
     text = card.read_text()
     assert f"- code: hgrn at {commit()}" in text
     assert "- recipe: tiny (recipe.yaml), after step 12 of 12\n" in text
-    assert f"fingerprint {manifest['data']}; tokenizer bytes\n" in text
+    assert f"; tokenizer bytes, fingerprint {manifest['data']}\n" in text
     assert f"- bits per byte: {min(rows):.4f} on the validation split at step {4 + 4 * rows.index(min(rows))}" in text
     card.write_text("my own words")
     assert damage(newest(run)) is None

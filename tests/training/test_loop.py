@@ -15,7 +15,7 @@ from hgrn.training.checkpointing import steps_saved
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
 from hgrn.training.runlog import read_rows
-from hgrn.training.tasks import LanguageModelTask
+from hgrn.training.tasks.language import LanguageModelTask
 from tests.training.tiny_runs import tiny_recipe
 
 
@@ -152,7 +152,7 @@ def test_what_is_not_finite_stops_the_run_before_the_step(tmp_path, monkeypatch,
                 return loss * float("nan")
             return loss + (0 * next(model.parameters())).sqrt().sum()  # 0, with an infinite slope
 
-    monkeypatch.setattr(loop, "LanguageModelTask", Spoiled)
+    monkeypatch.setattr(loop, "build_task", Spoiled)
     recipe = tiny_recipe(tmp_path)
     with pytest.raises(UserError, match=r"step 6: loss .*step-000004 with --resume.*optimizer\.lr"):
         train(recipe, tmp_path / "run")

@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from hgrn.errors import UserError
-from hgrn.training.recipe import Recipe, load_recipe, recipe_from_yaml, recipe_to_yaml
+from hgrn.training.recipe import load_recipe, recipe_from_yaml, recipe_to_yaml
+from hgrn.training.specs import LanguageRecipe
 from tests.training.tiny_runs import tiny_recipe
 
 
@@ -160,4 +161,4 @@ def test_the_schema_alone_refuses_unknown_keys(tmp_path):
     document = tiny_recipe(tmp_path).model_dump(mode="json")
     document["batch"]["size"] = 3
     with pytest.raises(ValidationError, match="batch.size"):
-        Recipe.model_validate_json(json.dumps(document))
+        LanguageRecipe.model_validate_json(json.dumps(document))

@@ -47,10 +47,11 @@ def test_the_wikitext_recipe_has_the_published_schedule(step, lr):
         (85, 0.1 + 0.9 * 0.1464466094),
         (109, 0.1 + 0.9 * 0.0002467198),
         (110, 0.1),
-        (500, 0.1),
+        (160, 0.55),
+        (210, 1.0),
     ],
 )
-def test_cosine_from_the_peak_to_its_floor_where_it_stays(step, lr):
+def test_cosine_from_the_peak_to_its_floor_and_up_again(step, lr):
     assert cosine(step, 1.0, steps=110, warmup_steps=10, min_lr=0.1) == pytest.approx(lr, rel=1e-8)
 
 

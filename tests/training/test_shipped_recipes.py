@@ -55,7 +55,7 @@ def test_dry_run(with_data, name):
 
     recipe = with_data(name)
     with torch.device("meta"):
-        model = HGRNForCausalLM(recipe.model.config(259, SPECIAL))
+        model = HGRNForCausalLM(recipe.model.config(vocab_size=259, **SPECIAL))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if PARAMETERS[name] is None:
         assert 5e5 < parameters < 1e7
@@ -97,7 +97,7 @@ def test_wikitext103_is_the_authors_script():
     assert (optimizer.weight_decay, optimizer.no_decay, optimizer.clip_norm) == (0.2, "none", None)
     assert (schedule.name, schedule.warmup_steps, schedule.warmup_init_lr) == ("inverse_sqrt", 8000, 1e-7)
     assert (training.steps, training.seed, training.precision) == (100_000, 1, "fp32")
-    config = recipe.model.config(50257, SPECIAL)
+    config = recipe.model.config(vocab_size=50257, **SPECIAL)
     assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (50264, 512, 6)
     assert (config.intermediate_size, config.glu_act, config.dropout) == (1024, "identity", 0.1)
     assert config.tie_word_embeddings and config.scale_embeddings and config.complex_state and config.bias

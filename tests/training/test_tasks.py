@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hgrn.data.tokens import prepare
 from hgrn.errors import UserError
 from hgrn.training.distributed import Ranks
-from hgrn.training.tasks import LanguageModelTask, evaluate
+from hgrn.training.tasks.language import LanguageModelTask, evaluate
 from tests.training.tiny_runs import tiny_recipe
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -65,7 +65,7 @@ def test_bytes_are_counted_whatever_the_tokens_are(tmp_path):
     result = evaluate(task.model, tokens)
     text = (tmp_path / "tiny.txt").read_bytes()
     whole = text[int(0.8 * len(text)) :]
-    first = task.tokenizer.decode([int(tokens.read(0, 1)[0])])
+    first = task.processor.decode([int(tokens.read(0, 1)[0])])
     assert result.tokens < result.bytes == len(whole) - len(first.encode())
     assert result.bits_per_byte == pytest.approx(result.nats / math.log(2) / result.bytes)
 
@@ -132,10 +132,10 @@ def test_the_model_gets_the_special_tokens_of_the_tokenizer(task):
 
 
 def test_a_preset_keeps_its_vocabulary_and_takes_the_special_tokens_of_the_tokenizer():
-    from hgrn.training.recipe import ModelSpec
+    from hgrn.training.specs import ModelSpec
 
     config = ModelSpec(preset="wikitext103").config(
-        50257, {"bos_token_id": 7, "eos_token_id": 8, "pad_token_id": None}
+        vocab_size=50257, bos_token_id=7, eos_token_id=8, pad_token_id=None
     )
     assert (config.vocab_size, config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
         50264,
@@ -143,5 +143,5 @@ def test_a_preset_keeps_its_vocabulary_and_takes_the_special_tokens_of_the_token
         8,
         None,
     )
-    config = ModelSpec(preset="wikitext103", vocab_size=60000).config(50257, {})
+    config = ModelSpec(preset="wikitext103", vocab_size=60000).config(vocab_size=50257)
     assert config.vocab_size == 60000

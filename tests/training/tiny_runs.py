@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from hgrn.training.recipe import Recipe, load_recipe
+from hgrn.training.recipe import load_recipe
+from hgrn.training.specs import Recipe
 
 TINY = {
     "name": "tiny",

@@ -4,7 +4,7 @@ A run folder:
 
     run.lock, recipe.yaml, log.jsonl, tensorboard/
     checkpoints/step-000500/
-        model.safetensors, config.json, tokenizer files, recipe.yaml
+        model.safetensors, config.json, files of the tokenizer or image processor, recipe.yaml
         README.md         the model card, which anyone may edit
         rank-0.pt, ...    one per process: RNG, position, and in the first the optimizer (read with weights_only=True)
         sharded/          weights and optimizer of a sharded model, a safetensors file per process (see sharding)
@@ -32,15 +32,10 @@ import torch
 from torch import nn
 
 from hgrn.errors import UserError
-from hgrn.source import commit
 from hgrn.training import sharding
 from hgrn.training.distributed import Ranks
-from hgrn.training.recipe import (
-    Recipe,
-    blocking_changes,
-    recipe_from_yaml,
-    recipe_to_yaml,
-)
+from hgrn.training.recipe import blocking_changes, recipe_from_yaml, recipe_to_yaml
+from hgrn.training.specs import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +43,7 @@ log = logging.getLogger(__name__)
 SAVE_POINTS = (
     "folder made",
     "weights written",
-    "tokenizer written",
+    "processor written",
     "recipe written",
     "state written",
     "files on disk",
@@ -96,16 +91,17 @@ def save(
     *,
     model: Any,
     optimizer: torch.optim.Optimizer,
-    tokenizer: Any,
+    processor: Any,
     recipe: Recipe,
     fingerprint: str,
     state: dict,
+    facts: dict[str, str],
     ranks: Ranks,
 ) -> Path:
     """Save one checkpoint from all ranks, then drop all but the newest `recipe.training.keep`; its folder.
 
-    tokenizer: anything with `save_pretrained(folder)`. state: this rank's RNG and position, of types that
-    `torch.load(weights_only=True)` reads; of its "progress" the model card tells.
+    processor: a tokenizer, or anything with `save_pretrained(folder)`, or None. state: this rank's RNG and position, of types
+    that `torch.load(weights_only=True)` reads. facts: what the model card says of the run.
     """
     from hgrn.models import card
 
@@ -122,12 +118,13 @@ def save(
         _remove_hidden(run)
         hidden.mkdir(parents=True)
         _done("folder made")
-        model.card_facts = _card_facts(step, recipe, fingerprint, state)
+        model.card_facts = facts
         with without_bars():
             model.save_pretrained(hidden, state_dict=weights)
         _done("weights written")
-        tokenizer.save_pretrained(hidden)
-        _done("tokenizer written")
+        if processor is not None:
+            processor.save_pretrained(hidden)
+        _done("processor written")
         (hidden / "recipe.yaml").write_text(recipe_to_yaml(recipe), encoding="utf-8")
         _done("recipe written")
     ranks.barrier()
@@ -159,23 +156,6 @@ def save(
         _done("rotated")
     ranks.barrier()
     return place
-
-
-def _card_facts(step: int, recipe: Recipe, fingerprint: str, state: dict) -> dict[str, str]:
-    """What the model card says of the run; `state` as `save` takes it."""
-    progress = state["progress"]
-    best = progress["best"]
-    data = recipe.data
-    source = ", ".join(data.splits["train"].files or data.files or [f"{data.dataset} {data.config or ''}".strip()])
-    return {
-        "recipe": f"{recipe.name} (recipe.yaml), after step {step} of {recipe.training.steps}",
-        "code": f"hgrn at {commit()}",
-        "data": f"{source}, fingerprint {fingerprint}; tokenizer {data.tokenizer}",
-        "tokens trained on": f"{progress['tokens']:,}",
-        "bits per byte": f"{best['bits_per_byte']:.4f} on the validation split at step {best['step']}, the best so far"
-        if best
-        else "not measured",
-    }
 
 
 def steps_saved(run: Path) -> list[tuple[int, Path]]:

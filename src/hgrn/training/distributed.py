@@ -16,7 +16,7 @@ from hgrn.errors import UserError
 from hgrn.parallel import parallelize
 from hgrn.training import sharding
 from hgrn.training.peers import Peers
-from hgrn.training.recipe import ParallelSpec
+from hgrn.training.specs import ParallelSpec
 
 # Longer than what one rank does alone (validation, tokenising); a rank that dies is noticed without it.
 _TIMEOUT = timedelta(minutes=30)

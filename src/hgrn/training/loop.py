@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from hgrn.data.shuffle import hashed
 from hgrn.errors import UserError
 from hgrn.modules import Block
+from hgrn.source import commit
 from hgrn.training import checkpointing
+from hgrn.training.averaging import WeightAverage
 from hgrn.training.distributed import Ranks
 from hgrn.training.optimizer import build_optimizer, local, parameters_of, set_learning_rate
-from hgrn.training.recipe import Recipe
 from hgrn.training.runfolder import check_free, locked, write_recipe
 from hgrn.training.runlog import RunLog
 from hgrn.training.schedules import learning_rate
-from hgrn.training.tasks import LanguageModelTask
+from hgrn.training.specs import Recipe
+from hgrn.training.tasks import Task, build_task
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -32,16 +34,16 @@ Listener = Callable[[dict[str, Any]], None]
 class Progress:
     """The numbers of a run that go on after a resume.
 
-    step: optimizer steps taken. tokens: tokens that counted for the loss, over all ranks. seconds: spent in
-    steps, not in saving and validation. window_*: the same since the last row of the log. best: the
-    validation row with the fewest bits per byte.
+    step: optimizer steps taken. units: tokens or examples that counted for the loss, over all ranks. seconds: spent in
+    steps, not in saving and validation. window_*: the same since the last row of the log. best: the step and the
+    metric of the best validation.
     """
 
     step: int = 0
-    tokens: int = 0
+    units: int = 0
     seconds: float = 0.0
     window_nats: float = 0.0
-    window_tokens: int = 0
+    window_units: int = 0
     window_seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
 
@@ -87,7 +89,7 @@ def train(
         def tell_data(done: int, total: int | None) -> None:
             listen({"kind": "data", "step": 0, "done": done, "total": total})
 
-        task = LanguageModelTask(recipe, ranks, tell_data)
+        task = build_task(recipe, ranks, tell_data)
         if ranks.is_main:
             stack.enter_context(locked(run))
             # Once more: another run may have come and gone while the data was prepared.
@@ -109,7 +111,7 @@ def train(
 class Trainer:
     """One run: everything that a checkpoint has to hold, and the steps that change it."""
 
-    def __init__(self, recipe: Recipe, run: Path, task: LanguageModelTask, ranks: Ranks, listen: Listener):
+    def __init__(self, recipe: Recipe, run: Path, task: Task, ranks: Ranks, listen: Listener):
         self.recipe, self.run, self.task, self.ranks = recipe, run, task, ranks
         self.listeners = [listen]
         self.model = task.model.train()
@@ -124,11 +126,13 @@ class Trainer:
         self.learning_rate = learning_rate(
             schedule.name,
             recipe.optimizer.lr,
-            recipe.training.steps,
+            schedule.total_steps or recipe.training.steps,
             schedule.warmup_steps,
             schedule.warmup_init_lr,
             schedule.min_lr,
         )
+        average = recipe.training.average
+        self.average = None if average is None else WeightAverage(self.model, average)
         self.progress = Progress()
         self.checkpoint: Path | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
@@ -136,11 +140,15 @@ class Trainer:
         torch.manual_seed(recipe.training.seed + ranks.rank)  # dropout differs between the ranks
 
     def state_dict(self) -> dict[str, Any]:
-        """All of this rank's state but the weights and the optimizer, of which the ranks have one together."""
+        """All of this rank's state but the weights and the optimizer, of which the ranks have one together.
+
+        Where the weights are averaged, the model's are the averages meanwhile and this holds those that train.
+        """
         rng = {"cpu": torch.get_rng_state()}
         if self.ranks.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.ranks.device)
-        return {"progress": asdict(self.progress), "task": self.task.state_dict(), "rng": rng}
+        state = {"progress": asdict(self.progress), "task": self.task.state_dict(), "rng": rng}
+        return state if self.average is None else state | {"average": self.average.state_dict()}
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint of the run folder; from step 0 if it has not saved any."""
@@ -165,6 +173,9 @@ class Trainer:
         states = [checkpointing.load_state(checkpoint, rank) for rank in range(0, world, context)]
         self.progress = Progress(**states[0]["progress"])
         checkpointing.load_model_and_optimizer(checkpoint, self.model, self.optimizer, states[0]["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(states[0]["average"])
+            self.average.swap()
         self.task.load_state_dict([state["task"] for state in states])
         if world == ranks.world:
             rng = checkpointing.load_state(checkpoint, ranks.rank)["rng"]
@@ -183,7 +194,8 @@ class Trainer:
             device=str(self.ranks.device),
             parameters=sum(parameter.numel() for parameter in self.parameters),
             steps=training.steps,
-            tokens=len(self.task.train),
+            size=self.task.size,
+            unit=self.task.unit,
         )
         while progress.step < training.steps:
             stop = self._step()
@@ -226,60 +238,79 @@ class Trainer:
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        seconds = time.perf_counter() - began
         progress.step += 1
-        progress.tokens += int(counted)
+        if self.average is not None:
+            self.average.update(progress.step)
+        seconds = time.perf_counter() - began
+        progress.units += int(counted)
         progress.seconds += seconds
         progress.window_nats += loss * counted
-        progress.window_tokens += int(counted)
+        progress.window_units += int(counted)
         progress.window_seconds += seconds
         return stop > 0
 
     def _log_row(self) -> None:
         """Emit the means since the last row, and begin anew."""
-        progress, sampler, training = self.progress, self.task.sampler, self.recipe.training
-        loss = progress.window_nats / progress.window_tokens
+        progress, task, training = self.progress, self.task, self.recipe.training
+        loss = progress.window_nats / progress.window_units
         window_steps = progress.step % training.log_every or training.log_every
         self._emit(
             "train",
             loss=loss,
-            bits_per_byte=loss / math.log(2) * self.task.tokens_per_byte,
+            **task.figures(loss),
             lr=self.lr,
             grad_norm=self.grad_norm,
-            epoch=sampler.epoch + sampler.index / sampler.steps_per_epoch,
-            tokens=progress.tokens,
-            tokens_per_s=progress.window_tokens / progress.window_seconds,
+            epoch=task.sampler.epoch + task.sampler.index / task.sampler.steps_per_epoch,
             elapsed=progress.seconds,
             time_left=(training.steps - progress.step) * progress.window_seconds / window_steps,
+            **{task.unit: progress.units, f"{task.unit}_per_s": progress.window_units / progress.window_seconds},
         )
-        progress.window_nats, progress.window_tokens, progress.window_seconds = 0.0, 0, 0.0
+        progress.window_nats, progress.window_units, progress.window_seconds = 0.0, 0, 0.0
 
     def _validate(self) -> None:
         sharded = self.ranks.is_sharded
         if self.ranks.is_main or sharded:  # a sharded model gathers its weights from all ranks
-            result = self.task.validate()
+            with self._averaged():
+                numbers = self.task.validate()
             if sharded:
                 self.model.reshard()  # it keeps those outside of the blocks for a backward pass, which does not come
-            row = {"step": self.progress.step, "bits_per_byte": result.bits_per_byte}
-            if not self.progress.best or row["bits_per_byte"] < self.progress.best["bits_per_byte"]:
-                self.progress.best = row
-            self._emit(
-                "validation", bits_per_byte=result.bits_per_byte, nats_per_token=result.nats / result.tokens
-            )
+            metric, best = self.task.metric, self.progress.best
+            if not best or self.task.is_better(numbers[metric], than=best[metric]):
+                self.progress.best = {"step": self.progress.step, metric: numbers[metric]}
+            self._emit("validation", **numbers)
 
     def _save(self) -> None:
-        self.checkpoint = checkpointing.save(
-            self.run,
-            self.progress.step,
-            model=self.model,
-            optimizer=self.optimizer,
-            tokenizer=self.task.tokenizer,
-            recipe=self.recipe,
-            fingerprint=self.task.fingerprint,
-            state=self.state_dict(),
-            ranks=self.ranks,
-        )
+        with self._averaged():
+            self.checkpoint = checkpointing.save(
+                self.run,
+                self.progress.step,
+                model=self.model,
+                optimizer=self.optimizer,
+                processor=self.task.processor,
+                recipe=self.recipe,
+                fingerprint=self.task.fingerprint,
+                state=self.state_dict(),
+                facts=self._facts(),
+                ranks=self.ranks,
+            )
         self._emit("saved", path=str(self.checkpoint))
+
+    def _averaged(self) -> AbstractContextManager:
+        """Inside, the model is the one to evaluate and to save."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _facts(self) -> dict[str, str]:
+        """What the model card says of the run."""
+        progress, task, recipe = self.progress, self.task, self.recipe
+        best, metric = progress.best, task.metric
+        measured = f"{best[metric]:.4f} on the validation split at step {best['step']}, the best so far" if best else "not measured"
+        return {
+            "recipe": f"{recipe.name} (recipe.yaml), after step {progress.step} of {recipe.training.steps}",
+            "code": f"hgrn at {commit()}",
+            "data": f"{task.data_name}, fingerprint {task.fingerprint}",
+            f"{task.unit} trained on": f"{progress.units:,}",
+            metric.replace("_", " "): measured,
+        }
 
     def _emit(self, kind: str, **values: Any) -> None:
         for listener in self.listeners:

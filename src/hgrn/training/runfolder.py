@@ -10,7 +10,8 @@ from pathlib import Path
 from hgrn.errors import UserError
 from hgrn.training.checkpointing import steps_saved
 from hgrn.training.peers import Process
-from hgrn.training.recipe import Recipe, recipe_to_yaml
+from hgrn.training.recipe import recipe_to_yaml
+from hgrn.training.specs import Recipe
 
 LOCK = "run.lock"
 

@@ -1,6 +1,6 @@
 """Where a run tells how it goes: rows in a file, TensorBoard, and the terminal.
 
-The loop emits events, plain dictionaries with `kind` and `step`: "data" (tokenising), "passed over" and
+The loop emits events, plain dictionaries with `kind` and `step`: "data" (being prepared), "passed over" and
 "resumed", "start", "train", "validation", "saved", "interrupted". `RunLog` keeps the rows of training and
 validation, `Console` shows what a person wants to see.
 """
@@ -104,7 +104,7 @@ class Console:
             case "start":
                 return (
                     f"training {event['name']} on {event['device']}: {event['parameters']:,} parameters, "
-                    f"{event['steps']:,} steps, {event['tokens']:,} tokens of text"
+                    f"{event['steps']:,} steps, {event['size']:,} {event['unit']} to learn from"
                 )
             case "passed over":
                 return f"passed over {event['path']}: {event['reason']}"
@@ -113,15 +113,22 @@ class Console:
             case "train":
                 return f"step {event['step']}: {_numbers(event)}, {_duration(event['time_left'])} left"
             case "validation":
-                return f"step {event['step']}: validation {event['bits_per_byte']:.4f} bits per byte"
+                return f"step {event['step']}: validation {_measured(event)}"
             case "interrupted":
                 return f"stopped at step {event['step']}; saved as {event['path']}"
         return None
 
 
 def _numbers(event: dict[str, Any]) -> str:
-    speed = f"{event['tokens_per_s']:,.0f} tokens/s"
-    return f"loss {event['loss']:.4f}, {event['bits_per_byte']:.4f} bits per byte, {speed}"
+    """Loss, figures and speed of a training row."""
+    (speed,) = [f"{value:,.0f} {name.removesuffix('_per_s')}/s" for name, value in event.items() if name.endswith("_per_s")]
+    return ", ".join(filter(None, [f"loss {event['loss']:.4f}", _measured(event), speed]))
+
+
+def _measured(event: dict[str, Any]) -> str:
+    """The metrics of a row, as people say them."""
+    said = {"bits_per_byte": "{:.4f} bits per byte", "accuracy": "accuracy {:.2%}"}
+    return ", ".join(form.format(event[name]) for name, form in said.items() if name in event)
 
 
 def _duration(seconds: float) -> str:

@@ -34,10 +34,14 @@ def cosine(
     warmup_init_lr: float = 0.0,
     min_lr: float = 0.0,
 ) -> float:
-    """Warm-up, then half a cosine from the peak to `min_lr` at `steps`, where it stays."""
+    """Warm-up, then half a cosine from the peak to `min_lr` at `steps`.
+
+    Behind `steps` the cosine goes on, so the rate rises again: the authors' runs of Long Range Arena do that (transformers'
+    get_cosine_schedule_with_warmup).
+    """
     if step < warmup_steps:
         return warmup(step, peak, warmup_steps, warmup_init_lr)
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return min_lr + (peak - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

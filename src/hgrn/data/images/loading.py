@@ -14,6 +14,7 @@ from hgrn.data.images.augment import EvaluationTransform, TrainingTransform
 from hgrn.data.images.mixing import Mixing, mix
 from hgrn.data.images.sampling import ImageSampler
 from hgrn.data.images.source import CorruptImage, ImageSource, TensorSource
+from hgrn.data.labelled import LabelledBatch
 from hgrn.data.shuffle import hashed
 from hgrn.errors import UserError
 
@@ -23,12 +24,21 @@ FITTING, AUGMENTING, MIXING = range(3)  # so that each kind of draw has numbers 
 
 
 @dataclass(frozen=True, eq=False)
-class ImageBatch:
-    """images: float32 [B, C, S, S], normalised. labels: int64 [B]. targets: float32 [B, K] when mixed or smoothed."""
+class ImageBatch(LabelledBatch):
+    """images: float32 [B, C, S, S], normalised. labels: int64 [B]. mixed: targets float32 [B, K] when mixed or smoothed."""
 
     images: torch.Tensor
     labels: torch.Tensor
-    targets: torch.Tensor | None = None
+    mixed: torch.Tensor | None = None
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a model is called with."""
+        return {"pixel_values": self.images}
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """What a loss compares answers with: float32 [B, K] when mixed or smoothed, else the labels."""
+        return self.labels if self.mixed is None else self.mixed
 
 
 class CorruptLimit:

@@ -6,11 +6,12 @@ Shapes: B examples of a step (over all ranks), R of this rank, T the longest of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from hgrn.data.labelled import LabelledBatch
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit, SequenceSplit
 from hgrn.data.lra.vocabulary import PAD
 from hgrn.data.position import Positioned, check_shares
@@ -19,7 +20,7 @@ from hgrn.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
-class ExampleBatch:
+class ExampleBatch(LabelledBatch):
     """R examples: sequences (input_ids and attention_mask), pairs (those and the fields that end in _b), or images.
 
     input_ids, input_ids_b: int64 [R, T], padded on the right; attention_mask, attention_mask_b: int64 [R, T], 1
@@ -34,16 +35,14 @@ class ExampleBatch:
     attention_mask_b: torch.Tensor | None = None
     pixel_values: torch.Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Everything that there is, by name, labels too: what a model is called with."""
-        found = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: value for name, value in found.items() if value is not None}
+        """What a model is called with: everything that there is but the labels."""
+        return {name: value for name, value in self._present().items() if name != "labels"}
 
-    def to(self, device: torch.device | str) -> ExampleBatch:
-        return replace(self, **{name: value.to(device) for name, value in self.inputs().items()})
+    @property
+    def targets(self) -> torch.Tensor:
+        """What a loss compares answers with."""
+        return self.labels
 
 
 class ExampleSampler(Positioned):

@@ -1,8 +1,8 @@
-"""What is trained: the language-model task, and bits per byte by the one rule."""
+"""Language models: next-token prediction, and bits per byte by the one rule."""
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hgrn.data.sampling import IGNORED, Batch, BlockSampler
+from hgrn.data.text import TextData
 from hgrn.data.tokenizer import load_tokenizer
 from hgrn.data.tokens import TokenFile, prepare
 from hgrn.errors import UserError
 from hgrn.parallel import last_state, local_cu_seqlens, local_stretch, whole_sequences
-from hgrn.training.distributed import Ranks
-from hgrn.training.recipe import Recipe
+from hgrn.training.tasks.base import Task, Tell, not_finite
 
 if TYPE_CHECKING:
     from hgrn.models import HGRNCache, HGRNForCausalLM
@@ -37,18 +37,16 @@ class Evaluation:
     tokens: int
 
 
-class LanguageModelTask:
-    """Next-token prediction on the text of a recipe: tokenizer, token files, model, batches and loss."""
+class LanguageModelTask(Task):
+    """Next-token prediction on the text of a recipe."""
 
-    def __init__(
-        self, recipe: Recipe, ranks: Ranks, progress: Callable[[int, int | None], None] | None = None
-    ):
-        """Prepare the data and build the seeded model on the ranks' device; `progress` as in `prepare`.
+    unit = "tokens"
+    metric = "bits_per_byte"
+    lower_is_better = True
 
-        Raises UserError for text or a tokenizer that the recipe cannot be trained with.
-        """
-        self.recipe, self.ranks = recipe, ranks
-        self.tokenizer = load_tokenizer(recipe.data.tokenizer)
+    def _open(self, progress: Tell | None) -> None:
+        recipe, ranks = self.recipe, self.ranks
+        self.processor = load_tokenizer(recipe.data.tokenizer)
         self.train = prepare(recipe.data, "train", progress)
         self.validation = prepare(recipe.data, "validation", progress) if recipe.training.eval_every else None
         self.sampler = BlockSampler(
@@ -60,22 +58,15 @@ class LanguageModelTask:
             ranks.data_rank,
             ranks.data_world,
         )
-        self.model = self._build_model().to(ranks.device)
+        self.fingerprint, self.size = self.train.fingerprint, len(self.train)
+        self.data_name = f"{_source(recipe.data)}; tokenizer {recipe.data.tokenizer}"
         # One cache per micro-batch, where the recipe carries the state from block to block.
         self.carried: list[Any] = [None] * recipe.batch.accumulation
 
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the training tokens."""
-        return self.train.fingerprint
-
-    @property
-    def tokens_per_byte(self) -> float:
-        """Of the training text: turns nats per token into nats per byte."""
-        return len(self.train) / self.train.num_bytes
+    def figures(self, loss: float) -> dict[str, float]:
+        return {"bits_per_byte": loss / math.log(2) * len(self.train) / self.train.num_bytes}
 
     def next_batches(self) -> tuple[list[Batch], int]:
-        """This rank's micro-batches of the next step, and how many of their tokens count for the loss."""
         batch = self.sampler.next()
         if batch.restart:
             self.carried = [None] * len(self.carried)
@@ -83,7 +74,6 @@ class LanguageModelTask:
         return batches, sum(int((part.labels != IGNORED).sum()) for part in batches)
 
     def loss(self, model: nn.Module, index: int, batch: Batch, counted: int) -> Tensor:
-        """The summed nats of micro-batch `index`, over `counted`: the tokens that count in the whole step."""
         batch = batch.to(self.ranks.device)
         carry = self.recipe.batch.state == "carry"
         with self._precision():
@@ -102,12 +92,10 @@ class LanguageModelTask:
         return output.loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the data and the carried states, as plain data and tensors."""
         carried = [cache and (cache.state, cache.seen_tokens) for cache in self.carried]
         return {"sampler": self.sampler.state_dict(), "carried": carried}
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Go on at the position that `state_dict` gave in each of the shares of a batch, however many there are now."""
         self.sampler.load_state_dict(states[0]["sampler"])
         caches = [cache for state in states for cache in state["carried"]]  # in the order of the rows of a step
         if caches[0] is None:
@@ -118,12 +106,13 @@ class LanguageModelTask:
             state = tuple(tuple(part[index + micro] for part in layer) for layer in whole)
             self.carried[micro] = self._cache(state, caches[0][1])
 
-    def validate(self) -> Evaluation:
+    def validate(self) -> dict[str, float]:
         """Bits per byte of the validation split, or of its first `training.eval_tokens` tokens."""
         # A sharded model gathers its matrices as it trains with them; any other has them in fp32.
         precision = self._precision() if self.ranks.is_sharded else nullcontext()
         with precision, whole_sequences(self.model):
-            return evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
+            result = evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
+        return {"bits_per_byte": result.bits_per_byte, "nats_per_token": result.nats / result.tokens}
 
     def _stretch(self, batch: Batch) -> Batch:
         """What this rank reads of a micro-batch that it shares with others."""
@@ -140,24 +129,18 @@ class LanguageModelTask:
         device = self.ranks.device
         return HGRNCache(tuple(tuple(part.to(device) for part in layer) for layer in state), seen_tokens)
 
-    def _precision(self) -> AbstractContextManager:
-        if self.recipe.training.precision == "bf16":
-            return torch.autocast(self.ranks.device.type, torch.bfloat16)
-        return nullcontext()
-
     def _build_model(self) -> "HGRNForCausalLM":
         from hgrn.models import HGRNForCausalLM
 
         special = {
-            name: getattr(self.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+            name: getattr(self.processor, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
         }
-        config = self.recipe.model.config(self.train.vocab_size, special)
+        config = self.recipe.model.config(vocab_size=self.train.vocab_size, **special)
         if config.vocab_size < self.train.vocab_size:
             raise UserError(
                 f"model.vocab_size = {config.vocab_size}, but tokenizer {self.recipe.data.tokenizer} has "
                 f"{self.train.vocab_size} tokens: raise it or choose another tokenizer"
             )
-        torch.manual_seed(self.recipe.training.seed)
         return HGRNForCausalLM(config)
 
 
@@ -201,15 +184,14 @@ def evaluate(
             on_progress(start + len(ids), length)
     model.train(was_training)
     if not torch.isfinite(nats):
-        raise UserError(f"the model's output on this text is not finite: {_not_finite(model)}")
+        raise not_finite(model, "this text")
     num_bytes = (tokens.num_bytes - tokens.first_token_bytes) * (length - 1) / (len(tokens) - 1)
     return Evaluation(nats.item() / math.log(2) / num_bytes, nats.item(), round(num_bytes), length - 1)
 
 
-def _not_finite(model: nn.Module) -> str:
-    """Which weights are to blame, for a message."""
-    names = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
-    if names:
-        more = ", ..." if len(names) > 3 else ""
-        return f"{', '.join(names[:3])}{more} hold NaN or infinity. Use another checkpoint."
-    return "its weights are finite, so a hidden value overflowed. Evaluate in fp32, or another checkpoint."
+def _source(data: TextData) -> str:
+    """Where training text comes from, for people."""
+    return ", ".join(data.splits["train"].files or data.files or [f"{data.dataset} {data.config or ''}".strip()])
+
+
+TASK = LanguageModelTask

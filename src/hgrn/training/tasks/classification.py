@@ -1,0 +1,114 @@
+"""What the tasks that classify share: the loss, and an evaluation that counts every answer."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hgrn.training.tasks.base import Task, not_finite
+
+TOP = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The examples of a split, to be read once: batches, how many examples there are, the names of the classes."""
+
+    batches: Iterable[Any]
+    size: int
+    classes: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """How a model answered on a split: confusion int64 `[K, K]`, true classes in rows and answers in columns.
+
+    in_top: examples whose class was among the `TOP` likeliest. nats: the summed cross-entropy.
+    """
+
+    confusion: Tensor
+    in_top: int
+    nats: float
+
+    @property
+    def examples(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def loss(self) -> float:
+        """Nats an example."""
+        return self.nats / self.examples
+
+    @property
+    def accuracy(self) -> float:
+        """The share of examples whose likeliest class was theirs (top-1), in [0, 1]."""
+        return int(self.confusion.trace()) / self.examples
+
+    @property
+    def top_accuracy(self) -> float:
+        """The same for the `TOP` likeliest."""
+        return self.in_top / self.examples
+
+    @property
+    def class_accuracies(self) -> list[float | None]:
+        """Top-1 of the examples of each class; None for a class without any."""
+        rows = zip(self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist())
+        return [right / total if total else None for right, total in rows]
+
+
+class ClassificationTask(Task):
+    """A model of inputs with one class each."""
+
+    unit = "examples"
+    metric = "accuracy"
+    lower_is_better = False
+
+    def loss(self, model: nn.Module, index: int, batch: Any, counted: int) -> Tensor:
+        batch = batch.to(self.ranks.device)
+        with self._precision():
+            logits = model(**batch.inputs()).logits
+        return F.cross_entropy(logits.float(), batch.targets, reduction="sum") / counted
+
+    def next_batches(self) -> tuple[list[Any], int]:
+        batch = self.next_batch()
+        return batch.split(self.recipe.batch.accumulation), len(batch)
+
+    @abstractmethod
+    def next_batch(self) -> Any:
+        """This rank's share of the next step: something with `inputs()`, `targets`, `to(device)`, `split(count)` and a length."""
+
+    @abstractmethod
+    def examples(self) -> Examples:
+        """The validation split."""
+
+    def validate(self) -> dict[str, float]:
+        result = evaluate(self.model, self.examples().batches)
+        return {"accuracy": result.accuracy, "loss": result.loss}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Any], on_progress: Callable[[int], None] | None = None) -> Classification:
+    """Answer every example once; on_progress gets the number answered so far. UserError for an output that is not finite."""
+    device, classes = next(model.parameters()).device, model.config.num_labels
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+    in_top, nats, done = torch.zeros((), dtype=torch.int64, device=device), torch.zeros((), dtype=torch.float64, device=device), 0
+    was_training = model.training
+    model.eval()
+    for batch in batches:
+        batch = batch.to(device)
+        logits, labels = model(**batch.inputs()).logits.float(), batch.labels
+        nats += F.cross_entropy(logits, labels, reduction="sum")
+        answers = logits.topk(min(TOP, classes)).indices
+        in_top += (answers == labels[:, None]).sum()
+        confusion += torch.bincount(labels * classes + answers[:, 0], minlength=classes * classes)
+        done += len(labels)
+        if on_progress is not None:
+            on_progress(done)
+    model.train(was_training)
+    if not torch.isfinite(nats):
+        raise not_finite(model, "this data")
+    return Classification(confusion.view(classes, classes).cpu(), int(in_top), nats.item())

@@ -1,0 +1,98 @@
+"""Classifiers of images: batches of `hgrn.data.images`, augmented and mixed as the recipe says."""
+
+from typing import TYPE_CHECKING
+
+from hgrn.data.images.augment import EvaluationTransform, Normalisation, TrainingTransform
+from hgrn.data.images.loading import ImageBatch, ImageLoader, evaluation_batches
+from hgrn.data.images.opening import open_images
+from hgrn.data.images.sampling import ImageSampler
+from hgrn.data.images.source import ImageSource
+from hgrn.errors import UserError
+from hgrn.training.specs import ImageRecipe
+from hgrn.training.tasks.base import Tell
+from hgrn.training.tasks.classification import ClassificationTask, Examples
+
+if TYPE_CHECKING:
+    from hgrn.models import HGRNForImageClassification, HGRNImageProcessor
+
+
+class ImageTask(ClassificationTask):
+    """Images of a recipe, each with a class."""
+
+    unit = "images"
+    recipe: ImageRecipe
+
+    def _open(self, progress: Tell | None) -> None:
+        recipe, ranks = self.recipe, self.ranks
+        data, images = recipe.data, recipe.images
+        train = open_images(data, "train")
+        self.classes, self.fingerprint, self.size = train.classes, train.fingerprint(), len(train)
+        self.data_name = f"{data.format} {data.path or ', '.join(data.splits.values())}"
+        self.validation = open_images(data, "validation") if recipe.training.eval_every else None
+        self.processor = image_processor(recipe)
+        self.sampler = ImageSampler(
+            train, recipe.batch.batch_size, recipe.training.seed, ranks.data_rank, ranks.data_world, recipe.batch.repeats
+        )
+        transform = TrainingTransform(
+            recipe.augmentation, images.size, Normalisation(images.mean, images.std), images.resize
+        )
+        self.loader = ImageLoader(
+            self.sampler, transform, recipe.mixing, workers=images.workers, max_corrupt=images.max_corrupt,
+            patch=self._config().patch_size, device=ranks.device,
+        )  # fmt: skip
+
+    def next_batch(self) -> ImageBatch:
+        return self.loader.next()
+
+    def examples(self) -> Examples:
+        return _examples(self.recipe, self.validation)
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        self.loader.load_state_dict(states[0]["sampler"])
+
+    def _build_model(self) -> "HGRNForImageClassification":
+        from hgrn.models import HGRNForImageClassification
+
+        return HGRNForImageClassification(self._config())
+
+    def _config(self):
+        names = dict(enumerate(self.classes))
+        try:
+            config = self.recipe.model.config(
+                num_channels=self.recipe.data.channels, id2label=names, label2id={name: i for i, name in names.items()}
+            )
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
+        if config.patch_size is None or self.recipe.images.size % config.patch_size:
+            raise UserError(
+                f"model.patch_size = {config.patch_size}: must be given and divide images.size = {self.recipe.images.size}"
+            )
+        return config
+
+
+def open_examples(recipe: ImageRecipe, split: str) -> Examples:
+    """The images of a split, as the recipe's evaluation sees them."""
+    return _examples(recipe, open_images(recipe.data, split))
+
+
+def _examples(recipe: ImageRecipe, source: ImageSource) -> Examples:
+    images = recipe.images
+    transform = EvaluationTransform(images.size, Normalisation(images.mean, images.std), images.resize)
+    batches = evaluation_batches(
+        source, recipe.batch.batch_size, transform, workers=images.workers, max_corrupt=images.max_corrupt
+    )
+    return Examples(batches, len(source), list(source.classes))
+
+
+def image_processor(recipe: ImageRecipe) -> "HGRNImageProcessor":
+    """What makes of a file what the recipe's evaluation sees of it; it is saved with the model."""
+    from hgrn.models import HGRNImageProcessor
+
+    images = recipe.images
+    return HGRNImageProcessor(
+        num_channels=recipe.data.channels, image_mean=list(images.mean), image_std=list(images.std),
+        size={"shortest_edge": images.resize or images.size}, crop_size={"height": images.size, "width": images.size},
+    )  # fmt: skip
+
+
+TASK = ImageTask
