@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from hgrn import __version__
+from hgrn import __version__, commands
 from hgrn.errors import UserError
 
 _DESCRIPTION = "Hierarchically Gated Recurrent Networks: train, evaluate and use them."
@@ -15,6 +15,7 @@ _EPILOG = """start here:
   hgrn quickstart                                  a language model in minutes, no network, no arguments
   hgrn train lm/text --data.files my.txt           train on your own text
   hgrn generate runs/text --prompt "Once upon"     write with what was trained
+  hgrn train image/fashion-mnist                   classify images (--help of train lists all recipes)
 """
 
 
@@ -44,9 +45,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="hgrn", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"hgrn {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    groups = {"title": "commands", "metavar": "COMMAND", "required": True}
+    all_commands = parser.add_subparsers(**groups)
 
-    def add(name: str, command, about: str, detail: str = "", takes_overrides: bool = False, to=commands):
+    def add(name: str, command, about: str, detail: str = "", takes_overrides: bool = False, to=all_commands):
         made = to.add_parser(
             name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=detail,
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -54,23 +56,24 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(command=command, takes_overrides=takes_overrides)
         return made
 
-    quickstart = add("quickstart", _quickstart, "train a small language model on Shakespeare and show what it learned",
+    quickstart = add("quickstart", commands.quickstart, "train a small language model on Shakespeare and show what it learned",
                      "Takes minutes on two CPU cores and needs no network.")  # fmt: skip
     quickstart.add_argument("--out", type=Path, help="run folder (default: runs/quickstart, or the next free name)")
 
-    train = add("train", _train, "train what a recipe describes", _train_detail(), takes_overrides=True)
+    train = add("train", commands.train, "train what a recipe describes", _train_detail(), takes_overrides=True)
     train.add_argument("recipe", help="a shipped recipe's name, or the path of a .yaml file")
     train.add_argument("--out", type=Path, help="run folder (default: runs/ and the recipe's name)")
     train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the run folder")
 
-    evaluate = add("eval", _eval, "measure a model in bits per byte",
-                   "The whole split is read once, in order, with the state carried.")  # fmt: skip
+    evaluate = add("eval", commands.evaluate, "measure a model: bits per byte of text, accuracy of classes",
+                   "A language model reads the whole split once, in order, with the state carried. A classifier answers every\n"
+                   "example once, and its confusion matrix is drawn.")  # fmt: skip
     evaluate.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model")
     evaluate.add_argument("--data", nargs="+", metavar="PATH",
-                          help="text to read (default: the split of the recipe that the model was trained with)")  # fmt: skip
+                          help="text to read, or the folder of labelled data (default: what the recipe of the run names)")  # fmt: skip
     evaluate.add_argument("--split", default="test", help="split of the recipe's data (default: test)")
 
-    generate = add("generate", _generate, "continue a prompt, printing as it goes")
+    generate = add("generate", commands.generate, "continue a prompt, printing as it goes")
     generate.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model")
     generate.add_argument("--prompt", required=True, help="the text to continue")
     generate.add_argument("--max-new-tokens", type=int, default=300, metavar="N", help="length of the continuation (default: 300)")
@@ -84,18 +87,28 @@ def _parser() -> argparse.ArgumentParser:
                              "so faster one token at a time")  # fmt: skip
 
     tokenizer = add("tokenizer", None, "make tokenizers")
-    kinds = tokenizer.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    fit = add("train", _tokenizer_train, "train a byte-level BPE tokenizer on text", to=kinds)
+    kinds = tokenizer.add_subparsers(**groups)
+    fit = add("train", commands.tokenizer_train, "train a byte-level BPE tokenizer on text", to=kinds)
     fit.add_argument("files", nargs="+", metavar="PATH", help="text files, folders, JSONL, also compressed")
     fit.add_argument("--vocab-size", type=int, required=True, metavar="N", help="tokens, with the 256 bytes and 3 special ones")
     fit.add_argument("--out", type=Path, required=True, help="a new folder; use it as data.tokenizer in a recipe")
     fit.add_argument("--text-field", default="text", metavar="NAME", help="field of JSONL records (default: text)")
 
-    data = add("data", None, "make the two synthetic tasks of Long Range Arena")
-    makers = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    listops = add("listops", _data_listops, "write new ListOps files as the release has them", to=makers)
+    predict = add("predict", commands.predict, "say what is in images")
+    predict.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model of images")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files that Pillow reads")
+    predict.add_argument("--top", type=int, default=3, metavar="N", help="how many classes to name (default: 3)")
+
+    data = add("data", None, "look at training data, and make the two synthetic tasks of Long Range Arena")
+    makers = data.add_subparsers(**groups)
+    preview = add("preview", commands.data_preview, "draw what a recipe's augmentation does to its images",
+                  "Writes a contact sheet for each augmentation: the images as they are in the first row, a draw in each other.",
+                  takes_overrides=True, to=makers)  # fmt: skip
+    preview.add_argument("recipe", help="a shipped recipe's name, or the path of a .yaml file; of images")
+    preview.add_argument("--out", type=Path, default=Path("preview"), help="folder for the pictures (default: preview)")
+    listops = add("listops", commands.data_listops, "write new ListOps files as the release has them", to=makers)
     listops.add_argument("out", type=Path, help="a new folder")
-    pathfinder = add("pathfinder", _data_pathfinder, "draw new Pathfinder images as the release has them", to=makers)
+    pathfinder = add("pathfinder", commands.data_pathfinder, "draw new Pathfinder images as the release has them", to=makers)
     pathfinder.add_argument("out", type=Path, help="folder, in which the one for this difficulty must be new")
     pathfinder.add_argument("--size", type=int, default=32, help="pixels: 32, 64, 128 (Path-X) or 256 (default: 32)")
     for maker, numbers in ((listops, {"train": 96_000, "validation": 2_000, "test": 2_000, "min-length": 500, "max-length": 2_000,
@@ -108,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     pathfinder.add_argument("--distractors", type=int, metavar="N", help="short contours of an image (default: as the release)")
     pathfinder.add_argument("--no-crossings", action="store_true", help="no image whose two long contours cross")
 
-    convert = add("convert", _convert, "turn a published checkpoint into one of ours, or one of ours into a published layout",
+    convert = add("convert", commands.convert, "turn a published checkpoint into one of ours, or one of ours into a published layout",
                   "Published are: a folder of flash-linear-attention (fla) or OpenNLPLab (opennlplab), or a file of tensors, also of\n"
                   "fairseq (fairseq-lm) and of the authors' image (vit) and Long Range Arena (lra) models.\n"
                   "docs/checkpoints.md says what is known of each.")  # fmt: skip
@@ -119,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--glu-act", choices=("silu", "identity"),
                          help="the activation inside the GLU, where the source says nothing, or something unclear")  # fmt: skip
 
-    bench = add("bench", _bench, "measure speed and memory against the limits of the machine and against other packages",
+    bench = add("bench", commands.bench, "measure speed and memory against the limits of the machine and against other packages",
                 "names: limits, scan, train, decode, length, start, quality; without one, all but quality (about two hours).\n"
                 "Peers that are not installed are left out: pip install 'hgrn[bench]'")  # fmt: skip
     bench.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: all but quality)")
@@ -129,15 +142,16 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--plots", type=Path, metavar="FOLDER",
                        help="where the plots go (default: docs/images if it is there, with --quick as --out)")  # fmt: skip
 
-    add("doctor", _doctor, "say what is installed, which engines work here, and why the others do not")
+    add("doctor", commands.doctor, "say what is installed, which engines work here, and why the others do not")
     return parser
 
 
 def _train_detail() -> str:
     from importlib.resources import files
 
-    root = files("hgrn") / "recipes"
-    names = [file.name for file in root.iterdir()] + [f"lm/{file.name}" for file in (root / "lm").iterdir()]
+    names = []
+    for entry in (files("hgrn") / "recipes").iterdir():
+        names += [f"{entry.name}/{file.name}" for file in entry.iterdir()] if entry.is_dir() else [entry.name]
     shipped = "\n".join(f"  {name.removesuffix('.yaml')}" for name in sorted(names) if name.endswith(".yaml"))
     return f"""Any value of the recipe can be set on the command line by its dotted name:
   hgrn train quickstart --optimizer.lr 1e-3 --training.steps 2000 --model.hidden_size 256
@@ -186,169 +200,3 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
             for below in action.choices.values():
                 found |= _options(below)
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The commands. Each imports what it needs, so that `hgrn --help` is quick.
-
-
-def _quickstart(arguments: argparse.Namespace) -> int:
-    from hgrn import quickstart
-    from hgrn.memory import keep_freed_memory
-
-    keep_freed_memory()
-    out = arguments.out or quickstart.free_folder(Path("runs/quickstart"))
-    if quickstart.run(out) is None:
-        print(f"stopped; go on with: hgrn train quickstart --out {out} --resume")
-        return 130
-    return 0
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    from hgrn.memory import keep_freed_memory
-    from hgrn.training.loop import train
-    from hgrn.training.recipe import load_recipe
-    from hgrn.training.runlog import Console
-
-    keep_freed_memory()
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    out = arguments.out or Path("runs") / recipe.name
-    with Console() as console:
-        outcome = train(recipe, out, resume=arguments.resume, on_event=console)
-    if int(os.environ.get("RANK", 0)) > 0:  # under torchrun, one process speaks
-        return 130 if outcome.interrupted else 0
-    if outcome.interrupted:
-        repeated = "".join(f" --{key} {value}" for key, value in arguments.overrides.items())
-        print(f"go on with: hgrn train {arguments.recipe} --out {out} --resume{repeated}")
-        return 130
-    print(f"done: {outcome.checkpoint}\nmeasure it with: hgrn eval {out}")
-    return 0
-
-
-def _eval(arguments: argparse.Namespace) -> None:
-    from hgrn import inference
-    from hgrn.data.text import TextData, TextSplit
-    from hgrn.data.tokens import prepare
-    from hgrn.training.recipe import recipe_from_yaml
-    from hgrn.training.tasks.language import evaluate
-
-    model, _, folder = inference.load(arguments.checkpoint, int8=arguments.int8)
-    if arguments.data:
-        split = "test"
-        data = TextData(files=arguments.data, tokenizer=str(folder), splits={split: TextSplit()})
-    elif (folder / "recipe.yaml").is_file():
-        split, data = arguments.split, recipe_from_yaml(folder / "recipe.yaml").data
-    else:
-        raise UserError(f"{folder} was saved without a recipe, so its data is not known: give the text with --data PATH")
-    with _Bar("evaluating") as bar:
-        result = evaluate(model, prepare(data, split), on_progress=bar)
-    print(f"{result.tokens:,} tokens, {result.bytes:,} bytes, {result.nats:.1f} nats")
-    print(f"{split} bits per byte: {result.bits_per_byte:.3f}")
-
-
-def _generate(arguments: argparse.Namespace) -> None:
-    from hgrn import inference
-
-    def write(text: str) -> None:
-        print(text, end="", flush=True)
-
-    if arguments.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
-    model, tokenizer, _ = inference.load(arguments.checkpoint, int8=arguments.int8)
-    inference.generate(
-        model, tokenizer, arguments.prompt, write, max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,
-    )  # fmt: skip
-    print()
-
-
-def _tokenizer_train(arguments: argparse.Namespace) -> None:
-    from hgrn.data.encoding import read_text
-    from hgrn.data.text import SplitText, TextData, TextSplit
-    from hgrn.data.tokenizer import train_tokenizer
-
-    data = TextData(files=arguments.files, text_field=arguments.text_field, splits={"train": TextSplit()})
-    units = SplitText(data, "train").units(whole_characters=True)
-    train_tokenizer(read_text(units), arguments.vocab_size, arguments.out)
-    print(f"saved {arguments.out}; use it with: hgrn train RECIPE --data.tokenizer {arguments.out}")
-
-
-def _data_listops(arguments: argparse.Namespace) -> None:
-    from hgrn.data.lra.listops_generator import Grammar, generate
-
-    grammar = Grammar(arguments.max_depth, arguments.max_args, arguments.min_length, arguments.max_length)
-    numbers = {split: getattr(arguments, split) for split in ("train", "validation", "test")}
-    report = generate(arguments.out, arguments.seed, **numbers, grammar=grammar, processes=arguments.processes)
-    for split in numbers:
-        length = report[split].get("length", {}).get("50%", 0)
-        print(f"{split}: {report[split]['number']:,} expressions, half of them longer than {length:,.0f} tokens")
-    print(f"wrote {arguments.out}; its report.json has lengths, depths, operators and answers")
-
-
-def _data_pathfinder(arguments: argparse.Namespace) -> None:
-    from hgrn.data.lra.pathfinder_generator import generate
-    from hgrn.data.lra.pathfinder_settings import arena_settings
-
-    settings = arena_settings(arguments.size, arguments.contour_length, arguments.distractors, not arguments.no_crossings)
-    with _Bar("drawing") as bar:
-        report = generate(arguments.out, settings, arguments.seed, arguments.number, processes=arguments.processes, progress=bar)
-    print(f"{report['number']:,} images, {report['label_1']:,} of them with both marks on one contour; every label found again by a flood")
-    print(f"wrote {arguments.out / settings.difficulty}")
-
-
-def _convert(arguments: argparse.Namespace) -> None:
-    from hgrn.models.published import convert_checkpoint
-    from hgrn.training.checkpointing import find_checkpoint, without_bars
-
-    source, out = arguments.source, arguments.out
-    if (source / "checkpoints").is_dir():
-        source = find_checkpoint(source)
-    fields = {} if arguments.glu_act is None else {"glu_act": arguments.glu_act}
-    with without_bars():
-        for line in convert_checkpoint(source, out, arguments.to, **fields):
-            print(line)
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    from hgrn.bench import runner
-    from hgrn.memory import keep_freed_memory
-
-    kept = keep_freed_memory()
-    print("freed memory is kept by this process, as when hgrn trains" if kept else "freed memory goes back to the system")
-    out = arguments.out or Path("benchmarks") / ("quick" if arguments.quick else "results")
-    documents = Path("docs/images")
-    pictures = arguments.plots or (documents if documents.is_dir() and not arguments.quick else out)
-    runner.run(arguments.names, out, pictures, quick=arguments.quick)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from hgrn import doctor
-
-    findings = doctor.examine()
-    marks = {True: "ok", False: "!!", None: "  "}
-    for finding in findings:
-        print(f"{marks[finding.works]} {finding.name:26} {finding.value}")
-        if finding.works is False:
-            print(f"   {'':26} -> {finding.remedy}")
-    return 0 if all(finding.works is not False for finding in findings) else 1
-
-
-class _Bar:
-    """A progress bar on a terminal, nothing elsewhere; called with (done, total)."""
-
-    def __init__(self, title: str):
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task(title)
-
-    def __call__(self, done: int, total: int | None) -> None:
-        self._bar.update(self._task, completed=done, total=total)
-
-    def __enter__(self):
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._bar.stop()

@@ -1,4 +1,4 @@
-"""Using a saved model: load it with its tokenizer, and write text with it as it is made."""
+"""Using a saved model: load it with what belongs to it, write text with it as it is made, name what is in an image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,29 +12,54 @@ from hgrn.training.checkpointing import find_checkpoint, without_bars
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from hgrn.models import HGRNForCausalLM
+    from hgrn.models import HGRNForCausalLM, HGRNForImageClassification, HGRNImageProcessor
+    from hgrn.models.classification import Classifier
 
 
 def load(path: str | Path, *, int8: bool = False) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast", Path]:
-    """The model and tokenizer in `path` (a run folder, a checkpoint or a saved model), and the folder they are in.
+    """The language model and tokenizer in `path` (a run folder, a checkpoint or a saved model), and the folder they are in.
 
     With int8 the weights of its linear maps are rounded to 8 bits (`hgrn.modules.quantize_int8`).
 
     Raises UserError for whatever is there instead, and for weights that are not finite.
     """
-    from safetensors import SafetensorError
-
     from hgrn.data.tokenizer import load_tokenizer
-    from hgrn.models import HGRNConfig, HGRNForCausalLM
-    from hgrn.modules import quantize_int8
+    from hgrn.models import HGRNForCausalLM
 
     folder = find_checkpoint(Path(path))
+    model = _load_model(folder, lambda _: HGRNForCausalLM, int8)
+    return model, load_tokenizer(str(folder)), folder
+
+
+def load_classifier(path: str | Path, *, int8: bool = False) -> tuple["Classifier", "HGRNImageProcessor | None", Path]:
+    """The classifier in `path`, its image processor if it has one, and the folder they are in; as `load`."""
+    from hgrn import models
+
+    def kind(saved_as: str) -> type:
+        if "Classification" not in saved_as or not hasattr(models, saved_as):
+            raise ValueError(f"it is a {saved_as or 'model without a name'}, and a classifier is needed")
+        return getattr(models, saved_as)
+
+    folder = find_checkpoint(Path(path))
+    model = _load_model(folder, kind, int8)
+    reads_files = (folder / "preprocessor_config.json").is_file()
+    return model, models.HGRNImageProcessor.from_pretrained(folder) if reads_files else None, folder
+
+
+def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
+    """The model saved in a folder, ready to be used; `kind` gives its class for the name that it was saved under."""
+    from safetensors import SafetensorError
+
+    from hgrn.models import HGRNConfig
+    from hgrn.modules import quantize_int8
+
     try:
-        kind = HGRNConfig.get_config_dict(folder)[0].get("model_type")
-        if kind != "hgrn":
-            raise ValueError(f"its config.json describes a model of type {kind!r}, not 'hgrn'")
+        config = HGRNConfig.get_config_dict(folder)[0]
+        if (found := config.get("model_type")) != "hgrn":
+            raise ValueError(f"its config.json describes a model of type {found!r}, not 'hgrn'")
+        saved_as = (config.get("architectures") or [""])[0]
         with without_bars():
-            model, report = HGRNForCausalLM.from_pretrained(folder, output_loading_info=True)
+            model, report = kind(saved_as).from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} does not hold a model that can be loaded: {error}") from error
     unfit = {kind: names for kind, names in report.items() if names and kind.endswith("_keys")}
@@ -48,7 +73,28 @@ def load(path: str | Path, *, int8: bool = False) -> tuple["HGRNForCausalLM", "P
         raise UserError(f"{folder}: {', '.join(wrong[:3])} hold NaN or infinity; use an earlier checkpoint")
     if int8:
         quantize_int8(model)
-    return model.eval(), load_tokenizer(str(folder)), folder
+    return model.eval()
+
+
+def read_image(path: Path, channels: int) -> torch.Tensor:
+    """An image file as uint8 [channels, H, W]. Raises UserError for a file that is none, or not whole."""
+    from hgrn.data.images.decoding import decode
+    from hgrn.data.images.source import CorruptImage
+
+    try:
+        return decode(path.read_bytes(), str(path), channels)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except CorruptImage as error:
+        raise UserError(str(error)) from error
+
+
+@torch.no_grad()
+def classify(model: "HGRNForImageClassification", processor: "HGRNImageProcessor", image: torch.Tensor) -> list[tuple[str, float]]:
+    """Every class of a model and its probability for an image uint8 [C, H, W], the likeliest first."""
+    inputs = processor(image, input_data_format="channels_first", return_tensors="pt")
+    shares = model(**inputs).logits[0].float().softmax(0)
+    return [(model.config.id2label[index], shares[index].item()) for index in shares.argsort(descending=True).tolist()]
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerFast", prompt: str, vocab_size: int) -> torch.Tensor:

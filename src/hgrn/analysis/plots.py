@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .gates import LayerGates
 
 _INK, _ACCENT, _SHADE = "#1f3b57", "#c8502d", "#9db4c8"
@@ -54,4 +56,26 @@ def forget_gates(layers: list[LayerGates], path: Path) -> None:
     panels[0].set_ylabel("1 keeps everything, 0 forgets everything")
     figure.suptitle("Forget gates and their learned lower bounds, layer by layer")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, markerscale=4)
+    figure.savefig(path, dpi=150)
+
+
+def confusion_matrix(confusion: Tensor, classes: list[str], path: Path) -> None:
+    """Of the examples of each class (a row), the share that got each answer (a column); confusion is int64 `[K, K]`."""
+    from matplotlib.figure import Figure
+
+    count = len(classes)
+    shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    side = 2.6 + 0.42 * min(count, 20)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="answer", ylabel="class", title=f"{confusion.trace() / confusion.sum():.2%} of {confusion.sum():,} right")
+    if count <= 20:
+        axes.set_xticks(range(count), classes, rotation=45, ha="right")
+        axes.set_yticks(range(count), classes)
+        for row, column in confusion.nonzero().tolist():
+            share = shares[row, column].item()
+            axes.text(column, row, f"{100 * share:.0f}" if share >= 0.005 else "·", ha="center", va="center",
+                      color="white" if share > 0.5 else _INK, fontsize=8)  # fmt: skip
+    figure.colorbar(image, ax=axes, fraction=0.046, label="share of the class")
     figure.savefig(path, dpi=150)

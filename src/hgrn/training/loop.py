@@ -64,14 +64,20 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe, out: Path | str, *, resume: bool = False, on_event: Listener | None = None
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    on_event: Listener | None = None,
+    make_task: Callable[..., Task] = build_task,
 ) -> Outcome:
     """Train `recipe` in the run folder `out` and return when its last step is saved.
 
     resume goes on from the newest whole checkpoint in `out`, and ends with the same weights as a run that was
     never stopped, bit for bit on CPU; without one it starts from step 0. SIGINT and SIGTERM end the step,
     save and return; a second SIGINT raises KeyboardInterrupt. on_event gets every event on rank 0 (see
-    hgrn.training.runlog); nothing is printed. Under torchrun every process calls this; `out` is one folder
+    hgrn.training.runlog); nothing is printed. make_task builds what is trained, from (recipe, ranks, progress): give a `Task` of
+    your own to train another model with the same loop. Under torchrun every process calls this; `out` is one folder
     that all of them see.
 
     Raises UserError for whatever the user can mend: data, an `out` that holds something else or is in use, a
@@ -89,7 +95,7 @@ def train(
         def tell_data(done: int, total: int | None) -> None:
             listen({"kind": "data", "step": 0, "done": done, "total": total})
 
-        task = build_task(recipe, ranks, tell_data)
+        task = make_task(recipe, ranks, tell_data)
         if ranks.is_main:
             stack.enter_context(locked(run))
             # Once more: another run may have come and gone while the data was prepared.

@@ -80,7 +80,7 @@ def problems(data: ImageData) -> list[str]:
 def open_images(data: ImageData, split: str) -> ImageSource:
     """One split: "train", "validation" or "test". Raises UserError for whatever is wrong with it."""
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     if found := problems(data):
         raise UserError("\n".join(f"data: {problem}" for problem in found))
     if data.format in ("idx", "cifar"):

@@ -11,7 +11,7 @@ from hgrn.training.tasks.base import Tell
 from hgrn.training.tasks.classification import ClassificationTask, Examples
 
 if TYPE_CHECKING:
-    from hgrn.models import Classifier
+    from hgrn.models.classification import Classifier
 
 
 class ArenaTask(ClassificationTask):

@@ -1,5 +1,6 @@
 """What the tasks that classify share: the loss, and an evaluation that counts every answer."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -47,6 +48,13 @@ class Classification:
     def accuracy(self) -> float:
         """The share of examples whose likeliest class was theirs (top-1), in [0, 1]."""
         return int(self.confusion.trace()) / self.examples
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy: how far the number of examples alone may have moved it."""
+        z, n, p = 1.959964, self.examples, self.accuracy
+        centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
     @property
     def top_accuracy(self) -> float:
