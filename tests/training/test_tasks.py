@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from hgrn.data.tokens import prepare
 from hgrn.errors import UserError
 from hgrn.training.distributed import Ranks
+from hgrn.training.loop import train
 from hgrn.training.tasks.language import LanguageModelTask, evaluate
 from tests.training.tiny_runs import tiny_recipe
 
@@ -75,6 +77,17 @@ def test_evaluation_ignores_dropout_and_leaves_the_mode_and_the_random_state(tas
     state = torch.get_rng_state()
     assert evaluate(task.model, task.validation) == evaluate(task.model, task.validation)
     assert task.model.training and torch.equal(state, torch.get_rng_state())
+
+
+def test_a_run_may_start_from_the_weights_of_another(tmp_path):
+    done = train(tiny_recipe(tmp_path, training__steps=2), tmp_path / "run")
+    task = LanguageModelTask(tiny_recipe(tmp_path, model__weights=str(tmp_path / "run"), training__seed=7), ALONE)
+    saved = load_file(done.checkpoint / "model.safetensors")
+    assert saved and all(torch.equal(task.model.state_dict()[name], weight) for name, weight in saved.items())
+    with pytest.raises(UserError, match="(?s)model.safetensors cannot be loaded into the model of this recipe:.*size mismatch"):
+        LanguageModelTask(tiny_recipe(tmp_path, model__weights=str(tmp_path / "run"), model__hidden_size=16), ALONE)
+    with pytest.raises(UserError, match="no checkpoint folder nowhere"):
+        LanguageModelTask(tiny_recipe(tmp_path, model__weights="nowhere"), ALONE)
 
 
 def test_progress_ends_with_everything(task):

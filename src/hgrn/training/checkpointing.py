@@ -29,6 +29,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model
 from torch import nn
 
 from hgrn.errors import UserError
@@ -222,6 +224,15 @@ def find_checkpoint(path: Path) -> Path:
             f"{path} holds no complete checkpoint and no config.json: it is not a saved model{reasons}"
         )
     return newest
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put the weights of a run folder, a checkpoint or a saved model into a model of the same shapes. Raises UserError."""
+    file = find_checkpoint(path) / "model.safetensors"
+    try:
+        load_model(model, file, device="cpu")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the weights in {file} cannot be loaded into the model of this recipe: {error}") from error
 
 
 def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str) -> None:

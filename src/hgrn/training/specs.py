@@ -34,6 +34,7 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     preset: str | None = Field(None, description="a name that HGRNConfig.preset knows")
+    weights: str | None = Field(None, description="a run folder or saved model whose weights the run starts from; null draws them")
 
     def config(self, **facts: Any) -> "HGRNConfig":
         """The model's configuration for data of which these `facts` hold: vocab_size, num_channels, id2label, ...

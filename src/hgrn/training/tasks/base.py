@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from hgrn.data.position import Positioned
 from hgrn.errors import UserError
+from hgrn.training.checkpointing import load_weights
 from hgrn.training.distributed import Ranks
 from hgrn.training.specs import Recipe
 
@@ -23,7 +25,7 @@ class Task(ABC):
     """Data, model, batches and loss of a recipe, for one rank.
 
     unit: what is counted, "tokens" or "examples". metric: the number of a validation that says which is best; `lower_is_better`
-    says how. model: on the ranks' device, with the weights that the recipe's seed gives. sampler: where the data is read.
+    says how. model: on the ranks' device, with the weights that the recipe's seed gives, or those that it names. sampler: where the data is read.
     fingerprint: identifies the training data. processor: what turns a user's input into the model's, saved beside it with
     `save_pretrained(folder)`; None if there is none. size: how many units there are to train on. data_name: where they are from, and what they are read with.
     """
@@ -41,12 +43,15 @@ class Task(ABC):
     def __init__(self, recipe: Recipe, ranks: Ranks, progress: Tell | None = None):
         """Prepare the data and build the model; `progress` gets (done, in all or None) meanwhile.
 
-        Raises UserError for data that the recipe cannot be trained with.
+        Raises UserError for data that the recipe cannot be trained with, and weights that do not fit.
         """
         self.recipe, self.ranks = recipe, ranks
         self._open(progress)
         torch.manual_seed(recipe.training.seed)
-        self.model = self._build_model().to(ranks.device)
+        self.model = self._build_model()
+        if recipe.model.weights is not None:
+            load_weights(self.model, Path(recipe.model.weights))
+        self.model.to(ranks.device)
 
     @abstractmethod
     def _open(self, progress: Tell | None) -> None:
