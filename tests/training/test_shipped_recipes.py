@@ -8,6 +8,10 @@ import yaml
 
 from hgrn.training.loop import train
 from hgrn.training.recipe import load_recipe, shipped_recipes
+from hgrn.training.runlog import read_rows
+from tests.data.images.conftest import encoded
+from tests.data.images.test_fixed import write_cifar
+from tests.training.tiny_runs import write_tiny_images
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 # The size where the recipe has a published or derived size; None: our own.
@@ -20,6 +24,11 @@ PARAMETERS = {
     "lm/150m": 146.07e6,
     "lm/350m": 351.6e6,
     "lm/1b": 975.7e6,
+    "image/imagenet-tiny": 6_107_560,
+    "image/imagenet-small": 23_715_688,
+    "image/cifar10": None,
+    "image/fashion-mnist": None,
+    "image/fashion-mnist-pixels": None,
 }
 
 
@@ -40,6 +49,8 @@ def with_data(tmp_path):
                 f"data.splits.{split}.files": [str(tmp_path / "some.jsonl")]
                 for split in ("train", "validation")
             }
+        if name.startswith("image/"):
+            return load_recipe(name, {"data.path": str(tmp_path)} | overrides)
         return load_recipe(name, files.get(name, {}) | {"data.cache": str(tmp_path / "cache")} | overrides)
 
     return load
@@ -51,13 +62,22 @@ def test_all_recipes_are_known_here():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_dry_run(with_data, name):
-    from hgrn.models import HGRNForCausalLM
+    from hgrn.models import HGRNForCausalLM, HGRNForImageClassification
 
     recipe = with_data(name)
     with torch.device("meta"):
-        model = HGRNForCausalLM(recipe.model.config(vocab_size=259, **SPECIAL))
+        if recipe.task == "image-classification":
+            classes = 1000 if recipe.data.format == "imagenet" else 10
+            names = {number: str(number) for number in range(classes)}
+            model = HGRNForImageClassification(recipe.model.config(num_channels=recipe.data.channels, id2label=names))
+        else:
+            model = HGRNForCausalLM(recipe.model.config(vocab_size=259, **SPECIAL))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if PARAMETERS[name] is None:
+    if name == "image/fashion-mnist":
+        assert parameters <= 1e6
+    elif name == "image/fashion-mnist-pixels":
+        assert parameters < 2e5
+    elif PARAMETERS[name] is None:
         assert 5e5 < parameters < 1e7
     else:
         assert parameters == pytest.approx(
@@ -81,6 +101,64 @@ def test_small_recipes_train(with_data, tmp_path, name):
     }
     outcome = train(with_data(name, **short), tmp_path / "run")
     assert outcome.step == 2 and outcome.best["bits_per_byte"] < 12
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if name.startswith("image/")])
+def test_small_image_recipes_train(with_data, tmp_path, name):
+    """The ImageNet recipes on a folder of two classes, with all of their augmentation."""
+    given = {
+        "training.steps": 2,
+        "training.eval_every": 2,
+        "training.log_every": 1,
+        "training.threads": 1,
+        "schedule.warmup_steps": 1,
+        "model.hidden_size": 8,
+        "model.num_hidden_layers": 2,
+        "batch.batch_size": 4,
+        "batch.accumulation": 2,
+        "data.validation": 4,
+    }
+    if "imagenet" in name:
+        for split in ("train", "val"):
+            for number, kind in enumerate(("ant", "bee")):
+                (tmp_path / split / kind).mkdir(parents=True)
+                for image in range(4):
+                    (tmp_path / split / kind / f"{image}.jpg").write_bytes(encoded(4 * number + image, 40, 30, form="JPEG"))
+        given |= {"data.format": "folder", "images.workers": 0, "images.size": 28, "images.resize": 32}
+    elif "cifar" in name:
+        write_cifar(tmp_path, 10, "bin")
+    else:
+        write_tiny_images(tmp_path)
+    outcome = train(with_data(name, **given), tmp_path / "run")
+    assert outcome.step == 2 and 0 <= outcome.best["accuracy"] <= 1
+    assert len([row for row in read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "train"]) == 2
+
+
+@pytest.mark.parametrize("size, width", [("tiny", 192), ("small", 384)])
+def test_imagenet_is_the_authors_script(with_data, size, width):
+    """The authors' script, line by line."""
+    recipe = with_data(f"image/imagenet-{size}")
+    augmentation, mixing, batch, optimizer, schedule, training = (
+        recipe.augmentation, recipe.mixing, recipe.batch, recipe.optimizer, recipe.schedule, recipe.training
+    )  # fmt: skip
+    assert (recipe.data.format, recipe.data.channels) == ("imagenet", 3)
+    assert (recipe.images.size, recipe.images.resize) == (224, 256)
+    assert (recipe.images.mean, recipe.images.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (augmentation.crop, augmentation.flip, augmentation.erasing) == ("resized", 0.5, 0.25)
+    assert (augmentation.randaugment, augmentation.randaugment_deviation) == (9, 0.5)
+    assert (mixing.mixup, mixing.cutmix, mixing.probability, mixing.switch, mixing.smoothing) == (0.8, 1.0, 1.0, 0.5, 0.1)
+    assert (batch.batch_size, batch.repeats) == (2048, 3)
+    epoch = 1_281_167 // batch.batch_size
+    assert (training.steps, schedule.warmup_steps) == (300 * epoch, 10 * epoch)
+    assert optimizer.lr == 5e-4 * batch.batch_size / 512
+    assert (optimizer.name, optimizer.betas, optimizer.eps) == ("adamw", (0.9, 0.999), 1e-8)
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0.05, 5)
+    assert (schedule.name, schedule.warmup_init_lr, schedule.min_lr, schedule.total_steps) == ("cosine", 1e-6, 1e-5, None)
+    assert (training.precision, training.seed, training.average) == ("fp32", 3407, None)
+    config = recipe.model.config()
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (width, 2 * width, 12)
+    assert (config.patch_size, config.num_labels, config.bidirectional, config.grid) == (14, 1000, True, False)
+    assert config.dropout == 0 and config.final_norm == "pooled" and not config.shared_theta
 
 
 def test_wikitext103_is_the_authors_script():

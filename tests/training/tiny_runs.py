@@ -1,8 +1,10 @@
 """Runs so small that one takes a fraction of a second; also imported by the scripts that tests start."""
 
 import random
+import struct
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from hgrn.training.recipe import load_recipe
@@ -36,3 +38,44 @@ def tiny_recipe(folder: Path, text: str | None = None, **overrides: object) -> R
     return load_recipe(
         folder / "tiny.yaml", given | {key.replace("__", "."): value for key, value in overrides.items()}
     )
+
+
+TINY_IMAGES = {
+    "name": "tiny images",
+    "task": "image-classification",
+    "model": {"patch_size": 4, "hidden_size": 8, "num_hidden_layers": 2, "bidirectional": True, "dropout": 0.1},
+    "data": {"format": "idx", "channels": 1, "validation": 13, "classes": ["a", "b", "c", "d"]},
+    "images": {"size": 8, "mean": [0.3], "std": [0.4]},
+    "augmentation": {"crop": "padded", "padding": 1, "flip": 0.5, "erasing": 0.25},
+    "mixing": {"mixup": 0.4, "cutmix": 0.4, "probability": 0.7, "smoothing": 0.1},
+    "batch": {"batch_size": 8, "accumulation": 2},
+    "optimizer": {"lr": 1e-2, "weight_decay": 0.1, "clip_norm": 1.0},
+    "schedule": {"name": "cosine", "warmup_steps": 2},
+    "training": {"steps": 12, "eval_every": 4, "save_every": 4, "log_every": 3, "keep": 2, "threads": 1},
+}
+
+
+def write_tiny_images(folder: Path, train: int = 61, test: int = 17, size: int = 8) -> None:
+    """idx files of grey noise in which one quarter is bright: its number is the class, 0 to 3."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    half = size // 2
+    for stem, count in (("train", train), ("t10k", test)):
+        labels = random.integers(4, size=count, dtype=np.uint8)
+        images = random.integers(100, size=(count, size, size), dtype=np.uint8)
+        for image, label in zip(images, labels.tolist()):
+            top, left = half * (label // 2), half * (label % 2)
+            image[top : top + half, left : left + half] += 120
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            (folder / f"{stem}-{kind}-ubyte").write_bytes(header + array.tobytes())
+
+
+def tiny_image_recipe(folder: Path, **overrides: object) -> Recipe:
+    """As `tiny_recipe`, a classifier of the images of `write_tiny_images` in `folder`."""
+    images = folder / "images"
+    if not images.exists():
+        write_tiny_images(images)
+    (folder / "tiny images.yaml").write_text(yaml.safe_dump(TINY_IMAGES))
+    given = {"data.path": str(images)} | {key.replace("__", "."): value for key, value in overrides.items()}
+    return load_recipe(folder / "tiny images.yaml", given)

@@ -40,10 +40,14 @@ class ModelSpec(BaseModel):
         """The model's configuration for data of which these `facts` hold: vocab_size, num_channels, id2label, ...
 
         What the recipe sets comes first, then the facts, then the preset; but a preset keeps its vocabulary, which may be larger
-        than the tokenizer's. Raises ValueError with every wrong field.
+        than the tokenizer's. Raises ValueError with every wrong field, or for another number of classes than the data has.
         """
         from hgrn.models import HGRNConfig
 
+        if classes := len(facts.get("id2label", ())):
+            facts["num_labels"] = classes
+            if (given := self.model_extra.get("num_labels", classes)) != classes:
+                raise ValueError(f"num_labels must be {classes}, the number of classes in the data, got {given!r}; leave it out")
         if self.preset is None:
             return HGRNConfig(**facts | self.model_extra)
         facts.pop("vocab_size", None)
