@@ -28,7 +28,7 @@ from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
 from hgrn.training.specs import Recipe
 from hgrn.training.tasks.language import LanguageModelTask
-from tests.training.tiny_runs import tiny_recipe
+from tests.training.tiny_runs import tiny_image_recipe, tiny_recipe
 
 
 def start(work: Callable[[], object]) -> int:
@@ -192,6 +192,18 @@ def shares(folder: Path) -> dict:
         run(f"{state} context", 4 if state == "documents" else 2, training__eval_every=3, parallel__context=2, parallel__mode="ddp",
             **here | {"batch__accumulation": 1})  # fmt: skip
     run("carry context fsdp", 4, parallel__context=2, data__documents="line", **short)
+    images = dict(model__dropout=0, mixing__probability=0, augmentation__flip=0, augmentation__erasing=0, augmentation__crop="centre",
+                  training__log_every=1, training__steps=8, training__eval_every=4, training__keep="null")  # fmt: skip
+    for name, world, changes in (
+        ("images one", 1, {}), ("images ddp", 2, {"batch__accumulation": 1}), ("images fsdp", 2, {"parallel__mode": "fsdp"}),
+        ("batch norm ddp", 2, {"model__norm_type": "batch"}), ("batch norm fsdp", 2, {"model__norm_type": "batch", "parallel__mode": "fsdp"}),
+    ):  # fmt: skip
+        classifier = tiny_image_recipe(folder, **images | changes)
+        assert in_ranks(world, lambda: train(classifier, folder / name)) == [0] * world, name
+    for name, source, world in (("batch norm again", "batch norm fsdp", 2), ("batch norm alone", "batch norm fsdp", 1)):
+        shutil.copytree(folder / source, folder / name)
+        shutil.rmtree(folder / name / "checkpoints" / "step-000008")
+        assert in_ranks(world, lambda: train(classifier, folder / name, resume=True)) == [0] * world, name
     made = recipe(**short, parallel__context=2)
     assert in_ranks(4, lambda: write_local_shapes(made, folder)) == [0] * 4
     return {}

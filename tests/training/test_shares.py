@@ -33,11 +33,12 @@ def assert_same_course(runs, name, other, rel=1e-5):
 
 def saved(runs, name, step):
     """Weights and optimizer state of a checkpoint, read by one process."""
-    from hgrn.models import HGRNForCausalLM
+    from hgrn import models
 
     folder = runs / name / "checkpoints" / f"step-{step:06d}"
     assert checkpointing.damage(folder) is None
-    model = HGRNForCausalLM.from_pretrained(folder)
+    (kind,) = models.HGRNConfig.from_pretrained(folder).architectures
+    model = getattr(models, kind).from_pretrained(folder)
     exported = {key: value.clone() for key, value in model.named_parameters()}
     optimizer = build_optimizer(model, recipe_from_yaml(folder / "recipe.yaml").optimizer)
     state = checkpointing.load_state(folder, 0)["optimizer"]
@@ -120,3 +121,27 @@ def test_sequences_and_weights_are_shared_together(runs):
     both = iter(both)
     for row in (row for row in one if row["kind"] == "train"):
         assert next(both)["loss"] == pytest.approx(row["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["images ddp", "images fsdp"])
+def test_classifiers_take_the_course_of_one_process(runs, name):
+    assert len(read_rows(runs / name / "log.jsonl")) == 10
+    assert_same_course(runs, "images one", name)
+    assert_same_state(saved(runs, "images one", 8), saved(runs, name, 8))
+
+
+def test_running_statistics_are_saved_with_sharded_weights_and_gone_on_with(runs):
+    """Each rank norms its own share, alike in both ways; what is saved are the statistics of the first.
+
+    Means are not compared: biases in front of a batch norm have no gradient but rounding, which AdamW follows, and they move them.
+    """
+    ddp, fsdp, again, alone = (
+        load_file(runs / f"batch norm {name}" / "checkpoints" / "step-000008" / "model.safetensors") for name in ("ddp", "fsdp", "again", "alone")
+    )
+    statistics = [name for name in ddp if name.endswith(("running_mean", "running_var"))]
+    assert statistics and fsdp.keys() == ddp.keys() == alone.keys()
+    for name in statistics:
+        assert fsdp[name].isfinite().all() and torch.equal(fsdp[name], again[name])
+        if name.endswith("running_var"):
+            torch.testing.assert_close(fsdp[name], ddp[name], rtol=1e-4, atol=1e-6)
+        assert alone[name].isfinite().all() and not torch.equal(alone[name], fsdp[name])  # of all examples from step 5 on

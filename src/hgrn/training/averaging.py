@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hgrn.training.sharding import saved_buffers
+
 
 class WeightAverage:
     """`average = decay * average + (1 - decay) * weight` after every step, the decay growing from 0 to `decay`.
@@ -57,6 +59,4 @@ class WeightAverage:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every parameter and every saved buffer, each once."""
-        return dict(self._model.named_parameters()) | {
-            name: buffer for name, buffer in self._model.named_buffers() if name in self._model.state_dict()
-        }
+        return dict(self._model.named_parameters()) | saved_buffers(self._model)

@@ -277,6 +277,7 @@ def load_model_and_optimizer(
     """
     if (checkpoint / SHARDED).is_dir():
         sharding.load(checkpoint / SHARDED, model, optimizer, optimizer_state)
+        sharding.load_buffers(checkpoint / "model.safetensors", model)
     else:
         sharding.load_whole(checkpoint / "model.safetensors", model, optimizer, optimizer_state)
     optimizer.load_state_dict(optimizer_state)

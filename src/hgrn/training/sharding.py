@@ -51,9 +51,15 @@ def local_shape(shape: torch.Size, mesh: DeviceMesh) -> torch.Size:
     return torch.Size([min(rows, max(0, shape[0] - mesh.get_local_rank() * rows)), *shape[1:]])
 
 
+def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """What a model saves beside its parameters, by name: the running statistics of batch norms. They are never sharded."""
+    names = model.state_dict().keys() - dict(model.named_parameters()).keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in names}
+
+
 def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor] | None:
-    """Every parameter gathered on the CPU, one after another, where `keep`; collective."""
-    whole = {}
+    """Every parameter gathered on the CPU, one after another, and this rank's buffers, where `keep`; collective."""
+    whole = {name: buffer.cpu() for name, buffer in saved_buffers(model).items()}
     for name, parameter in model.named_parameters():
         gathered = parameter.detach().full_tensor()
         if keep:
@@ -82,7 +88,7 @@ def save(folder: Path, sharded: dict[str, Tensor]) -> None:
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Put a sharded checkpoint into a model and its optimizer, whole or sharded over any number of ranks.
 
-    state: what `split_state` has left; its None are filled in.
+    state: what `split_state` has left; its None are filled in. Buffers are not there (see `load_buffers`).
     """
     parameters = dict(model.named_parameters())
     wanted = {_weight(name): parameter.detach() for name, parameter in parameters.items()}
@@ -100,6 +106,7 @@ def load_whole(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         load_model(model, file, device="cpu")
         return
+    load_buffers(file, model)
     parameters = dict(model.named_parameters())
     with safe_open(file, framework="pt") as whole, torch.no_grad():
         for name, parameter in parameters.items():
@@ -108,6 +115,13 @@ def load_whole(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
         for key, value in state["state"].get(index, {}).items():
             if value.shape == parameters[name].shape:
                 state["state"][index][key] = _cut(value, parameters[name])
+
+
+def load_buffers(file: Path, model: nn.Module) -> None:
+    """The saved buffers from a file of whole weights: those of the first rank, on every rank."""
+    with safe_open(file, framework="pt") as whole, torch.no_grad():
+        for name, buffer in saved_buffers(model).items():
+            buffer.copy_(whole.get_tensor(name))
 
 
 def _cut(tensor: Tensor, parameter: DTensor) -> DTensor:
