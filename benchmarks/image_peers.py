@@ -12,13 +12,13 @@ from hgrn.training.tasks.images import ImageTask
 
 
 class ViTTask(ImageTask):
-    """A Vision Transformer on the patches of the recipe: 80 channels, 4 heads, 3 layers where those are 2 x 2."""
+    """A Vision Transformer on the patches of the recipe: 108 channels, 4 heads, 5 layers."""
 
     def _build_model(self) -> ViTForImageClassification:
         ours = self._config()
         config = ViTConfig(
-            image_size=self.recipe.images.size, patch_size=ours.patch_size, num_channels=ours.num_channels, hidden_size=80,
-            num_hidden_layers=3, num_attention_heads=4, intermediate_size=160, hidden_dropout_prob=0.0,
+            image_size=self.recipe.images.size, patch_size=ours.patch_size, num_channels=ours.num_channels, hidden_size=108,
+            num_hidden_layers=5, num_attention_heads=4, intermediate_size=216, hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0, id2label=ours.id2label, label2id=ours.label2id,
         )  # fmt: skip
         return ViTForImageClassification(config)
@@ -30,7 +30,7 @@ class CNNTask(ImageTask):
     def _build_model(self) -> ResNetForImageClassification:
         ours = self._config()
         config = ResNetConfig(
-            num_channels=ours.num_channels, embedding_size=16, hidden_sizes=[16, 32, 48], depths=[2, 2, 2], layer_type="basic",
+            num_channels=ours.num_channels, embedding_size=26, hidden_sizes=[26, 54, 107], depths=[2, 2, 2], layer_type="basic",
             downsample_in_first_stage=False, id2label=ours.id2label, label2id=ours.label2id,
         )  # fmt: skip
         model = ResNetForImageClassification(config)
@@ -75,5 +75,5 @@ class LSTMTask(ImageTask):
     def _build_model(self) -> LSTMForImageClassification:
         ours = self._config()
         return LSTMForImageClassification(
-            LSTMConfig(num_channels=ours.num_channels, hidden_size=90, id2label=ours.id2label, label2id=ours.label2id)
+            LSTMConfig(num_channels=ours.num_channels, hidden_size=94, id2label=ours.id2label, label2id=ours.label2id)
         )

@@ -18,7 +18,7 @@ from benchmarks import image_peers
 from hgrn.bench.results import environment, read_csv, write_csv
 from hgrn.errors import UserError
 from hgrn.memory import keep_freed_memory
-from hgrn.training.checkpointing import find_checkpoint
+from hgrn.training.checkpointing import Manifest, load_weights
 from hgrn.training.loop import train
 from hgrn.training.recipe import load_recipe
 from hgrn.training.runlog import Console, read_rows
@@ -49,13 +49,18 @@ class Run:
         return f"{self.group}/{self.model}"
 
 
-ADAMW = {"optimizer.name": "adamw", "optimizer.no_decay": "none"}
+def _adamw(lr: float, steps: int) -> dict[str, Any]:
+    """What peers train with; the steps are those of the recipe's time at the peer's speed."""
+    return {"optimizer.name": "adamw", "optimizer.no_decay": "none", "optimizer.lr": lr, "schedule.min_lr": lr / 100,
+            "training.steps": steps, "training.eval_every": steps // 10, "training.save_every": steps // 10}  # fmt: skip
+
+
 RUNS = [
     Run("fashion-mnist", "hgrn", "image/fashion-mnist", "fashion-mnist"),
-    Run("fashion-mnist", "vit", "image/fashion-mnist", "fashion-mnist", ADAMW | {}, image_peers.ViTTask),
-    Run("fashion-mnist", "cnn", "image/fashion-mnist", "fashion-mnist", ADAMW | {}, image_peers.CNNTask),
+    Run("fashion-mnist", "vit", "image/fashion-mnist", "fashion-mnist", _adamw(1e-3, 11500), image_peers.ViTTask),
+    Run("fashion-mnist", "cnn", "image/fashion-mnist", "fashion-mnist", _adamw(2e-3, 11500), image_peers.CNNTask),
     Run("fashion-mnist-pixels", "hgrn", "image/fashion-mnist-pixels", "fashion-mnist"),
-    Run("fashion-mnist-pixels", "lstm", "image/fashion-mnist-pixels", "fashion-mnist", ADAMW | {}, image_peers.LSTMTask),
+    Run("fashion-mnist-pixels", "lstm", "image/fashion-mnist-pixels", "fashion-mnist", _adamw(2e-3, 4000), image_peers.LSTMTask),
 ]
 
 
@@ -74,12 +79,12 @@ def main() -> int:
         return 0
     keep_freed_memory()
     try:
-        for run in chosen(given.names, dict(pair.split("=", 1) for pair in given.data)):
-            path = dict(pair.split("=", 1) for pair in given.data)[run.data]
+        data = dict(pair.split("=", 1) for pair in given.data)
+        for run in chosen(given.names, data):
             if any(row["run"] == run.name for row in read_csv(given.out)):
                 print(f"{run.name}: done before")
                 continue
-            row = measured(run, path, given.runs / run.name)
+            row = measured(run, data[run.data], given.runs / run.name)
             write_csv(given.out, [*read_csv(given.out), row])
             print(f"{run.name}: {row['test_accuracy']} on the test split")
         draw(read_csv(given.out), given.runs)
@@ -118,47 +123,30 @@ def measured(run: Run, path: str, out: Path) -> dict[str, str]:
         outcome = train(recipe, out, resume=True, on_event=console, make_task=make_task)
     if outcome.interrupted:
         raise KeyboardInterrupt
-    test = evaluate(_saved(run, model, outcome.checkpoint), open_examples(recipe, "test").batches)
+    load_weights(model, outcome.checkpoint)  # the average, where there is one
+    test = evaluate(model, open_examples(recipe, "test").batches)
     rows = read_rows(out / "log.jsonl")
     last = [row for row in rows if row["kind"] == "train"][-1]
+    validation = [row for row in rows if row["kind"] == "validation"][-1]
     (unit,) = [name.removesuffix("_per_s") for name in last if name.endswith("_per_s")]
     low, high = test.interval
-    command = f"hgrn train {run.recipe}" if run.make_task is build_task else f"python -m benchmarks.trained {run.name}"
+    ours = f"hgrn train {run.recipe}" + "".join(f" --{key} {value}" for key, value in run.changes.items())
     return {
         "run": run.name,
-        "recipe": run.recipe,
         "data": run.data,
-        "fingerprint": _fingerprint(outcome.checkpoint),
+        "fingerprint": Manifest.read(outcome.checkpoint).data[:16],
         "parameters": str(sum(parameter.numel() for parameter in model.parameters())),
         "seed": str(recipe.training.seed),
         "steps": str(outcome.steps),
         "examples": str(last[unit]),
         "train_seconds": f"{last['elapsed']:.0f}",
-        "validation_accuracy": f"{[row for row in rows if row['kind'] == 'validation'][-1]['accuracy']:.4f}",
+        "validation_accuracy": f"{validation['accuracy']:.4f}",
         "test_accuracy": f"{test.accuracy:.4f}",
         "test_low": f"{low:.4f}",
         "test_high": f"{high:.4f}",
         "test_examples": str(test.examples),
-        "command": command + "".join(f" --{key} {value}" for key, value in run.changes.items()) * (run.make_task is build_task),
+        "command": ours if run.make_task is build_task else f"python -m benchmarks.trained {run.name}",
     } | where
-
-
-def _saved(run: Run, model, checkpoint: Path):
-    """The model of a checkpoint: what the run has trained, or the average of it."""
-    if run.make_task is build_task:
-        from hgrn.inference import load_classifier
-
-        return load_classifier(checkpoint)[0]
-    from safetensors.torch import load_model
-
-    load_model(model, checkpoint / "model.safetensors")
-    return model
-
-
-def _fingerprint(checkpoint: Path) -> str:
-    from hgrn.training.checkpointing import Manifest
-
-    return Manifest.read(find_checkpoint(checkpoint)).data[:16]
 
 
 def draw(rows: list[dict[str, str]], runs: Path) -> None:
