@@ -57,10 +57,10 @@ def _adamw(lr: float, steps: int) -> dict[str, Any]:
 
 RUNS = [
     Run("fashion-mnist", "hgrn", "image/fashion-mnist", "fashion-mnist"),
-    Run("fashion-mnist", "vit", "image/fashion-mnist", "fashion-mnist", _adamw(1e-3, 11500), image_peers.ViTTask),
-    Run("fashion-mnist", "cnn", "image/fashion-mnist", "fashion-mnist", _adamw(2e-3, 11500), image_peers.CNNTask),
+    Run("fashion-mnist", "vit", "image/fashion-mnist", "fashion-mnist", _adamw(1e-3, 9500), image_peers.ViTTask),
+    Run("fashion-mnist", "cnn", "image/fashion-mnist", "fashion-mnist", _adamw(3e-3, 5000), image_peers.CNNTask),
     Run("fashion-mnist-pixels", "hgrn", "image/fashion-mnist-pixels", "fashion-mnist"),
-    Run("fashion-mnist-pixels", "lstm", "image/fashion-mnist-pixels", "fashion-mnist", _adamw(2e-3, 4000), image_peers.LSTMTask),
+    Run("fashion-mnist-pixels", "lstm", "image/fashion-mnist-pixels", "fashion-mnist", _adamw(3e-3, 2700), image_peers.LSTMTask),
 ]
 
 
