@@ -33,6 +33,18 @@ CHOSEN = {
 cases = pytest.mark.parametrize("case", CHOSEN.values(), ids=CHOSEN.keys())
 
 
+@pytest.fixture(autouse=True)
+def small_tiles(request, monkeypatch):
+    """In the interpreter, which is slow: short cases take several tiles and blocks all the same."""
+    if DEVICE == "cpu" and "real_tiles" not in request.fixturenames:
+        monkeypatch.setattr(engine, "tile_of", lambda *_: engine.Tile(rows=4, slots=4, block=8, vector=2, warps=1, stages=1))
+
+
+@pytest.fixture
+def real_tiles():
+    """Those that the GPU would have."""
+
+
 def canonical(case, dtype):
     """The tensors of a case as an engine takes them: `[O, T, I, C]`, here with one inner index."""
     candidate, forget, bound, theta, state = (None if x is None else x.detach().to(DEVICE) for x in case.inputs(dtype))
@@ -95,6 +107,11 @@ def test_float64(case):
     check_all(case, torch.float64)
 
 
+@pytest.mark.parametrize("name", ["complex", "65 steps, mask, reverse"])
+def test_with_the_tiles_of_the_gpu(name, real_tiles):
+    check_all(CHOSEN[name], torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["real", "complex", "packed, mask, reverse", "70 steps, extreme"])
 def test_other_dtypes(name, dtype):
@@ -106,7 +123,7 @@ def test_other_dtypes(name, dtype):
 def test_split_time(name, dtype, monkeypatch):
     case = CHOSEN.get(name, make(lengths=[40, 0, 70, 3], mask=True))
     monkeypatch.setattr(engine, "_SHORTEST", 1)
-    monkeypatch.setattr(engine, "_WAVES", 1000)
+    monkeypatch.setattr(engine._Scan, "_processors", 1000)
     split, parts = engine._Scan._split, []
     monkeypatch.setattr(engine._Scan, "_split", lambda self: parts.append(split(self)) or parts[-1])
     check_all(case, dtype)

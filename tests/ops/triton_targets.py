@@ -17,14 +17,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hgrn.ops import triton_kernels as kernels
-from hgrn.ops.triton import tile_of
+from hgrn.ops.triton import Tile, tile_of
 
-_SIZES = ("steps", "inner", "channels", "rows", "stretch", "parts")
+_SIZES = ("steps", "rows", "stretch", "channels", "parts")
 _NARROW = ("x", "f", "h", "dh", "dx", "df")  # of the tensors' dtype; all other tensors are float32
+_CHANNELS = 1024
 
 
-def compile_kernel(kernel, dtype: str, target: GPUTarget, **flags):
-    """As the engine calls it: absent tensors are None, and channels and rows of tensors are multiples of 16."""
+def compile_kernel(kernel, dtype: str, target: GPUTarget, warps: int = 4, **flags):
+    """As the engine calls it: absent tensors are None, and tensors begin at multiples of 16 bytes."""
     absent = set()
     if not flags["COMPLEX"]:
         absent |= {"cos", "sin", "turns", "theta", "dtheta"}
@@ -40,15 +41,25 @@ def compile_kernel(kernel, dtype: str, target: GPUTarget, **flags):
     for number, name in enumerate(kernel.arg_names):
         if name in flags or name in absent:
             signature[name], constants[(number,)] = "constexpr", flags.get(name)
-        elif name in _SIZES or name.endswith(("_outer", "_time", "_inner")):
+        elif name in _SIZES or name.endswith(("_outer", "_inner")):
             signature[name] = "i32"
         else:
             kinds = {"mask": "*u8", "bounds": "*i64", "turns": "*i64"}
             signature[name] = kinds.get(name, "*" + dtype if name in _NARROW else "*fp32")
-        if signature[name].startswith("*") or name == "channels" or name.endswith("_time"):
+        if signature[name].startswith("*") or name.endswith(("_outer", "_inner")):
             attributes[(number,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options={"num_warps": 4})
+    return triton.compile(source, target=target, options={"num_warps": warps})
+
+
+def compile_scan(kernel, dtype: str, target: GPUTarget, is_complex: bool, tile: Tile, masked: bool = False):
+    """A kernel of a scan of `_CHANNELS` channels in a block as wide as the tile's, contiguous but for the inputs' rows."""
+    width, cut = _CHANNELS * (2 if is_complex else 1), tile.constants
+    times = dict(x_time=width + _CHANNELS, f_time=width + _CHANNELS) | ({"dh_time": width} if kernel is kernels.scan_backward else {})
+    return compile_kernel(
+        kernel, dtype, target, cut.pop("num_warps"), **times, inner=1, channels=_CHANNELS, REVERSE=False, COMPLEX=is_complex,
+        FUSED=True, MASKED=masked, PACKED=masked, WRITE=True, CARRY=False, WIDE=tl.float32, PTX=target.backend == "cuda", **cut,
+    )  # fmt: skip
 
 
 def costs(compiled, target: GPUTarget) -> dict[str, int]:
@@ -74,12 +85,9 @@ def main(backend: str, arch: str) -> None:
     target = GPUTarget(backend, arch if backend == "hip" else int(arch), 64 if backend == "hip" else 32)
     found = {}
     for kernel, dtype, is_complex in itertools.product((kernels.scan, kernels.scan_backward), ("bf16", "fp32"), (False, True)):
-        rows, columns = tile_of(is_complex, 2 if dtype == "bf16" else 4)
+        tile = tile_of(is_complex, 2 if dtype == "bf16" else 4, kernel is kernels.scan_backward, 32)
         for masked in (False, True) if dtype == "bf16" else (False,):  # masked: the most that a kernel ever does
-            compiled = compile_kernel(
-                kernel, dtype, target, REVERSE=False, COMPLEX=is_complex, FUSED=True, MASKED=masked, PACKED=masked, WRITE=True,
-                CARRY=False, WIDE=tl.float32, BT=rows, BD=columns,
-            )  # fmt: skip
+            compiled = compile_scan(kernel, dtype, target, is_complex, tile, masked)
             name = f"{kernel.__name__} {dtype} {'complex' if is_complex else 'real'}{' masked packed' if masked else ''}"
             found[name] = costs(compiled, target)
     chained = compile_kernel(kernels.chain, "fp32", target, COMPLEX=True, BACKWARD=True, WIDE=tl.float32, BD=128)

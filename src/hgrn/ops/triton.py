@@ -4,6 +4,7 @@ Shape letters as in `hgrn.ops.library`; S stretches of time, R rows (sequences t
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -13,47 +14,89 @@ from . import triton_kernels as kernels
 from .reference import state_dtype
 
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
-_WAVES = 2  # programs for each multiprocessor from which time need not be split
-_SHORTEST = 8  # tiles of a stretch at least: the first pass over it has to pay
-_WARPS = 4  # of a program
+_SHORTEST = 4  # tiles of a stretch at least: the first pass over it has to pay
+_BLOCKS = (64, 32, 16, 8)  # channels of a program, widest first
+_INTERPRETED = not isinstance(kernels.scan, triton.JITFunction)
 _NO_CARRY = {"decay": None, "turns": None}
 
 
-def tile_of(is_complex: bool, itemsize: int) -> tuple[int, int]:
-    """Time steps and channels of a tile, for a state and the bytes of a number.
+@dataclass(frozen=True)
+class Tile:
+    """How a program cuts its work: `rows` consecutive positions in each of `slots` slots, by `block` channels.
 
-    As many as fit into registers: complex tiles hold twice as many numbers. Real ones of two bytes are twice as wide, so that their
-    rows are full lines of memory.
+    vector: channels of one load of a thread. stages: tiles that are loaded, the one at work among them.
     """
-    return (32, 64) if itemsize <= 2 and not is_complex else (32, 32)
+
+    rows: int
+    slots: int
+    block: int
+    vector: int
+    warps: int
+    stages: int
+
+    @property
+    def steps(self) -> int:
+        return self.rows * self.slots
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """As the kernels take them."""
+        return dict(R=self.rows, W=self.slots, BD=self.block, V=self.vector, STAGES=self.stages, num_warps=self.warps)
+
+
+def tile_of(is_complex: bool, itemsize: int, backward: bool, block: int) -> Tile:
+    """The tile for a state, the bytes of a number, a direction and a block of channels; docs/gpu.md says why.
+
+    A thread holds `rows * vector` positions of channels: as many as let two programs be on a multiprocessor.
+    """
+    if is_complex:
+        rows, vector, warps = (4, 2, 4) if backward else (8, 2, 8)
+    elif backward:
+        rows, vector, warps = 4, 2, 8
+    else:
+        rows, vector, warps = (8 if itemsize <= 2 else 4), 4, 8
+    return Tile(rows, warps * 32 * vector // block, block, vector, warps, 3)
 
 
 class _Scan:
     """The sizes of one call, how its tiles are cut, and the launch of a kernel over them."""
 
-    def __init__(self, x: Tensor, channels: int, theta: Tensor | None, cu_seqlens: Tensor | None, mask: Tensor | None, reverse):
+    def __init__(
+        self, x: Tensor, channels: int, theta: Tensor | None, cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool,
+        backward: bool = False,
+    ):  # fmt: skip
         outer, self.steps, self.inner, width = x.shape
         self.channels, self.width, self.complex, self.device = channels, width, theta is not None, x.device
         self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.rows, self.wide = self.sequences * self.inner, state_dtype(x.dtype)
         self.theta, self.bounds = theta, cu_seqlens
         self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
-        self.tile = tile_of(self.complex, x.element_size())
-        self.blocks = -(-channels // self.tile[1])
+        self.tile = self._tile(x.element_size(), backward)
+        self.blocks = -(-channels // self.tile.block)
         self.parts, self.stretch = self._split()
         self.flags = dict(
-            REVERSE=reverse, COMPLEX=self.complex, MASKED=mask is not None, PACKED=cu_seqlens is not None,
-            WIDE=_WIDE[self.wide], BT=self.tile[0], BD=self.tile[1], num_warps=_WARPS,
+            inner=self.inner, channels=channels, REVERSE=reverse, COMPLEX=self.complex, MASKED=mask is not None,
+            PACKED=cu_seqlens is not None, WIDE=_WIDE[self.wide], **self.tile.constants,
+            PTX=self.wide == torch.float32 and torch.version.cuda is not None and not _INTERPRETED,
         )  # fmt: skip
 
+    @property
+    def _processors(self) -> int:
+        """Multiprocessors of the device; the interpreter has one."""
+        on_chip = self.device.type == "cuda"
+        return torch.cuda.get_device_properties(self.device).multi_processor_count if on_chip else 1
+
+    def _tile(self, itemsize: int, backward: bool) -> Tile:
+        """Of the widest block that gives every multiprocessor nearly two programs, or else of the narrowest."""
+        enough = 1.8 * self._processors
+        wide = (block for block in _BLOCKS if -(-self.channels // block) * self.rows >= enough)
+        return tile_of(self.complex, itemsize, backward, next(wide, _BLOCKS[-1]))
+
     def _split(self) -> tuple[int, int]:
-        """How many stretches, and positions of each: several only where rows and channels cannot fill the chip."""
-        programs, length = self.blocks * self.rows, self.tile[0]
-        if self.device.type == "cuda":
-            wanted = _WAVES * torch.cuda.get_device_properties(self.device).multi_processor_count
-        else:  # the interpreter
-            wanted = _WAVES
-        parts = min(-(-wanted // max(programs, 1)), self.steps // (_SHORTEST * length))
+        """How many stretches, and positions of each: several only where it pays to read all twice for more programs."""
+        programs, length = max(self.blocks * self.rows, 1), self.tile.steps
+        parts = self._processors // programs
+        parts = min(parts, self.steps // (_SHORTEST * length))
         if parts <= 1:
             return 1, max(self.steps, 1)
         stretch = -(-self.steps // (parts * length)) * length
@@ -68,12 +111,11 @@ class _Scan:
             return torch.zeros(self.rows, self.width, dtype=self.wide, device=self.device)
         return given.to(self.wide).reshape(self.rows, self.width).contiguous()
 
-    def tables(self) -> dict[str, Tensor | None]:
-        """Cosine and sine of n theta for n up to the length of a tile, `[BT + 1, D]`."""
+    def turn(self) -> dict[str, Tensor | None]:
+        """Cosine and sine of theta `[D]`, rounded from float64."""
         if not self.complex:
             return {"cos": None, "sin": None}
-        n = torch.arange(self.tile[0] + 1, dtype=torch.float64, device=self.device)
-        angle = n[:, None] * self.theta.double()
+        angle = self.theta.double()
         return {"cos": angle.cos().to(self.wide), "sin": angle.sin().to(self.wide)}
 
     def launch(self, kernel, **arguments) -> None:
@@ -82,8 +124,7 @@ class _Scan:
             return
         with torch.cuda.device_of(arguments["f"]):
             kernel[(self.blocks, self.rows, self.parts)](
-                **arguments, mask=self.mask, bounds=self.bounds, steps=self.steps, inner=self.inner, channels=self.channels,
-                rows=self.rows, stretch=self.stretch, **self.flags,
+                **arguments, mask=self.mask, bounds=self.bounds, steps=self.steps, rows=self.rows, stretch=self.stretch, **self.flags,
             )  # fmt: skip
 
     def chained(self, entering: Tensor, decay: Tensor, turns: Tensor | None, end: Tensor, backward: bool) -> Tensor:
@@ -124,7 +165,7 @@ def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     """Both scans: from pre-activations if `room` is given, else from log gates."""
     scan = _Scan(x, f.shape[-1], theta, cu_seqlens, mask, reverse)
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    inputs = {**_strided("x", x), **_strided("f", f), "room": room, **scan.tables(), "FUSED": room is not None}
+    inputs = {**_strided("x", x), **_strided("f", f), "room": room, **scan.turn(), "FUSED": room is not None}
     entering = scan.states(initial_state)
     final = scan.empty(scan.parts, scan.rows, scan.width)
     if scan.parts > 1:
@@ -139,10 +180,10 @@ def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tup
 def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlens, mask, reverse):
     """Gradients of x, f, lower bound, theta and initial state."""
     like = h if x is None else x
-    scan = _Scan(like, f.shape[-1], theta, cu_seqlens, mask, reverse)
+    scan = _Scan(like, f.shape[-1], theta, cu_seqlens, mask, reverse, backward=True)
     dx, df = torch.empty(h.shape, dtype=h.dtype, device=h.device), torch.empty(f.shape, dtype=f.dtype, device=f.device)
     inputs = {
-        **_strided("x", like), **_strided("f", f), "room": room, **scan.tables(), "initial": scan.states(initial_state),
+        **_strided("x", like), **_strided("f", f), "room": room, **scan.turn(), "initial": scan.states(initial_state),
         "h": h.contiguous(), **_strided("dh", _unit_last_stride(grad_h)), "FUSED": room is not None,
     }  # fmt: skip
     entering = scan.states(grad_final)
@@ -171,7 +212,7 @@ def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse)
     room = _room(lower_bound, forget)
     final, carry = scan.empty(scan.parts, scan.rows, scan.width), scan.carry_outputs()
     scan.launch(
-        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, **scan.tables(), FUSED=True,
+        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, **scan.turn(), FUSED=True,
         initial=torch.zeros_like(final), h=candidate, final=final, **carry, WRITE=False, CARRY=True,
     )  # fmt: skip
     if scan.parts > 1:
