@@ -17,7 +17,7 @@ OURS = {
 # Heavy packages, and where they may be imported at the top of a file.
 HEAVY = {
     "numba": {"ops/cpu.py", "ops/cpu_language.py"}, "llvmlite": {"ops/cpu_language.py"}, "triton": {"ops/triton.py", "ops/triton_kernels.py"},
-    "transformers": {"models/"}, "datasets": set(), "matplotlib": set(), "tensorboard": set(), "kornia": set(), "PIL": set(),
+    "transformers": {"models/"}, "datasets": set(), "matplotlib": set(), "tensorboard": set(), "kornia": set(), "PIL": {"data/lra/pathfinder_drawing.py", "data/lra/pathfinder_generator.py"},
     "onnx": set(), "onnxscript": set(), "onnxruntime": set(),
 }  # fmt: skip
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))

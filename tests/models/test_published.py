@@ -311,6 +311,21 @@ def test_there_and_back_gives_the_same_bits(name, tmp_path, capsys):
     assert files[0] == files[1]
 
 
+def test_there_and_back_in_bfloat16(tmp_path):
+    """The bits of every weight; the table of the bounds, which is float32 here, is written in float32 with the same values."""
+    folder = shutil.copytree(FOLDER / "13c_fla_hgrn_lm_hf", tmp_path / "theirs")
+    theirs = {key: tensor.bfloat16() for key, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))
+    assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "fla"]) == 0
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert theirs.keys() == back.keys()
+    for key, tensor in theirs.items():
+        assert torch.equal(back[key], tensor.float() if key == "model.lower_bounds" else tensor), key
+
+
 def test_opennlplab(tmp_path):
     """The authors' language model under the names and keys of their models for transformers."""
     golden = read("09b_fairseq_lm_silu_glu", torch.float32)

@@ -11,7 +11,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hgrn
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNModel, register
+from hgrn.models import (
+    HGRNConfig,
+    HGRNForCausalLM,
+    HGRNForSequenceClassification,
+    HGRNForSequencePairClassification,
+    HGRNModel,
+    register,
+)
 
 CONFIG = dict(vocab_size=20, hidden_size=8, num_hidden_layers=2, pad_token_id=0)
 
@@ -63,6 +70,31 @@ def test_a_stranger_loads_a_saved_folder(folder, tmp_path):
     assert files == {"README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_hgrn.py"}
     for name in ("config.json", "modeling_hgrn.py", "model.safetensors"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+PAIRS = """
+import sys, torch
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(model).__name__ == "HGRNForSequencePairClassification"
+ids = torch.arange(6)[None]
+torch.testing.assert_close(model(ids, input_ids_b=ids.flip(1)).logits, torch.load(sys.argv[1] + "/logits.pt", weights_only=True))
+"""
+
+
+def test_the_auto_class_finds_a_model_of_pairs(tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "pairs"
+    model = HGRNForSequencePairClassification(HGRNConfig(**CONFIG, num_labels=3)).eval()
+    model.save_pretrained(folder)
+    ids = torch.arange(6)[None]
+    logits = model(ids, input_ids_b=ids.flip(1)).logits.detach()
+    torch.save(logits, folder / "logits.pt")
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert type(loaded) is HGRNForSequencePairClassification
+    torch.testing.assert_close(loaded(ids, input_ids_b=ids.flip(1)).logits, logits)
+    result = run(PAIRS, folder, home=tmp_path / "home")
+    assert result.returncode == 0, result.stderr
 
 
 def test_another_holder_of_the_name_keeps_it_until_told_otherwise(monkeypatch):

@@ -65,7 +65,7 @@ class TextFile:
 
     def records(self) -> Iterator[tuple[str, dict]]:
         """Each record with its place, "file:line". Blank lines are none."""
-        for number, line in self._lines():
+        for number, line in self.lines():
             where = f"{self.name}:{number}"
             try:
                 record = json.loads(line)
@@ -76,7 +76,7 @@ class TextFile:
             yield where, record
 
     def count_records(self) -> int:
-        return sum(1 for _ in self._lines())
+        return sum(1 for _ in self.lines())
 
     def character_border(self, position: int) -> int:
         """The first byte at or after position that does not continue a UTF-8 character."""
@@ -102,7 +102,8 @@ class TextFile:
             raise UserError(f"{self.name} cannot be read: {error.strerror}") from None
         return [self.path.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Each line that is not blank, with its number from 1."""
         with self._open() as stream:
             for number, line in enumerate(stream, start=1):
                 if not line.isspace():

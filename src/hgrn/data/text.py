@@ -155,7 +155,7 @@ class SplitText:
         if found:
             raise UserError("\n".join(f"data: {problem}" for problem in found))
         if entries is None:
-            self.dataset = _load_dataset(data, self.part.name or split)
+            self.dataset = load_dataset_split(data, self.part.name or split)
 
     @property
     def name(self) -> str:
@@ -265,7 +265,8 @@ def _expand_all(entries: list[str]) -> tuple[list[TextFile], list[str]]:
     return files, [problem for _, problem in expanded if problem]
 
 
-def _load_dataset(data: TextData, name: str) -> Dataset:
+def load_dataset_split(data: TextData, name: str) -> Dataset:
+    """A split of `data.dataset`: of a folder that `datasets` has saved, or of a data set by its name. Raises UserError."""
     import datasets
 
     folder = Path(data.dataset).expanduser()

@@ -135,7 +135,7 @@ def prepare(data: TextData, split: str, progress: Progress | None = None) -> Tok
         pass
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")):
             return _open_or_write(folder, text, encoder, progress)
     except OSError as error:
         raise UserError(f"the token cache {folder.parent} cannot be written: {error}; make room there, or "
@@ -170,7 +170,7 @@ def _open_or_write(folder: Path, text: SplitText, encoder: ByteEncoder | TextEnc
         os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     return TokenFile(folder)
 
 
@@ -208,7 +208,7 @@ def _write(folder: Path, text: SplitText, encoder: ByteEncoder | TextEncoder,
         json.dump({**asdict(meta), "dtype": dtype.name}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _read_meta(folder: Path) -> Meta:
@@ -239,14 +239,15 @@ def _read(descriptor: int, dtype: np.dtype, start: int, length: int) -> np.ndarr
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Holds the lock file; the system lets go of it when the process ends, however it ends."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Waits until the entries of a folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -141,6 +141,15 @@ class HGRNForSequenceClassification(Classifier):
         self.score = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As all models; but what was saved as a model of pairs becomes one, since Auto classes know one class for both."""
+        saved_as = getattr(config, "architectures", None) or ()
+        if cls is HGRNForSequenceClassification and HGRNForSequencePairClassification.__name__ in saved_as:
+            cls = HGRNForSequencePairClassification
+            return cls.from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
     @can_return_tuple
     def forward(
         self,

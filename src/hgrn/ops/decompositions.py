@@ -25,7 +25,7 @@ def _hgru_scan(
         return reference.hgru_scan(candidate, forget, lower_bound, theta, initial_state, None, mask, reverse)
     accumulate = state_dtype(candidate.dtype)
     keep, write = reference.gates(forget.to(accumulate), lower_bound)
-    x = reference._double(write, theta) * torch.nn.functional.silu(candidate.to(accumulate))
+    x = reference.doubled(write, theta) * torch.nn.functional.silu(candidate.to(accumulate))
     moving = [keep, x]
     if mask is not None:
         moving = [keep, torch.where(mask[..., None], x, 0), mask[..., None]]
@@ -34,7 +34,7 @@ def _hgru_scan(
 
     def step(state: Tensor, keep: Tensor, x: Tensor, *rest: Tensor) -> list[Tensor]:
         angle = None if theta is None else rest[-1]
-        carried = reference._double(keep, angle) * reference.rotate(state, angle)
+        carried = reference.doubled(keep, angle) * reference.rotate(state, angle)
         if mask is not None:
             carried = torch.where(rest[0], carried, state)
         state = carried + x

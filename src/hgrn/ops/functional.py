@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from . import library, reference
-from .library import _FLOATS, _choose
+from .library import _FLOATS, choose
 from .reference import state_dtype
 
 
-class _Layout:
+class Layout:
     """The axes of one call: how the caller's tensors become canonical, and results become the caller's again."""
 
     def __init__(self, x: Tensor, name: str, dim: int, cu_seqlens: Tensor | None):
@@ -113,7 +113,7 @@ def _check_floating(x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
 
 
-def _check_gate(gate: Tensor, name: str, layout: _Layout, theta: Tensor | None) -> int:
+def check_gate(gate: Tensor, name: str, layout: Layout, theta: Tensor | None) -> int:
     """Checks the gate against the input it belongs to; returns the number of channels D."""
     _check_floating(gate, name)
     layout.check_device(gate, name)
@@ -167,13 +167,13 @@ def hgru_scan(
     Raises:
         ValueError, TypeError: an argument breaks the rules above; the message names it.
     """
-    layout = _Layout(candidate, "candidate", dim, cu_seqlens)
-    size = _check_gate(forget, "forget", layout, theta)
+    layout = Layout(candidate, "candidate", dim, cu_seqlens)
+    size = check_gate(forget, "forget", layout, theta)
     tensors = (
         layout.canonical(candidate), layout.canonical(forget), layout.channels(lower_bound, "lower_bound", size),
         layout.channels(theta, "theta", size), layout.initial(initial_state), cu_seqlens, layout.mask(mask),
     )  # fmt: skip
-    engine = _choose(engine, candidate.device.type)
+    engine = choose(engine, candidate.device.type)
     if engine == "reference":
         h, final = reference.hgru_scan(*tensors, reverse)
     else:
@@ -203,13 +203,13 @@ def hgru_carry(
     Raises:
         ValueError, TypeError: as `hgru_scan`.
     """
-    layout = _Layout(candidate, "candidate", dim, cu_seqlens)
-    size = _check_gate(forget, "forget", layout, theta)
+    layout = Layout(candidate, "candidate", dim, cu_seqlens)
+    size = check_gate(forget, "forget", layout, theta)
     tensors = (
         layout.canonical(candidate), layout.canonical(forget), layout.channels(lower_bound, "lower_bound", size),
         layout.channels(theta, "theta", size), cu_seqlens, layout.mask(mask),
     )  # fmt: skip
-    engine = _choose(engine, candidate.device.type)
+    engine = choose(engine, candidate.device.type)
     if engine == "reference":
         decay, end_state = reference.hgru_carry(*tensors, reverse)
     else:
@@ -240,8 +240,8 @@ def gated_scan(
     Raises:
         ValueError, TypeError: as `hgru_scan`.
     """
-    layout = _Layout(x, "x", dim, cu_seqlens)
-    size = _check_gate(log_f, "log_f", layout, theta)
+    layout = Layout(x, "x", dim, cu_seqlens)
+    size = check_gate(log_f, "log_f", layout, theta)
     if mask is not None:
         layout.mask(mask)  # checked before it is used
         x = torch.where(mask.unsqueeze(-1), x, 0)
@@ -249,7 +249,7 @@ def gated_scan(
         layout.canonical(x), layout.canonical(log_f), layout.channels(theta, "theta", size),
         layout.initial(initial_state), cu_seqlens, layout.mask(mask),
     )  # fmt: skip
-    engine = _choose(engine, x.device.type)
+    engine = choose(engine, x.device.type)
     if engine == "reference":
         h, final = reference.gated_scan(*tensors, reverse)
     else:

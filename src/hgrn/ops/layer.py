@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .library import _choose, _engine, _through_reference, _where_needed
+from .library import choose, _engine, _through_reference, _where_needed
 from .operator import operator
 from .reference import state_dtype
 
@@ -36,7 +36,7 @@ def _asks_for_operator(engine: str | None, x: Tensor) -> str | None:
     """The engine to hand to the operator, or None for the composition."""
     if engine is None and (x.device.type != "cpu" or (not torch.compiler.is_compiling() and x.numel() < _SMALL)):
         return None
-    chosen = _choose(engine, x.device.type)
+    chosen = choose(engine, x.device.type)
     return None if chosen == "reference" else chosen
 
 

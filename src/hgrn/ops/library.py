@@ -57,7 +57,7 @@ def _warn_once_of_reference(device_type: str) -> None:
 
 
 @torch.compiler.assume_constant_result
-def _choose(engine: str | None, device_type: str) -> str:
+def choose(engine: str | None, device_type: str) -> str:
     """The engine to ask the operator for: "reference", or "auto" (settled when the operator runs), or a named one."""
     if engine is None:
         if device_type == "meta" or len(available_engines(device_type)) > 1:

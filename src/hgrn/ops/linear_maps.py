@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .library import _choose, _engine
+from .library import choose, _engine
 from .operator import is_listened_to, operator
 
 _FEW = 8  # rows of x from which a matrix product is faster
@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     rows, out = x.reshape(-1, x.shape[-1]), weight.shape[0]
     if len(rows) <= _FEW:
-        if weight.numel() >= _LARGE and not torch.is_grad_enabled() and _choose(None, "cpu") != "reference":
+        if weight.numel() >= _LARGE and not torch.is_grad_enabled() and choose(None, "cpu") != "reference":
             return _engine("auto", x).linear(rows, weight, bias).reshape(*x.shape[:-1], out)
     elif rows.numel() * out >= _WORTHWHILE and _HAS_ONEDNN:
         return _Product.apply(rows, weight, bias).reshape(*x.shape[:-1], out)
@@ -107,7 +107,7 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
             f"int8_linear takes float32 x [..., {width}], int8 weight [{out}, {width}] and scale [{out}], got {x.dtype} "
             f"{tuple(x.shape)}, {weight.dtype} and {tuple(scale.shape)}"
         )
-    chosen = _choose(engine, x.device.type)
+    chosen = choose(engine, x.device.type)
     rows = x.reshape(-1, width)
     if chosen == "reference" or x.device.type != "cpu" or rows.shape[0] > _FEW:
         return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)

@@ -36,7 +36,7 @@ def rotate(state: Tensor, theta: Tensor | None) -> Tensor:
     return torch.cat([cos * real - sin * imag, sin * real + cos * imag], dim=-1)
 
 
-def _double(gate: Tensor, theta: Tensor | None) -> Tensor:
+def doubled(gate: Tensor, theta: Tensor | None) -> Tensor:
     """A gate `[..., D]` as wide as the state: once for real parts, once for imaginary parts."""
     return gate if theta is None else torch.cat([gate, gate], dim=-1)
 
@@ -45,7 +45,7 @@ def _recur(decay: Tensor, x: Tensor, theta, initial_state: Tensor, mask, reverse
     """`h_t = decay_t * exp(i theta) * h_{t-1} + x_t` over `[O, T, I, *]`; where mask is False, `h_t = h_{t-1} + x_t`."""
     state, states = initial_state.clone(), [None] * x.shape[1]  # a copy: no output may alias an input
     for t in reversed(range(x.shape[1])) if reverse else range(x.shape[1]):
-        carried = _double(decay[:, t], theta) * rotate(state, theta)
+        carried = doubled(decay[:, t], theta) * rotate(state, theta)
         if mask is not None:
             carried = torch.where(mask[:, t, :, None], carried, state)
         state = carried + x[:, t]
@@ -99,7 +99,7 @@ def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, 
     """
     accumulate = state_dtype(candidate.dtype)
     keep, write = gates(forget.to(accumulate), lower_bound)
-    x = _double(write, theta) * torch.nn.functional.silu(candidate.to(accumulate))
+    x = doubled(write, theta) * torch.nn.functional.silu(candidate.to(accumulate))
     if mask is not None:
         x = torch.where(mask[..., None], x, 0)
     h, final = _each_sequence(keep, x, theta, initial_state, cu_seqlens, mask, reverse)

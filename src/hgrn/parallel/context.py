@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from hgrn.ops import library
-from hgrn.ops.functional import _check_gate, _Layout
+from hgrn.ops.functional import check_gate, Layout
 
 from .scan import ContextScan, passes
 from .window import ContextWindow, last_inputs, moved
@@ -72,18 +72,18 @@ class Context:
     ) -> tuple[Tensor, Tensor]:
         """The sum of the scans in all directions `(reverse, theta)`, which share messages; the final state of the first."""
         thetas = [theta for _, theta in directions]
-        layout = _Layout(candidate, "candidate", 1, cu_seqlens)
+        layout = Layout(candidate, "candidate", 1, cu_seqlens)
         if candidate.ndim != 3:
             raise ValueError(f"candidate must have shape [B, T, C], got {tuple(candidate.shape)}")
         if cu_seqlens is not None and cu_seqlens.shape[0] < 2:
             raise ValueError("cu_seqlens must hold at least one sequence on every rank, as local_cu_seqlens makes it")
-        size = _check_gate(forget, "forget", layout, thetas[0])
+        size = check_gate(forget, "forget", layout, thetas[0])
         initial = layout.initial(initial_state)
         *h, final = ContextScan.apply(
             layout.canonical(candidate), layout.canonical(forget), layout.channels(lower_bound, "lower_bound", size),
             None if thetas[0] is None else torch.stack([layout.channels(theta, "theta", size) for theta in thetas]),
             None if initial is None else initial.squeeze(1), cu_seqlens, layout.mask(mask),
-            tuple(reverse for reverse, _ in directions), library._choose(engine, candidate.device.type), self,
+            tuple(reverse for reverse, _ in directions), library.choose(engine, candidate.device.type), self,
         )  # fmt: skip
         return sum(h[1:], h[0]).reshape(candidate.shape), final
 

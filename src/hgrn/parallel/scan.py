@@ -35,7 +35,7 @@ class ContextScan(torch.autograd.Function):
                 if not context.is_first(reverse):
                     start[entry] = 0
                 turned = _turned(start[exit].double(), counts[exit], theta)
-                end = end + (reference._double(decay[exit], theta) * turned).to(end.dtype)
+                end = end + (reference.doubled(decay[exit], theta) * turned).to(end.dtype)
             if not message:  # both directions pass through the same gates
                 decay = decay[exit] if passes(cu_seqlens) else torch.zeros_like(decay[exit])
                 # In float32 a count is exact to 2^24 steps, where a rotation step by step is off by a radian itself.
@@ -157,7 +157,7 @@ def _arriving(states: Tensor, decays: Tensor, steps: Tensor, theta: Tensor | Non
     """
     decays, steps = decays.double(), behind(steps)
     through = torch.cat([decays[1:], torch.ones_like(decays[:1])]).flip(0).cumprod(0).flip(0)
-    return (reference._double(through, theta) * _turned(states.double(), steps, theta)).sum(0)
+    return (reference.doubled(through, theta) * _turned(states.double(), steps, theta)).sum(0)
 
 
 def behind(counts: Tensor) -> Tensor:

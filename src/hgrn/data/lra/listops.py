@@ -1,0 +1,138 @@
+"""ListOps: nested operations on lists of digits, and which digit comes out.
+
+The release has `basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv`: a header `Source<TAB>Target`, then an
+expression with explicit parentheses and its value a line, as in
+
+    ( ( ( [MAX 2 ) 9 ) ] )<TAB>9
+
+Parentheses are no tokens, and the closing bracket is called X: Nangia and Bowman, "ListOps: A Diagnostic
+Dataset for Latent Tree Learning" (2018), in the lengths of Tay et al., "Long Range Arena" (2021).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from hgrn.data.files import TextFile
+from hgrn.data.lra.splits import LabelledData, sequence_data, write_sequences
+from hgrn.data.lra.store import EntryWriter, cached
+from hgrn.data.lra.vocabulary import build
+from hgrn.errors import UserError
+
+FORMAT = 1  # raise it when the same files give other arrays
+FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
+HEADER = "Source\tTarget"
+CLOSE = "X"
+DIGITS = tuple("0123456789")
+VALUE_OF = {digit: value for value, digit in enumerate(DIGITS)}
+
+
+@dataclass(frozen=True)
+class ListOpsData:
+    """path: the folder with the three files. max_length: longest sequence with its <eos>; longer ones are cut."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    path: str
+    task: Literal["listops"] = "listops"
+    max_length: int = 2048
+    cache: str | None = None
+
+
+def prepare(data: ListOpsData) -> LabelledData:
+    """The three splits. Raises UserError for files that are missing or not in the format of the release."""
+    if data.max_length < 2:
+        raise UserError(f"max_length must be at least 2, a token and <eos>; got {data.max_length}")
+    folder = Path(data.path).expanduser()
+    missing = [name for name in FILES.values() if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"path {data.path} has no {', '.join(missing)}; name the folder of the ListOps files of the "
+                        "Long Range Arena (listops-1000), or make them with `hgrn data listops`")
+    files = {split: TextFile(str(folder / name), folder / name) for split, name in FILES.items()}
+    source = ["listops", FORMAT, data.max_length, *(file.signature() for file in files.values())]
+    return sequence_data(cached(data.cache, source, lambda writer: _write(writer, files, data.max_length)))
+
+
+def tokenize(source: str) -> list[str]:
+    """The tokens of an expression: no parentheses, X for the closing bracket."""
+    return source.replace("(", "").replace(")", "").replace("]", CLOSE).split()
+
+
+def evaluate(tokens: Sequence[str]) -> int:
+    """The value of an expression. Raises ValueError if it is none."""
+    values: list[int] = []  # of the innermost list that is open; at first and at the end, of the expression
+    outer: list[tuple[str, list[int]]] = []
+    for position, token in enumerate(tokens):
+        if (value := VALUE_OF.get(token)) is not None:
+            values.append(value)
+        elif token in APPLY and (outer or not values):
+            outer.append((token, values))
+            values = []
+        elif token == CLOSE and outer and values:
+            operator, around = outer.pop()
+            around.append(APPLY[operator](values))
+            values = around
+        else:
+            raise ValueError(f"token {position}, {token!r}, cannot stand there")
+    if outer or len(values) != 1:
+        raise ValueError(f"{len(outer)} lists are not closed and {len(values)} values are left; there must be one value")
+    return values[0]
+
+
+def rows(file: TextFile) -> Iterator[tuple[str, str, int]]:
+    """Place, expression and value of each line behind the header."""
+    for number, line in file.lines():
+        where = f"{file.name}:{number}"
+        text = line.decode("ascii", "replace").rstrip("\r\n")
+        if number == 1:
+            if text != HEADER:
+                raise UserError(f"{where}: the first line must be the header Source<TAB>Target; got {text[:40]!r}")
+            continue
+        source, tab, target = text.partition("\t")
+        if not tab or target not in DIGITS:
+            raise UserError(f"{where}: a line must be an expression, a tab and a digit; got {text[-40:]!r} at its end")
+        yield where, source, int(target)
+
+
+def _median(values: list[int]) -> int:
+    """Rounded down."""
+    ordered = sorted(values)
+    return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) // 2
+
+
+def _sum(values: list[int]) -> int:
+    return sum(values) % 10
+
+
+APPLY: dict[str, Callable[[list[int]], int]] = {"[MIN": min, "[MAX": max, "[MED": _median, "[SM": _sum}
+OPERATORS = tuple(APPLY)
+
+
+def _write(writer: EntryWriter, files: dict[str, TextFile], max_length: int) -> dict:
+    counts: Counter[str] = Counter()
+    for _, source, _ in rows(files["train"]):
+        counts.update(islice(tokenize(source), max_length - 1))
+    vocabulary = build(counts)
+    for split, file in files.items():
+        labels: list[int] = []
+
+        def sequences() -> Iterator[np.ndarray]:
+            for where, source, target in rows(file):
+                tokens = tokenize(source)
+                if not tokens:
+                    raise UserError(f"{where}: the expression is empty")
+                labels.append(target)
+                yield vocabulary.encode(tokens[:max_length - 1])
+
+        if not write_sequences(writer, split, sequences(), vocabulary.dtype):
+            raise UserError(f"{file.name} has no expressions")
+        writer.append(f"{split}/labels", np.array(labels, dtype=np.int64))
+    return {"vocabulary": list(vocabulary.tokens), "classes": list(DIGITS), "max_length": max_length,
+            "stored": {split: split for split in files}}

@@ -1,0 +1,131 @@
+"""Pathfinder: whether two marked ends belong to one dashed contour; at 128 pixels the task is called Path-X.
+
+The release has, for each size and difficulty, `imgs/<batch>/sample_<n>.png` and `metadata/<batch>.npy`. In spite
+of their names the latter are plain text, one line an image: folder, file, number, label and seven parameters of the
+drawing; the original generator writes the same table by `numpy.save`. Both are read here. Only the hard set,
+`curv_contour_length_14`, belongs to the arena.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from hgrn.data.lra.splits import LabelledData, image_data
+from hgrn.data.lra.store import EntryWriter, cached
+from hgrn.errors import UserError
+
+FORMAT = 1  # raise it when the same files give other arrays
+HARD = "curv_contour_length_14"
+SHARE = 0.1  # of the images, for validation and for test each
+SPLIT_SEED = 42  # of the published runs
+NUMPY_MAGIC = b"\x93NUMPY"
+CLASSES = ("different contours", "one contour")
+
+
+@dataclass(frozen=True)
+class PathfinderData:
+    """path: the folder of one size (pathfinder32, ..., pathfinder256). difficulty: a folder in it."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    path: str
+    task: Literal["pathfinder"] = "pathfinder"
+    difficulty: str = HARD
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    where: str
+    path: Path
+    label: int
+
+
+def prepare(data: PathfinderData) -> LabelledData:
+    """The three splits, grey images uint8 [N, 1, H, W]. Empty image files, of which the release has one, are left
+    out with a warning. Raises UserError for files that are missing or not what the metadata say."""
+    folder = Path(data.path).expanduser() / data.difficulty
+    tables = sorted((folder / "metadata").glob("*.npy"), key=_number)
+    if not tables:
+        raise UserError(f"path {data.path} has no {data.difficulty}/metadata/*.npy; name the folder of one size of the "
+                        "Long Range Arena (such as pathfinder32), or make it with `hgrn data pathfinder`")
+    samples = [sample for table in tables for sample in _samples(folder, table)]
+    stamps = [[table.name, table.stat().st_size, table.stat().st_mtime_ns] for table in tables]
+    stamps += [[each.name, each.stat().st_mtime_ns] for each in sorted(folder.glob("imgs/*"))]
+    return image_data(cached(data.cache, ["pathfinder", FORMAT, str(folder.resolve()), stamps],
+                             lambda writer: _write(writer, samples, data)))
+
+
+def random_split(number: int, sizes: list[int]) -> list[np.ndarray]:
+    """The indices that `torch.utils.data.random_split` of range(number) gives with the seed of the published runs."""
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(SPLIT_SEED)).numpy()
+    return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def _number(table: Path) -> int:
+    try:
+        return int(table.stem)
+    except ValueError:
+        raise UserError(f"{table}: a file of metadata must be called by the number of its batch") from None
+
+
+def _samples(folder: Path, table: Path) -> Iterator[Sample]:
+    with open(table, "rb") as file:
+        binary = file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC
+    try:
+        rows = np.load(table, allow_pickle=False).tolist() if binary else (
+            line.split() for line in table.read_text("ascii").splitlines())
+    except ValueError as error:  # a damaged array, or bytes that are no text
+        raise UserError(f"{table} is neither a table of text nor an array of it: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        where = f"{table}:{number}"
+        if not isinstance(row, list) or len(row) < 4 or str(row[3]) not in ("0", "1"):
+            raise UserError(f"{where}: a row must start with folder, file, number and a label of 0 or 1; got {row!r}")
+        yield Sample(where, folder / str(row[0]) / str(row[1]), int(row[3]))
+
+
+def _write(writer: EntryWriter, samples: list[Sample], data: PathfinderData) -> dict:
+    kept = [sample for sample in samples if _size(sample) > 0]
+    if len(kept) < len(samples):
+        names = [str(sample.path) for sample in samples if _size(sample) == 0]
+        warnings.warn(f"{len(names)} empty image files are left out: {', '.join(names[:3])}", stacklevel=2)
+    share = int(SHARE * len(kept))
+    if share == 0:
+        raise UserError(f"path {data.path} has {len(kept)} images in {data.difficulty}; splits need 10 at least")
+    shape: tuple[int, int] | None = None
+    for split, chosen in zip(("train", "validation", "test"),
+                             random_split(len(kept), [len(kept) - 2 * share, share, share])):
+        for number in chosen.tolist():
+            image = _read(kept[number])
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise UserError(f"{kept[number].path} has {image.shape} pixels, and others have {shape}; a data set must "
+                                "be of one size")
+            writer.append(f"{split}/images", image[None, None])
+        writer.append(f"{split}/labels", np.array([kept[number].label for number in chosen.tolist()], dtype=np.int64))
+    return {"classes": list(CLASSES), "mean": [0.5], "std": [0.5]}
+
+
+def _size(sample: Sample) -> int:
+    try:
+        return sample.path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{sample.where}: the image {sample.path} cannot be read: {error.strerror}") from None
+
+
+def _read(sample: Sample) -> np.ndarray:
+    """Grey pixels, uint8 [H, W]."""
+    from PIL import Image
+
+    try:
+        with Image.open(sample.path) as image:
+            return np.array(image.convert("L"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{sample.where}: the image {sample.path} cannot be read: {error}") from None

@@ -1,0 +1,108 @@
+"""New Pathfinder images in the layout of the release, as many at a time as there are cores."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hgrn.data.lra.parallel import ordered_map
+from hgrn.data.lra.pathfinder_drawing import crossing, draw, label_by_flood
+from hgrn.data.lra.pathfinder_settings import PathfinderSettings
+from hgrn.errors import UserError
+
+TASK = 100  # images that a process draws at a time
+REPORT = "report.json"
+
+
+def generate(out: str | Path, settings: PathfinderSettings, seed: int = 0, number: int = 200_000, per_batch: int = 1000,
+             processes: int | None = None, progress: Callable[[int, int], None] | None = None) -> dict:
+    """Write images and metadata into the folder `out/<difficulty>`, which must be new, and return its report.
+
+    Image i is a function of settings, seed and i, whatever the number of processes (None: one a core). Every
+    label is derived a second time, by a flood of the undashed drawing. progress is called with the images done
+    and in all. Raises UserError for a folder that exists or cannot be written, numbers that make no sense, and
+    contours that do not fit.
+    """
+    for name, value in (("number", number), ("per_batch", per_batch)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1; got {value}")
+    folder = Path(out).expanduser() / settings.difficulty
+    if folder.exists():
+        raise UserError(f"{folder} exists already; name another out")
+    partial_folder = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    draw(settings, seed, 0)  # what cannot be drawn is found here, and the compiled code is on disk for all processes
+    try:
+        (partial_folder / "metadata").mkdir(parents=True)
+        found = _write(partial_folder, settings, seed, number, per_batch, processes, progress)
+        report = {"seed": seed, "number": number, "settings": asdict(settings), **found}
+        (partial_folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+        partial_folder.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+    return report
+
+
+def contact_sheet(images: list[np.ndarray], columns: int, scale: int = 1) -> Image.Image:
+    """Images of one size next to each other, enlarged, a grey line between them."""
+    size = images[0].shape[0]
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (size + 1) + 1, columns * (size + 1) + 1), 90, dtype=np.uint8)
+    for number, image in enumerate(images):
+        top, left = (place * (size + 1) + 1 for place in divmod(number, columns))
+        sheet[top:top + size, left:left + size] = image
+    return Image.fromarray(sheet.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def _write(folder: Path, settings: PathfinderSettings, seed: int, number: int, per_batch: int, processes: int | None,
+           progress: Callable[[int, int], None] | None) -> dict:
+    totals = {"label_1": 0, "crossing": 0, "distractors": 0, "pairs": 0, "refused": 0}
+    tasks = ((start, min(start + TASK, number)) for start in range(0, number, TASK))
+    metadata, batch = None, -1
+    with ordered_map(partial(_draw_some, settings=settings, seed=seed), tasks, processes) as results:
+        for index, (png, margin, label, counts) in enumerate(_flat(results)):
+            if index // per_batch != batch:
+                batch = index // per_batch
+                (folder / "imgs" / str(batch)).mkdir(parents=True)
+                if metadata is not None:
+                    metadata.close()
+                metadata = open(folder / "metadata" / f"{batch}.npy", "x", encoding="ascii", newline="")
+            name = f"sample_{index % per_batch}.png"
+            (folder / "imgs" / str(batch) / name).write_bytes(png)
+            metadata.write(" ".join(map(str, (
+                f"imgs/{batch}", name, index % per_batch, label, settings.continuity, settings.contour_length,
+                settings.distractor_length, settings.paddle_length, settings.paddle_thickness, margin, 1))) + "\n")
+            totals = {key: totals[key] + count for key, count in zip(totals, (label, *counts))}
+            if progress is not None:
+                progress(index + 1, number)
+    metadata.close()
+    return totals
+
+
+def _flat(results: Iterator[list[tuple]]) -> Iterator[tuple]:
+    for result in results:
+        yield from result
+
+
+def _draw_some(span: tuple[int, int], settings: PathfinderSettings, seed: int) -> list[tuple]:
+    """For each image: PNG, margin, label, and what is counted."""
+    found = []
+    for index in range(*span):
+        drawing = draw(settings, seed, index)
+        if label_by_flood(drawing) != drawing.label:
+            raise RuntimeError(f"the flood of image {index} of seed {seed} does not give its label, {drawing.label}")
+        file = io.BytesIO()
+        Image.fromarray(drawing.image).save(file, "png")
+        counts = (crossing(drawing), len(drawing.distractors), drawing.pairs, drawing.refused)
+        found.append((file.getvalue(), drawing.margin, drawing.label, counts))
+    return found

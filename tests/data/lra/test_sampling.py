@@ -1,0 +1,215 @@
+"""Batches of examples: everything once an epoch, the same for any number of ranks, resumable; and the cache below."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hgrn.data.lra.sampling import ExampleSampler, in_order
+from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit, SequenceSplit, sequence_data, write_sequences
+from hgrn.data.lra.store import cached
+from hgrn.data.lra.vocabulary import SPECIALS, Vocabulary
+from hgrn.errors import UserError
+
+SIZE = 23
+
+
+def sequences(lengths, labels):
+    """Sequence i is i + 3, repeated."""
+    tokens = np.concatenate([np.full(length, number + 3, np.uint8) for number, length in enumerate(lengths)])
+    return SequenceSplit(tokens, np.concatenate([[0], np.cumsum(lengths)]), labels)
+
+
+@pytest.fixture(params=["sequences", "pairs", "images"])
+def data(request):
+    labels = np.arange(SIZE) % 4
+    lengths = np.arange(SIZE) % 7 + 1
+    if request.param == "sequences":
+        split, settings = sequences(lengths, labels), {}
+    elif request.param == "pairs":
+        split, settings = PairSplit(sequences(lengths, labels), sequences(lengths[::-1], labels)), {}
+    else:
+        images = np.arange(SIZE, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3), np.uint8)
+        split, settings = ImageSplit(images, labels), {"mean": (0.0,), "std": (1 / 255,)}
+    return LabelledData({"train": split, "test": split}, tuple("abcd"), "", **settings)
+
+
+def numbers(batch) -> list[int]:
+    """Which examples these are."""
+    if batch.pixel_values is not None:
+        return batch.pixel_values[:, 0, 0, 0].round().int().tolist()
+    return (batch.input_ids[:, 0] - 3).tolist()
+
+
+def same(one, other) -> bool:
+    return one.inputs().keys() == other.inputs().keys() and all(
+        torch.equal(value, other.inputs()[name]) for name, value in one.inputs().items())
+
+
+def test_an_epoch_takes_every_example_once(data):
+    sampler = ExampleSampler(data, "train", 4, seed=1)
+    assert sampler.steps_per_epoch == 5
+    epochs = [[number for _ in range(5) for number in numbers(sampler.next())] for _ in range(2)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 20 and set(epoch) <= set(range(SIZE))
+    assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+    other = ExampleSampler(data, "train", 4, seed=2)
+    assert [number for _ in range(5) for number in numbers(other.next())] != epochs[0]
+
+
+def test_padding_and_labels(data):
+    for _ in range(3):
+        batch = ExampleSampler(data, "train", 6, seed=0).next()
+        found = numbers(batch)
+        assert batch.labels.tolist() == [number % 4 for number in found] and len(batch) == 6
+        if batch.input_ids is None:
+            assert batch.pixel_values.shape == (6, 1, 2, 3) and batch.pixel_values.dtype == torch.float32
+            continue
+        own = [number % 7 + 1 for number in found]
+        halves = [(batch.input_ids, batch.attention_mask, own)]
+        if batch.input_ids_b is not None:
+            halves.append((batch.input_ids_b, batch.attention_mask_b, [(SIZE - 1 - number) % 7 + 1 for number in found]))
+        longest = max(max(lengths) for *_, lengths in halves)
+        for ids, mask, lengths in halves:
+            assert ids.shape == mask.shape == (6, longest) and ids.dtype == mask.dtype == torch.int64
+            for row, (number, length) in enumerate(zip(found, lengths)):
+                assert ids[row].tolist() == [number + 3] * length + [0] * (longest - length)
+                assert mask[row].tolist() == [1] * length + [0] * (longest - length)
+
+
+def test_pad_to(data):
+    if isinstance(data.splits["train"], ImageSplit):
+        with pytest.raises(ValueError, match="pad_to is for sequences"):
+            ExampleSampler(data, "train", 2, seed=0, pad_to=9)
+        return
+    assert ExampleSampler(data, "train", 2, seed=0, pad_to=9).next().input_ids.shape == (2, 9)
+    with pytest.raises(UserError, match="pad_to 6 is less than the longest sequence of split train, 7"):
+        ExampleSampler(data, "train", 2, seed=0, pad_to=6)
+
+
+def test_ranks_share_out_a_step(data):
+    """Padded alike, though a rank's own examples may be shorter."""
+    whole = ExampleSampler(data, "train", 6, seed=5)
+    ranks = [ExampleSampler(data, "train", 6, seed=5, rank=rank, world=3) for rank in range(3)]
+    for _ in range(5):
+        expected, parts = whole.next().inputs(), [rank.next().inputs() for rank in ranks]
+        for name, value in expected.items():
+            assert torch.equal(torch.cat([part[name] for part in parts]), value)
+
+
+def test_resuming_goes_on_exactly(data):
+    sampler = ExampleSampler(data, "train", 4, seed=3)
+    for _ in range(7):
+        sampler.next()
+    state = json.loads(json.dumps(sampler.state_dict()))
+    assert state == {"epoch": 1, "index": 2, "seed": 3}
+    resumed = ExampleSampler(data, "train", 4, seed=0)
+    resumed.load_state_dict(state)
+    assert all(same(sampler.next(), resumed.next()) for _ in range(6))
+    for wrong in ({"epoch": 0, "index": 5, "seed": 0}, {"epoch": -1, "index": 0, "seed": 0}):
+        with pytest.raises(ValueError, match="is not in a split of 5 steps"):
+            resumed.load_state_dict(wrong)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_evaluation_sees_every_example_once(data, world):
+    found = [list(in_order(data, "test", 8, rank, world)) for rank in range(world)]
+    assert {len(each) for each in found} == {3}
+    batches = [batch for step in zip(*found) for batch in step if len(batch)]
+    assert [number for batch in batches for number in numbers(batch)] == list(range(SIZE))
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    ({"batch_size": 24}, UserError, "split train has 23 examples, fewer than a batch of 24"),
+    ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+    ({"world": 0}, ValueError, "world must be at least 1"),
+    ({"world": 3}, ValueError, "batch_size 4 must be a multiple of the 3 ranks"),
+    ({"rank": 1}, ValueError, r"rank must be in \[0, 1\)"),
+    ({"split": "validation"}, UserError, "data has no split 'validation'; there is train, test"),
+])
+def test_impossible_samplers(data, arguments, error, message):
+    with pytest.raises(error, match=message):
+        ExampleSampler(data, **{"split": "train", "batch_size": 4, "seed": 0, **arguments})
+
+
+VOCABULARY = Vocabulary(SPECIALS + ("a", "b"))
+
+
+@pytest.fixture
+def entry(tmp_path):
+    """Makes or opens one entry; `written` says how often it was made."""
+    written = []
+
+    def make(source=("x",)):
+        def write(writer):
+            written.append(1)
+            for split in ("train", "test"):
+                write_sequences(writer, split, [VOCABULARY.encode("ab"), VOCABULARY.encode("")], VOCABULARY.dtype)
+                writer.append(f"{split}/labels", np.array([1, 0]))
+            return {"vocabulary": list(VOCABULARY.tokens), "classes": ["n", "y"], "max_length": 9,
+                    "stored": {"train": "train", "validation": "test", "test": "test"}}
+
+        return cached(str(tmp_path / "cache"), list(source), write)
+
+    make.written = written
+    return make
+
+
+def test_an_entry_is_written_once_and_mapped(entry, tmp_path):
+    first, second = entry(), entry()
+    assert len(entry.written) == 1 and first.fingerprint == second.fingerprint
+    data = sequence_data(second)
+    train = data.splits["train"]
+    assert isinstance(train.tokens, np.memmap) and not train.tokens.flags.writeable and train.tokens.dtype == np.uint8
+    assert [train.sequence(i).tolist() for i in range(2)] == [[3, 4, 2], [2]]
+    assert data.splits["validation"].tokens is data.splits["test"].tokens
+    entry(("y",))
+    assert len(entry.written) == 2
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", "", ".lock", ".lock"]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda folder: (folder / "train/labels").write_bytes(b"short"),
+    lambda folder: (folder / "train/labels").write_bytes(np.array([1, 7]).tobytes()),
+    lambda folder: (folder / "train/tokens").unlink(),
+    lambda folder: (folder / "meta.json").write_text((folder / "meta.json").read_text().replace('"y"', '"z"')),
+    lambda folder: (folder / "meta.json").write_text("{"),
+    lambda folder: (folder / "meta.json").unlink(),
+])
+def test_a_damaged_entry_is_written_again(entry, tmp_path, damage):
+    before = entry().fingerprint
+    damage(next(path for path in (tmp_path / "cache").iterdir() if path.is_dir()))
+    assert entry().fingerprint == before and len(entry.written) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="the data cache .* cannot be written: .* set cache to another folder"):
+        cached(str(tmp_path / "cache"), [], lambda writer: {})
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def write(writer):
+        writer.append("train/labels", np.zeros(3))
+        raise UserError("bad file")
+
+    with pytest.raises(UserError, match="bad file"):
+        cached(str(tmp_path / "cache"), [], write)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_pieces_of_an_array_must_agree(tmp_path):
+    def write(writer):
+        writer.append("a", np.zeros((2, 3)))
+        writer.append("a", np.zeros((2, 4)))
+
+    with pytest.raises(ValueError, match="array a has"):
+        cached(str(tmp_path / "cache"), [], write)
+
+
+def test_characters_outside_the_vocabulary():
+    vocabulary = Vocabulary(SPECIALS + ("b", "a", "\U0001f600"))
+    assert vocabulary.encode_characters("ab\U0001f600c\ud800").tolist() == [4, 3, 5, 1, 1, 2]
+    assert vocabulary.encode(["<pad>", "a"]).tolist() == [1, 4, 2]  # text that spells a special token is text
+    assert Vocabulary(SPECIALS).encode_characters("ab").tolist() == [1, 1, 2]
