@@ -28,7 +28,7 @@ def compile_kernel(kernel, dtype: str, target: GPUTarget, warps: int = 4, **flag
     """As the engine calls it: absent tensors are None, and tensors begin at multiples of 16 bytes."""
     absent = set()
     if not flags["COMPLEX"]:
-        absent |= {"cos", "sin", "turns", "theta", "dtheta"}
+        absent |= {"turn", "turns", "theta", "dtheta"}
     if not flags.get("FUSED", True):
         absent |= {"room", "dlower"}
     if not flags.get("MASKED", True):

@@ -111,12 +111,15 @@ class _Scan:
             return torch.zeros(self.rows, self.width, dtype=self.wide, device=self.device)
         return given.to(self.wide).reshape(self.rows, self.width).contiguous()
 
-    def turn(self) -> dict[str, Tensor | None]:
-        """Cosine and sine of theta `[D]`, rounded from float64."""
+    def turn(self) -> Tensor | None:
+        """Cosine and sine of theta, and the factor, less 1, that rounding them left out: `[4, D]`."""
         if not self.complex:
-            return {"cos": None, "sin": None}
+            return None
         angle = self.theta.double()
-        return {"cos": angle.cos().to(self.wide), "sin": angle.sin().to(self.wide)}
+        exact = torch.polar(torch.ones_like(angle), angle)
+        rounded = torch.complex(exact.real.to(self.wide).double(), exact.imag.to(self.wide).double())
+        rest = exact / rounded - 1
+        return torch.stack([rounded.real, rounded.imag, rest.real, rest.imag]).to(self.wide)
 
     def launch(self, kernel, **arguments) -> None:
         """Runs a kernel over all tiles."""
@@ -165,7 +168,7 @@ def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     """Both scans: from pre-activations if `room` is given, else from log gates."""
     scan = _Scan(x, f.shape[-1], theta, cu_seqlens, mask, reverse)
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    inputs = {**_strided("x", x), **_strided("f", f), "room": room, **scan.turn(), "FUSED": room is not None}
+    inputs = {**_strided("x", x), **_strided("f", f), "room": room, "turn": scan.turn(), "FUSED": room is not None}
     entering = scan.states(initial_state)
     final = scan.empty(scan.parts, scan.rows, scan.width)
     if scan.parts > 1:
@@ -183,7 +186,7 @@ def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlen
     scan = _Scan(like, f.shape[-1], theta, cu_seqlens, mask, reverse, backward=True)
     dx, df = torch.empty(h.shape, dtype=h.dtype, device=h.device), torch.empty(f.shape, dtype=f.dtype, device=f.device)
     inputs = {
-        **_strided("x", like), **_strided("f", f), "room": room, **scan.turn(), "initial": scan.states(initial_state),
+        **_strided("x", like), **_strided("f", f), "room": room, "turn": scan.turn(), "initial": scan.states(initial_state),
         "h": h.contiguous(), **_strided("dh", _unit_last_stride(grad_h)), "FUSED": room is not None,
     }  # fmt: skip
     entering = scan.states(grad_final)
@@ -212,7 +215,7 @@ def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse)
     room = _room(lower_bound, forget)
     final, carry = scan.empty(scan.parts, scan.rows, scan.width), scan.carry_outputs()
     scan.launch(
-        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, **scan.turn(), FUSED=True,
+        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, turn=scan.turn(), FUSED=True,
         initial=torch.zeros_like(final), h=candidate, final=final, **carry, WRITE=False, CARRY=True,
     )  # fmt: skip
     if scan.parts > 1:

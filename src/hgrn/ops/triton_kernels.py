@@ -140,8 +140,27 @@ def _cross(a, a_im, b, b_im, state, state_im, COMPLEX: tl.constexpr, W: tl.const
 
 
 @triton.jit
+def _turn(turn, column, there, channels: tl.constexpr):
+    """Cosine and sine of theta, and by what factor, less 1, `exp(i theta)` differs from them: `turn [4, D]`."""
+    c, s = tl.load(turn + column, mask=there, other=1), tl.load(turn + channels + column, mask=there, other=0)
+    c_rest, s_rest = tl.load(turn + 2 * channels + column, mask=there, other=0), tl.load(turn + 3 * channels + column, mask=there, other=0)
+    return c[None, None, :], s[None, None, :], c_rest[None, None, :], s_rest[None, None, :]
+
+
+@triton.jit
+def _exact(a, a_im, counted, rest, rest_im, WIDE: tl.constexpr):
+    """Products of gates, of which the last is right: without what rounding cosine and sine did at each live position of a slot.
+
+    It turns all the same way, so over thousands of positions it would add up.
+    """
+    count = tl.sum(counted.to(WIDE), 0)[None]
+    rest, rest_im = count * rest, count * rest_im
+    return a + (a * rest - a_im * rest_im), a_im + (a * rest_im + a_im * rest)
+
+
+@triton.jit
 def scan(
-    x, x_outer, x_inner, f, f_outer, f_inner, room, cos, sin, mask, bounds, initial, h, final, decay, turns, steps, rows, stretch,
+    x, x_outer, x_inner, f, f_outer, f_inner, room, turn, mask, bounds, initial, h, final, decay, turns, steps, rows, stretch,
     x_time: tl.constexpr, f_time: tl.constexpr, inner: tl.constexpr, channels: tl.constexpr,
     REVERSE: tl.constexpr, COMPLEX: tl.constexpr, FUSED: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr,
     WRITE: tl.constexpr, CARRY: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
@@ -165,8 +184,7 @@ def scan(
     im = re
     if COMPLEX:
         im = none + tl.load(initial + at + channels, mask=there, other=0).to(WIDE)[None, :]
-        c1 = tl.load(cos + column, mask=there, other=1)[None, None, :]
-        s1 = tl.load(sin + column, mask=there, other=0)[None, None, :]
+        c1, s1, c_rest, s_rest = _turn(turn, column, there, channels)
     space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
@@ -199,7 +217,8 @@ def scan(
                 new_im = tl.where(counted, new_im, 0)
             a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * s1, 0)
             a, a_im, b, b_im = tl.associative_scan((a, a_im, new, new_im), 0, _complex)
-            enters, enters_im, re, im = _cross(_last(a, R), _last(a_im, R), _last(b, R), _last(b_im, R), re, im, COMPLEX, W, BD)
+            by, by_im = _exact(a, a_im, counted, c_rest, s_rest, WIDE)
+            enters, enters_im, re, im = _cross(_last(by, R), _last(by_im, R), _last(b, R), _last(b_im, R), re, im, COMPLEX, W, BD)
             if WRITE:
                 out = b + a * enters[None] - a_im * enters_im[None]
                 out_im = b_im + a * enters_im[None] + a_im * enters[None]
@@ -224,7 +243,7 @@ def scan(
 
 @triton.jit
 def scan_backward(
-    x, x_outer, x_inner, f, f_outer, f_inner, room, cos, sin, mask, bounds, initial, h, dh, dh_outer, dh_inner, entering,
+    x, x_outer, x_inner, f, f_outer, f_inner, room, turn, mask, bounds, initial, h, dh, dh_outer, dh_inner, entering,
     dx, df, passed, decay, turns, dlower, dtheta, steps, rows, stretch,
     x_time: tl.constexpr, f_time: tl.constexpr, dh_time: tl.constexpr, inner: tl.constexpr, channels: tl.constexpr,
     REVERSE: tl.constexpr, COMPLEX: tl.constexpr, FUSED: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr,
@@ -252,8 +271,7 @@ def scan_backward(
     if COMPLEX:
         p_im = none + tl.load(entering + at + channels, mask=there, other=0).to(WIDE)[None, :]
         first_im = tl.load(first_at + channels, mask=there, other=0).to(WIDE)[None, None, :]
-        c1 = tl.load(cos + column, mask=there, other=1)[None, None, :]
-        s1 = tl.load(sin + column, mask=there, other=0)[None, None, :]
+        c1, s1, c_rest, s_rest = _turn(turn, column, there, channels)
     space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
@@ -283,9 +301,9 @@ def scan_backward(
             g_im = tl.load(dh_at + channels, mask=full, other=0).to(WIDE)
             a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * -s1, 0)
             b, b_im, g, g_im = tl.associative_scan((_shifted(a, 1), _shifted(a_im, 0), g, g_im), 0, _complex)
+            by, by_im = _exact(a * b - a_im * b_im, a * b_im + a_im * b, counted, c_rest, -s_rest, WIDE)
             enters, enters_im, p, p_im = _cross(
-                _last(a * b - a_im * b_im, R), _last(a * b_im + a_im * b, R),
-                _last(a * g - a_im * g_im, R), _last(a * g_im + a_im * g, R), p, p_im, COMPLEX, W, BD,
+                _last(by, R), _last(by_im, R), _last(a * g - a_im * g_im, R), _last(a * g_im + a_im * g, R), p, p_im, COMPLEX, W, BD,
             )  # fmt: skip
             g, g_im = g + b * enters[None] - b_im * enters_im[None], g_im + b * enters_im[None] + b_im * enters[None]
         else:
