@@ -44,7 +44,7 @@ def compile_kernel(kernel, dtype: str, target: GPUTarget, warps: int = 4, **flag
         elif name in _SIZES or name.endswith(("_outer", "_inner")):
             signature[name] = "i32"
         else:
-            kinds = {"mask": "*u8", "bounds": "*i64", "turns": "*i64"}
+            kinds = {"mask": "*i32", "bounds": "*i64", "turns": "*i64"}
             signature[name] = kinds.get(name, "*" + dtype if name in _NARROW else "*fp32")
         if signature[name].startswith("*") or name.endswith(("_outer", "_inner")):
             attributes[(number,)] = [["tt.divisibility", 16]]

@@ -70,7 +70,7 @@ class _Scan:
         self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.rows, self.wide = self.sequences * self.inner, state_dtype(x.dtype)
         self.theta, self.bounds = theta, cu_seqlens
-        self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
+        self.mask = None if mask is None else mask.int().contiguous()
         self.tile = self._tile(x.element_size(), backward)
         self.blocks = -(-channels // self.tile.block)
         self.parts, self.stretch = self._split()
