@@ -4,6 +4,7 @@ On a GPU, or in Triton's interpreter, which has to be asked for before anything 
 """
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,8 @@ cases = pytest.mark.parametrize("case", CHOSEN.values(), ids=CHOSEN.keys())
 def small_tiles(request, monkeypatch):
     """In the interpreter, which is slow: short cases take several tiles and blocks all the same."""
     if DEVICE == "cpu" and "real_tiles" not in request.fixturenames:
-        monkeypatch.setattr(engine, "tile_of", lambda *_: engine.Tile(rows=4, slots=4, block=8, vector=2, warps=1, stages=1))
+        tile = engine.Tile(rows=4, slots=4, block=8, vector=2, threads=32, stages=1, registers=None)
+        monkeypatch.setattr(engine, "tile_of", lambda *_: tile)
 
 
 @pytest.fixture
@@ -93,8 +95,6 @@ def check_all(case, dtype):
     )  # fmt: skip
 
     x, forget, _, theta, state = inputs
-    mask = options["mask"]
-    x = x if mask is None else torch.where(mask[..., None], x, 0)
     inputs = [x, torch.nn.functional.logsigmoid(forget), theta, state]
     h, final = engine.gated_scan(*inputs, **options)
     expected, grads = through_reference(reference.gated_scan, inputs, weights, **options)
@@ -123,7 +123,7 @@ def test_other_dtypes(name, dtype):
 def test_split_time(name, dtype, monkeypatch):
     case = CHOSEN.get(name, make(lengths=[40, 0, 70, 3], mask=True))
     monkeypatch.setattr(engine, "_SHORTEST", 1)
-    monkeypatch.setattr(engine._Scan, "_processors", 1000)
+    monkeypatch.setattr(engine, "_chip", lambda _: SimpleNamespace(multi_processor_count=1000, warp_size=32))
     split, parts = engine._Scan._split, []
     monkeypatch.setattr(engine._Scan, "_split", lambda self: parts.append(split(self)) or parts[-1])
     check_all(case, dtype)

@@ -19,16 +19,16 @@ from triton.compiler import ASTSource
 from hgrn.ops import triton_kernels as kernels
 from hgrn.ops.triton import Tile, tile_of
 
-_SIZES = ("steps", "rows", "stretch", "channels", "parts")
+_SIZES = ("steps", "rows", "stretch", "parts")
 _NARROW = ("x", "f", "h", "dh", "dx", "df")  # of the tensors' dtype; all other tensors are float32
 _CHANNELS = 1024
 
 
-def compile_kernel(kernel, dtype: str, target: GPUTarget, warps: int = 4, **flags):
+def compile_kernel(kernel, dtype: str, target: GPUTarget, options: dict[str, int], **flags):
     """As the engine calls it: absent tensors are None, and tensors begin at multiples of 16 bytes."""
     absent = set()
     if not flags["COMPLEX"]:
-        absent |= {"turn", "turns", "theta", "dtheta"}
+        absent |= {"turns", "theta", "dtheta"}
     if not flags.get("FUSED", True):
         absent |= {"room", "dlower"}
     if not flags.get("MASKED", True):
@@ -49,16 +49,17 @@ def compile_kernel(kernel, dtype: str, target: GPUTarget, warps: int = 4, **flag
         if signature[name].startswith("*") or name.endswith(("_outer", "_inner")):
             attributes[(number,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options={"num_warps": warps})
+    return triton.compile(source, target=target, options=options)
 
 
 def compile_scan(kernel, dtype: str, target: GPUTarget, is_complex: bool, tile: Tile, masked: bool = False):
     """A kernel of a scan of `_CHANNELS` channels in a block as wide as the tile's, contiguous but for the inputs' rows."""
-    width, cut = _CHANNELS * (2 if is_complex else 1), tile.constants
+    width, nvidia = _CHANNELS * (2 if is_complex else 1), target.backend == "cuda"
     times = dict(x_time=width + _CHANNELS, f_time=width + _CHANNELS) | ({"dh_time": width} if kernel is kernels.scan_backward else {})
     return compile_kernel(
-        kernel, dtype, target, cut.pop("num_warps"), **times, inner=1, channels=_CHANNELS, REVERSE=False, COMPLEX=is_complex,
-        FUSED=True, MASKED=masked, PACKED=masked, WRITE=True, CARRY=False, WIDE=tl.float32, PTX=target.backend == "cuda", **cut,
+        kernel, dtype, target, tile.options(nvidia, target.warp_size), **times, inner=1, channels=_CHANNELS, REVERSE=False,
+        COMPLEX=is_complex, FUSED=True, MASKED=masked, PACKED=masked, WRITE=True, CARRY=False, WIDE=tl.float32, PTX=nvidia,
+        **tile.constants(nvidia),
     )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def main(backend: str, arch: str) -> None:
             compiled = compile_scan(kernel, dtype, target, is_complex, tile, masked)
             name = f"{kernel.__name__} {dtype} {'complex' if is_complex else 'real'}{' masked packed' if masked else ''}"
             found[name] = costs(compiled, target)
-    chained = compile_kernel(kernels.chain, "fp32", target, COMPLEX=True, BACKWARD=True, WIDE=tl.float32, BD=128)
+    chained = compile_kernel(kernels.chain, "fp32", target, {"num_warps": 4}, channels=_CHANNELS, COMPLEX=True, BACKWARD=True, WIDE=tl.float32, BD=128)
     found["chain"] = costs(chained, target)
     print(json.dumps(found))
 

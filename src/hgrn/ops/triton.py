@@ -5,6 +5,8 @@ Shape letters as in `hgrn.ops.library`; S stretches of time, R rows (sequences t
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
 
 import torch
 import triton
@@ -16,7 +18,8 @@ from .reference import state_dtype
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
 _SHORTEST = 4  # tiles of a stretch at least: the first pass over it has to pay
 _BLOCKS = (64, 32, 16, 8)  # channels of a program, widest first
-_INTERPRETED = not isinstance(kernels.scan, triton.JITFunction)
+_AHEAD = 2**16  # bytes of the tiles that are on the way to a program: two fit on an H100, one on every GPU
+_NVIDIA = torch.version.cuda is not None and isinstance(kernels.scan, triton.JITFunction)  # and not the interpreter
 _NO_CARRY = {"decay": None, "turns": None}
 
 
@@ -24,38 +27,49 @@ _NO_CARRY = {"decay": None, "turns": None}
 class Tile:
     """How a program cuts its work: `rows` consecutive positions in each of `slots` slots, by `block` channels.
 
-    vector: channels of one load of a thread. stages: tiles that are loaded, the one at work among them.
+    vector: channels of one load of a thread. stages: tiles in flight, the one at work among them. registers: of a thread, at most.
     """
 
     rows: int
     slots: int
     block: int
     vector: int
-    warps: int
+    threads: int
     stages: int
+    registers: int | None
 
     @property
     def steps(self) -> int:
         return self.rows * self.slots
 
-    @property
-    def constants(self) -> dict[str, int]:
-        """As the kernels take them."""
-        return dict(R=self.rows, W=self.slots, BD=self.block, V=self.vector, STAGES=self.stages, num_warps=self.warps)
+    def constants(self, nvidia: bool) -> dict[str, int]:
+        """As the kernels take them; AMD's keep tiles in flight in registers, so there is one of them."""
+        return dict(R=self.rows, W=self.slots, BD=self.block, V=self.vector, STAGES=self.stages if nvidia else 2)
+
+    def options(self, nvidia: bool, warp: int) -> dict[str, int]:
+        """As the compiler takes them, for warps of so many threads."""
+        return {"num_warps": self.threads // warp} | ({"maxnreg": self.registers} if nvidia and self.registers else {})
 
 
 def tile_of(is_complex: bool, itemsize: int, backward: bool, block: int) -> Tile:
     """The tile for a state, the bytes of a number, a direction and a block of channels; docs/gpu.md says why.
 
-    A thread holds `rows * vector` positions of channels: as many as let two programs be on a multiprocessor.
+    A thread holds `rows * vector` positions of channels: as many as let two programs of 256 threads, or three of 128, share the
+    registers of a multiprocessor. float64 has to work, not to be fast.
     """
-    if is_complex:
-        rows, vector, warps = (4, 2, 4) if backward else (8, 2, 8)
-    elif backward:
-        rows, vector, warps = 4, 2, 8
-    else:
-        rows, vector, warps = (8 if itemsize <= 2 else 4), 4, 8
-    return Tile(rows, warps * 32 * vector // block, block, vector, warps, 3)
+    numbers = (7 if backward else 3) if is_complex else (4 if backward else 2)  # that are read at a position of a channel
+    vector = 2 if is_complex or backward else 4
+    rows = 8 if not backward and itemsize <= (4 if is_complex else 2) else 4
+    threads = 128 if is_complex and backward else 256
+    ahead = min(2, _AHEAD // (numbers * rows * vector * threads * itemsize))
+    registers = None if backward or itemsize == 8 else 128
+    return Tile(rows, threads * vector // block, block, vector, threads, 1 + ahead, registers)
+
+
+@cache
+def _chip(device: torch.device):
+    """What is known of a GPU; the interpreter has one multiprocessor."""
+    return torch.cuda.get_device_properties(device) if device.type == "cuda" else SimpleNamespace(multi_processor_count=1, warp_size=32)
 
 
 class _Scan:
@@ -76,26 +90,20 @@ class _Scan:
         self.parts, self.stretch = self._split()
         self.flags = dict(
             inner=self.inner, channels=channels, REVERSE=reverse, COMPLEX=self.complex, MASKED=mask is not None,
-            PACKED=cu_seqlens is not None, WIDE=_WIDE[self.wide], **self.tile.constants,
-            PTX=self.wide == torch.float32 and torch.version.cuda is not None and not _INTERPRETED,
+            PACKED=cu_seqlens is not None, WIDE=_WIDE[self.wide], **self.tile.constants(_NVIDIA), **self.tile.options(_NVIDIA, _chip(self.device).warp_size),
+            PTX=_NVIDIA and self.wide == torch.float32,
         )  # fmt: skip
-
-    @property
-    def _processors(self) -> int:
-        """Multiprocessors of the device; the interpreter has one."""
-        on_chip = self.device.type == "cuda"
-        return torch.cuda.get_device_properties(self.device).multi_processor_count if on_chip else 1
 
     def _tile(self, itemsize: int, backward: bool) -> Tile:
         """Of the widest block that gives every multiprocessor nearly two programs, or else of the narrowest."""
-        enough = 1.8 * self._processors
+        enough = 1.8 * _chip(self.device).multi_processor_count
         wide = (block for block in _BLOCKS if -(-self.channels // block) * self.rows >= enough)
         return tile_of(self.complex, itemsize, backward, next(wide, _BLOCKS[-1]))
 
     def _split(self) -> tuple[int, int]:
         """How many stretches, and positions of each: several only where it pays to read all twice for more programs."""
         programs, length = max(self.blocks * self.rows, 1), self.tile.steps
-        parts = self._processors // programs
+        parts = _chip(self.device).multi_processor_count // programs
         parts = min(parts, self.steps // (_SHORTEST * length))
         if parts <= 1:
             return 1, max(self.steps, 1)
@@ -111,22 +119,12 @@ class _Scan:
             return torch.zeros(self.rows, self.width, dtype=self.wide, device=self.device)
         return given.to(self.wide).reshape(self.rows, self.width).contiguous()
 
-    def turn(self) -> Tensor | None:
-        """Cosine and sine of theta, and the factor, less 1, that rounding them left out: `[4, D]`."""
-        if not self.complex:
-            return None
-        angle = self.theta.double()
-        exact = torch.polar(torch.ones_like(angle), angle)
-        rounded = torch.complex(exact.real.to(self.wide).double(), exact.imag.to(self.wide).double())
-        rest = exact / rounded - 1
-        return torch.stack([rounded.real, rounded.imag, rest.real, rest.imag]).to(self.wide)
-
     def launch(self, kernel, **arguments) -> None:
         """Runs a kernel over all tiles."""
         if not (self.blocks and self.rows):
             return
         with torch.cuda.device_of(arguments["f"]):
-            kernel[(self.blocks, self.rows, self.parts)](
+            kernel[(self.blocks * self.rows, self.parts)](
                 **arguments, mask=self.mask, bounds=self.bounds, steps=self.steps, rows=self.rows, stretch=self.stretch, **self.flags,
             )  # fmt: skip
 
@@ -136,9 +134,9 @@ class _Scan:
         if not (self.channels and self.rows):
             return states
         with torch.cuda.device_of(end):
-            kernels.chain[(-(-self.channels // 128), self.rows)](
-                entering, decay, turns, end, self.theta, states, self.channels, self.rows, self.parts,
-                COMPLEX=self.complex, BACKWARD=backward, WIDE=_WIDE[self.wide], BD=128,
+            kernels.chain[(-(-self.channels // 128) * self.rows,)](
+                entering, decay, turns, end, self.theta, states, self.rows, self.parts, channels=self.channels, COMPLEX=self.complex,
+                BACKWARD=backward, WIDE=_WIDE[self.wide], BD=128,
             )  # fmt: skip
         return states
 
@@ -168,7 +166,7 @@ def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     """Both scans: from pre-activations if `room` is given, else from log gates."""
     scan = _Scan(x, f.shape[-1], theta, cu_seqlens, mask, reverse)
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    inputs = {**_strided("x", x), **_strided("f", f), "room": room, "turn": scan.turn(), "FUSED": room is not None}
+    inputs = {**_strided("x", x), **_strided("f", f), "room": room, "theta": theta, "FUSED": room is not None}
     entering = scan.states(initial_state)
     final = scan.empty(scan.parts, scan.rows, scan.width)
     if scan.parts > 1:
@@ -186,7 +184,7 @@ def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlen
     scan = _Scan(like, f.shape[-1], theta, cu_seqlens, mask, reverse, backward=True)
     dx, df = torch.empty(h.shape, dtype=h.dtype, device=h.device), torch.empty(f.shape, dtype=f.dtype, device=f.device)
     inputs = {
-        **_strided("x", like), **_strided("f", f), "room": room, "turn": scan.turn(), "initial": scan.states(initial_state),
+        **_strided("x", like), **_strided("f", f), "room": room, "theta": theta, "initial": scan.states(initial_state),
         "h": h.contiguous(), **_strided("dh", _unit_last_stride(grad_h)), "FUSED": room is not None,
     }  # fmt: skip
     entering = scan.states(grad_final)
@@ -215,7 +213,7 @@ def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse)
     room = _room(lower_bound, forget)
     final, carry = scan.empty(scan.parts, scan.rows, scan.width), scan.carry_outputs()
     scan.launch(
-        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, turn=scan.turn(), FUSED=True,
+        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, theta=theta, FUSED=True,
         initial=torch.zeros_like(final), h=candidate, final=final, **carry, WRITE=False, CARRY=True,
     )  # fmt: skip
     if scan.parts > 1:

@@ -109,16 +109,37 @@ def _gate(f, room, FUSED: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
+def _input(x, write, counted, FUSED: tl.constexpr, MASKED: tl.constexpr, PTX: tl.constexpr):
+    """What joins the state; where only the gates are given it does so at masked positions too."""
+    if FUSED:
+        x = write * _silu(x, PTX)
+        if MASKED:
+            x = tl.where(counted, x, 0)
+    return x
+
+
+@triton.jit
 def _position(k, begin, length, REVERSE: tl.constexpr):
     """Where the k-th position of a scan lies in the tensor."""
     return begin + length - 1 - k if REVERSE else begin + k
 
 
 @triton.jit
-def _columns(channels: tl.constexpr, BD: tl.constexpr, V: tl.constexpr):
-    """The channels of a program, and which of them exist; V of them are one load of a thread."""
-    column = tl.max_contiguous(tl.program_id(0) * BD + tl.arange(0, BD), V)
-    return column, (column < channels if channels % BD else tl.full([BD], 1, tl.int1))
+def _rows(count, lane, R: tl.constexpr):
+    """Which rows of a slot are among its first `count [W]`."""
+    return lane < tl.minimum(count, R).to(tl.int32)[None, :]
+
+
+@triton.jit
+def _place(channels: tl.constexpr, BD: tl.constexpr, V: tl.constexpr):
+    """A program's row, its channels, and which of them exist; V of them are one load of a thread.
+
+    Rows and blocks of channels share the axis of the grid that is not limited to 65535; neighbours share lines of memory.
+    """
+    blocks: tl.constexpr = (channels + BD - 1) // BD
+    row, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    column = tl.max_contiguous(block * BD + tl.arange(0, BD), V)
+    return row, column, (column < channels if channels % BD else tl.full([BD], 1, tl.int1))
 
 
 @triton.jit
@@ -140,11 +161,13 @@ def _cross(a, a_im, b, b_im, state, state_im, COMPLEX: tl.constexpr, W: tl.const
 
 
 @triton.jit
-def _turn(turn, column, there, channels: tl.constexpr):
-    """Cosine and sine of theta, and by what factor, less 1, `exp(i theta)` differs from them: `turn [4, D]`."""
-    c, s = tl.load(turn + column, mask=there, other=1), tl.load(turn + channels + column, mask=there, other=0)
-    c_rest, s_rest = tl.load(turn + 2 * channels + column, mask=there, other=0), tl.load(turn + 3 * channels + column, mask=there, other=0)
-    return c[None, None, :], s[None, None, :], c_rest[None, None, :], s_rest[None, None, :]
+def _turn(theta, column, there, WIDE: tl.constexpr):
+    """Cosine and sine of theta, and by what factor, less 1, `exp(i theta)` differs from them."""
+    angle = tl.load(theta + column, mask=there, other=0).to(tl.float64)[None, None, :]
+    c64, s64 = tl.cos(angle), tl.sin(angle)
+    c, s = c64.to(WIDE), s64.to(WIDE)
+    c_off, s_off = (c64 - c).to(WIDE), (s64 - s).to(WIDE)
+    return c, s, c_off * c + s_off * s, s_off * c - c_off * s
 
 
 @triton.jit
@@ -158,9 +181,9 @@ def _exact(a, a_im, counted, rest, rest_im, WIDE: tl.constexpr):
     return a + (a * rest - a_im * rest_im), a_im + (a * rest_im + a_im * rest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "rows", "stretch"])
 def scan(
-    x, x_outer, x_inner, f, f_outer, f_inner, room, turn, mask, bounds, initial, h, final, decay, turns, steps, rows, stretch,
+    x, x_outer, x_inner, f, f_outer, f_inner, room, theta, mask, bounds, initial, h, final, decay, turns, steps, rows, stretch,
     x_time: tl.constexpr, f_time: tl.constexpr, inner: tl.constexpr, channels: tl.constexpr,
     REVERSE: tl.constexpr, COMPLEX: tl.constexpr, FUSED: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr,
     WRITE: tl.constexpr, CARRY: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
@@ -170,8 +193,8 @@ def scan(
 
     CARRY leaves `decay [S, rows, D]`, the product of the gates, and `turns [S, rows]`, how many positions turned the state.
     """
-    row, part = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    column, there = _columns(channels, BD, V)
+    row, column, there = _place(channels, BD, V)
+    part = tl.program_id(1).to(tl.int64)
     i = row % inner
     outer, begin, length = _range(bounds, row, inner, steps, PACKED)
     low = tl.minimum(part * stretch, length)
@@ -184,37 +207,32 @@ def scan(
     im = re
     if COMPLEX:
         im = none + tl.load(initial + at + channels, mask=there, other=0).to(WIDE)[None, :]
-        c1, s1, c_rest, s_rest = _turn(turn, column, there, channels)
+        c1, s1, c_rest, s_rest = _turn(theta, column, there, WIDE)
     space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
     lane, slot = tl.arange(0, R)[:, None], tl.arange(0, W) * R
     x_base, f_base = x + outer * x_outer + i * x_inner, f + outer * f_outer + i * f_inner
+    now = low  # as `start`, but nobody knows: from it positions are found again, not kept while loads are in flight
     for start in tl.range(low, high, R * W, num_stages=STAGES):
         t = _position(start + slot, begin, length, REVERSE)  # of each slot's first row
-        real = (start + slot)[None, :] + lane < high
+        real = _rows(high - start - slot, lane, R)
         full = real[:, :, None] & there[None, None, :]
-        live = real
-        if MASKED:
-            mask_at = mask + ((outer * steps + t) * inner + i)[None, :] + lane * (sign * inner)
-            live = live & (tl.load(mask_at, mask=real, other=0) != 0)
-        counted = live[:, :, None]
         f_at = (f_base + t[:, None] * f_time + column[None, :])[None] + (lane * (sign * f_time))[:, :, None]
         x_at = (x_base + t[:, None] * x_time + column[None, :])[None] + (lane * (sign * x_time))[:, :, None]
-        h_at = h + (((outer * steps + t) * inner + i)[:, None] * width + column[None, :])[None]
-        h_at += (lane * (sign * inner * width))[:, :, None]
-        gate, write, _, _ = _gate(tl.load(f_at, mask=full, other=_HOLD if FUSED else 0).to(WIDE), space, FUSED, PTX)
-        new = tl.load(x_at, mask=full, other=0).to(WIDE)
-        if FUSED:
-            new = write * _silu(new, PTX)
+        live = _rows(high - now - slot, lane, R)
+        here = live[:, :, None] & there[None, None, :]
         if MASKED:
-            gate, new = tl.where(counted, gate, 1), tl.where(counted, new, 0)
+            mask_at = mask + ((outer * steps + t) * inner + i)[None, :] + lane * (sign * inner)
+            live = tl.load(mask_at, mask=real, other=0) != 0
+        counted = live[:, :, None]
+        place = (outer * steps + _position(now + slot, begin, length, REVERSE)) * inner + i
+        h_at = (h + place[:, None] * width + column[None, :])[None] + (lane * (sign * inner * width))[:, :, None]
+        gate, write, _, _ = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space, FUSED, PTX)
+        gate = tl.where(counted, gate, 1)
+        new = _input(tl.load(x_at, mask=full, other=0).to(WIDE), write, counted, FUSED, MASKED, PTX)
         if COMPLEX:
-            new_im = tl.load(x_at + channels, mask=full, other=0).to(WIDE)
-            if FUSED:
-                new_im = write * _silu(new_im, PTX)
-            if MASKED:
-                new_im = tl.where(counted, new_im, 0)
+            new_im = _input(tl.load(x_at + channels, mask=full, other=0).to(WIDE), write, counted, FUSED, MASKED, PTX)
             a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * s1, 0)
             a, a_im, b, b_im = tl.associative_scan((a, a_im, new, new_im), 0, _complex)
             by, by_im = _exact(a, a_im, counted, c_rest, s_rest, WIDE)
@@ -222,13 +240,14 @@ def scan(
             if WRITE:
                 out = b + a * enters[None] - a_im * enters_im[None]
                 out_im = b_im + a * enters_im[None] + a_im * enters[None]
-                tl.store(h_at, out.to(h.dtype.element_ty), mask=full)
-                tl.store(h_at + channels, out_im.to(h.dtype.element_ty), mask=full)
+                tl.store(h_at, out.to(h.dtype.element_ty), mask=here)
+                tl.store(h_at + channels, out_im.to(h.dtype.element_ty), mask=here)
         else:
             a, b = tl.associative_scan((gate, new), 0, _real)
             enters, _, re, _ = _cross(_last(a, R), none, _last(b, R), none, re, none, COMPLEX, W, BD)
             if WRITE:
-                tl.store(h_at, (b + a * enters[None]).to(h.dtype.element_ty), mask=full)
+                tl.store(h_at, (b + a * enters[None]).to(h.dtype.element_ty), mask=here)
+        now += R * W
         if CARRY:
             product *= tl.reduce(tl.reduce(gate, 0, _product), 0, _product)
             turned += tl.sum(tl.sum(live.to(tl.int64), 0), 0)
@@ -241,9 +260,9 @@ def scan(
             tl.store(turns + part * rows + row, turned)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "rows", "stretch"])
 def scan_backward(
-    x, x_outer, x_inner, f, f_outer, f_inner, room, turn, mask, bounds, initial, h, dh, dh_outer, dh_inner, entering,
+    x, x_outer, x_inner, f, f_outer, f_inner, room, theta, mask, bounds, initial, h, dh, dh_outer, dh_inner, entering,
     dx, df, passed, decay, turns, dlower, dtheta, steps, rows, stretch,
     x_time: tl.constexpr, f_time: tl.constexpr, dh_time: tl.constexpr, inner: tl.constexpr, channels: tl.constexpr,
     REVERSE: tl.constexpr, COMPLEX: tl.constexpr, FUSED: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr,
@@ -254,8 +273,8 @@ def scan_backward(
 
     `entering [S, rows, C]` is the gradient of the state behind a stretch, `passed` that of the state before it.
     """
-    row, part = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    column, there = _columns(channels, BD, V)
+    row, column, there = _place(channels, BD, V)
+    part = tl.program_id(1).to(tl.int64)
     i = row % inner
     outer, begin, length = _range(bounds, row, inner, steps, PACKED)
     low = tl.minimum(part * stretch, length)
@@ -271,7 +290,7 @@ def scan_backward(
     if COMPLEX:
         p_im = none + tl.load(entering + at + channels, mask=there, other=0).to(WIDE)[None, :]
         first_im = tl.load(first_at + channels, mask=there, other=0).to(WIDE)[None, None, :]
-        c1, s1, c_rest, s_rest = _turn(turn, column, there, channels)
+        c1, s1, c_rest, s_rest = _turn(theta, column, there, WIDE)
     space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
@@ -279,22 +298,26 @@ def scan_backward(
     lane, slot = tl.arange(0, R)[:, None], tl.arange(0, W) * R
     x_base, f_base = x + outer * x_outer + i * x_inner, f + outer * f_outer + i * f_inner
     dh_base = dh + outer * dh_outer + i * dh_inner
+    now = high - 1
     for start in tl.range(0, high - low, R * W, num_stages=STAGES):
-        slot_k = high - 1 - start - slot  # of each slot's first row
-        t = _position(slot_k, begin, length, REVERSE)
-        k = slot_k[None, :] - lane
-        real = k >= low
-        full = real[:, :, None] & there[None, None, :]
-        live = real
-        if MASKED:
-            mask_at = mask + ((outer * steps + t) * inner + i)[None, :] + lane * (sign * inner)
-            live = live & (tl.load(mask_at, mask=real, other=0) != 0)
-        counted = live[:, :, None]
+        k = high - 1 - start - slot  # of each slot's first row
+        t = _position(k, begin, length, REVERSE)
+        full = _rows(k - low + 1, lane, R)[:, :, None] & there[None, None, :]
+        has_before = _rows(k, lane, R)[:, :, None] & full
         f_at = (f_base + t[:, None] * f_time + column[None, :])[None] + (lane * (sign * f_time))[:, :, None]
         dh_at = (dh_base + t[:, None] * dh_time + column[None, :])[None] + (lane * (sign * dh_time))[:, :, None]
+        x_at = (x_base + t[:, None] * x_time + column[None, :])[None] + (lane * (sign * x_time))[:, :, None]
         place = (outer * steps + t) * inner + i
+        h_at = (h + (place + sign * inner)[:, None] * width + column[None, :])[None] + (lane * (sign * inner * width))[:, :, None]
+        live = _rows(now - slot - low + 1, lane, R)
+        here, starts = live[:, :, None] & there[None, None, :], (lane == tl.minimum(now - slot, R).to(tl.int32)[None, :])[:, :, None]
+        if MASKED:
+            live = tl.load(mask + place[None, :] + lane * (sign * inner), mask=_rows(k - low + 1, lane, R), other=0) != 0
+        counted = live[:, :, None]
+        place = (outer * steps + _position(now - slot, begin, length, REVERSE)) * inner + i
         wide_at = (place[:, None] * width + column[None, :])[None] + (lane * (sign * inner * width))[:, :, None]
-        gate, write, keep, drop = _gate(tl.load(f_at, mask=full, other=_HOLD if FUSED else 0).to(WIDE), space, FUSED, PTX)
+        gate, write, keep, drop = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space, FUSED, PTX)
+        gate = tl.where(counted, gate, 1)
         g = tl.load(dh_at, mask=full, other=0).to(WIDE)
         # What passes from row to row of a slot is the gate of the row before: the first takes what enters as it is.
         if COMPLEX:
@@ -307,24 +330,19 @@ def scan_backward(
             )  # fmt: skip
             g, g_im = g + b * enters[None] - b_im * enters_im[None], g_im + b * enters_im[None] + b_im * enters[None]
         else:
-            if MASKED:
-                gate = tl.where(counted, gate, 1)
             b, g = tl.associative_scan((_shifted(gate, 1), g), 0, _real)
             enters, _, p, _ = _cross(_last(gate * b, R), none, _last(gate * g, R), none, p, none, COMPLEX, W, BD)
             g += b * enters[None]
         if CARRY:
-            live_gate = tl.where(counted, gate, 1) if MASKED else gate
-            product *= tl.reduce(tl.reduce(live_gate, 0, _product), 0, _product)
+            product *= tl.reduce(tl.reduce(gate, 0, _product), 0, _product)
             turned += tl.sum(tl.sum(live.to(tl.int64), 0), 0)
         if WRITE:
-            h_at, has_before, starts = h + wide_at + sign * inner * width, (k > 0)[:, :, None] & full, (k == 0)[:, :, None]
             prev = tl.where(starts, first, tl.load(h_at, mask=has_before, other=0).to(WIDE))
             if COMPLEX:
                 prev_im = tl.where(starts, first_im, tl.load(h_at + channels, mask=has_before, other=0).to(WIDE))
                 prev, prev_im = c1 * prev - s1 * prev_im, s1 * prev + c1 * prev_im
                 sum_theta += tl.sum(tl.where(counted, gate * (g_im * prev - g * prev_im), 0), 0)
             if FUSED:
-                x_at = (x_base + t[:, None] * x_time + column[None, :])[None] + (lane * (sign * x_time))[:, :, None]
                 value = tl.load(x_at, mask=full, other=0).to(WIDE)
                 on, off = _sigmoids(value, PTX)
                 unit = value * on
@@ -332,7 +350,7 @@ def scan_backward(
                 slope = g * write * (on + unit * off)
                 if MASKED:
                     slope = tl.where(counted, slope, 0)
-                tl.store(dx + wide_at, slope.to(dx.dtype.element_ty), mask=full)
+                tl.store(dx + wide_at, slope.to(dx.dtype.element_ty), mask=here)
                 if COMPLEX:
                     value = tl.load(x_at + channels, mask=full, other=0).to(WIDE)
                     on, off = _sigmoids(value, PTX)
@@ -341,23 +359,24 @@ def scan_backward(
                     slope = g_im * write * (on + unit * off)
                     if MASKED:
                         slope = tl.where(counted, slope, 0)
-                    tl.store(dx + wide_at + channels, slope.to(dx.dtype.element_ty), mask=full)
+                    tl.store(dx + wide_at + channels, slope.to(dx.dtype.element_ty), mask=here)
                 if MASKED:
                     to_gate = tl.where(counted, to_gate, 0)
                 to_gate *= drop
                 sum_lower += tl.sum(to_gate, 0)
                 found = to_gate * (space * keep)
             else:
-                tl.store(dx + wide_at, g.to(dx.dtype.element_ty), mask=full)
+                tl.store(dx + wide_at, g.to(dx.dtype.element_ty), mask=here)
                 found = g * prev
                 if COMPLEX:
-                    tl.store(dx + wide_at + channels, g_im.to(dx.dtype.element_ty), mask=full)
+                    tl.store(dx + wide_at + channels, g_im.to(dx.dtype.element_ty), mask=here)
                     found += g_im * prev_im
                 found *= gate
                 if MASKED:
                     found = tl.where(counted, found, 0)
             df_at = df + (place[:, None] * channels + column[None, :])[None] + (lane * (sign * inner * channels))[:, :, None]
-            tl.store(df_at, found.to(df.dtype.element_ty), mask=full)
+            tl.store(df_at, found.to(df.dtype.element_ty), mask=here)
+        now -= R * W
     tl.store(passed + at, _top(p, W), mask=there)
     if COMPLEX:
         tl.store(passed + at + channels, _top(p_im, W), mask=there)
@@ -373,18 +392,17 @@ def scan_backward(
             tl.store(dtheta + sums_at, tl.sum(sum_theta, 0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "parts"])
 def chain(
-    entering, decay, turns, end, theta, states, channels, rows, parts,
-    COMPLEX: tl.constexpr, BACKWARD: tl.constexpr, WIDE: tl.constexpr, BD: tl.constexpr,
+    entering, decay, turns, end, theta, states, rows, parts,
+    channels: tl.constexpr, COMPLEX: tl.constexpr, BACKWARD: tl.constexpr, WIDE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Follows the stretches of each row: `states [S, R, C]` is what enters each, the first of them `entering [R, C]`.
 
     BACKWARD goes from the last stretch to the first, and turns by the negative angle.
     """
-    row, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * BD + tl.arange(0, BD)
-    there = column < channels
-    width = channels * 2 if COMPLEX else channels
+    row, column, there = _place(channels, BD, 1)
+    width: tl.constexpr = channels * 2 if COMPLEX else channels
     re = tl.load(entering + row * width + column, mask=there, other=0)
     im = re
     if COMPLEX:
@@ -400,7 +418,7 @@ def chain(
             tl.store(states + at + channels, im, mask=there)
             phase = angle * tl.load(turns + place).to(tl.float64)
             phase -= tl.floor(phase / 6.283185307179586) * 6.283185307179586
-            c, s = tl.cos(phase.to(WIDE)), tl.sin(phase.to(WIDE))
+            c, s = tl.cos(phase).to(WIDE), tl.sin(phase).to(WIDE)
             if BACKWARD:
                 s = -s
             new = kept * (c * re - s * im) + tl.load(end + at, mask=there, other=0)
