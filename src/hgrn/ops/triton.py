@@ -62,7 +62,7 @@ def tile_of(is_complex: bool, itemsize: int, backward: bool, block: int) -> Tile
     rows = 8 if not backward and itemsize <= (4 if is_complex else 2) else 4
     threads = 128 if is_complex and backward else 256
     ahead = min(2, _AHEAD // (numbers * rows * vector * threads * itemsize))
-    registers = None if backward or itemsize == 8 else 128
+    registers = None if itemsize == 8 else 168 if threads == 128 else 128
     return Tile(rows, threads * vector // block, block, vector, threads, 1 + ahead, registers)
 
 

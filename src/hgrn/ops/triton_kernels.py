@@ -14,8 +14,6 @@ Letters as in `cpu_scan`: room 1 - gamma, drop sigmoid(-f), write 1 - lambda, g 
 import triton
 import triton.language as tl
 
-_HOLD = tl.constexpr(1e4)  # a forget gate so open that lambda is 1 and 1 - lambda is 0
-
 
 @triton.jit
 def _real(a, x, b, y):
@@ -131,6 +129,12 @@ def _rows(count, lane, R: tl.constexpr):
 
 
 @triton.jit
+def _at(base, place, lane, column, stride: tl.constexpr, sign: tl.constexpr):
+    """Where a tile lies, `[R, W, BD]`: its slots begin at `place [W]`, whose neighbours are `stride` elements apart."""
+    return (base + place[:, None] * stride + column[None, :])[None] + (lane.to(tl.int64) * (sign * stride))[:, :, None]
+
+
+@triton.jit
 def _place(channels: tl.constexpr, BD: tl.constexpr, V: tl.constexpr):
     """A program's row, its channels, and which of them exist; V of them are one load of a thread.
 
@@ -218,16 +222,15 @@ def scan(
         t = _position(start + slot, begin, length, REVERSE)  # of each slot's first row
         real = _rows(high - start - slot, lane, R)
         full = real[:, :, None] & there[None, None, :]
-        f_at = (f_base + t[:, None] * f_time + column[None, :])[None] + (lane * (sign * f_time))[:, :, None]
-        x_at = (x_base + t[:, None] * x_time + column[None, :])[None] + (lane * (sign * x_time))[:, :, None]
+        f_at, x_at = _at(f_base, t, lane, column, f_time, sign), _at(x_base, t, lane, column, x_time, sign)
         live = _rows(high - now - slot, lane, R)
         here = live[:, :, None] & there[None, None, :]
+        place = (outer * steps + _position(now + slot, begin, length, REVERSE)) * inner + i
+        h_at = _at(h, place, lane * inner, column, width, sign)
         if MASKED:
             mask_at = mask + ((outer * steps + t) * inner + i)[None, :] + lane * (sign * inner)
             live = tl.load(mask_at, mask=real, other=0) != 0
         counted = live[:, :, None]
-        place = (outer * steps + _position(now + slot, begin, length, REVERSE)) * inner + i
-        h_at = (h + place[:, None] * width + column[None, :])[None] + (lane * (sign * inner * width))[:, :, None]
         gate, write, _, _ = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space, FUSED, PTX)
         gate = tl.where(counted, gate, 1)
         new = _input(tl.load(x_at, mask=full, other=0).to(WIDE), write, counted, FUSED, MASKED, PTX)
@@ -298,24 +301,24 @@ def scan_backward(
     lane, slot = tl.arange(0, R)[:, None], tl.arange(0, W) * R
     x_base, f_base = x + outer * x_outer + i * x_inner, f + outer * f_outer + i * f_inner
     dh_base = dh + outer * dh_outer + i * dh_inner
-    now = high - 1
+    now = high - 1  # as above
     for start in tl.range(0, high - low, R * W, num_stages=STAGES):
         k = high - 1 - start - slot  # of each slot's first row
         t = _position(k, begin, length, REVERSE)
-        full = _rows(k - low + 1, lane, R)[:, :, None] & there[None, None, :]
-        has_before = _rows(k, lane, R)[:, :, None] & full
-        f_at = (f_base + t[:, None] * f_time + column[None, :])[None] + (lane * (sign * f_time))[:, :, None]
-        dh_at = (dh_base + t[:, None] * dh_time + column[None, :])[None] + (lane * (sign * dh_time))[:, :, None]
-        x_at = (x_base + t[:, None] * x_time + column[None, :])[None] + (lane * (sign * x_time))[:, :, None]
+        real = _rows(k - low + 1, lane, R)
+        full = real[:, :, None] & there[None, None, :]
+        f_at, x_at = _at(f_base, t, lane, column, f_time, sign), _at(x_base, t, lane, column, x_time, sign)
         place = (outer * steps + t) * inner + i
-        h_at = (h + (place + sign * inner)[:, None] * width + column[None, :])[None] + (lane * (sign * inner * width))[:, :, None]
+        dh_at, h_at = _at(dh_base, t, lane, column, dh_time, sign), _at(h, place + sign * inner, lane * inner, column, width, sign)
+        has_before = full & _rows(k, lane, R)[:, :, None]
         live = _rows(now - slot - low + 1, lane, R)
-        here, starts = live[:, :, None] & there[None, None, :], (lane == tl.minimum(now - slot, R).to(tl.int32)[None, :])[:, :, None]
+        here = live[:, :, None] & there[None, None, :]
+        starts = (lane == tl.minimum(now - slot, R).to(tl.int32)[None, :])[:, :, None]
         if MASKED:
-            live = tl.load(mask + place[None, :] + lane * (sign * inner), mask=_rows(k - low + 1, lane, R), other=0) != 0
+            live = tl.load(mask + place[None, :] + lane * (sign * inner), mask=real, other=0) != 0
         counted = live[:, :, None]
         place = (outer * steps + _position(now - slot, begin, length, REVERSE)) * inner + i
-        wide_at = (place[:, None] * width + column[None, :])[None] + (lane * (sign * inner * width))[:, :, None]
+        dx_at, df_at = _at(dx, place, lane * inner, column, width, sign), _at(df, place, lane * inner, column, channels, sign)
         gate, write, keep, drop = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space, FUSED, PTX)
         gate = tl.where(counted, gate, 1)
         g = tl.load(dh_at, mask=full, other=0).to(WIDE)
@@ -350,7 +353,7 @@ def scan_backward(
                 slope = g * write * (on + unit * off)
                 if MASKED:
                     slope = tl.where(counted, slope, 0)
-                tl.store(dx + wide_at, slope.to(dx.dtype.element_ty), mask=here)
+                tl.store(dx_at, slope.to(dx.dtype.element_ty), mask=here)
                 if COMPLEX:
                     value = tl.load(x_at + channels, mask=full, other=0).to(WIDE)
                     on, off = _sigmoids(value, PTX)
@@ -359,22 +362,21 @@ def scan_backward(
                     slope = g_im * write * (on + unit * off)
                     if MASKED:
                         slope = tl.where(counted, slope, 0)
-                    tl.store(dx + wide_at + channels, slope.to(dx.dtype.element_ty), mask=here)
+                    tl.store(dx_at + channels, slope.to(dx.dtype.element_ty), mask=here)
                 if MASKED:
                     to_gate = tl.where(counted, to_gate, 0)
                 to_gate *= drop
                 sum_lower += tl.sum(to_gate, 0)
                 found = to_gate * (space * keep)
             else:
-                tl.store(dx + wide_at, g.to(dx.dtype.element_ty), mask=here)
+                tl.store(dx_at, g.to(dx.dtype.element_ty), mask=here)
                 found = g * prev
                 if COMPLEX:
-                    tl.store(dx + wide_at + channels, g_im.to(dx.dtype.element_ty), mask=here)
+                    tl.store(dx_at + channels, g_im.to(dx.dtype.element_ty), mask=here)
                     found += g_im * prev_im
                 found *= gate
                 if MASKED:
                     found = tl.where(counted, found, 0)
-            df_at = df + (place[:, None] * channels + column[None, :])[None] + (lane * (sign * inner * channels))[:, :, None]
             tl.store(df_at, found.to(df.dtype.element_ty), mask=here)
         now -= R * W
     tl.store(passed + at, _top(p, W), mask=there)
