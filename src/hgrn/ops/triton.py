@@ -90,8 +90,8 @@ class _Scan:
         self.parts, self.stretch = self._split()
         self.flags = dict(
             inner=self.inner, channels=channels, REVERSE=reverse, COMPLEX=self.complex, MASKED=mask is not None,
-            PACKED=cu_seqlens is not None, WIDE=_WIDE[self.wide], **self.tile.constants(_NVIDIA), **self.tile.options(_NVIDIA, _chip(self.device).warp_size),
-            PTX=_NVIDIA and self.wide == torch.float32,
+            PACKED=cu_seqlens is not None, WIDE=_WIDE[self.wide], PTX=_NVIDIA and self.wide == torch.float32,
+            **self.tile.constants(_NVIDIA), **self.tile.options(_NVIDIA, _chip(self.device).warp_size),
         )  # fmt: skip
 
     def _tile(self, itemsize: int, backward: bool) -> Tile:

@@ -95,8 +95,12 @@ def _range(bounds, row, inner, steps, PACKED: tl.constexpr):
 
 
 @triton.jit
-def _gate(f, room, FUSED: tl.constexpr, PTX: tl.constexpr):
-    """lambda, 1 - lambda, and both sigmoids; from log gates the first alone means something."""
+def _gate(f, counted, room, FUSED: tl.constexpr, PTX: tl.constexpr):
+    """lambda, 1 - lambda, and both sigmoids; from log gates the first alone means something.
+
+    Where a position does not count the gate is so open that lambda is exactly 1 and 1 - lambda is 0, whatever f is there.
+    """
+    f = tl.where(counted, f, 1e4 if FUSED else 0)
     if FUSED:
         keep, drop = _sigmoids(f, PTX)
         write = room * drop
@@ -107,13 +111,9 @@ def _gate(f, room, FUSED: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
-def _input(x, write, counted, FUSED: tl.constexpr, MASKED: tl.constexpr, PTX: tl.constexpr):
-    """What joins the state; where only the gates are given it does so at masked positions too."""
-    if FUSED:
-        x = write * _silu(x, PTX)
-        if MASKED:
-            x = tl.where(counted, x, 0)
-    return x
+def _clean(x, counted, MASKED: tl.constexpr):
+    """Without what masked positions hold, which may be NaN; their share of the state is then `0 * silu(0)`."""
+    return tl.where(counted, x, 0) if MASKED else x
 
 
 @triton.jit
@@ -231,11 +231,14 @@ def scan(
             mask_at = mask + ((outer * steps + t) * inner + i)[None, :] + lane * (sign * inner)
             live = tl.load(mask_at, mask=real, other=0) != 0
         counted = live[:, :, None]
-        gate, write, _, _ = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space, FUSED, PTX)
-        gate = tl.where(counted, gate, 1)
-        new = _input(tl.load(x_at, mask=full, other=0).to(WIDE), write, counted, FUSED, MASKED, PTX)
+        gate, write, _, _ = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), counted, space, FUSED, PTX)
+        new = tl.load(x_at, mask=full, other=0).to(WIDE)
+        if FUSED:
+            new = write * _silu(_clean(new, counted, MASKED), PTX)
         if COMPLEX:
-            new_im = _input(tl.load(x_at + channels, mask=full, other=0).to(WIDE), write, counted, FUSED, MASKED, PTX)
+            new_im = tl.load(x_at + channels, mask=full, other=0).to(WIDE)
+            if FUSED:
+                new_im = write * _silu(_clean(new_im, counted, MASKED), PTX)
             a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * s1, 0)
             a, a_im, b, b_im = tl.associative_scan((a, a_im, new, new_im), 0, _complex)
             by, by_im = _exact(a, a_im, counted, c_rest, s_rest, WIDE)
@@ -319,8 +322,7 @@ def scan_backward(
         counted = live[:, :, None]
         place = (outer * steps + _position(now - slot, begin, length, REVERSE)) * inner + i
         dx_at, df_at = _at(dx, place, lane * inner, column, width, sign), _at(df, place, lane * inner, column, channels, sign)
-        gate, write, keep, drop = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space, FUSED, PTX)
-        gate = tl.where(counted, gate, 1)
+        gate, write, keep, drop = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), counted, space, FUSED, PTX)
         g = tl.load(dh_at, mask=full, other=0).to(WIDE)
         # What passes from row to row of a slot is the gate of the row before: the first takes what enters as it is.
         if COMPLEX:
@@ -346,25 +348,17 @@ def scan_backward(
                 prev, prev_im = c1 * prev - s1 * prev_im, s1 * prev + c1 * prev_im
                 sum_theta += tl.sum(tl.where(counted, gate * (g_im * prev - g * prev_im), 0), 0)
             if FUSED:
-                value = tl.load(x_at, mask=full, other=0).to(WIDE)
+                value = _clean(tl.load(x_at, mask=full, other=0).to(WIDE), counted, MASKED)
                 on, off = _sigmoids(value, PTX)
                 unit = value * on
                 to_gate = g * (prev - unit)
-                slope = g * write * (on + unit * off)
-                if MASKED:
-                    slope = tl.where(counted, slope, 0)
-                tl.store(dx_at, slope.to(dx.dtype.element_ty), mask=here)
+                tl.store(dx_at, (g * write * (on + unit * off)).to(dx.dtype.element_ty), mask=here)
                 if COMPLEX:
-                    value = tl.load(x_at + channels, mask=full, other=0).to(WIDE)
+                    value = _clean(tl.load(x_at + channels, mask=full, other=0).to(WIDE), counted, MASKED)
                     on, off = _sigmoids(value, PTX)
                     unit = value * on
                     to_gate += g_im * (prev_im - unit)
-                    slope = g_im * write * (on + unit * off)
-                    if MASKED:
-                        slope = tl.where(counted, slope, 0)
-                    tl.store(dx_at + channels, slope.to(dx.dtype.element_ty), mask=here)
-                if MASKED:
-                    to_gate = tl.where(counted, to_gate, 0)
+                    tl.store(dx_at + channels, (g_im * write * (on + unit * off)).to(dx.dtype.element_ty), mask=here)
                 to_gate *= drop
                 sum_lower += tl.sum(to_gate, 0)
                 found = to_gate * (space * keep)
