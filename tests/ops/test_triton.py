@@ -107,9 +107,9 @@ def test_float64(case):
     check_all(case, torch.float64)
 
 
-@pytest.mark.parametrize("name", ["complex", "65 steps, mask, reverse"])
-def test_with_the_tiles_of_the_gpu(name, real_tiles):
-    check_all(CHOSEN[name], torch.float32)
+@pytest.mark.parametrize("case", [make(), make(steps=530, channels=3, batch=1, mask=True, reverse=True)], ids=["5 steps", "two tiles"])
+def test_with_the_tiles_of_the_gpu(case, real_tiles):
+    check_all(case, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -119,9 +119,10 @@ def test_other_dtypes(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ["65 steps, mask, reverse", "130 steps, extreme, real", "70 steps, extreme", "packed"])
+@pytest.mark.parametrize("name", ["130 steps, extreme, real", "70 steps, extreme", "packed", "mask, reverse"])
 def test_split_time(name, dtype, monkeypatch):
-    case = CHOSEN.get(name, make(lengths=[40, 0, 70, 3], mask=True))
+    more = {"packed": make(lengths=[40, 0, 70, 3], mask=True), "mask, reverse": make(steps=65, batch=1, mask=True, reverse=True)}
+    case = (CHOSEN | more)[name]
     monkeypatch.setattr(engine, "_SHORTEST", 1)
     monkeypatch.setattr(engine, "_chip", lambda _: SimpleNamespace(multi_processor_count=1000, warp_size=32))
     split, parts = engine._Scan._split, []
@@ -165,8 +166,8 @@ def test_padding_is_ignored_and_nan_is_not():
 
 
 def test_rotation_does_not_drift():
-    """Cosine and sine of 1, rounded to float32, turn by 2.4e-8 too much a step: 5e-5 here, were it not undone."""
-    steps = 2000
+    """Cosine and sine of 1, rounded to float32, turn by 2.4e-8 too much a step: 3.6e-5 here, were it not undone."""
+    steps = 1500
     closed, open_gate = torch.zeros(1, steps, 1, 2, device=DEVICE), torch.full((1, steps, 1, 1), 60.0, device=DEVICE)
     theta, state = torch.ones(1, device=DEVICE), torch.tensor([[[1.0, 0.0]]], device=DEVICE)
     h, _ = engine.hgru_scan(closed, open_gate, None, theta, state, cu_seqlens=None, mask=None, reverse=False)
