@@ -4,6 +4,9 @@ Shape letters as in `hgrn.ops.library`; S stretches of time, R rows (sequences t
 """
 
 import math
+from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
 
 import torch
 import triton
@@ -13,47 +16,95 @@ from . import triton_kernels as kernels
 from .reference import state_dtype
 
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
-_WAVES = 2  # programs for each multiprocessor from which time need not be split
-_SHORTEST = 8  # tiles of a stretch at least: the first pass over it has to pay
-_WARPS = 4  # of a program
+_SHORTEST = 4  # tiles of a stretch at least: the first pass over it has to pay
+_BLOCKS = (64, 32, 16, 8)  # channels of a program, widest first
+_AHEAD = 2**16  # bytes of the tiles that are on the way to a program: two fit on an H100, one on every GPU
+_NVIDIA = torch.version.cuda is not None and isinstance(kernels.scan, triton.JITFunction)  # and not the interpreter
 _NO_CARRY = {"decay": None, "turns": None}
 
 
-def tile_of(is_complex: bool, itemsize: int) -> tuple[int, int]:
-    """Time steps and channels of a tile, for a state and the bytes of a number.
+@dataclass(frozen=True)
+class Tile:
+    """How a program cuts its work: `rows` consecutive positions in each of `slots` slots, by `block` channels.
 
-    As many as fit into registers: complex tiles hold twice as many numbers. Real ones of two bytes are twice as wide, so that their
-    rows are full lines of memory.
+    vector: channels of one load of a thread. stages: tiles in flight, the one at work among them. registers: of a thread, at most.
     """
-    return (32, 64) if itemsize <= 2 and not is_complex else (32, 32)
+
+    rows: int
+    slots: int
+    block: int
+    vector: int
+    threads: int
+    stages: int
+    registers: int | None
+
+    @property
+    def steps(self) -> int:
+        return self.rows * self.slots
+
+    def constants(self, nvidia: bool) -> dict[str, int]:
+        """As the kernels take them; AMD's keep tiles in flight in registers, so there is one of them."""
+        return dict(R=self.rows, W=self.slots, BD=self.block, V=self.vector, STAGES=self.stages if nvidia else 2)
+
+    def options(self, nvidia: bool, warp: int) -> dict[str, int]:
+        """As the compiler takes them, for warps of so many threads."""
+        return {"num_warps": self.threads // warp} | ({"maxnreg": self.registers} if nvidia and self.registers else {})
+
+
+def tile_of(is_complex: bool, itemsize: int, backward: bool, block: int) -> Tile:
+    """The tile for a state, the bytes of a number, a direction and a block of channels; docs/gpu.md says why.
+
+    A thread holds `rows * vector` positions of channels: as many as let two programs of 256 threads, or three of 128, share the
+    registers of a multiprocessor. float64 has to work, not to be fast.
+    """
+    numbers = (7 if backward else 3) if is_complex else (4 if backward else 2)  # that are read at a position of a channel
+    vector = 2 if is_complex or backward else 4
+    rows = 8 if not backward and itemsize <= (4 if is_complex else 2) else 4
+    threads = 128 if is_complex and backward else 256
+    ahead = min(2, _AHEAD // (numbers * rows * vector * threads * itemsize))
+    registers = None if itemsize == 8 else 168 if threads == 128 else 128
+    return Tile(rows, threads * vector // block, block, vector, threads, 1 + ahead, registers)
+
+
+@cache
+def _chip(device: torch.device):
+    """What is known of a GPU; the interpreter has one multiprocessor."""
+    return torch.cuda.get_device_properties(device) if device.type == "cuda" else SimpleNamespace(multi_processor_count=1, warp_size=32)
 
 
 class _Scan:
     """The sizes of one call, how its tiles are cut, and the launch of a kernel over them."""
 
-    def __init__(self, x: Tensor, channels: int, theta: Tensor | None, cu_seqlens: Tensor | None, mask: Tensor | None, reverse):
+    def __init__(
+        self, x: Tensor, channels: int, theta: Tensor | None, cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool,
+        backward: bool = False,
+    ):  # fmt: skip
         outer, self.steps, self.inner, width = x.shape
         self.channels, self.width, self.complex, self.device = channels, width, theta is not None, x.device
         self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.rows, self.wide = self.sequences * self.inner, state_dtype(x.dtype)
         self.theta, self.bounds = theta, cu_seqlens
-        self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
-        self.tile = tile_of(self.complex, x.element_size())
-        self.blocks = -(-channels // self.tile[1])
+        self.mask = None if mask is None else mask.int().contiguous()
+        self.tile = self._tile(x.element_size(), backward)
+        self.blocks = -(-channels // self.tile.block)
         self.parts, self.stretch = self._split()
         self.flags = dict(
-            REVERSE=reverse, COMPLEX=self.complex, MASKED=mask is not None, PACKED=cu_seqlens is not None,
-            WIDE=_WIDE[self.wide], BT=self.tile[0], BD=self.tile[1], num_warps=_WARPS,
+            inner=self.inner, channels=channels, REVERSE=reverse, COMPLEX=self.complex, MASKED=mask is not None,
+            PACKED=cu_seqlens is not None, WIDE=_WIDE[self.wide], PTX=_NVIDIA and self.wide == torch.float32,
+            **self.tile.constants(_NVIDIA), **self.tile.options(_NVIDIA, _chip(self.device).warp_size),
         )  # fmt: skip
 
+    def _tile(self, itemsize: int, backward: bool) -> Tile:
+        """Of the widest block that gives every multiprocessor nearly two programs, or else of the narrowest."""
+        enough = 1.8 * _chip(self.device).multi_processor_count
+        wide = (block for block in _BLOCKS if -(-self.channels // block) * self.rows >= enough)
+        return tile_of(self.complex, itemsize, backward, next(wide, _BLOCKS[-1]))
+
     def _split(self) -> tuple[int, int]:
-        """How many stretches, and positions of each: several only where rows and channels cannot fill the chip."""
-        programs, length = self.blocks * self.rows, self.tile[0]
-        if self.device.type == "cuda":
-            wanted = _WAVES * torch.cuda.get_device_properties(self.device).multi_processor_count
-        else:  # the interpreter
-            wanted = _WAVES
-        parts = min(-(-wanted // max(programs, 1)), self.steps // (_SHORTEST * length))
+        """How many stretches, and positions of each: several only where it pays to read all twice for more programs."""
+        programs, length = max(self.blocks * self.rows, 1), self.tile.steps
+        parts = _chip(self.device).multi_processor_count // programs
+        parts = min(parts, self.steps // (_SHORTEST * length))
         if parts <= 1:
             return 1, max(self.steps, 1)
         stretch = -(-self.steps // (parts * length)) * length
@@ -68,22 +119,13 @@ class _Scan:
             return torch.zeros(self.rows, self.width, dtype=self.wide, device=self.device)
         return given.to(self.wide).reshape(self.rows, self.width).contiguous()
 
-    def tables(self) -> dict[str, Tensor | None]:
-        """Cosine and sine of n theta for n up to the length of a tile, `[BT + 1, D]`."""
-        if not self.complex:
-            return {"cos": None, "sin": None}
-        n = torch.arange(self.tile[0] + 1, dtype=torch.float64, device=self.device)
-        angle = n[:, None] * self.theta.double()
-        return {"cos": angle.cos().to(self.wide), "sin": angle.sin().to(self.wide)}
-
     def launch(self, kernel, **arguments) -> None:
         """Runs a kernel over all tiles."""
         if not (self.blocks and self.rows):
             return
         with torch.cuda.device_of(arguments["f"]):
-            kernel[(self.blocks, self.rows, self.parts)](
-                **arguments, mask=self.mask, bounds=self.bounds, steps=self.steps, inner=self.inner, channels=self.channels,
-                rows=self.rows, stretch=self.stretch, **self.flags,
+            kernel[(self.blocks * self.rows, self.parts)](
+                **arguments, mask=self.mask, bounds=self.bounds, steps=self.steps, rows=self.rows, stretch=self.stretch, **self.flags,
             )  # fmt: skip
 
     def chained(self, entering: Tensor, decay: Tensor, turns: Tensor | None, end: Tensor, backward: bool) -> Tensor:
@@ -92,9 +134,9 @@ class _Scan:
         if not (self.channels and self.rows):
             return states
         with torch.cuda.device_of(end):
-            kernels.chain[(-(-self.channels // 128), self.rows)](
-                entering, decay, turns, end, self.theta, states, self.channels, self.rows, self.parts,
-                COMPLEX=self.complex, BACKWARD=backward, WIDE=_WIDE[self.wide], BD=128,
+            kernels.chain[(-(-self.channels // 128) * self.rows,)](
+                entering, decay, turns, end, self.theta, states, self.rows, self.parts, channels=self.channels, COMPLEX=self.complex,
+                BACKWARD=backward, WIDE=_WIDE[self.wide], BD=128,
             )  # fmt: skip
         return states
 
@@ -124,7 +166,7 @@ def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     """Both scans: from pre-activations if `room` is given, else from log gates."""
     scan = _Scan(x, f.shape[-1], theta, cu_seqlens, mask, reverse)
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    inputs = {**_strided("x", x), **_strided("f", f), "room": room, **scan.tables(), "FUSED": room is not None}
+    inputs = {**_strided("x", x), **_strided("f", f), "room": room, "theta": theta, "FUSED": room is not None}
     entering = scan.states(initial_state)
     final = scan.empty(scan.parts, scan.rows, scan.width)
     if scan.parts > 1:
@@ -139,10 +181,10 @@ def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tup
 def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlens, mask, reverse):
     """Gradients of x, f, lower bound, theta and initial state."""
     like = h if x is None else x
-    scan = _Scan(like, f.shape[-1], theta, cu_seqlens, mask, reverse)
+    scan = _Scan(like, f.shape[-1], theta, cu_seqlens, mask, reverse, backward=True)
     dx, df = torch.empty(h.shape, dtype=h.dtype, device=h.device), torch.empty(f.shape, dtype=f.dtype, device=f.device)
     inputs = {
-        **_strided("x", like), **_strided("f", f), "room": room, **scan.tables(), "initial": scan.states(initial_state),
+        **_strided("x", like), **_strided("f", f), "room": room, "theta": theta, "initial": scan.states(initial_state),
         "h": h.contiguous(), **_strided("dh", _unit_last_stride(grad_h)), "FUSED": room is not None,
     }  # fmt: skip
     entering = scan.states(grad_final)
@@ -171,7 +213,7 @@ def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse)
     room = _room(lower_bound, forget)
     final, carry = scan.empty(scan.parts, scan.rows, scan.width), scan.carry_outputs()
     scan.launch(
-        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, **scan.tables(), FUSED=True,
+        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, theta=theta, FUSED=True,
         initial=torch.zeros_like(final), h=candidate, final=final, **carry, WRITE=False, CARRY=True,
     )  # fmt: skip
     if scan.parts > 1:

@@ -1,13 +1,14 @@
 """The GPU kernels of the scans, in Triton: tiles of time by channels that walk along a sequence with the state in registers.
 
-A program owns one row (a sequence and an inner index), one block of channels and one stretch of time, and reads each input once:
-while a tile is combined by an associative scan, loads of further tiles and of other programs are in flight. Where rows and channels
-are too few to fill the chip, time is split: a first pass of the same kernel leaves only what each stretch does to a state that
-enters it, `chain` follows the stretches, and a second pass writes.
+A program owns one row (a sequence and an inner index), one block of channels and one stretch of time, and reads each input once.
+A tile is `[R, W, BD]`: BD channels, and W slots of R consecutive positions. In the layout that Triton gives such a tile R lies in a
+thread's registers, channels and then slots on its lanes and warps, so that the scan inside a slot is serial and moves nothing;
+only what each slot does to a state crosses threads. Loads of further tiles are in flight meanwhile, by way of shared memory. Where
+rows and channels are too few even so, time is split: a first pass of the same kernel leaves only what each stretch does to a
+state that enters it, `chain` follows the stretches, and a second pass writes. docs/gpu.md counts bytes and instructions.
 
-A complex state is turned back by the angle that has passed since the tile began, so that inside a tile one real gate scans both
-parts; `cos` and `sin` are tables of n theta for n = 0 ... BT, rounded from float64. Masked positions do not turn: n counts the
-others. Letters as in `cpu_scan`: room 1 - gamma, drop sigmoid(-f), write 1 - lambda, g the gradient of h_t, p what of it passes on.
+Strides of time and the number of channels are compiled in, so that the rows of a slot are constant offsets; lengths are not.
+Letters as in `cpu_scan`: room 1 - gamma, drop sigmoid(-f), write 1 - lambda, g the gradient of h_t.
 """
 
 import triton
@@ -20,18 +21,66 @@ def _real(a, x, b, y):
 
 
 @triton.jit
-def _complex(a, re, im, b, re2, im2):
-    return a * b, re * b + re2, im * b + im2
+def _complex(a, a_im, x, x_im, b, b_im, y, y_im):
+    return a * b - a_im * b_im, a * b_im + a_im * b, x * b - x_im * b_im + y, x * b_im + x_im * b + y_im
 
 
 @triton.jit
-def _sigmoids(x):
-    """`sigmoid(x)` and `sigmoid(-x)`, the smaller one never a difference."""
-    e = tl.exp(-tl.abs(x))
-    small = e / (1 + e)
-    large = 1 - small
-    positive = x >= 0
-    return tl.where(positive, large, small), tl.where(positive, small, large)
+def _product(x, y):
+    return x * y
+
+
+@triton.jit
+def _newest_two(x, before_x, count_x, y, before_y, count_y):
+    """Of two runs that are joined the last value, the one before it, and how many there are."""
+    return y, tl.where(count_y > 1, before_y, x), count_x + count_y
+
+
+@triton.jit
+def _shifted(x, first: tl.constexpr):
+    """Along axis 0 the value before each, `first` in front: no instruction where that axis lies in registers."""
+    return tl.associative_scan((x, tl.full(x.shape, first, x.dtype), tl.full(x.shape, 1, tl.int32)), 0, _newest_two)[1]
+
+
+@triton.jit
+def _last(x, R: tl.constexpr):
+    """The last along axis 0, `[R, W, BD]` -> `[W, BD]`."""
+    return tl.sum(tl.where(tl.arange(0, R)[:, None, None] == R - 1, x, 0), 0)
+
+
+@triton.jit
+def _top(x, W: tl.constexpr):
+    """The first of equal rows, `[W, BD]` -> `[BD]`."""
+    return tl.sum(tl.where(tl.arange(0, W)[:, None] == 0, x, 0), 0)
+
+
+@triton.jit
+def _exp2(x, PTX: tl.constexpr):
+    """PTX: without the instructions that keep results below 2^-126, which are nothing beside 1."""
+    if PTX:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.exp2(x)
+
+
+@triton.jit
+def _inverse(x, PTX: tl.constexpr):
+    """Of x in [1, 2^126] or infinite. PTX: in one instruction, where a division would look for other x first."""
+    if PTX:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return 1 / x
+
+
+@triton.jit
+def _sigmoids(x, PTX: tl.constexpr):
+    """`sigmoid(x)` and `sigmoid(-x)`, neither of them a difference; where the first would be below 2^-120, it is 2^-120."""
+    e = _exp2(tl.minimum(x * -1.4426950408889634, 120.0, propagate_nan=tl.PropagateNan.ALL), PTX)
+    on = _inverse(1 + e, PTX)
+    return on, e * on
+
+
+@triton.jit
+def _silu(x, PTX: tl.constexpr):
+    return x * _inverse(1 + _exp2(x * -1.4426950408889634, PTX), PTX)
 
 
 @triton.jit
@@ -46,15 +95,25 @@ def _range(bounds, row, inner, steps, PACKED: tl.constexpr):
 
 
 @triton.jit
-def _gate(f, room, FUSED: tl.constexpr):
-    """lambda, 1 - lambda, and both sigmoids; from log gates the first alone means something."""
+def _gate(f, counted, room, FUSED: tl.constexpr, PTX: tl.constexpr):
+    """lambda, 1 - lambda, and both sigmoids; from log gates the first alone means something.
+
+    Where a position does not count the gate is so open that lambda is exactly 1 and 1 - lambda is 0, whatever f is there.
+    """
+    f = tl.where(counted, f, 1e4 if FUSED else 0)
     if FUSED:
-        keep, drop = _sigmoids(f)
+        keep, drop = _sigmoids(f, PTX)
         write = room * drop
-        gate = tl.where(keep < drop, (1 - room) + room * keep, 1 - write)
+        gate = tl.where(f < 0, (1 - room) + room * keep, 1 - write)
         return gate, write, keep, drop
     gate = tl.exp(f)
     return gate, gate, gate, gate
+
+
+@triton.jit
+def _clean(x, counted, MASKED: tl.constexpr):
+    """Without what masked positions hold, which may be NaN; their share of the state is then `0 * silu(0)`."""
+    return tl.where(counted, x, 0) if MASKED else x
 
 
 @triton.jit
@@ -64,204 +123,259 @@ def _position(k, begin, length, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def scan(
-    x, x_outer, x_time, x_inner, f, f_outer, f_time, f_inner, room, cos, sin, mask, bounds, initial, h, final, decay, turns,
-    steps, inner, channels, rows, stretch,
-    REVERSE: tl.constexpr, COMPLEX: tl.constexpr, FUSED: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr,
-    WRITE: tl.constexpr, CARRY: tl.constexpr, WIDE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """States `h` (WRITE) and the state behind each stretch, `final [S, R, C]`, from `initial [S, R, C]`.
+def _rows(count, lane, R: tl.constexpr):
+    """Which rows of a slot are among its first `count [W]`."""
+    return lane < tl.minimum(count, R).to(tl.int32)[None, :]
 
-    CARRY leaves `decay [S, R, D]`, the product of the gates, and `turns [S, R]`, how many positions turned the state.
+
+@triton.jit
+def _at(base, place, lane, column, stride: tl.constexpr, sign: tl.constexpr):
+    """Where a tile lies, `[R, W, BD]`: its slots begin at `place [W]`, whose neighbours are `stride` elements apart."""
+    return (base + place[:, None] * stride + column[None, :])[None] + (lane.to(tl.int64) * (sign * stride))[:, :, None]
+
+
+@triton.jit
+def _place(channels: tl.constexpr, BD: tl.constexpr, V: tl.constexpr):
+    """A program's row, its channels, and which of them exist; V of them are one load of a thread.
+
+    Rows and blocks of channels share the axis of the grid that is not limited to 65535; neighbours share lines of memory.
     """
-    row, part = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    lanes, column = tl.arange(0, BT), tl.program_id(0) * BD + tl.arange(0, BD)
-    there = column < channels
+    blocks: tl.constexpr = (channels + BD - 1) // BD
+    row, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    column = tl.max_contiguous(block * BD + tl.arange(0, BD), V)
+    return row, column, (column < channels if channels % BD else tl.full([BD], 1, tl.int1))
+
+
+@triton.jit
+def _cross(a, a_im, b, b_im, state, state_im, COMPLEX: tl.constexpr, W: tl.constexpr, BD: tl.constexpr):
+    """From what each slot makes of a state, `a * state + b`, what enters each, and in every row what leaves the last."""
+    if COMPLEX:
+        a, a_im, b, b_im = tl.associative_scan((a, a_im, b, b_im), 0, _complex)
+        end, end_im = b + a * state - a_im * state_im, b_im + a * state_im + a_im * state
+    else:
+        a, b = tl.associative_scan((a, b), 0, _real)
+        end = b + a * state
+        end_im = end
+    slot = tl.arange(0, W)[:, None]
+    before, last = tl.broadcast_to(tl.maximum(slot - 1, 0), [W, BD]), tl.full([W, BD], W - 1, tl.int32)
+    enters, leaves = tl.where(slot == 0, state, tl.gather(end, before, 0)), tl.gather(end, last, 0)
+    if COMPLEX:
+        return enters, tl.where(slot == 0, state_im, tl.gather(end_im, before, 0)), leaves, tl.gather(end_im, last, 0)
+    return enters, enters, leaves, leaves
+
+
+@triton.jit
+def _turn(theta, column, there, WIDE: tl.constexpr):
+    """Cosine and sine of theta, and by what factor, less 1, `exp(i theta)` differs from them."""
+    angle = tl.load(theta + column, mask=there, other=0).to(tl.float64)[None, None, :]
+    c64, s64 = tl.cos(angle), tl.sin(angle)
+    c, s = c64.to(WIDE), s64.to(WIDE)
+    c_off, s_off = (c64 - c).to(WIDE), (s64 - s).to(WIDE)
+    return c, s, c_off * c + s_off * s, s_off * c - c_off * s
+
+
+@triton.jit
+def _exact(a, a_im, counted, rest, rest_im, WIDE: tl.constexpr):
+    """Products of gates, of which the last is right: without what rounding cosine and sine did at each live position of a slot.
+
+    It turns all the same way, so over thousands of positions it would add up.
+    """
+    count = tl.sum(counted.to(WIDE), 0)[None]
+    rest, rest_im = count * rest, count * rest_im
+    return a + (a * rest - a_im * rest_im), a_im + (a * rest_im + a_im * rest)
+
+
+@triton.jit(do_not_specialize=["steps", "rows", "stretch"])
+def scan(
+    x, x_outer, x_inner, f, f_outer, f_inner, room, theta, mask, bounds, initial, h, final, decay, turns, steps, rows, stretch,
+    x_time: tl.constexpr, f_time: tl.constexpr, inner: tl.constexpr, channels: tl.constexpr,
+    REVERSE: tl.constexpr, COMPLEX: tl.constexpr, FUSED: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr,
+    WRITE: tl.constexpr, CARRY: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
+    R: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, V: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """States `h` (WRITE) and the state behind each stretch, `final [S, rows, C]`, from `initial [S, rows, C]`.
+
+    CARRY leaves `decay [S, rows, D]`, the product of the gates, and `turns [S, rows]`, how many positions turned the state.
+    """
+    row, column, there = _place(channels, BD, V)
+    part = tl.program_id(1).to(tl.int64)
     i = row % inner
     outer, begin, length = _range(bounds, row, inner, steps, PACKED)
     low = tl.minimum(part * stretch, length)
     high = tl.minimum(low + stretch, length)
-    width = channels * 2 if COMPLEX else channels
+    width: tl.constexpr = channels * 2 if COMPLEX else channels
+    sign: tl.constexpr = -1 if REVERSE else 1
     at = (part * rows + row) * width + column
-    re = tl.load(initial + at, mask=there, other=0).to(WIDE)
+    none = tl.zeros([W, BD], WIDE)
+    re = none + tl.load(initial + at, mask=there, other=0).to(WIDE)[None, :]
     im = re
     if COMPLEX:
-        im = tl.load(initial + at + channels, mask=there, other=0).to(WIDE)
-    space = tl.load(room + column, mask=there, other=0).to(WIDE) if FUSED else re
+        im = none + tl.load(initial + at + channels, mask=there, other=0).to(WIDE)[None, :]
+        c1, s1, c_rest, s_rest = _turn(theta, column, there, WIDE)
+    space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
+    lane, slot = tl.arange(0, R)[:, None], tl.arange(0, W) * R
     x_base, f_base = x + outer * x_outer + i * x_inner, f + outer * f_outer + i * f_inner
-    for start in range(low, high, BT):
-        k = start + lanes
-        t = _position(k, begin, length, REVERSE)
-        real_row = k < high
-        live = real_row
+    now = low  # as `start`, but nobody knows: from it positions are found again, not kept while loads are in flight
+    for start in tl.range(low, high, R * W, num_stages=STAGES):
+        t = _position(start + slot, begin, length, REVERSE)  # of each slot's first row
+        real = _rows(high - start - slot, lane, R)
+        full = real[:, :, None] & there[None, None, :]
+        f_at, x_at = _at(f_base, t, lane, column, f_time, sign), _at(x_base, t, lane, column, x_time, sign)
+        live = _rows(high - now - slot, lane, R)
+        here = live[:, :, None] & there[None, None, :]
+        place = (outer * steps + _position(now + slot, begin, length, REVERSE)) * inner + i
+        h_at = _at(h, place, lane * inner, column, width, sign)
         if MASKED:
-            live = live & (tl.load(mask + (outer * steps + t) * inner + i, mask=real_row, other=0) != 0)
-        full = real_row[:, None] & there[None, :]
-        counted = live[:, None] & there[None, :]
-        f_at = f_base + t[:, None] * f_time + column[None, :]
-        gate, write, _, _ = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space[None, :], FUSED)
-        gate = tl.where(counted, gate, 1)
-        x_at = x_base + t[:, None] * x_time + column[None, :]
+            mask_at = mask + ((outer * steps + t) * inner + i)[None, :] + lane * (sign * inner)
+            live = tl.load(mask_at, mask=real, other=0) != 0
+        counted = live[:, :, None]
+        gate, write, _, _ = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), counted, space, FUSED, PTX)
         new = tl.load(x_at, mask=full, other=0).to(WIDE)
         if FUSED:
-            on, _ = _sigmoids(new)
-            new = tl.where(counted, write * new * on, 0)
-        h_at = h + ((outer * steps + t) * inner + i)[:, None] * width + column[None, :]
-        last = (lanes == BT - 1)[:, None]
+            new = write * _silu(_clean(new, counted, MASKED), PTX)
         if COMPLEX:
             new_im = tl.load(x_at + channels, mask=full, other=0).to(WIDE)
             if FUSED:
-                on, _ = _sigmoids(new_im)
-                new_im = tl.where(counted, write * new_im * on, 0)
-            n = tl.cumsum(live.to(tl.int32), 0)
-            c = tl.load(cos + n[:, None] * channels + column[None, :], mask=there[None, :], other=1)
-            s = tl.load(sin + n[:, None] * channels + column[None, :], mask=there[None, :], other=0)
-            a, b, b_im = tl.associative_scan((gate, c * new + s * new_im, c * new_im - s * new), 0, _complex)
-            b, b_im = b + a * re[None, :], b_im + a * im[None, :]
-            out, out_im = c * b - s * b_im, s * b + c * b_im
-            re = tl.sum(tl.where(last, out, 0), 0)
-            im = tl.sum(tl.where(last, out_im, 0), 0)
+                new_im = write * _silu(_clean(new_im, counted, MASKED), PTX)
+            a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * s1, 0)
+            a, a_im, b, b_im = tl.associative_scan((a, a_im, new, new_im), 0, _complex)
+            by, by_im = _exact(a, a_im, counted, c_rest, s_rest, WIDE)
+            enters, enters_im, re, im = _cross(_last(by, R), _last(by_im, R), _last(b, R), _last(b_im, R), re, im, COMPLEX, W, BD)
             if WRITE:
-                tl.store(h_at, out.to(h.dtype.element_ty), mask=full)
-                tl.store(h_at + channels, out_im.to(h.dtype.element_ty), mask=full)
-            turned += tl.sum(live.to(tl.int64), 0)
+                out = b + a * enters[None] - a_im * enters_im[None]
+                out_im = b_im + a * enters_im[None] + a_im * enters[None]
+                tl.store(h_at, out.to(h.dtype.element_ty), mask=here)
+                tl.store(h_at + channels, out_im.to(h.dtype.element_ty), mask=here)
         else:
             a, b = tl.associative_scan((gate, new), 0, _real)
-            out = b + a * re[None, :]
-            re = tl.sum(tl.where(last, out, 0), 0)
+            enters, _, re, _ = _cross(_last(a, R), none, _last(b, R), none, re, none, COMPLEX, W, BD)
             if WRITE:
-                tl.store(h_at, out.to(h.dtype.element_ty), mask=full)
+                tl.store(h_at, (b + a * enters[None]).to(h.dtype.element_ty), mask=here)
+        now += R * W
         if CARRY:
-            product *= tl.sum(tl.where(last, a, 0), 0)
-    tl.store(final + at, re, mask=there)
+            product *= tl.reduce(tl.reduce(gate, 0, _product), 0, _product)
+            turned += tl.sum(tl.sum(live.to(tl.int64), 0), 0)
+    tl.store(final + at, _top(re, W), mask=there)
     if COMPLEX:
-        tl.store(final + at + channels, im, mask=there)
+        tl.store(final + at + channels, _top(im, W), mask=there)
     if CARRY:
         tl.store(decay + (part * rows + row) * channels + column, product, mask=there)
         if COMPLEX:
             tl.store(turns + part * rows + row, turned)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "rows", "stretch"])
 def scan_backward(
-    x, x_outer, x_time, x_inner, f, f_outer, f_time, f_inner, room, cos, sin, mask, bounds, initial, h,
-    dh, dh_outer, dh_time, dh_inner, entering, dx, df, passed, decay, turns, dlower, dtheta,
-    steps, inner, channels, rows, stretch,
+    x, x_outer, x_inner, f, f_outer, f_inner, room, theta, mask, bounds, initial, h, dh, dh_outer, dh_inner, entering,
+    dx, df, passed, decay, turns, dlower, dtheta, steps, rows, stretch,
+    x_time: tl.constexpr, f_time: tl.constexpr, dh_time: tl.constexpr, inner: tl.constexpr, channels: tl.constexpr,
     REVERSE: tl.constexpr, COMPLEX: tl.constexpr, FUSED: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr,
-    WRITE: tl.constexpr, CARRY: tl.constexpr, WIDE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    WRITE: tl.constexpr, CARRY: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
+    R: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, V: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients `dx`, `df` (WRITE) and the sums for lower bounds and angles `[S, R, D]`, walking from a stretch's end to its start.
+    """Gradients `dx`, `df` (WRITE) and the sums for lower bounds and angles `[S, rows, D]`, walking from a stretch's end to its start.
 
-    `entering [S, R, C]` is the gradient of the state behind a stretch, `passed` that of the state before it.
+    `entering [S, rows, C]` is the gradient of the state behind a stretch, `passed` that of the state before it.
     """
-    row, part = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    lanes, column = tl.arange(0, BT), tl.program_id(0) * BD + tl.arange(0, BD)
-    there = column < channels
+    row, column, there = _place(channels, BD, V)
+    part = tl.program_id(1).to(tl.int64)
     i = row % inner
     outer, begin, length = _range(bounds, row, inner, steps, PACKED)
     low = tl.minimum(part * stretch, length)
     high = tl.minimum(low + stretch, length)
-    width = channels * 2 if COMPLEX else channels
+    width: tl.constexpr = channels * 2 if COMPLEX else channels
+    sign: tl.constexpr = 1 if REVERSE else -1
     at = (part * rows + row) * width + column
-    p = tl.load(entering + at, mask=there, other=0).to(WIDE)
+    none = tl.zeros([W, BD], WIDE)
+    p = none + tl.load(entering + at, mask=there, other=0).to(WIDE)[None, :]
+    first_at = initial + row * width + column
+    first = tl.load(first_at, mask=there, other=0).to(WIDE)[None, None, :]
     p_im = p
-    c1 = p
-    s1 = p
     if COMPLEX:
-        p_im = tl.load(entering + at + channels, mask=there, other=0).to(WIDE)
-        c1 = tl.load(cos + channels + column, mask=there, other=1)
-        s1 = tl.load(sin + channels + column, mask=there, other=0)
-    space = tl.load(room + column, mask=there, other=0).to(WIDE) if FUSED else p
+        p_im = none + tl.load(entering + at + channels, mask=there, other=0).to(WIDE)[None, :]
+        first_im = tl.load(first_at + channels, mask=there, other=0).to(WIDE)[None, None, :]
+        c1, s1, c_rest, s_rest = _turn(theta, column, there, WIDE)
+    space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
-    sum_lower = tl.zeros([BD], WIDE)
-    sum_theta = tl.zeros([BD], WIDE)
+    sum_lower, sum_theta = none, none
+    lane, slot = tl.arange(0, R)[:, None], tl.arange(0, W) * R
     x_base, f_base = x + outer * x_outer + i * x_inner, f + outer * f_outer + i * f_inner
-    dh_base, first = dh + outer * dh_outer + i * dh_inner, initial + row * width + column[None, :]
-    for start in range(0, high - low, BT):
-        k = high - 1 - start - lanes
+    dh_base = dh + outer * dh_outer + i * dh_inner
+    now = high - 1  # as above
+    for start in tl.range(0, high - low, R * W, num_stages=STAGES):
+        k = high - 1 - start - slot  # of each slot's first row
         t = _position(k, begin, length, REVERSE)
-        later = _position(k + 1, begin, length, REVERSE)
-        real_row, has_later = k >= low, (k >= low) & (lanes > 0)
-        live, live_later = real_row, has_later
+        real = _rows(k - low + 1, lane, R)
+        full = real[:, :, None] & there[None, None, :]
+        f_at, x_at = _at(f_base, t, lane, column, f_time, sign), _at(x_base, t, lane, column, x_time, sign)
+        place = (outer * steps + t) * inner + i
+        dh_at, h_at = _at(dh_base, t, lane, column, dh_time, sign), _at(h, place + sign * inner, lane * inner, column, width, sign)
+        has_before = full & _rows(k, lane, R)[:, :, None]
+        live = _rows(now - slot - low + 1, lane, R)
+        here = live[:, :, None] & there[None, None, :]
+        starts = (lane == tl.minimum(now - slot, R).to(tl.int32)[None, :])[:, :, None]
         if MASKED:
-            live = live & (tl.load(mask + (outer * steps + t) * inner + i, mask=real_row, other=0) != 0)
-            live_later = live_later & (tl.load(mask + (outer * steps + later) * inner + i, mask=has_later, other=0) != 0)
-        full, counted = real_row[:, None] & there[None, :], live[:, None] & there[None, :]
-        before_here = live_later[:, None] & there[None, :]
-        f_at = f_base + t[:, None] * f_time + column[None, :]
-        gate, write, keep, drop = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), space[None, :], FUSED)
-        gate = tl.where(counted, gate, 1)
-        f_at = f_base + later[:, None] * f_time + column[None, :]
-        gate_later, _, _, _ = _gate(tl.load(f_at, mask=before_here, other=0).to(WIDE), space[None, :], FUSED)
-        gate_later = tl.where(before_here, gate_later, 1)
-        dh_at = dh_base + t[:, None] * dh_time + column[None, :]
+            live = tl.load(mask + place[None, :] + lane * (sign * inner), mask=real, other=0) != 0
+        counted = live[:, :, None]
+        place = (outer * steps + _position(now - slot, begin, length, REVERSE)) * inner + i
+        dx_at, df_at = _at(dx, place, lane * inner, column, width, sign), _at(df, place, lane * inner, column, channels, sign)
+        gate, write, keep, drop = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), counted, space, FUSED, PTX)
         g = tl.load(dh_at, mask=full, other=0).to(WIDE)
-        last = ((k == low) | ((lanes == BT - 1) & (k >= low)))[:, None]
-        out_at = ((outer * steps + t) * inner + i)[:, None]
-        h_at = h + ((outer * steps + _position(k - 1, begin, length, REVERSE)) * inner + i)[:, None] * width + column[None, :]
-        inside = (k > 0)[:, None] & full
-        at_first = (k == 0)[:, None] & full
+        # What passes from row to row of a slot is the gate of the row before: the first takes what enters as it is.
         if COMPLEX:
             g_im = tl.load(dh_at + channels, mask=full, other=0).to(WIDE)
-            n = tl.cumsum(live_later.to(tl.int32), 0)
-            c = tl.load(cos + n[:, None] * channels + column[None, :], mask=there[None, :], other=1)
-            s = tl.load(sin + n[:, None] * channels + column[None, :], mask=there[None, :], other=0)
-            a, b, b_im = tl.associative_scan((gate_later, c * g - s * g_im, s * g + c * g_im), 0, _complex)
-            b, b_im = b + a * p[None, :], b_im + a * p_im[None, :]
-            g, g_im = c * b + s * b_im, c * b_im - s * b
-            back = tl.where(counted, gate * (c1[None, :] * g + s1[None, :] * g_im), g)
-            back_im = tl.where(counted, gate * (c1[None, :] * g_im - s1[None, :] * g), g_im)
-            p = tl.sum(tl.where(last, back, 0), 0)
-            p_im = tl.sum(tl.where(last, back_im, 0), 0)
-            turned += tl.sum(live.to(tl.int64), 0)
+            a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * -s1, 0)
+            b, b_im, g, g_im = tl.associative_scan((_shifted(a, 1), _shifted(a_im, 0), g, g_im), 0, _complex)
+            by, by_im = _exact(a * b - a_im * b_im, a * b_im + a_im * b, counted, c_rest, -s_rest, WIDE)
+            enters, enters_im, p, p_im = _cross(
+                _last(by, R), _last(by_im, R), _last(a * g - a_im * g_im, R), _last(a * g_im + a_im * g, R), p, p_im, COMPLEX, W, BD,
+            )  # fmt: skip
+            g, g_im = g + b * enters[None] - b_im * enters_im[None], g_im + b * enters_im[None] + b_im * enters[None]
         else:
-            a, b = tl.associative_scan((gate_later, g), 0, _real)
-            g = b + a * p[None, :]
-            g_im = g
-            p = tl.sum(tl.where(last, gate * g, 0), 0)
+            b, g = tl.associative_scan((_shifted(gate, 1), g), 0, _real)
+            enters, _, p, _ = _cross(_last(gate * b, R), none, _last(gate * g, R), none, p, none, COMPLEX, W, BD)
+            g += b * enters[None]
         if CARRY:
-            product *= tl.sum(tl.where(last, a * gate, 0), 0)
+            product *= tl.reduce(tl.reduce(gate, 0, _product), 0, _product)
+            turned += tl.sum(tl.sum(live.to(tl.int64), 0), 0)
         if WRITE:
-            prev = tl.load(h_at, mask=inside, other=0).to(WIDE)
-            prev += tl.load(tl.broadcast_to(first, [BT, BD]), mask=at_first, other=0).to(WIDE)
-            dx_at = dx + out_at * width + column[None, :]
+            prev = tl.where(starts, first, tl.load(h_at, mask=has_before, other=0).to(WIDE))
             if COMPLEX:
-                prev_im = tl.load(h_at + channels, mask=inside, other=0).to(WIDE)
-                prev_im += tl.load(tl.broadcast_to(first + channels, [BT, BD]), mask=at_first, other=0).to(WIDE)
-                turned_re = c1[None, :] * prev - s1[None, :] * prev_im
-                turned_im = s1[None, :] * prev + c1[None, :] * prev_im
-                sum_theta += tl.sum(tl.where(counted, gate * (g_im * turned_re - g * turned_im), 0), 0)
-            else:
-                turned_re, turned_im = prev, prev
+                prev_im = tl.where(starts, first_im, tl.load(h_at + channels, mask=has_before, other=0).to(WIDE))
+                prev, prev_im = c1 * prev - s1 * prev_im, s1 * prev + c1 * prev_im
+                sum_theta += tl.sum(tl.where(counted, gate * (g_im * prev - g * prev_im), 0), 0)
             if FUSED:
-                x_at = x_base + t[:, None] * x_time + column[None, :]
-                value = tl.load(x_at, mask=full, other=0).to(WIDE)
-                on, off = _sigmoids(value)
-                to_gate = g * (turned_re - value * on)
-                tl.store(dx_at, tl.where(counted, g * write * (on + value * on * off), 0).to(dx.dtype.element_ty), mask=full)
+                value = _clean(tl.load(x_at, mask=full, other=0).to(WIDE), counted, MASKED)
+                on, off = _sigmoids(value, PTX)
+                unit = value * on
+                to_gate = g * (prev - unit)
+                tl.store(dx_at, (g * write * (on + unit * off)).to(dx.dtype.element_ty), mask=here)
                 if COMPLEX:
-                    value = tl.load(x_at + channels, mask=full, other=0).to(WIDE)
-                    on, off = _sigmoids(value)
-                    to_gate += g_im * (turned_im - value * on)
-                    slope = tl.where(counted, g_im * write * (on + value * on * off), 0)
-                    tl.store(dx_at + channels, slope.to(dx.dtype.element_ty), mask=full)
-                to_gate = tl.where(counted, to_gate, 0)
-                sum_lower += tl.sum(to_gate * drop, 0)
-                found = to_gate * (write * keep)
+                    value = _clean(tl.load(x_at + channels, mask=full, other=0).to(WIDE), counted, MASKED)
+                    on, off = _sigmoids(value, PTX)
+                    unit = value * on
+                    to_gate += g_im * (prev_im - unit)
+                    tl.store(dx_at + channels, (g_im * write * (on + unit * off)).to(dx.dtype.element_ty), mask=here)
+                to_gate *= drop
+                sum_lower += tl.sum(to_gate, 0)
+                found = to_gate * (space * keep)
             else:
-                tl.store(dx_at, g.to(dx.dtype.element_ty), mask=full)
-                found = g * turned_re
+                tl.store(dx_at, g.to(dx.dtype.element_ty), mask=here)
+                found = g * prev
                 if COMPLEX:
-                    tl.store(dx_at + channels, g_im.to(dx.dtype.element_ty), mask=full)
-                    found += g_im * turned_im
-                found = tl.where(counted, gate * found, 0)
-            tl.store(df + out_at * channels + column[None, :], found.to(df.dtype.element_ty), mask=full)
-    tl.store(passed + at, p, mask=there)
+                    tl.store(dx_at + channels, g_im.to(dx.dtype.element_ty), mask=here)
+                    found += g_im * prev_im
+                found *= gate
+                if MASKED:
+                    found = tl.where(counted, found, 0)
+            tl.store(df_at, found.to(df.dtype.element_ty), mask=here)
+        now -= R * W
+    tl.store(passed + at, _top(p, W), mask=there)
     if COMPLEX:
-        tl.store(passed + at + channels, p_im, mask=there)
+        tl.store(passed + at + channels, _top(p_im, W), mask=there)
     sums_at = (part * rows + row) * channels + column
     if CARRY:
         tl.store(decay + sums_at, product, mask=there)
@@ -269,23 +383,22 @@ def scan_backward(
             tl.store(turns + part * rows + row, turned)
     if WRITE:
         if FUSED:
-            tl.store(dlower + sums_at, sum_lower, mask=there)
+            tl.store(dlower + sums_at, tl.sum(sum_lower, 0), mask=there)
         if COMPLEX:
-            tl.store(dtheta + sums_at, sum_theta, mask=there)
+            tl.store(dtheta + sums_at, tl.sum(sum_theta, 0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "parts"])
 def chain(
-    entering, decay, turns, end, theta, states, channels, rows, parts,
-    COMPLEX: tl.constexpr, BACKWARD: tl.constexpr, WIDE: tl.constexpr, BD: tl.constexpr,
+    entering, decay, turns, end, theta, states, rows, parts,
+    channels: tl.constexpr, COMPLEX: tl.constexpr, BACKWARD: tl.constexpr, WIDE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Follows the stretches of each row: `states [S, R, C]` is what enters each, the first of them `entering [R, C]`.
 
     BACKWARD goes from the last stretch to the first, and turns by the negative angle.
     """
-    row, column = tl.program_id(1).to(tl.int64), tl.program_id(0) * BD + tl.arange(0, BD)
-    there = column < channels
-    width = channels * 2 if COMPLEX else channels
+    row, column, there = _place(channels, BD, 1)
+    width: tl.constexpr = channels * 2 if COMPLEX else channels
     re = tl.load(entering + row * width + column, mask=there, other=0)
     im = re
     if COMPLEX:
@@ -301,7 +414,7 @@ def chain(
             tl.store(states + at + channels, im, mask=there)
             phase = angle * tl.load(turns + place).to(tl.float64)
             phase -= tl.floor(phase / 6.283185307179586) * 6.283185307179586
-            c, s = tl.cos(phase.to(WIDE)), tl.sin(phase.to(WIDE))
+            c, s = tl.cos(phase).to(WIDE), tl.sin(phase).to(WIDE)
             if BACKWARD:
                 s = -s
             new = kept * (c * re - s * im) + tl.load(end + at, mask=there, other=0)
