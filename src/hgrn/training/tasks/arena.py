@@ -27,7 +27,7 @@ class ArenaTask(ClassificationTask):
         self.processor = None
         self.sampler = ExampleSampler(
             self.data, "train", recipe.batch.batch_size, recipe.training.seed, ranks.data_rank, ranks.data_world,
-            recipe.batch.pad_to,
+            recipe.batch.pad_to, recipe.batch.group_by_length,
         )  # fmt: skip
 
     def next_batch(self) -> ExampleBatch:
