@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hgrn.data.lra.image import augmented
 from hgrn.data.lra.sampling import ExampleSampler, in_order
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit, SequenceSplit, sequence_data, write_sequences
 from hgrn.data.lra.store import cached
@@ -167,6 +168,32 @@ def test_images_have_no_length_to_group_by():
     images = ImageSplit(np.zeros((4, 1, 2, 2), np.uint8), np.zeros(4, np.int64))
     with pytest.raises(ValueError, match="group_by_length is for sequences"):
         ExampleSampler(LabelledData({"train": images}, ("a",), ""), "train", 2, seed=0, group_by_length=True)
+
+
+def test_augmented_batches_depend_on_the_position_alone():
+    images = np.random.default_rng(0).integers(0, 256, (SIZE, 3, 8, 8), dtype=np.uint8)
+    split = ImageSplit(images, np.arange(SIZE))
+    data = LabelledData({"train": split}, tuple(map(str, range(SIZE))), "", mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    sampler = ExampleSampler(data, "train", 4, seed=3, augment=True)
+    ranks = [ExampleSampler(data, "train", 4, 0, rank, 2, augment=True) for rank in range(2)]
+    seen = {number: [] for number in range(SIZE)}
+    for step in range(10):
+        for rank in ranks if step == 7 else ():  # a resume in the second epoch
+            rank.load_state_dict(sampler.state_dict())
+        epoch, batch = sampler.epoch, sampler.next()
+        expected = augmented(images[batch.labels], batch.labels.numpy(), 3, epoch)
+        assert np.array_equal(batch.pixel_values.numpy().round(), expected)
+        for number, pixels in zip(batch.labels.tolist(), expected):
+            seen[number].append(pixels)
+        if step >= 7:
+            assert torch.equal(torch.cat([rank.next().pixel_values for rank in ranks]), batch.pixel_values)
+    twice = [found for found in seen.values() if len(found) == 2]
+    assert sum(np.array_equal(*found) for found in twice) < len(twice) / 4  # another way in the next epoch
+
+
+def test_sequences_cannot_be_augmented(lengths_in_disorder):
+    with pytest.raises(ValueError, match="augment is for images"):
+        ExampleSampler(lengths_in_disorder[0], "train", 4, seed=0, augment=True)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

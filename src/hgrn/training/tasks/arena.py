@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from hgrn.data.lra.image import ImageData
 from hgrn.data.lra.load import prepare
 from hgrn.data.lra.sampling import ExampleBatch, ExampleSampler, in_order
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit
@@ -27,7 +28,7 @@ class ArenaTask(ClassificationTask):
         self.processor = None
         self.sampler = ExampleSampler(
             self.data, "train", recipe.batch.batch_size, recipe.training.seed, ranks.data_rank, ranks.data_world,
-            recipe.batch.pad_to, recipe.batch.group_by_length,
+            recipe.batch.pad_to, recipe.batch.group_by_length, isinstance(recipe.data, ImageData) and recipe.data.augment,
         )  # fmt: skip
 
     def next_batch(self) -> ExampleBatch:
