@@ -55,8 +55,8 @@ class ExampleSampler(Positioned):
     epoch takes every example once, in an order of its own, and leaves out the last incomplete batch. Sequences
     are padded to the longest of the step, on all ranks alike, so that a model that sees its padding computes
     the same whatever the number of ranks; with pad_to, to that length always. With group_by_length the examples of
-    each `GROUP` steps are dealt out to these by length, the steps in an order of its own, so that little is padded. With augment images are changed as
-    `image.augmented` does, each epoch in another way.
+    each `GROUP` steps are dealt out to these by length, the steps in an order of its own, so that little is padded.
+    With augment images are changed as `image.augmented` does, each epoch in another way.
 
     Raises UserError for a split that is smaller than a batch, or has sequences longer than pad_to; ValueError
     for numbers that do not fit each other.
@@ -128,7 +128,7 @@ class _Reader:
                                 "least that, or a smaller max_length of the data")
 
     def read(self, step: np.ndarray, rows: slice, changed_by: tuple[int, int] | None = None) -> ExampleBatch:
-        """The given rows of a step of which these are the examples; changed_by: seed and epoch of the augmentation of images."""
+        """The given rows of a step of which these are the examples. changed_by: seed and epoch of an augmentation."""
         mine, examples = step[rows], self.examples
         labels = torch.from_numpy(np.asarray(examples.labels[mine], dtype=np.int64))
         if isinstance(examples, ImageSplit):
