@@ -1,6 +1,7 @@
 """Every recipe in the package parses and builds its model; published ones have the published values."""
 
 import json
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -29,6 +30,12 @@ PARAMETERS = {
     "image/cifar10": None,
     "image/fashion-mnist": None,
     "image/fashion-mnist-pixels": None,
+    "lra/listops": 66_250,
+    "lra/text": 683_394,
+    "lra/retrieval": 132_290,
+    "lra/image": 15_798_282,
+    "lra/pathfinder": 999_170,
+    "lra/pathx": 253_826,
 }
 
 
@@ -49,7 +56,7 @@ def with_data(tmp_path):
                 f"data.splits.{split}.files": [str(tmp_path / "some.jsonl")]
                 for split in ("train", "validation")
             }
-        if name.startswith("image/"):
+        if name.startswith(("image/", "lra/")):
             return load_recipe(name, {"data.path": str(tmp_path)} | overrides)
         return load_recipe(name, files.get(name, {}) | {"data.cache": str(tmp_path / "cache")} | overrides)
 
@@ -62,11 +69,19 @@ def test_all_recipes_are_known_here():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_dry_run(with_data, name):
-    from hgrn.models import HGRNForCausalLM, HGRNForImageClassification
+    from hgrn.models import (
+        HGRNForCausalLM,
+        HGRNForImageClassification,
+        HGRNForSequenceClassification,
+        HGRNForSequencePairClassification,
+    )
 
     recipe = with_data(name)
     with torch.device("meta"):
-        if recipe.task == "image-classification":
+        if recipe.task == "long-range-arena":
+            kind = {"retrieval": HGRNForSequencePairClassification}.get(recipe.data.task, HGRNForSequenceClassification)
+            model = (HGRNForImageClassification if recipe.data.task in ("image", "pathfinder") else kind)(recipe.model.config())
+        elif recipe.task == "image-classification":
             classes = 1000 if recipe.data.format == "imagenet" else 10
             names = {number: str(number) for number in range(classes)}
             model = HGRNForImageClassification(recipe.model.config(num_channels=recipe.data.channels, id2label=names))
@@ -159,6 +174,65 @@ def test_imagenet_is_the_authors_script(with_data, size, width):
     assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (width, 2 * width, 12)
     assert (config.patch_size, config.num_labels, config.bidirectional, config.grid) == (14, 1000, True, False)
     assert config.dropout == 0 and config.final_norm == "pooled" and not config.shared_theta
+
+
+@dataclass
+class Script:
+    """A column of the authors' script for Long Range Arena. shape: width, layers, width of the GLU, classes."""
+
+    batch: int
+    lr: float
+    decay: float
+    warmup: int
+    total: int
+    epochs: int
+    examples: int
+    shape: tuple[int, int, int, int]
+    dropout: float = 0.0
+    positions: bool = True
+    sequences: dict = field(default_factory=dict)
+
+
+ARENA = {
+    "listops": Script(128, 5e-4, 0.01, 5_000, 50_000, 50, 96_000, (32, 6, 32, 10), sequences={"max_length": 2048}),
+    "text": Script(32, 5e-3, 0, 10_000, 50_000, 32, 25_000, (128, 4, 128, 2), 0.1,
+                   sequences={"max_length": 4096, "level": "characters", "min_count": 15}),
+    "retrieval": Script(64, 5e-3, 0, 312, 50_000, 20, 147_086, (64, 2, 128, 2),
+                        sequences={"max_length": 4000, "level": "characters", "min_count": 1}),
+    "image": Script(50, 3e-3, 0, 30_000, 50_000, 100, 45_000, (512, 6, 512, 10)),
+    "pathfinder": Script(128, 2e-3, 0, 50_000, 500_000, 200, 160_000, (128, 6, 128, 2), positions=False),
+    "pathx": Script(16, 7.5e-4, 0, 150_000, 500_000, 100, 160_000, (64, 6, 64, 2), positions=False),
+}  # fmt: skip
+PUBLISHED = {"listops": 59.95, "text": 88.14, "retrieval": 94.23, "image": 88.69, "pathfinder": 92.92, "pathx": 97.50}
+
+
+@pytest.mark.parametrize("name", ARENA)
+def test_long_range_arena_is_the_authors_script(name):
+    """The authors' script, line by line."""
+    recipe, script = load_recipe(f"lra/{name}"), ARENA[name]
+    data, optimizer, schedule, training = recipe.data, recipe.optimizer, recipe.schedule, recipe.training
+    assert recipe.target.value == PUBLISHED[name]
+    assert data.task == {"pathx": "pathfinder"}.get(name, name)
+    assert {key: getattr(data, key) for key in script.sequences} == script.sequences
+    if name == "image":
+        assert data.colour and data.augment
+    batch = recipe.batch
+    assert (batch.batch_size, batch.accumulation, batch.pad_to, batch.group_by_length) == (script.batch, 1, None, False)
+    assert (optimizer.name, optimizer.lr, optimizer.betas, optimizer.eps) == ("adamw", script.lr, (0.9, 0.999), 1e-8)
+    assert (optimizer.weight_decay, optimizer.no_decay, optimizer.clip_norm) == (script.decay, "none", None)
+    assert (schedule.name, schedule.warmup_steps, schedule.total_steps) == ("cosine", script.warmup, script.total)
+    assert (schedule.warmup_init_lr, schedule.min_lr) == (0, 0)
+    epoch = script.examples // script.batch
+    assert training.steps == script.epochs * epoch
+    assert (training.eval_every, training.save_every) == (epoch, epoch)
+    assert (training.seed, training.precision, training.average) == (2222, "fp32", None)
+    config = recipe.model.config()
+    assert recipe.model.preset == f"lra-{name}" and not recipe.model.model_extra
+    assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.num_labels) == script.shape
+    assert (config.bidirectional, config.complex_state, config.norm_type, config.mask_padding) == (True, True, "batch", False)
+    assert config.grid == (name in ("image", "pathfinder", "pathx"))
+    assert (config.dropout, config.glu_dropout or 0) == (script.dropout, script.dropout)
+    assert (config.sinusoidal_positions, config.embedding_dropout or 0) == (script.positions, 0.1 * script.positions)
 
 
 def test_wikitext103_is_the_authors_script():

@@ -84,8 +84,10 @@ def _images(data=None, images=None, augmentation=None, mixing=None, parallel=Non
 
 def _arena(data=None, batch=None, parallel=None, **_: Any) -> list[Problem]:
     found = _whole_examples(parallel)
-    if data and batch and batch.pad_to is not None and not hasattr(data, "max_length"):
-        found.append(Problem("batch.pad_to", batch.pad_to, f"is for sequences, and data.task = {data.task} has images", "remove it"))
+    if data and batch and not hasattr(data, "max_length"):
+        rule = f"is for sequences, and data.task = {data.task} has images"
+        found += [Problem(f"batch.{name}", value, rule, "remove it")
+                  for name, value in (("pad_to", batch.pad_to), ("group_by_length", batch.group_by_length)) if value]
     return found
 
 

@@ -117,7 +117,7 @@ def blocking_changes(saved: Recipe, now: Recipe) -> list[str]:
     training data, whose content the checkpoint's fingerprint holds; the run may get longer if its learning rate
     does not depend on the length.
     """
-    before, after = _leaves(saved.model_dump(mode="json")), _leaves(now.model_dump(mode="json"))
+    before, after = leaves(saved.model_dump(mode="json")), leaves(now.model_dump(mode="json"))
     free = list(_FREE_TO_CHANGE)
     if now.schedule.name != "cosine" and now.training.steps >= saved.training.steps:
         free.append("training.steps")
@@ -128,14 +128,14 @@ def blocking_changes(saved: Recipe, now: Recipe) -> list[str]:
     ]
 
 
-def _leaves(document: Any, prefix: str = "") -> dict[str, Any]:
+def leaves(document: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value of everything in nested dictionaries; lists are values."""
     if not isinstance(document, dict):
         return {prefix: document}
-    leaves = {}
+    found = {}
     for key, value in document.items():
-        leaves |= _leaves(value, f"{prefix}.{key}" if prefix else key)
-    return leaves
+        found |= leaves(value, f"{prefix}.{key}" if prefix else key)
+    return found
 
 
 class _Loader(yaml.SafeLoader):

@@ -83,6 +83,9 @@ class SequenceBatchSpec(BatchSpec):
     """What one optimizer step of a task of Long Range Arena sees."""
 
     pad_to: int | None = Field(None, gt=0, description="length of all sequences; null pads to the longest of a step")
+    group_by_length: bool = Field(
+        False, description="take sequences of about one length into a step, of every 50 steps' examples, so that little is padded"
+    )
 
 
 class ImageSpec(BaseModel):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hgrn.data.lra.image import augmented
 from hgrn.data.lra.sampling import ExampleSampler, in_order
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit, SequenceSplit, sequence_data, write_sequences
 from hgrn.data.lra.store import cached
@@ -110,6 +111,89 @@ def test_resuming_goes_on_exactly(data):
     for wrong in ({"epoch": 0, "index": 5, "seed": 0}, {"epoch": -1, "index": 0, "seed": 0}):
         with pytest.raises(ValueError, match="is not in a split of 5 steps"):
             resumed.load_state_dict(wrong)
+
+
+@pytest.fixture
+def lengths_in_disorder():
+    """103 sequences, so that no group of steps is whole but the first ones; their lengths are no function of the place."""
+    lengths = np.random.default_rng(0).integers(1, 200, 103)
+    split = SequenceSplit(np.repeat(np.arange(103), lengths), np.concatenate([[0], np.cumsum(lengths)]), np.arange(103))
+    return LabelledData({"train": split}, ("a",), ""), lengths
+
+
+@pytest.mark.parametrize("group", [1, 3, 50])
+def test_grouping_by_length_takes_every_example_once(lengths_in_disorder, group, monkeypatch):
+    monkeypatch.setattr("hgrn.data.lra.sampling.GROUP", group)
+    data, _ = lengths_in_disorder
+    sampler, plain = (ExampleSampler(data, "train", 4, seed=1, group_by_length=grouped) for grouped in (True, False))
+    epochs = []
+    for _ in range(2):
+        found = [[sampler.next().labels.tolist() for _ in range(25)], [plain.next().labels.tolist() for _ in range(25)]]
+        assert len({label for step in found[0] for label in step}) == 100
+        for first in range(0, 25, group):  # the examples of these steps are those that would be drawn anyway
+            ours, theirs = (sorted(sum(steps[first : first + group], [])) for steps in found)
+            assert ours == theirs
+        epochs.append(found[0])
+    assert epochs[0] != epochs[1]
+
+
+def test_grouping_by_length_pads_little_and_mixes_the_steps(lengths_in_disorder):
+    data, lengths = lengths_in_disorder
+    sampler = ExampleSampler(data, "train", 4, seed=1, group_by_length=True)
+    for _ in range(3):
+        steps = [sampler.next() for _ in range(25)]
+        padded = sum(step.attention_mask.numel() for step in steps)
+        assert padded < 1.1 * sum(int(step.attention_mask.sum()) for step in steps)
+        widths = [step.input_ids.shape[1] for step in steps]
+        assert widths != sorted(widths) and widths != sorted(widths, reverse=True)
+        assert all(step.attention_mask.sum(1).tolist() == lengths[step.labels].tolist() for step in steps)
+
+
+def test_grouping_by_length_resumes_exactly_and_shares_out_steps(lengths_in_disorder, monkeypatch):
+    monkeypatch.setattr("hgrn.data.lra.sampling.GROUP", 4)
+    data, _ = lengths_in_disorder
+    whole = ExampleSampler(data, "train", 4, seed=3, group_by_length=True)
+    for _ in range(30):
+        whole.next()
+    ranks = [ExampleSampler(data, "train", 4, 0, rank, 2, group_by_length=True) for rank in range(2)]
+    for rank in ranks:
+        rank.load_state_dict(whole.state_dict())
+    for _ in range(40):
+        expected, parts = whole.next(), [rank.next() for rank in ranks]
+        assert torch.equal(torch.cat([part.input_ids for part in parts]), expected.input_ids)
+        assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
+
+
+def test_images_have_no_length_to_group_by():
+    images = ImageSplit(np.zeros((4, 1, 2, 2), np.uint8), np.zeros(4, np.int64))
+    with pytest.raises(ValueError, match="group_by_length is for sequences"):
+        ExampleSampler(LabelledData({"train": images}, ("a",), ""), "train", 2, seed=0, group_by_length=True)
+
+
+def test_augmented_batches_depend_on_the_position_alone():
+    images = np.random.default_rng(0).integers(0, 256, (SIZE, 3, 8, 8), dtype=np.uint8)
+    split = ImageSplit(images, np.arange(SIZE))
+    data = LabelledData({"train": split}, tuple(map(str, range(SIZE))), "", mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    sampler = ExampleSampler(data, "train", 4, seed=3, augment=True)
+    ranks = [ExampleSampler(data, "train", 4, 0, rank, 2, augment=True) for rank in range(2)]
+    seen = {number: [] for number in range(SIZE)}
+    for step in range(10):
+        for rank in ranks if step == 7 else ():  # a resume in the second epoch
+            rank.load_state_dict(sampler.state_dict())
+        epoch, batch = sampler.epoch, sampler.next()
+        expected = augmented(images[batch.labels], batch.labels.numpy(), 3, epoch)
+        assert np.array_equal(batch.pixel_values.numpy().round(), expected)
+        for number, pixels in zip(batch.labels.tolist(), expected):
+            seen[number].append(pixels)
+        if step >= 7:
+            assert torch.equal(torch.cat([rank.next().pixel_values for rank in ranks]), batch.pixel_values)
+    twice = [found for found in seen.values() if len(found) == 2]
+    assert sum(np.array_equal(*found) for found in twice) < len(twice) / 4  # another way in the next epoch
+
+
+def test_sequences_cannot_be_augmented(lengths_in_disorder):
+    with pytest.raises(ValueError, match="augment is for images"):
+        ExampleSampler(lengths_in_disorder[0], "train", 4, seed=0, augment=True)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -31,13 +31,15 @@ PAD = 4  # of the augmentation
 
 @dataclass(frozen=True)
 class ImageData:
-    """path: the folder of either kind, or the one that it lies in. colour: three channels, or one of grey."""
+    """path: the folder of either kind, or the one that it lies in. colour: three channels, or one of grey. augment: as
+    `augmented` does, images of training only."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
     path: str
     task: Literal["image"] = "image"
     colour: bool = False
+    augment: bool = False
     cache: str | None = None
 
 

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 
 from hgrn.data.labelled import LabelledBatch
+from hgrn.data.lra.image import augmented
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit, SequenceSplit
 from hgrn.data.lra.vocabulary import PAD
 from hgrn.data.position import Positioned, check_shares
-from hgrn.data.shuffle import shuffled
+from hgrn.data.shuffle import hashed, shuffled
 from hgrn.errors import UserError
+
+GROUP = 50  # steps whose examples are sorted together
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +54,24 @@ class ExampleSampler(Positioned):
     batch_size is B, the examples of a step over all ranks; each rank takes its slice of consecutive ones. An
     epoch takes every example once, in an order of its own, and leaves out the last incomplete batch. Sequences
     are padded to the longest of the step, on all ranks alike, so that a model that sees its padding computes
-    the same whatever the number of ranks; with pad_to, to that length always.
+    the same whatever the number of ranks; with pad_to, to that length always. With group_by_length the examples of
+    each `GROUP` steps are dealt out to these by length, the steps in an order of its own, so that little is padded.
+    With augment images are changed as `image.augmented` does, each epoch in another way.
 
     Raises UserError for a split that is smaller than a batch, or has sequences longer than pad_to; ValueError
     for numbers that do not fit each other.
     """
 
     def __init__(self, data: LabelledData, split: str, batch_size: int, seed: int, rank: int = 0, world: int = 1,
-                 pad_to: int | None = None):
+                 pad_to: int | None = None, group_by_length: bool = False, augment: bool = False):
         check_shares(batch_size, rank, world)
         self._reader = _Reader(data, split, pad_to)
+        if augment and not isinstance(data.splits[split], ImageSplit):
+            raise ValueError("augment is for images, and these are sequences")
+        self._augment = augment
+        if group_by_length and isinstance(data.splits[split], ImageSplit):
+            raise ValueError("group_by_length is for sequences, and these are images")
+        self._lengths = data.splits[split].lengths if group_by_length else None
         self.batch_size = batch_size
         self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.size = len(data.splits[split])
@@ -71,10 +82,23 @@ class ExampleSampler(Positioned):
 
     def next(self) -> ExampleBatch:
         """The batch at the position, which moves on by one."""
-        places = np.arange(self.index * self.batch_size, (self.index + 1) * self.batch_size)
-        examples = shuffled(places, self.size, self.seed, self.epoch)
+        examples = self._drawn(self.index, 1)[0] if self._lengths is None else self._grouped(self._lengths)
+        changed_by = (self.seed, self.epoch) if self._augment else None
         self.advance()
-        return self._reader.read(examples, self._rows)
+        return self._reader.read(examples, self._rows, changed_by)
+
+    def _drawn(self, first: int, steps: int) -> np.ndarray:
+        """The examples of some steps of the epoch from the first on, [steps, B]."""
+        places = np.arange(first * self.batch_size, (first + steps) * self.batch_size)
+        return shuffled(places, self.size, self.seed, self.epoch).reshape(steps, self.batch_size)
+
+    def _grouped(self, lengths: np.ndarray) -> np.ndarray:
+        """Those of the step at the position, alike in length, [B]."""
+        first = self.index - self.index % GROUP
+        steps = min(GROUP, self.steps_per_epoch - first)
+        examples = self._drawn(first, steps).ravel()
+        by_length = examples[np.argsort(lengths[examples], kind="stable")].reshape(steps, self.batch_size)
+        return by_length[shuffled(np.array([self.index - first]), steps, self.seed, hashed(self.epoch, first))[0]]
 
 
 def in_order(data: LabelledData, split: str, batch_size: int, rank: int = 0, world: int = 1,
@@ -103,13 +127,15 @@ class _Reader:
                 raise UserError(f"pad_to {pad_to} is less than the longest sequence of split {split}, {longest}; give at "
                                 "least that, or a smaller max_length of the data")
 
-    def read(self, step: np.ndarray, rows: slice) -> ExampleBatch:
-        """The given rows of a step of which these are the examples."""
+    def read(self, step: np.ndarray, rows: slice, changed_by: tuple[int, int] | None = None) -> ExampleBatch:
+        """The given rows of a step of which these are the examples. changed_by: seed and epoch of an augmentation."""
         mine, examples = step[rows], self.examples
         labels = torch.from_numpy(np.asarray(examples.labels[mine], dtype=np.int64))
         if isinstance(examples, ImageSplit):
-            pixels = self.data.normalised(np.asarray(examples.images[mine]))
-            return ExampleBatch(labels, pixel_values=torch.from_numpy(pixels))
+            images = np.asarray(examples.images[mine])
+            if changed_by is not None:
+                images = augmented(images, mine, *changed_by)
+            return ExampleBatch(labels, pixel_values=torch.from_numpy(self.data.normalised(images)))
         length = self.pad_to if self.pad_to is not None else max(1, int(examples.lengths[step].max()))
         if isinstance(examples, PairSplit):  # both halves alike: they go through a model as one batch
             return ExampleBatch(labels, *_padded(examples.first, mine, length), *_padded(examples.second, mine, length))

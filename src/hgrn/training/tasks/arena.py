@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from hgrn.data.lra.image import ImageData
 from hgrn.data.lra.load import prepare
 from hgrn.data.lra.sampling import ExampleBatch, ExampleSampler, in_order
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit
+from hgrn.data.lra.tokenizer import build_tokenizer
 from hgrn.errors import UserError
 from hgrn.training.specs import ArenaRecipe
 from hgrn.training.tasks.base import Tell
@@ -24,10 +26,10 @@ class ArenaTask(ClassificationTask):
         self.data = prepare(recipe.data)
         self.fingerprint, self.size = self.data.fingerprint, len(self.data.splits["train"])
         self.data_name = f"{recipe.data.task} {recipe.data.path}"
-        self.processor = None
+        self.processor = None if self.data.vocabulary is None else build_tokenizer(recipe.data.task, self.data)
         self.sampler = ExampleSampler(
             self.data, "train", recipe.batch.batch_size, recipe.training.seed, ranks.data_rank, ranks.data_world,
-            recipe.batch.pad_to,
+            recipe.batch.pad_to, recipe.batch.group_by_length, isinstance(recipe.data, ImageData) and recipe.data.augment,
         )  # fmt: skip
 
     def next_batch(self) -> ExampleBatch:
