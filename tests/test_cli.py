@@ -268,3 +268,15 @@ def test_output_that_nobody_reads_any_more(trained):
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
     assert process.wait() == 0
+
+
+def test_a_table_of_the_arena(tmp_path, fails, capsys):
+    from hgrn.training.loop import train
+    from tests.training.tiny_arena import tiny_arena_recipe
+
+    assert "holds no run of task long-range-arena" in fails("eval", "lra", "--runs", tmp_path)
+    train(tiny_arena_recipe("listops", tmp_path / "data", training__steps=2), tmp_path / "run")
+    assert main(["eval", "lra", "--runs", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "majority" in printed[0] and printed[-1] == f"wrote {tmp_path / 'arena.md'}"
+    assert "| task | paper | ours |" in (tmp_path / "arena.md").read_text()

@@ -67,8 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add("eval", commands.evaluate, "measure a model: bits per byte of text, accuracy of classes",
                    "A language model reads the whole split once, in order, with the state carried. A classifier answers every\n"
-                   "example once, and its confusion matrix is drawn.")  # fmt: skip
-    evaluate.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model")
+                   "example once, and its confusion matrix is drawn. `hgrn eval lra` makes one table of all runs of Long Range Arena.")  # fmt: skip
+    evaluate.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model; or lra")
+    evaluate.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER",
+                          help="where `hgrn eval lra` looks for runs, and writes arena.md (default: runs)")  # fmt: skip
     evaluate.add_argument("--data", nargs="+", metavar="PATH",
                           help="text to read, or the folder of labelled data (default: what the recipe of the run names)")  # fmt: skip
     evaluate.add_argument("--split", default="test", help="split of the recipe's data (default: test)")

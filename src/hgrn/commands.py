@@ -42,6 +42,9 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.checkpoint == Path("lra") and not arguments.checkpoint.exists():
+        _evaluate_arena(arguments.runs)
+        return
     from hgrn.training.checkpointing import find_checkpoint
     from hgrn.training.recipe import recipe_from_yaml
     from hgrn.training.specs import LanguageRecipe
@@ -52,6 +55,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
         _evaluate_text(arguments, recipe)
     else:
         _evaluate_classes(arguments, recipe)
+
+
+def _evaluate_arena(runs: Path) -> None:
+    from hgrn.inference import load_classifier
+    from hgrn.training.arena_table import NAME, arena_table
+
+    with _Bar("evaluating") as bar:
+        rows = arena_table(runs, load_classifier, on_progress=lambda name, done, total: bar(done, total))
+    for row in rows:
+        paper = "" if row.paper is None else f", paper {row.paper:.2f}%"
+        print(f"{row.task:24} {row.accuracy:7.2%} ({row.interval[0]:.2%} to {row.interval[1]:.2%}, majority {row.majority:.2%}{paper})")
+    print(f"wrote {runs / NAME}")
 
 
 def _evaluate_text(arguments: argparse.Namespace, recipe) -> None:
