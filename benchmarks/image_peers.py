@@ -11,17 +11,24 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from hgrn.training.tasks.images import ImageTask
 
 
+class ViT(ViTForImageClassification):
+    """Saved under the names that its weights have in memory, which a resume reads; transformers would write older ones."""
+
+    def save_pretrained(self, *args, **kwargs):
+        super().save_pretrained(*args, save_original_format=False, **kwargs)
+
+
 class ViTTask(ImageTask):
     """A Vision Transformer on the patches of the recipe: 108 channels, 4 heads, 5 layers."""
 
-    def _build_model(self) -> ViTForImageClassification:
+    def _build_model(self) -> ViT:
         ours = self._config()
         config = ViTConfig(
             image_size=self.recipe.images.size, patch_size=ours.patch_size, num_channels=ours.num_channels, hidden_size=108,
             num_hidden_layers=5, num_attention_heads=4, intermediate_size=216, hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0, id2label=ours.id2label, label2id=ours.label2id,
         )  # fmt: skip
-        return ViTForImageClassification(config)
+        return ViT(config)
 
 
 class CNNTask(ImageTask):
