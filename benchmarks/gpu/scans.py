@@ -17,7 +17,7 @@ from hgrn.bench.scan_cases import ScanCase, refuse_if_wrong
 from .clock import OURS, Bench, interpreted, label
 
 SHAPES = ((8, 2048, 1024), (8, 2048, 2048), (1, 65536, 1024), (64, 512, 256))
-TINY, TINY_SPLIT = (1, 24, 16), (1, 600, 8)  # the interpreter is slow: the second, in which time is split, is only checked
+TINY, TINY_LONG = (1, 24, 16), (1, 600, 8)  # the interpreter is slow: the second, of several tiles, is only checked
 DTYPES = (torch.bfloat16, torch.float32)
 TARGETS = {"forward": 0.7, "backward": 0.8}  # of the speed of the copy, at the first three shapes
 _SAMPLE = 32  # channels that are compared with float64
@@ -78,9 +78,9 @@ def run(bench: Bench, check: bool, time: bool) -> None:
     if check:
         options(bench)
     if bench.rehearse:
-        with bench.guarded(name="hgru_scan real", shape=str(list(TINY_SPLIT)), dtype="float32"):
-            given = Given.draw(TINY_SPLIT, torch.float32, bench.device, False)
-            one_scan(bench, given, TINY_SPLIT, torch.float32, "real", False)
+        with bench.guarded(name="hgru_scan real", shape=str(list(TINY_LONG)), dtype="float32"):
+            given = Given.draw(TINY_LONG, torch.float32, bench.device, False)
+            one_scan(bench, given, TINY_LONG, torch.float32, "real", False)
     for shape in (TINY,) if bench.rehearse else SHAPES:
         for dtype in DTYPES:
             for is_complex in (False, True):
