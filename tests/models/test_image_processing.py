@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from hgrn.data.images.augment import EvaluationTransform, Normalisation
 from hgrn.models import HGRNConfig, HGRNForImageClassification, HGRNImageProcessor
 from tests.tolerances import assert_close
 
@@ -22,6 +23,26 @@ def test_the_authors_evaluation_by_hand(image):
     expected = (crop - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     assert found.shape == (1, 3, 224, 224) and found.dtype == torch.float32
     assert_close(found[0], torch.from_numpy(expected).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("resize", [8, 9, 10, 11, 12, 13])
+@pytest.mark.parametrize("wider", range(5))
+def test_the_middle_is_that_of_the_evaluation_while_training(image, resize, wider):
+    """Every remainder of what is cut off by 4; nothing is resized, so the numbers are the same."""
+    half = (0.5, 0.5, 0.5)
+    part = image.crop((0, 0, resize + wider, resize))
+    processor = HGRNImageProcessor(
+        size={"shortest_edge": resize}, crop_size={"height": 8, "width": 8}, image_mean=list(half), image_std=list(half)
+    )
+    transform = EvaluationTransform(8, Normalisation(half, half), resize)
+    expected = transform(transform.fit(torch.from_numpy(np.array(part)).permute(2, 0, 1))[None])
+    assert_close(processor(part, return_tensors="pt").pixel_values, expected)
+
+
+def test_images_smaller_than_the_crop_are_padded(image):
+    processor = HGRNImageProcessor(do_resize=False, do_normalize=False, crop_size={"height": 12, "width": 12})
+    found = processor(image.crop((0, 0, 8, 14)), return_tensors="pt").pixel_values
+    assert found.shape == (1, 3, 12, 12) and (found[..., :2] == 0).all() and (found[..., 2:10] > 0).any()
 
 
 def test_grey_pixels_as_they_are(image):

@@ -65,6 +65,17 @@ class HGRNImageProcessor(PilBackend):
             )
         return image
 
+    def center_crop(self, image: np.ndarray, size, **kwargs) -> np.ndarray:
+        """As the training's evaluation and torchvision: where the middle is between two pixels, it starts at the even one.
+
+        transformers' own starts at the lower one, a pixel off in every fourth case.
+        """
+        height, width = image.shape[-2:]
+        if height < size.height or width < size.width:  # to be padded
+            return super().center_crop(image, size, **kwargs)
+        top, left = round((height - size.height) / 2), round((width - size.width) / 2)
+        return image[..., top : top + size.height, left : left + size.width]
+
     def preprocess(self, images, *args, **kwargs):
         """As transformers does."""
         given = {name: kwargs.get(name, getattr(self, name)) for name in ("num_channels", "do_normalize", "image_mean", "image_std")}
