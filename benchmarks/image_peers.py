@@ -3,9 +3,15 @@
 Each is a task whose model is another one. They take AdamW (`optimizer.name: adamw`, `optimizer.no_decay: none`).
 """
 
-
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hgrn.training.tasks.images import ImageTask

@@ -158,12 +158,15 @@ def draw(rows: list[dict[str, str]], runs: Path) -> None:
         curves = {}
         for row in [row for row in rows if row["run"].startswith(f"{group}/")]:
             logged = read_rows(runs / row["run"] / "log.jsonl")
-            elapsed = {0: 0.0} | {entry["step"]: entry["elapsed"] for entry in logged if entry["kind"] == "train"}
-            points = [(elapsed[entry["step"]] / 60, entry["accuracy"]) for entry in logged
-                      if entry["kind"] == "validation" and entry["step"] in elapsed]  # fmt: skip
+            times = [(entry["step"], entry["elapsed"] / 60) for entry in logged if entry["kind"] == "train"]
+            points = [
+                (max(minutes for step, minutes in times if step <= entry["step"]), entry["accuracy"])
+                for entry in logged
+                if entry["kind"] == "validation"
+            ]
+            name = row["run"].removeprefix(f"{group}/")
             if points:
-                label = f"{row['run'].removeprefix(f'{group}/')}, {int(row['parameters']):,} parameters: test {float(row['test_accuracy']):.2%}"
-                curves[label] = points
+                curves[f"{name}, {int(row['parameters']):,} parameters: test {float(row['test_accuracy']):.2%}"] = points
         if not curves:
             continue
         figure = Figure(figsize=(7, 4.2), layout="constrained")

@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add("eval", commands.evaluate, "measure a model: bits per byte of text, accuracy of classes",
                    "A language model reads the whole split once, in order, with the state carried. A classifier answers every\n"
-                   "example once, and its confusion matrix is drawn. `hgrn eval lra` makes one table of all runs of Long Range Arena.")  # fmt: skip
+                   "example once, and its confusion matrix is drawn.\n"
+                   "`hgrn eval lra` makes one table of all runs of Long Range Arena.")  # fmt: skip
     evaluate.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model; or lra")
     evaluate.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER",
                           help="where `hgrn eval lra` looks for runs, and writes arena.md (default: runs)")  # fmt: skip

@@ -65,7 +65,8 @@ def _evaluate_arena(runs: Path) -> None:
         rows = arena_table(runs, load_classifier, on_progress=lambda name, done, total: bar(done, total))
     for row in rows:
         paper = "" if row.paper is None else f", paper {row.paper:.2f}%"
-        print(f"{row.task:24} {row.accuracy:7.2%} ({row.interval[0]:.2%} to {row.interval[1]:.2%}, majority {row.majority:.2%}{paper})")
+        low, high = row.interval
+        print(f"{row.task:24} {row.accuracy:7.2%} ({low:.2%} to {high:.2%}, majority {row.majority:.2%}{paper})")
     print(f"wrote {runs / NAME}")
 
 
