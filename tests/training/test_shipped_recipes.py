@@ -12,6 +12,7 @@ from hgrn.training.recipe import load_recipe, shipped_recipes
 from hgrn.training.runlog import read_rows
 from tests.data.images.conftest import encoded
 from tests.data.images.test_fixed import write_cifar
+from tests.training.tiny_arena import write_arena
 from tests.training.tiny_runs import write_tiny_images
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -36,6 +37,10 @@ PARAMETERS = {
     "lra/image": 15_798_282,
     "lra/pathfinder": 999_170,
     "lra/pathx": 253_826,
+    "lra/listops-cpu": None,
+    "lra/text-cpu": None,
+    "lra/retrieval-cpu": None,
+    "lra/pathfinder-cpu": None,
 }
 
 
@@ -80,7 +85,9 @@ def test_dry_run(with_data, name):
     with torch.device("meta"):
         if recipe.task == "long-range-arena":
             kind = {"retrieval": HGRNForSequencePairClassification}.get(recipe.data.task, HGRNForSequenceClassification)
-            model = (HGRNForImageClassification if recipe.data.task in ("image", "pathfinder") else kind)(recipe.model.config())
+            facts = {} if recipe.model.preset else {"num_channels": 1, "vocab_size": 30, "num_labels": 10}
+            is_image = recipe.data.task in ("image", "pathfinder")
+            model = (HGRNForImageClassification if is_image else kind)(recipe.model.config(**facts))
         elif recipe.task == "image-classification":
             classes = 1000 if recipe.data.format == "imagenet" else 10
             names = {number: str(number) for number in range(classes)}
@@ -92,6 +99,8 @@ def test_dry_run(with_data, name):
         assert parameters <= 1e6
     elif name == "image/fashion-mnist-pixels":
         assert parameters < 2e5
+    elif name.endswith("-cpu"):
+        assert 1e5 < parameters < 3e5
     elif PARAMETERS[name] is None:
         assert 5e5 < parameters < 1e7
     else:
@@ -147,6 +156,22 @@ def test_small_image_recipes_train(with_data, tmp_path, name):
     outcome = train(with_data(name, **given), tmp_path / "run")
     assert outcome.step == 2 and 0 <= outcome.best["accuracy"] <= 1
     assert len([row for row in read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "train"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["listops", "text", "retrieval", "pathfinder"])
+def test_small_arena_recipes_train(kind, tmp_path):
+    write_arena(kind, tmp_path / kind)
+    short = {
+        "data.path": str(tmp_path / kind),
+        "data.cache": str(tmp_path / "cache"),
+        "training.steps": 2,
+        "training.eval_every": 2,
+        "training.threads": 1,
+        "schedule.warmup_steps": 1,
+        "batch.batch_size": 4,
+    }
+    outcome = train(load_recipe(f"lra/{kind}-cpu", short), tmp_path / "run")
+    assert outcome.step == 2 and 0 <= outcome.best["accuracy"] <= 1
 
 
 @pytest.mark.parametrize("size, width", [("tiny", 192), ("small", 384)])
