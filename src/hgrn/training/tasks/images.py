@@ -78,9 +78,8 @@ def open_examples(recipe: ImageRecipe, split: str) -> Examples:
 def _examples(recipe: ImageRecipe, source: ImageSource) -> Examples:
     images = recipe.images
     transform = EvaluationTransform(images.size, Normalisation(images.mean, images.std), images.resize)
-    batches = evaluation_batches(
-        source, recipe.batch.batch_size, transform, workers=images.workers, max_corrupt=images.max_corrupt
-    )
+    size = recipe.batch.batch_size // recipe.batch.accumulation  # what fits while training
+    batches = evaluation_batches(source, size, transform, workers=images.workers, max_corrupt=images.max_corrupt)
     return Examples(batches, len(source), list(source.classes))
 
 
