@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from hgrn import inference
 from hgrn.data.images.augment import EvaluationTransform, Normalisation
 from hgrn.data.images.loading import ImageBatch
 from hgrn.errors import UserError
@@ -16,6 +17,7 @@ from hgrn.training.loop import train
 from hgrn.training.runlog import Console, read_rows
 from hgrn.training.tasks import build_task, open_examples
 from hgrn.training.tasks.classification import Classification, evaluate
+from tests.tolerances import assert_close
 from tests.training.tiny_runs import tiny_image_recipe
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -119,22 +121,29 @@ def test_a_resumed_run_ends_like_one_that_was_not_stopped(tmp_path):
 def test_a_checkpoint_sees_a_file_as_the_evaluation_of_training_does(tmp_path):
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    recipe = tiny_image_recipe(tmp_path, training__steps=2, images__resize=12)
-    outcome = train(recipe, tmp_path / "run")
-    pixels = np.random.default_rng(0).integers(256, size=(20, 28), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    outcome = train(tiny_image_recipe(tmp_path, training__steps=2, images__resize=11), tmp_path / "run")
+    file = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 28), dtype=np.uint8)).save(file)
     model, processor = AutoModelForImageClassification.from_pretrained(outcome.checkpoint), AutoImageProcessor.from_pretrained(outcome.checkpoint)
-    with Image.open(file) as image, torch.no_grad():
-        inputs = processor(image, return_tensors="pt")
-        logits = model(**inputs).logits
-    transform = EvaluationTransform(8, Normalisation((0.3,), (0.4,)), 12)
-    own = transform(transform.fit(torch.from_numpy(pixels)[None])[None])
-    assert inputs["pixel_values"].shape == own.shape == (1, 1, 8, 8)
-    assert (inputs["pixel_values"] - own).abs().max() <= 1.01 / 255 / 0.4  # both round to whole numbers after resizing
+    with Image.open(file) as image:
+        pixels = processor(image, return_tensors="pt").pixel_values
+    transform = EvaluationTransform(8, Normalisation((0.3,), (0.4,)), 11)
+    own = transform(transform.fit(inference.read_image(file, 1))[None])
+    assert pixels.shape == own.shape == (1, 1, 8, 8)
+    assert (pixels - own).abs().max() <= 1.01 / 255 / 0.4  # resized, both round to whole numbers, not always to the same
+    trained, _, _ = inference.load_classifier(tmp_path / "run")
     with torch.no_grad():
-        torch.testing.assert_close(logits, model(pixel_values=own).logits, rtol=0.05, atol=0.05)
+        assert_close(model.eval()(pixel_values=own).logits, trained(pixel_values=own).logits)
     assert model.config.id2label == {0: "a", 1: "b", 2: "c", 3: "d"}
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    recipe = tiny_image_recipe(tmp_path)
+    model = build_task(recipe, ALONE).model
+    with torch.no_grad():
+        model.score.bias[0] = float("inf")
+    with pytest.raises(UserError, match=r"is not finite: score.bias hold NaN or infinity"):
+        evaluate(model, open_examples(recipe, "test").batches)
 
 
 def test_examples_of_a_split_are_read_once_in_order(tmp_path):

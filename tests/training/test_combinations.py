@@ -21,6 +21,10 @@ def problems(make):
     [
         ({"images__resize": 7}, "images.resize = 7: must be at least images.size = 8"),
         ({"images__mean": [0.1, 0.2]}, "images.mean = [0.1, 0.2]: must be as many numbers as data.channels = 1"),
+        ({"images__std": [0.1, 0.2]}, "images.std = [0.1, 0.2]: must be as many numbers as data.channels = 1"),
+        ({"data": 3}, "data = 3: "),
+        ({"augmentation__scale": [0.5, 0.2]}, "augmentation: scale must be [low, high]"),
+        ({"mixing__smoothing": 1}, "mixing: smoothing must be in [0, 1); got 1"),
         ({"images__std": [0.0]}, "images.std = [0.0]: every number must be above 0"),
         ({"images__sise": 8}, "images.sise = 8: unknown key; did you mean size or resize?"),
         ({"augmentation__flip": 1.5}, "augmentation: flip must be in [0, 1]; got 1.5"),
