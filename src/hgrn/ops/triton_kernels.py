@@ -1,11 +1,12 @@
 """The GPU kernels of the scans, in Triton: tiles of time by channels that walk along a sequence with the state in registers.
 
 A program owns one row (a sequence and an inner index), one block of channels and one stretch of time, and reads each input once.
-A tile is `[R, W, BD]`: BD channels, and W slots of R consecutive positions. In the layout that Triton gives such a tile R lies in a
-thread's registers, channels and then slots on its lanes and warps, so that the scan inside a slot is serial and moves nothing;
-only what each slot does to a state crosses threads. Loads of further tiles are in flight meanwhile, by way of shared memory. Where
-rows and channels are too few even so, time is split: a first pass of the same kernel leaves only what each stretch does to a
-state that enters it, `chain` follows the stretches, and a second pass writes. docs/gpu.md counts bytes and instructions.
+A tile is `[R, W, BD]`: BD channels, and W slots of R consecutive positions. R lies in a thread's registers, channels and then slots
+on lanes and warps, so that the scan inside a slot is serial and moves nothing; only what each slot does to a state crosses threads.
+Memory is read and written by `[R * W, BD]`, row `r * W + w`, for which every version of Triton chooses just this layout; of three
+axes they choose differently. Loads of further tiles are in flight meanwhile, by way of shared memory. Where rows and channels are too
+few even so, time is split: a first pass of the same kernel leaves only what each stretch does to a state that enters it, `chain`
+follows the stretches, and a second pass writes. docs/gpu.md counts bytes and instructions.
 
 Strides of time and the number of channels are compiled in, so that the rows of a slot are constant offsets; lengths are not.
 Letters as in `cpu_scan`: room 1 - gamma, drop sigmoid(-f), write 1 - lambda, g the gradient of h_t.
@@ -26,6 +27,13 @@ def _complex(a, a_im, x, x_im, b, b_im, y, y_im):
 
 
 @triton.jit
+def _counted(a, a_im, x, x_im, m, b, b_im, y, y_im, n):
+    """As `_complex`, and counts; a sum apart from the scan would find positions again, for a layout of its own."""
+    a, a_im, x, x_im = _complex(a, a_im, x, x_im, b, b_im, y, y_im)
+    return a, a_im, x, x_im, m + n
+
+
+@triton.jit
 def _product(x, y):
     return x * y
 
@@ -40,6 +48,24 @@ def _newest_two(x, before_x, count_x, y, before_y, count_y):
 def _shifted(x, first: tl.constexpr):
     """Along axis 0 the value before each, `first` in front: no instruction where that axis lies in registers."""
     return tl.associative_scan((x, tl.full(x.shape, first, x.dtype), tl.full(x.shape, 1, tl.int32)), 0, _newest_two)[1]
+
+
+@triton.jit
+def _slots(x, R: tl.constexpr, W: tl.constexpr, BD: tl.constexpr):
+    """`[R * W, BD or 1]`, as memory is read and written, -> `[R, W, BD]`: no instruction."""
+    return tl.reshape(tl.broadcast_to(x, [R * W, BD]), [R, W, BD])
+
+
+@triton.jit
+def _load(at, mask, WIDE: tl.constexpr, R: tl.constexpr, W: tl.constexpr, BD: tl.constexpr):
+    """A tile `[R, W, BD]` from where `at [R * W, BD]` points."""
+    return _slots(tl.load(at, mask=mask, other=0).to(WIDE), R, W, BD)
+
+
+@triton.jit
+def _store(at, x, mask):
+    """A tile `[R, W, BD]` to where `at [R * W, BD]` points."""
+    tl.store(at, tl.reshape(x, at.shape).to(at.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -124,14 +150,14 @@ def _position(k, begin, length, REVERSE: tl.constexpr):
 
 @triton.jit
 def _rows(count, lane, R: tl.constexpr):
-    """Which rows of a slot are among its first `count [W]`."""
-    return lane < tl.minimum(count, R).to(tl.int32)[None, :]
+    """Which rows are among the first `count` of their slot."""
+    return lane < tl.minimum(count, R).to(tl.int32)
 
 
 @triton.jit
-def _at(base, place, lane, column, stride: tl.constexpr, sign: tl.constexpr):
-    """Where a tile lies, `[R, W, BD]`: its slots begin at `place [W]`, whose neighbours are `stride` elements apart."""
-    return (base + place[:, None] * stride + column[None, :])[None] + (lane.to(tl.int64) * (sign * stride))[:, :, None]
+def _at(base, place, column, stride: tl.constexpr):
+    """Where the rows of a tile lie, `[R * W, BD]`, from their places `[R * W]`, neighbours being `stride` elements apart."""
+    return base + place[:, None] * stride + column[None, :]
 
 
 @triton.jit
@@ -175,12 +201,11 @@ def _turn(theta, column, there, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _exact(a, a_im, counted, rest, rest_im, WIDE: tl.constexpr):
-    """Products of gates, of which the last is right: without what rounding cosine and sine did at each live position of a slot.
+def _exact(a, a_im, count, rest, rest_im):
+    """Products of gates without what rounding cosine and sine did at each of `count` live positions.
 
     It turns all the same way, so over thousands of positions it would add up.
     """
-    count = tl.sum(counted.to(WIDE), 0)[None]
     rest, rest_im = count * rest, count * rest_im
     return a + (a * rest - a_im * rest_im), a_im + (a * rest_im + a_im * rest)
 
@@ -204,7 +229,6 @@ def scan(
     low = tl.minimum(part * stretch, length)
     high = tl.minimum(low + stretch, length)
     width: tl.constexpr = channels * 2 if COMPLEX else channels
-    sign: tl.constexpr = -1 if REVERSE else 1
     at = (part * rows + row) * width + column
     none = tl.zeros([W, BD], WIDE)
     re = none + tl.load(initial + at, mask=there, other=0).to(WIDE)[None, :]
@@ -215,48 +239,47 @@ def scan(
     space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
-    lane, slot = tl.arange(0, R)[:, None], tl.arange(0, W) * R
+    lane, slot = tl.arange(0, R * W) // W, tl.arange(0, R * W) % W * R
     x_base, f_base = x + outer * x_outer + i * x_inner, f + outer * f_outer + i * f_inner
     now = low  # as `start`, but nobody knows: from it positions are found again, not kept while loads are in flight
     for start in tl.range(low, high, R * W, num_stages=STAGES):
-        t = _position(start + slot, begin, length, REVERSE)  # of each slot's first row
+        t = _position(start + slot + lane, begin, length, REVERSE)
         real = _rows(high - start - slot, lane, R)
-        full = real[:, :, None] & there[None, None, :]
-        f_at, x_at = _at(f_base, t, lane, column, f_time, sign), _at(x_base, t, lane, column, x_time, sign)
+        full = real[:, None] & there[None, :]
+        f_at, x_at = _at(f_base, t, column, f_time), _at(x_base, t, column, x_time)
         live = _rows(high - now - slot, lane, R)
-        here = live[:, :, None] & there[None, None, :]
-        place = (outer * steps + _position(now + slot, begin, length, REVERSE)) * inner + i
-        h_at = _at(h, place, lane * inner, column, width, sign)
+        here = live[:, None] & there[None, :]
+        place = (outer * steps + _position(now + slot + lane, begin, length, REVERSE)) * inner + i
+        h_at = _at(h, place, column, width)
         if MASKED:
-            mask_at = mask + ((outer * steps + t) * inner + i)[None, :] + lane * (sign * inner)
-            live = tl.load(mask_at, mask=real, other=0) != 0
-        counted = live[:, :, None]
-        gate, write, _, _ = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), counted, space, FUSED, PTX)
-        new = tl.load(x_at, mask=full, other=0).to(WIDE)
+            live = tl.load(mask + (outer * steps + t) * inner + i, mask=real, other=0) != 0
+        counted = _slots(live[:, None], R, W, BD)
+        gate, write, _, _ = _gate(_load(f_at, full, WIDE, R, W, BD), counted, space, FUSED, PTX)
+        new = _load(x_at, full, WIDE, R, W, BD)
         if FUSED:
             new = write * _silu(_clean(new, counted, MASKED), PTX)
         if COMPLEX:
-            new_im = tl.load(x_at + channels, mask=full, other=0).to(WIDE)
+            new_im = _load(x_at + channels, full, WIDE, R, W, BD)
             if FUSED:
                 new_im = write * _silu(_clean(new_im, counted, MASKED), PTX)
             a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * s1, 0)
-            a, a_im, b, b_im = tl.associative_scan((a, a_im, new, new_im), 0, _complex)
-            by, by_im = _exact(a, a_im, counted, c_rest, s_rest, WIDE)
+            a, a_im, b, b_im, count = tl.associative_scan((a, a_im, new, new_im, counted.to(WIDE)), 0, _counted)
+            by, by_im = _exact(a, a_im, count, c_rest, s_rest)
             enters, enters_im, re, im = _cross(_last(by, R), _last(by_im, R), _last(b, R), _last(b_im, R), re, im, COMPLEX, W, BD)
             if WRITE:
                 out = b + a * enters[None] - a_im * enters_im[None]
                 out_im = b_im + a * enters_im[None] + a_im * enters[None]
-                tl.store(h_at, out.to(h.dtype.element_ty), mask=here)
-                tl.store(h_at + channels, out_im.to(h.dtype.element_ty), mask=here)
+                _store(h_at, out, here)
+                _store(h_at + channels, out_im, here)
         else:
             a, b = tl.associative_scan((gate, new), 0, _real)
             enters, _, re, _ = _cross(_last(a, R), none, _last(b, R), none, re, none, COMPLEX, W, BD)
             if WRITE:
-                tl.store(h_at, (b + a * enters[None]).to(h.dtype.element_ty), mask=here)
+                _store(h_at, b + a * enters[None], here)
         now += R * W
         if CARRY:
             product *= tl.reduce(tl.reduce(gate, 0, _product), 0, _product)
-            turned += tl.sum(tl.sum(live.to(tl.int64), 0), 0)
+            turned += tl.sum(live.to(tl.int64), 0)
     tl.store(final + at, _top(re, W), mask=there)
     if COMPLEX:
         tl.store(final + at + channels, _top(im, W), mask=there)
@@ -286,50 +309,51 @@ def scan_backward(
     low = tl.minimum(part * stretch, length)
     high = tl.minimum(low + stretch, length)
     width: tl.constexpr = channels * 2 if COMPLEX else channels
-    sign: tl.constexpr = 1 if REVERSE else -1
+    earlier: tl.constexpr = 1 if REVERSE else -1
     at = (part * rows + row) * width + column
     none = tl.zeros([W, BD], WIDE)
     p = none + tl.load(entering + at, mask=there, other=0).to(WIDE)[None, :]
     first_at = initial + row * width + column
-    first = tl.load(first_at, mask=there, other=0).to(WIDE)[None, None, :]
+    first = tl.load(first_at, mask=there, other=0).to(WIDE)[None, :]
     p_im = p
     if COMPLEX:
         p_im = none + tl.load(entering + at + channels, mask=there, other=0).to(WIDE)[None, :]
-        first_im = tl.load(first_at + channels, mask=there, other=0).to(WIDE)[None, None, :]
+        first_im = tl.load(first_at + channels, mask=there, other=0).to(WIDE)[None, :]
         c1, s1, c_rest, s_rest = _turn(theta, column, there, WIDE)
     space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
     sum_lower, sum_theta = none, none
-    lane, slot = tl.arange(0, R)[:, None], tl.arange(0, W) * R
+    lane, slot = tl.arange(0, R * W) // W, tl.arange(0, R * W) % W * R
     x_base, f_base = x + outer * x_outer + i * x_inner, f + outer * f_outer + i * f_inner
     dh_base = dh + outer * dh_outer + i * dh_inner
     now = high - 1  # as above
     for start in tl.range(0, high - low, R * W, num_stages=STAGES):
         k = high - 1 - start - slot  # of each slot's first row
-        t = _position(k, begin, length, REVERSE)
+        t = _position(k - lane, begin, length, REVERSE)
         real = _rows(k - low + 1, lane, R)
-        full = real[:, :, None] & there[None, None, :]
-        f_at, x_at = _at(f_base, t, lane, column, f_time, sign), _at(x_base, t, lane, column, x_time, sign)
+        full = real[:, None] & there[None, :]
+        f_at, x_at = _at(f_base, t, column, f_time), _at(x_base, t, column, x_time)
         place = (outer * steps + t) * inner + i
-        dh_at, h_at = _at(dh_base, t, lane, column, dh_time, sign), _at(h, place + sign * inner, lane * inner, column, width, sign)
-        has_before = full & _rows(k, lane, R)[:, :, None]
+        dh_at, h_at = _at(dh_base, t, column, dh_time), _at(h, place + earlier * inner, column, width)
+        has_before = full & _rows(k, lane, R)[:, None]
         live = _rows(now - slot - low + 1, lane, R)
-        here = live[:, :, None] & there[None, None, :]
-        starts = (lane == tl.minimum(now - slot, R).to(tl.int32)[None, :])[:, :, None]
+        here = live[:, None] & there[None, :]
+        starts = (lane == tl.minimum(now - slot, R).to(tl.int32))[:, None]
         if MASKED:
-            live = tl.load(mask + place[None, :] + lane * (sign * inner), mask=real, other=0) != 0
-        counted = live[:, :, None]
-        place = (outer * steps + _position(now - slot, begin, length, REVERSE)) * inner + i
-        dx_at, df_at = _at(dx, place, lane * inner, column, width, sign), _at(df, place, lane * inner, column, channels, sign)
-        gate, write, keep, drop = _gate(tl.load(f_at, mask=full, other=0).to(WIDE), counted, space, FUSED, PTX)
-        g = tl.load(dh_at, mask=full, other=0).to(WIDE)
+            live = tl.load(mask + place, mask=real, other=0) != 0
+        counted = _slots(live[:, None], R, W, BD)
+        place = (outer * steps + _position(now - slot - lane, begin, length, REVERSE)) * inner + i
+        dx_at, df_at = _at(dx, place, column, width), _at(df, place, column, channels)
+        gate, write, keep, drop = _gate(_load(f_at, full, WIDE, R, W, BD), counted, space, FUSED, PTX)
+        g = _load(dh_at, full, WIDE, R, W, BD)
         # What passes from row to row of a slot is the gate of the row before: the first takes what enters as it is.
         if COMPLEX:
-            g_im = tl.load(dh_at + channels, mask=full, other=0).to(WIDE)
+            g_im = _load(dh_at + channels, full, WIDE, R, W, BD)
             a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * -s1, 0)
-            b, b_im, g, g_im = tl.associative_scan((_shifted(a, 1), _shifted(a_im, 0), g, g_im), 0, _complex)
-            by, by_im = _exact(a * b - a_im * b_im, a * b_im + a_im * b, counted, c_rest, -s_rest, WIDE)
+            b, b_im, count = _shifted(a, 1), _shifted(a_im, 0), counted.to(WIDE)
+            b, b_im, g, g_im, count = tl.associative_scan((b, b_im, g, g_im, count), 0, _counted)
+            by, by_im = _exact(a * b - a_im * b_im, a * b_im + a_im * b, count, c_rest, -s_rest)
             enters, enters_im, p, p_im = _cross(
                 _last(by, R), _last(by_im, R), _last(a * g - a_im * g_im, R), _last(a * g_im + a_im * g, R), p, p_im, COMPLEX, W, BD,
             )  # fmt: skip
@@ -340,38 +364,38 @@ def scan_backward(
             g += b * enters[None]
         if CARRY:
             product *= tl.reduce(tl.reduce(gate, 0, _product), 0, _product)
-            turned += tl.sum(tl.sum(live.to(tl.int64), 0), 0)
+            turned += tl.sum(live.to(tl.int64), 0)
         if WRITE:
-            prev = tl.where(starts, first, tl.load(h_at, mask=has_before, other=0).to(WIDE))
+            prev = _slots(tl.where(starts, first, tl.load(h_at, mask=has_before, other=0).to(WIDE)), R, W, BD)
             if COMPLEX:
-                prev_im = tl.where(starts, first_im, tl.load(h_at + channels, mask=has_before, other=0).to(WIDE))
+                prev_im = _slots(tl.where(starts, first_im, tl.load(h_at + channels, mask=has_before, other=0).to(WIDE)), R, W, BD)
                 prev, prev_im = c1 * prev - s1 * prev_im, s1 * prev + c1 * prev_im
                 sum_theta += tl.sum(tl.where(counted, gate * (g_im * prev - g * prev_im), 0), 0)
             if FUSED:
-                value = _clean(tl.load(x_at, mask=full, other=0).to(WIDE), counted, MASKED)
+                value = _clean(_load(x_at, full, WIDE, R, W, BD), counted, MASKED)
                 on, off = _sigmoids(value, PTX)
                 unit = value * on
                 to_gate = g * (prev - unit)
-                tl.store(dx_at, (g * write * (on + unit * off)).to(dx.dtype.element_ty), mask=here)
+                _store(dx_at, g * write * (on + unit * off), here)
                 if COMPLEX:
-                    value = _clean(tl.load(x_at + channels, mask=full, other=0).to(WIDE), counted, MASKED)
+                    value = _clean(_load(x_at + channels, full, WIDE, R, W, BD), counted, MASKED)
                     on, off = _sigmoids(value, PTX)
                     unit = value * on
                     to_gate += g_im * (prev_im - unit)
-                    tl.store(dx_at + channels, (g_im * write * (on + unit * off)).to(dx.dtype.element_ty), mask=here)
+                    _store(dx_at + channels, g_im * write * (on + unit * off), here)
                 to_gate *= drop
                 sum_lower += tl.sum(to_gate, 0)
                 found = to_gate * (space * keep)
             else:
-                tl.store(dx_at, g.to(dx.dtype.element_ty), mask=here)
+                _store(dx_at, g, here)
                 found = g * prev
                 if COMPLEX:
-                    tl.store(dx_at + channels, g_im.to(dx.dtype.element_ty), mask=here)
+                    _store(dx_at + channels, g_im, here)
                     found += g_im * prev_im
                 found *= gate
                 if MASKED:
                     found = tl.where(counted, found, 0)
-            tl.store(df_at, found.to(df.dtype.element_ty), mask=here)
+            _store(df_at, found, here)
         now -= R * W
     tl.store(passed + at, _top(p, W), mask=there)
     if COMPLEX:
