@@ -80,6 +80,7 @@ def test_resumed_equals_never_stopped(tensors):
         resumed.load_state_dict({"epoch": 0, "index": 5, "seed": 0})
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 def test_workers_change_nothing(image_folder):
     source = open_images(ImageData(format="folder", path=str(image_folder)), "train")
 
