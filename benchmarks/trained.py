@@ -61,7 +61,7 @@ RUNS = [
     Run("fashion-mnist", "vit", "image/fashion-mnist", "fashion-mnist", _adamw(1e-3, 5500) | FP32, image_peers.ViTTask),
     Run("fashion-mnist", "cnn", "image/fashion-mnist", "fashion-mnist", _adamw(3e-3, 5400), image_peers.CNNTask),
     Run("fashion-mnist-pixels", "hgrn", "image/fashion-mnist-pixels", "fashion-mnist"),
-    Run("fashion-mnist-pixels", "lstm", "image/fashion-mnist-pixels", "fashion-mnist", _adamw(1e-2, 2700), image_peers.LSTMTask),
+    Run("fashion-mnist-pixels", "lstm", "image/fashion-mnist-pixels", "fashion-mnist", _adamw(1e-2, 4000), image_peers.LSTMTask),
 ]
 
 
