@@ -88,7 +88,7 @@ def main() -> int:
             row = measured(run, data[run.data], given.runs / run.name)
             write_csv(given.out, [*read_csv(given.out), row])
             print(f"{run.name}: {row['test_accuracy']} on the test split")
-        draw(read_csv(given.out), given.runs)
+        draw(read_csv(given.out), given.runs, PICTURES if given.out == RESULTS else given.out.parent)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -150,8 +150,8 @@ def measured(run: Run, path: str, out: Path) -> dict[str, str]:
     } | where
 
 
-def draw(rows: list[dict[str, str]], runs: Path) -> None:
-    """A picture for each group of which there are run folders: accuracy of the validation split over minutes of training."""
+def draw(rows: list[dict[str, str]], runs: Path, folder: Path) -> None:
+    """A picture in a folder for each group of which there are run folders: accuracy of the validation split over minutes of training."""
     from matplotlib.figure import Figure
 
     for group in dict.fromkeys(run.group for run in RUNS):
@@ -176,7 +176,7 @@ def draw(rows: list[dict[str, str]], runs: Path) -> None:
         axes.set(xlabel="minutes of training, one core", ylabel="accuracy, validation split", title=group)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
-        figure.savefig(PICTURES / f"trained_{group}.png", dpi=150)
+        figure.savefig(folder / f"trained_{group}.png", dpi=150)
 
 
 if __name__ == "__main__":

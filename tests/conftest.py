@@ -29,3 +29,19 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must fail as a person would want it to."""
+
+    from hgrn.cli import main
+
+    def run(*arguments: object) -> str:
+        status = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert status == 2
+        assert printed.err.startswith("hgrn: error: ") and "Traceback" not in printed.err
+        return printed.err
+
+    return run

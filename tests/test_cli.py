@@ -41,20 +41,6 @@ def trained(tmp_path_factory, text) -> Path:
     return out
 
 
-@pytest.fixture
-def fails(capsys):
-    """Runs a command that must fail as a person would want it to."""
-
-    def run(*arguments: object) -> str:
-        status = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        assert status == 2
-        assert printed.err.startswith("hgrn: error: ") and "Traceback" not in printed.err
-        return printed.err
-
-    return run
-
-
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -7,7 +7,6 @@ import yaml
 from PIL import Image
 
 from hgrn.cli import main
-from tests.test_cli import fails  # noqa: F401
 
 COLOURS = {"blue": (20, 30, 220), "red": (220, 30, 20)}
 RECIPE = {
@@ -85,7 +84,7 @@ def test_preview_writes_sheets(folder, tmp_path, capsys):
     assert all(width(path) > 100 for path in written)
 
 
-def test_what_cannot_be_done_is_said(trained, folder, tmp_path, fails):  # noqa: F811
+def test_what_cannot_be_done_is_said(trained, folder, tmp_path, fails):
     whole = (folder / "test" / "red" / "0.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) - 30])
     (tmp_path / "text.png").write_text("no image")
@@ -100,7 +99,7 @@ def test_what_cannot_be_done_is_said(trained, folder, tmp_path, fails):  # noqa:
     assert "predicts and generates from left to right" in fails("generate", trained, "--prompt", "A")
 
 
-def test_a_language_model_is_no_classifier(tmp_path, fails):  # noqa: F811
+def test_a_language_model_is_no_classifier(tmp_path, fails):
     from hgrn.models import HGRNConfig, HGRNForCausalLM
     from hgrn.training.checkpointing import without_bars
 

@@ -196,6 +196,8 @@ def shares(folder: Path) -> dict:
                   training__log_every=1, training__steps=8, training__eval_every=4, training__keep="null")  # fmt: skip
     for name, world, changes in (
         ("images one", 1, {}), ("images ddp", 2, {"batch__accumulation": 1}), ("images fsdp", 2, {"parallel__mode": "fsdp"}),
+        ("images bf16 ddp", 2, {"training__precision": "bf16"}),
+        ("images bf16 fsdp", 2, {"training__precision": "bf16", "parallel__mode": "fsdp"}),
         ("batch norm ddp", 2, {"model__norm_type": "batch"}), ("batch norm fsdp", 2, {"model__norm_type": "batch", "parallel__mode": "fsdp"}),
     ):  # fmt: skip
         classifier = tiny_image_recipe(folder, **images | changes)

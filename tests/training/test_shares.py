@@ -130,6 +130,11 @@ def test_classifiers_take_the_course_of_one_process(runs, name):
     assert_same_state(saved(runs, "images one", 8), saved(runs, name, 8))
 
 
+def test_classifiers_in_mixed_precision_train_and_validate_sharded(runs):
+    """As `test_mixed_precision_is_that_of_whole_weights`."""
+    assert_same_course(runs, "images bf16 ddp", "images bf16 fsdp", rel=3e-3)
+
+
 def test_running_statistics_are_saved_with_sharded_weights_and_gone_on_with(runs):
     """Each rank norms its own share, alike in both ways; what is saved are the statistics of the first.
 

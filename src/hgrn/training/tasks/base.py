@@ -94,6 +94,10 @@ class Task(ABC):
             return torch.autocast(self.ranks.device.type, torch.bfloat16)
         return nullcontext()
 
+    def _validating(self) -> AbstractContextManager:
+        """Inside, the model validates: in fp32, but a sharded one in the precision in which it gathers its matrices to train."""
+        return self._precision() if self.ranks.is_sharded else nullcontext()
+
 
 def not_finite(model: nn.Module, what: str) -> UserError:
     """The error for an output on `what` that is not finite; it says which weights are to blame."""

@@ -94,7 +94,8 @@ class ClassificationTask(Task):
         """The validation split."""
 
     def validate(self) -> dict[str, float]:
-        result = evaluate(self.model, self.examples().batches)
+        with self._validating():
+            result = evaluate(self.model, self.examples().batches)
         return {"accuracy": result.accuracy, "loss": result.loss}
 
 

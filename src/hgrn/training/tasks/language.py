@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,9 +107,7 @@ class LanguageModelTask(Task):
 
     def validate(self) -> dict[str, float]:
         """Bits per byte of the validation split, or of its first `training.eval_tokens` tokens."""
-        # A sharded model gathers its matrices as it trains with them; any other has them in fp32.
-        precision = self._precision() if self.ranks.is_sharded else nullcontext()
-        with precision, whole_sequences(self.model):
+        with self._validating(), whole_sequences(self.model):
             result = evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
         return {"bits_per_byte": result.bits_per_byte, "nats_per_token": result.nats / result.tokens}
 
