@@ -27,3 +27,9 @@ def test_statistics_are_those_of_the_formula():
     expected = shares[0] + (1 - shares[0]) * opened
     torch.testing.assert_close(layers[1].mean, expected.mean((0, 1)))
     assert not second.mixer._forward_pre_hooks
+
+
+def test_without_lower_bounds_they_are_zero():
+    model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, use_lower_bound=False))
+    layers = gate_statistics(model, torch.randint(11, (2, 20)))
+    assert [layer.lower_bound.tolist() for layer in layers] == [[0.0] * 8] * 2 and (layers[1].mean > 0).all()

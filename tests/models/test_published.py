@@ -381,13 +381,13 @@ def test_a_file_of_fairseq(name, act, tmp_path, capsys):
 
 
 def test_what_a_layout_cannot_hold_is_named(tmp_path, capsys):
-    config = HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, gate_position="before_norm")
+    config = HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, gate_position="before_norm", use_lower_bound=False)
     model = HGRNForCausalLM(config)
     model.save_pretrained(tmp_path / "ours")
     for layout, names in (
-        ("fla", ("bias", "norm_type", "complex_state", "gate_position", "scale_embeddings")),
-        ("opennlplab", ("gate_position",)),
-        ("fairseq-lm", ("gate_position",)),
+        ("fla", ("bias", "norm_type", "complex_state", "gate_position", "scale_embeddings", "use_lower_bound")),
+        ("opennlplab", ("gate_position", "use_lower_bound")),
+        ("fairseq-lm", ("gate_position", "use_lower_bound")),
     ):
         assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "out"), "--to", layout]) == 2
         message = capsys.readouterr().err

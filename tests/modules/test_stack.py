@@ -14,7 +14,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["
 FLA = dict(conv_size=3, norm_type="rms", complex_state=False, bias=False)
 OPTIONS = pytest.mark.parametrize(
     "options",
-    [{}, dict(complex_state=False), dict(gate_position="before_norm", gate_act="sigmoid", gate_rank=3), dict(conv_size=4), FLA],
+    [{}, dict(complex_state=False), dict(use_lower_bound=False), dict(gate_position="before_norm", gate_act="sigmoid", gate_rank=3), dict(conv_size=4), FLA],
 )
 DIM, DEPTH = 7, 3
 
@@ -174,6 +174,16 @@ def test_glu_activations():
     assert_close(glu(x), glu.down_proj(torch.nn.functional.silu(gate) * up))
     with pytest.raises(ValueError, match="act must be one of .*'relu'"):
         GLU(3, 5, act="relu")
+
+
+def test_without_lower_bounds_the_layers_are_bounded_by_zero():
+    rnn, x = make(use_lower_bound=False), noise(2, 9, DIM)
+    assert list(rnn.lower_bounds()) == [None] * DEPTH and not any("bounds" in name for name, _ in rnn.named_parameters())
+    bounded = make()
+    bounded.load_state_dict(rnn.state_dict() | {"bounds.logits": torch.tensor([[-1e4], [-1e4], [0.0]]).expand(DEPTH, DIM)})
+    assert bounded.bounds().count_nonzero() == 0  # all of the softmax is in the last row
+    assert_close(rnn(x)[0], bounded(x)[0])
+    assert (rnn(x)[0] - make()(x)[0]).abs().max() > 1e-2
 
 
 def test_unknown_options_are_refused():

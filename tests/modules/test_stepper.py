@@ -17,6 +17,7 @@ OPTIONS = {
     "real": dict(complex_state=False),
     "gate first": dict(gate_position="before_norm", gate_act="sigmoid"),
     "low rank": dict(gate_rank=5, bias=False),
+    "no lower bound": dict(use_lower_bound=False),
     "bilinear": dict(glu_act="identity", glu_dim=37),
 }
 
@@ -24,7 +25,8 @@ OPTIONS = {
 def stack(dim=19, depth=3, **options):
     torch.manual_seed(0)
     made = HGRN(dim, depth, **options).eval()
-    torch.nn.init.normal_(made.bounds.logits)
+    if made.bounds is not None:
+        torch.nn.init.normal_(made.bounds.logits)
     return made
 
 

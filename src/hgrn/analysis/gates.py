@@ -14,7 +14,7 @@ from hgrn.ops.reference import gates
 class LayerGates:
     """The forget gates of one layer over some text; every tensor has one value per channel, `[D]`, in [0, 1].
 
-    lower_bound: what the layer has learned. mean, low, high: mean, 5 % and 95 % quantiles over the positions.
+    lower_bound: what the layer has learned, 0 where it has none. mean, low, high: mean, 5 % and 95 % quantiles over the positions.
     """
 
     lower_bound: Tensor
@@ -39,8 +39,8 @@ def gate_statistics(model: HGRNForCausalLM, input_ids: Tensor) -> list[LayerGate
         model.train(was_training)
     levels = torch.tensor([0.05, 0.95])
     layers = []
-    for bound, forget in zip(stack.bounds(), forgets, strict=True):
+    for bound, forget in zip(stack.lower_bounds(), forgets, strict=True):
         values, _ = gates(forget.float(), bound)
         low, high = values.quantile(levels.to(values), dim=0)
-        layers.append(LayerGates(bound, values.mean(0), low, high))
+        layers.append(LayerGates(torch.zeros_like(low) if bound is None else bound, values.mean(0), low, high))
     return layers

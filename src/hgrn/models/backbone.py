@@ -181,6 +181,7 @@ class HGRNModel(HGRNPreTrainedModel):
             norm_type=config.norm_type,
             final_norm=config.final_norm == "tokens",
             grid=config.grid,
+            use_lower_bound=config.use_lower_bound,
             conv_size=config.conv_size,
             bidirectional=config.bidirectional,
             shared_theta=config.shared_theta,

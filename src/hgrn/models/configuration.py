@@ -26,7 +26,7 @@ _COUNTS = (
 _OPTIONAL = ("gate_rank", "conv_size", "patch_size")
 _FLAGS = (
     "bias", "bidirectional", "complex_state", "grid", "mask_padding", "scale_embeddings", "shared_theta", "sinusoidal_positions",
-    "tie_word_embeddings", "use_cache",
+    "tie_word_embeddings", "use_cache", "use_lower_bound",
 )  # fmt: skip
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -151,6 +151,7 @@ class HGRNConfig(PreTrainedConfig):
         final_norm: the last norm: of the "tokens", as the blocks', or "pooled" (`SimpleRMSNorm` of the pooled vector in
             classification heads, and none of the tokens; the authors' image models).
         complex_state: two numbers per channel turned by learned angles; False is the real variant.
+        use_lower_bound: bound the forget gates from below, more with every layer; False is the paper's ablation.
         gate_position: output gate "after_norm" (the authors' code) or "before_norm" (the paper's text).
         gate_act: activation of the output gate, "silu" or "sigmoid".
         gate_rank: factor forget and gate projections through this many channels; None does not.
@@ -194,6 +195,7 @@ class HGRNConfig(PreTrainedConfig):
     norm_type: str = "layer"
     final_norm: str = "tokens"
     complex_state: bool = True
+    use_lower_bound: bool = True
     gate_position: str = "after_norm"
     gate_act: str = "silu"
     gate_rank: int | None = None

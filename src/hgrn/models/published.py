@@ -172,7 +172,7 @@ def from_fields(config, layout: str) -> dict | None:
     """
     problems = [
         f"{name}: must be {value!r} there, is {getattr(config, name)!r}"
-        for name, value in _FIXED[layout].items()
+        for name, value in (_FIXED[layout] | dict(use_lower_bound=True)).items()
         if getattr(config, name) != value
     ]
     _raise(problems, f"a model for the layout {layout!r}")

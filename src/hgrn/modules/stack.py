@@ -3,6 +3,8 @@
 Shape letters: B batch, T time, N packed sequences, H, W rows and columns of a grid, C = dim (real state) or 2 dim (complex state).
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from .block import Block
@@ -28,6 +30,7 @@ class HGRN(nn.Module):
         norm_type: "layer" or "rms", of all norms; or "batch" (`BatchNorm`), of all but those inside the HGRUs, which are "layer".
         final_norm: whether there is the norm behind the last block.
         grid: read grids along both axes (`HGRU2d`) in place of sequences.
+        use_lower_bound: False leaves every forget gate free between 0 and 1, the paper's ablation.
         **hgru: further arguments of `HGRU`: bidirectional, shared_theta, complex_state, gate_position,
             gate_act, gate_rank, conv_size.
 
@@ -60,11 +63,12 @@ class HGRN(nn.Module):
         norm_type: str = "layer",
         final_norm: bool = True,
         grid: bool = False,
+        use_lower_bound: bool = True,
         **hgru,
     ):
         super().__init__()
         mixer, inner_norm = HGRU2d if grid else HGRU, "layer" if norm_type == "batch" else norm_type
-        self.bounds = LowerBounds(depth, dim)
+        self.bounds = LowerBounds(depth, dim) if use_lower_bound else None
         self.blocks = nn.ModuleList(
             Block(
                 dim,
@@ -107,10 +111,14 @@ class HGRN(nn.Module):
         if state is not None and len(state) != len(self.blocks):
             depth = len(self.blocks)
             raise ValueError(f"state must have an entry for each of {depth} blocks, got {len(state)}")
-        bounds, states = self.bounds(), []
-        for index, block in enumerate(self.blocks):
+        states = []
+        for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds())):
             if hidden_states is not None:
                 hidden_states.append(x)
-            x, after = block(x, bounds[index], None if state is None else state[index], mask, cu_seqlens)
+            x, after = block(x, bound, None if state is None else state[index], mask, cu_seqlens)
             states.append(after)
         return self.norm(x), None if None in states else tuple(states)
+
+    def lower_bounds(self) -> Sequence[Tensor | None]:
+        """What bounds the forget gates of each block: `[dim]`, or None."""
+        return [None] * len(self.blocks) if self.bounds is None else self.bounds()

@@ -57,7 +57,7 @@ class Stepper:
             self._x = torch.zeros(sequences, dim)
             width = stack.blocks[0].mixer.norm.weight.shape[0]
             self._states = torch.zeros(self._depth, sequences, width)
-            for block, bound, state in zip(stack.blocks, stack.bounds(), self._states):
+            for block, bound, state in zip(stack.blocks, stack.lower_bounds(), self._states):
                 self._block(block, bound, state)
             self._y = torch.zeros(sequences, dim)
             self._norm(stack.norm, self._x, self._y)
@@ -103,7 +103,7 @@ class Stepper:
     def _norm(self, part: nn.LayerNorm, x: Tensor, y: Tensor) -> None:
         self._program.norm(x, part.weight, part.bias, part.eps, y)
 
-    def _block(self, block: nn.Module, bound: Tensor, state: Tensor) -> None:
+    def _block(self, block: nn.Module, bound: Tensor | None, state: Tensor) -> None:
         """Both residual branches, whose results are added to `self._x`."""
         normed = torch.zeros_like(self._x)
         self._norm(block.mixer_norm, self._x, normed)
@@ -116,7 +116,7 @@ class Stepper:
         self._program.gated_unit(wide, gated, activation=glu.act)
         self._linear(glu.down_proj, gated, self._x, add=self._x)
 
-    def _mixer(self, mixer: HGRU, x: Tensor, bound: Tensor, state: Tensor) -> None:
+    def _mixer(self, mixer: HGRU, x: Tensor, bound: Tensor | None, state: Tensor) -> None:
         projected = torch.zeros(len(x), mixer.in_proj.out_features)
         self._linear(mixer.in_proj, x, projected)
         candidate, forget, gate = projected.split(mixer.joined_rows["in_proj"], dim=-1)
