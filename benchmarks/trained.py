@@ -1,21 +1,21 @@
 """Trains the classifiers whose accuracies are published, measures each on its test split once, and draws their curves.
 
-    python -m benchmarks.trained --data fashion-mnist=PATH [NAME ...]
+    python -m benchmarks.trained [--data fashion-mnist=PATH --data newsgroups=PATH] [NAME ...]
     python -m benchmarks.trained --list
 
 A run that has a row in benchmarks/results/trained.csv is skipped, and one that was stopped goes on where it was saved; remove a
-row, and its run folder, to train it again. One thread each, so that two of these commands can share two cores.
+row, and its run folder, to train it again. Data that can be generated are. One thread each, so that two of these commands, with
+different names, can share two cores.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from benchmarks import image_peers
+from benchmarks.trained_runs import GENERATED, RUNS, Run
+from hgrn import cli
 from hgrn.bench.results import environment, read_csv, write_csv
+from hgrn.data.tokens import locked
 from hgrn.errors import UserError
 from hgrn.memory import keep_freed_memory
 from hgrn.training.checkpointing import Manifest, load_weights
@@ -30,41 +30,6 @@ RESULTS = HERE / "results" / "trained.csv"
 PICTURES = HERE.parent / "docs" / "images"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A recipe with some values changed, or a peer (a task of another model) trained with the same loop and data.
-
-    data: which of the folders given with --data it reads. group: what it is drawn with.
-    """
-
-    group: str
-    model: str
-    recipe: str
-    data: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    make_task: Callable = build_task
-
-    @property
-    def name(self) -> str:
-        return f"{self.group}/{self.model}"
-
-
-def _adamw(lr: float, steps: int) -> dict[str, Any]:
-    """What peers train with; the steps are those of the recipe's time at the peer's speed."""
-    return {"optimizer.name": "adamw", "optimizer.no_decay": "none", "optimizer.lr": lr, "schedule.min_lr": lr / 100,
-            "training.steps": steps, "training.eval_every": steps // 10, "training.save_every": steps // 10}  # fmt: skip
-
-
-FP32 = {"training.precision": "fp32"}  # which is faster where products are small
-RUNS = [
-    Run("fashion-mnist", "hgrn", "image/fashion-mnist", "fashion-mnist"),
-    Run("fashion-mnist", "vit", "image/fashion-mnist", "fashion-mnist", _adamw(1e-3, 5500) | FP32, image_peers.ViTTask),
-    Run("fashion-mnist", "cnn", "image/fashion-mnist", "fashion-mnist", _adamw(3e-3, 5400), image_peers.CNNTask),
-    Run("fashion-mnist-pixels", "hgrn", "image/fashion-mnist-pixels", "fashion-mnist"),
-    Run("fashion-mnist-pixels", "lstm", "image/fashion-mnist-pixels", "fashion-mnist", _adamw(1e-2, 4000), image_peers.LSTMTask),
-]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a run or a group of them (default: all whose data is given)")
@@ -76,7 +41,8 @@ def main() -> int:
     if given.list:
         done = {row["run"] for row in read_csv(given.out)}
         for run in RUNS:
-            print(f"{run.name:40} --data {run.data}=PATH{'   (done)' if run.name in done else ''}")
+            data = f"{run.data} (generated)" if run.data in GENERATED else f"--data {run.data}=PATH"
+            print(f"{run.name:40} {data:40}{'done' if run.name in done else ''}")
         return 0
     keep_freed_memory()
     try:
@@ -85,8 +51,9 @@ def main() -> int:
             if any(row["run"] == run.name for row in read_csv(given.out)):
                 print(f"{run.name}: done before")
                 continue
-            row = measured(run, data[run.data], given.runs / run.name)
-            write_csv(given.out, [*read_csv(given.out), row])
+            row = measured(run, data_of(run, data, given.runs), given.runs)
+            with locked(given.out.with_suffix(".lock")):
+                write_csv(given.out, [*read_csv(given.out), row])
             print(f"{run.name}: {row['test_accuracy']} on the test split")
         draw(read_csv(given.out), given.runs, PICTURES if given.out == RESULTS else given.out.parent)
     except UserError as error:
@@ -101,16 +68,34 @@ def chosen(names: list[str], data: dict[str, str]) -> list[Run]:
     for name in names:
         if name not in known:
             raise UserError(f"no run is called {name!r}: see --list")
-    found = [run for run in RUNS if run.name in names or run.group in names or not names and run.data in data]
+    found = [
+        run for run in RUNS
+        if run.name in names or run.group in names or not names and (run.data in data or run.data in GENERATED)
+    ]  # fmt: skip
     for run in found:
-        if run.data not in data:
+        if run.data not in data and run.data not in GENERATED:
             raise UserError(f"{run.name} needs --data {run.data}=PATH")
     return found
 
 
-def measured(run: Run, path: str, out: Path) -> dict[str, str]:
+def data_of(run: Run, given: dict[str, str], runs: Path) -> str:
+    """Where its data are: the folder that was given, or one that is generated now if it is not there."""
+    if run.data in given:
+        return given[run.data]
+    out = runs / "data" / run.data
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.with_suffix(".lock")):
+        if not out.exists() and cli.main(["data", *GENERATED[run.data].split(), str(out)]):
+            raise UserError(f"{run.data} could not be generated")
+    return str(out)
+
+
+def measured(run: Run, path: str, runs: Path) -> dict[str, str]:
     """The row of a run: trained, or trained on, and answered on the test split."""
-    changes = {"data.path": path, "training.threads": 1} | run.changes
+    out, changes = runs / run.name, dict(run.changes)
+    if run.start is not None:
+        changes["model.weights"] = str(runs / run.start)
+    changes |= {"data.path": path, "training.threads": 1}
     recipe, model = load_recipe(run.recipe, changes), None
 
     def make_task(*arguments):
@@ -131,7 +116,8 @@ def measured(run: Run, path: str, out: Path) -> dict[str, str]:
     validation = [row for row in rows if row["kind"] == "validation"][-1]
     (unit,) = [name.removesuffix("_per_s") for name in last if name.endswith("_per_s")]
     low, high = test.interval
-    ours = f"hgrn train {run.recipe}" + "".join(f" --{key} {value}" for key, value in run.changes.items())
+    said = run.changes | ({} if run.start is None else {"model.weights": f"runs/{run.start}"})
+    ours = f"hgrn train {run.recipe}" + "".join(f" --{key} {value}" for key, value in said.items())
     return {
         "run": run.name,
         "data": run.data,
@@ -151,32 +137,51 @@ def measured(run: Run, path: str, out: Path) -> dict[str, str]:
 
 
 def draw(rows: list[dict[str, str]], runs: Path, folder: Path) -> None:
-    """A picture in a folder for each group of which there are run folders: accuracy of the validation split over minutes of training."""
+    """A picture in a folder for each group of which there are run folders: accuracy of the validation split over minutes of training.
+
+    A run that starts from another goes on where that one ends, each with the validation split of its own data.
+    """
     from matplotlib.figure import Figure
 
-    for group in dict.fromkeys(run.group for run in RUNS):
-        curves = {}
-        for row in [row for row in rows if row["run"].startswith(f"{group}/")]:
-            logged = read_rows(runs / row["run"] / "log.jsonl")
-            times = [(entry["step"], entry["elapsed"] / 60) for entry in logged if entry["kind"] == "train"]
-            points = [
-                (max(minutes for step, minutes in times if step <= entry["step"]), entry["accuracy"])
-                for entry in logged
-                if entry["kind"] == "validation"
-            ]
-            name = row["run"].removeprefix(f"{group}/")
-            if points:
-                curves[f"{name}, {int(row['parameters']):,} parameters: test {float(row['test_accuracy']):.2%}"] = points
-        if not curves:
-            continue
+    done = {row["run"]: row for row in rows}
+    known = {run.name: run for run in RUNS if run.name in done and read_rows(runs / run.name / "log.jsonl")}
+    for group in dict.fromkeys(run.group for run in known.values()):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
-        for label, points in curves.items():
-            axes.plot(*zip(*points), "o-", markersize=3, label=label)
+        members = [run for run in known.values() if run.group == group]
+        colours = {kind: f"C{number}" for number, kind in enumerate(dict.fromkeys(map(_kind, members)))}
+        for last in [run for run in members if run.name not in {other.start for other in members}]:
+            row, minutes = done[last.name], 0.0
+            label = f"{last.model}, {int(row['parameters']):,} parameters: test {float(row['test_accuracy']):.2%}"
+            for run in _chain(last, known):
+                points = _curve(runs / run.name / "log.jsonl", minutes)
+                axes.plot(*zip(*points), "o-", markersize=3, color=colours[_kind(last)], label=label if run is last else None)
+                minutes += int(done[run.name]["train_seconds"]) / 60
         axes.set(xlabel="minutes of training, one core", ylabel="accuracy, validation split", title=group)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
         figure.savefig(folder / f"trained_{group}.png", dpi=150)
+
+
+def _kind(run: Run) -> str:
+    """What is drawn in one colour: `kind-seed` and `kind-seed-stage` are of one."""
+    return run.model.split("-")[0]
+
+
+def _chain(run: Run, known: dict[str, Run]) -> list[Run]:
+    """The run behind those that it starts from, as far as they are known."""
+    return [*(_chain(known[run.start], known) if run.start in known else []), run]
+
+
+def _curve(log: Path, start: float) -> list[tuple[float, float]]:
+    """Minutes, from `start` on, and accuracy of each validation."""
+    rows = read_rows(log)
+    times = [(row["step"], row["elapsed"] / 60) for row in rows if row["kind"] == "train"]
+    return [
+        (start + max(minutes for step, minutes in times if step <= row["step"]), row["accuracy"])
+        for row in rows
+        if row["kind"] == "validation"
+    ]
 
 
 if __name__ == "__main__":

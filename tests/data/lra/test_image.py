@@ -1,5 +1,6 @@
 """CIFAR-10 as its authors publish it, both ways; the split, the grey and the shifts of the published runs."""
 
+import gzip
 import pickle
 import struct
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hgrn.data.images.idx import read_idx
 from hgrn.data.lra.image import ImageData, augmented, prepare, to_grey
+from hgrn.data.lra.splits import random_split
 from hgrn.errors import UserError
 
 EACH = 20  # images a file
@@ -115,6 +118,46 @@ def test_damaged_files_are_named(binary, tmp_path):
         load(binary, tmp_path)
     with pytest.raises(UserError, match="has no data_batch_1.bin and no data_batch_1"):
         load(tmp_path / "elsewhere", tmp_path)
+
+
+@pytest.fixture
+def idx(tmp_path):
+    folder, rng = tmp_path / "fashion-mnist", np.random.default_rng(1)
+    folder.mkdir()
+    for split, number in (("train", 30), ("t10k", 7)):
+        images, labels = rng.integers(1, 256, (number, 28, 28), dtype=np.uint8), rng.integers(0, 10, number, dtype=np.uint8)
+        for name, values in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(">HBB" + "I" * values.ndim, 0, 8, values.ndim, *values.shape)
+            (folder / f"{split}-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+    return folder
+
+
+def test_idx_files_stand_in_with_a_border(idx, tmp_path):
+    data = load(idx, tmp_path)
+    images, labels = read_idx(idx / "train-images-idx3-ubyte.gz"), read_idx(idx / "train-labels-idx1-ubyte.gz")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 27, "validation": 3, "test": 7}
+    chosen = random_split(30, [27, 3])
+    for split, numbers in zip(("train", "validation"), chosen):
+        part = data.splits[split]
+        assert part.images.shape == (len(numbers), 1, 32, 32) and (part.labels == labels[numbers]).all()
+        assert (part.images[:, 0, 2:30, 2:30] == images[numbers]).all()
+        assert part.images.astype(int).sum() == images[numbers].astype(int).sum()  # the border is black
+    assert data.classes[9] == "Ankle boot"
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    np.testing.assert_allclose([*data.mean, *data.std], [padded.mean() / 255, padded.std() / 255], rtol=1e-6)
+
+
+def test_what_idx_files_cannot_be(idx, tmp_path):
+    with pytest.raises(UserError, match="colour must be false"):
+        load(idx, tmp_path, colour=True)
+    (idx / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(UserError, match="has no t10k-labels-idx1-ubyte"):
+        load(idx, tmp_path)
+    header = struct.pack(">HBBIII", 0, 8, 3, 30, 40, 28)
+    (idx / "train-images-idx3-ubyte.gz").write_bytes(header + bytes(30 * 40 * 28))
+    (idx / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 7) + bytes(7))
+    with pytest.raises(UserError, match="at most 32 x 32 pixels, got 40 x 28"):
+        load(idx, tmp_path)
 
 
 def test_augmentation(batches):

@@ -58,6 +58,11 @@ def open_idx(folder: Path, split: str, classes: list[str] | None = None) -> Tens
     return TensorSource(f"{folder} {split}", pixels, torch.from_numpy(labels.astype(np.int64)), classes)
 
 
+def idx_files(folder: Path) -> list[Path]:
+    """The four files of a folder. Raises UserError where one is missing."""
+    return [_find(folder, f"{stem}-{kind}-ubyte") for stem in STEMS.values() for kind in ("images-idx3", "labels-idx1")]
+
+
 def _find(folder: Path, stem: str) -> Path:
     # Some copies are named train-images.idx3-ubyte.
     names = [f"{form}{suffix}" for form in (stem, stem.replace("-idx", ".idx")) for suffix in ("", ".gz")]

@@ -1,7 +1,8 @@
 """CIFAR-10, pixel by pixel: the arena's Image task, in grey or, as the published runs of HGRN have it, in colour.
 
 Read from the files of its authors, `cifar-10-batches-bin` (a label and 3,072 bytes a record) or
-`cifar-10-batches-py` (pickles, of which nothing is run but what makes arrays).
+`cifar-10-batches-py` (pickles, of which nothing is run but what makes arrays). Fashion-MNIST, or MNIST, in its idx files can stand
+in for it: grey images of 28 x 28 with a black border, 32 x 32 in all.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import numpy as np
 
 from hgrn.data.files import TextFile
 from hgrn.data.images.cifar import CIFAR10, Layout, read_batch
+from hgrn.data.images.idx import idx_files, open_idx
 from hgrn.data.lra.splits import LabelledData, image_data, random_split
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.shuffle import hashed
 from hgrn.errors import UserError
 
 FORMAT = 1  # raise it when the same files give other arrays
-SHAPE = (3, 32, 32)
+SIZE = 32
 VALIDATION_SHARE = 0.1
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Those of the published runs.
@@ -31,8 +33,8 @@ PAD = 4  # of the augmentation
 
 @dataclass(frozen=True)
 class ImageData:
-    """path: the folder of either kind, or the one that it lies in. colour: three channels, or one of grey. augment: as
-    `augmented` does, images of training only."""
+    """path: the folder of either kind, or the one that it lies in; or a folder of idx files. colour: three channels, or one of grey.
+    augment: as `augmented` does, images of training only."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -43,16 +45,31 @@ class ImageData:
     cache: str | None = None
 
 
+Part = tuple[np.ndarray, np.ndarray]  # images uint8 [N, C, 32, 32], and their classes
+
+
 def prepare(data: ImageData) -> LabelledData:
-    """45,000, 5,000 and 10,000 images, uint8 [N, C, 32, 32], split as in the published runs. Raises UserError for files
-    that are missing or not what they should be."""
+    """90 % and 10 % of the training images, and those of the test, uint8 [N, C, 32, 32]; split as in the published runs.
+
+    Raises UserError for files that are missing or not what they should be.
+    """
     folder, layout = _find(data.path)
-    files = [TextFile(str(folder / name), folder / name) for name in (*layout.train, *layout.test)]
-    missing = [file.name for file in files if not file.path.is_file()]
-    if missing:
-        raise UserError(f"{', '.join(missing)} not found; unpack CIFAR-10 again")
-    source = ["image", FORMAT, data.colour, [file.signature() for file in files]]
-    return image_data(cached(data.cache, source, lambda writer: _write(writer, folder, layout, data.colour)))
+    if layout is None:
+        if data.colour:
+            raise UserError(f"colour must be false for {folder}, whose images are grey")
+        paths = idx_files(folder)
+    else:
+        paths = [folder / name for name in (*layout.train, *layout.test)]
+        if missing := [str(path) for path in paths if not path.is_file()]:
+            raise UserError(f"{', '.join(missing)} not found; unpack CIFAR-10 again")
+    source = ["image", FORMAT, data.colour, [TextFile(str(path), path).signature() for path in paths]]
+
+    def write(writer: EntryWriter) -> dict:
+        parts, facts = _of_idx(folder) if layout is None else _of_cifar(folder, layout, data.colour)
+        _write(writer, *parts)
+        return facts
+
+    return image_data(cached(data.cache, source, write))
 
 
 def to_grey(images: np.ndarray) -> np.ndarray:
@@ -78,32 +95,52 @@ def augmented(images: np.ndarray, examples: np.ndarray, seed: int, epoch: int) -
     return result
 
 
-def _find(path: str) -> tuple[Path, Layout]:
+def _find(path: str) -> tuple[Path, Layout | None]:
+    """The folder, and the form of CIFAR-10 that it has; None for idx files."""
     outer = Path(path).expanduser()
     for folder in (outer, *(outer / layout.folder for layout in CIFAR10)):
         for layout in CIFAR10:
             if (folder / layout.train[0]).is_file():
                 return folder, layout
+    if outer.is_dir() and any("images" in file.name and "idx3" in file.name for file in outer.iterdir()):
+        return outer, None
     firsts = " and no ".join(layout.train[0] for layout in CIFAR10)
     folders = " or ".join(layout.folder for layout in CIFAR10)
-    raise UserError(f"path {path} has no {firsts}; name the folder {folders} of CIFAR-10")
+    raise UserError(f"path {path} has no {firsts}; name the folder {folders} of CIFAR-10, or one of idx files")
 
 
-def _write(writer: EntryWriter, folder: Path, layout: Layout, colour: bool) -> dict:
-    def load(names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _of_cifar(folder: Path, layout: Layout, colour: bool) -> tuple[list[Part], dict]:
+    def load(names: tuple[str, ...]) -> Part:
         parts = [read_batch(folder / name, layout) for name in names]
         for name, (_, labels) in zip(names, parts):
             if not ((labels >= 0) & (labels < len(CLASSES))).all():
                 raise UserError(f"{folder / name} has labels that are not from 0 to {len(CLASSES) - 1}")
-        pixels = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, *SHAPE)
+        pixels = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, SIZE, SIZE)
         return pixels if colour else to_grey(pixels), np.concatenate([labels for _, labels in parts])
 
-    images, labels = load(layout.train)
+    return [load(layout.train), load(layout.test)], {"classes": list(CLASSES), **(COLOUR if colour else GREY)}
+
+
+def _of_idx(folder: Path) -> tuple[list[Part], dict]:
+    parts = []
+    for split in ("train", "test"):
+        source = open_idx(folder, split)
+        height, width = source.images.shape[2:]
+        if max(height, width) > SIZE:
+            raise UserError(f"{folder} {split}: images must have at most {SIZE} x {SIZE} pixels, got {height} x {width}")
+        border = [((SIZE - length) // 2, (SIZE - length + 1) // 2) for length in (height, width)]
+        parts.append((np.pad(source.images.numpy(), ((0, 0), (0, 0), *border)), source.labels.numpy()))
+    pixels = parts[0][0]
+    return parts, {"classes": source.classes, "mean": [float(pixels.mean() / 255)], "std": [float(pixels.std() / 255)]}
+
+
+def _write(writer: EntryWriter, training: Part, test: Part) -> None:
+    images, labels = training
     train = int(len(images) * (1 - VALIDATION_SHARE))
-    for split, chosen in zip(("train", "validation"), random_split(len(images), [train, len(images) - train])):
-        writer.append(f"{split}/images", images[chosen])
-        writer.append(f"{split}/labels", labels[chosen])
-    images, labels = load(layout.test)
-    writer.append("test/images", images)
-    writer.append("test/labels", labels)
-    return {"classes": list(CLASSES), **(COLOUR if colour else GREY)}
+    parts = {
+        split: (images[chosen], labels[chosen])
+        for split, chosen in zip(("train", "validation"), random_split(len(images), [train, len(images) - train]))
+    }
+    for split, (images, labels) in (parts | {"test": test}).items():
+        writer.append(f"{split}/images", images)
+        writer.append(f"{split}/labels", labels)

@@ -1,0 +1,73 @@
+"""The runs whose accuracies are published: recipes with a few values changed, and the peers beside them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks import image_peers
+from hgrn.training.tasks import build_task
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe with some values changed, or a peer (a task of another model) trained with the same loop and data.
+
+    group: what it is drawn with. data: which data set it reads, of those given with --data or in `GENERATED`. start: the name of
+    the run whose weights it starts from, so that easier data come first (a curriculum).
+    """
+
+    group: str
+    model: str
+    recipe: str
+    data: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    make_task: Callable = build_task
+    start: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}/{self.model}"
+
+
+# What `hgrn data` is asked for where no folder is given for a data set.
+GENERATED = {
+    "listops": "listops",
+    "listops-5-100": "listops --min-length 5 --max-length 100 --seed 1",
+    "listops-50-250": "listops --min-length 50 --max-length 250 --seed 2",
+    "listops-200-600": "listops --min-length 200 --max-length 600 --seed 3",
+    "pathfinder-6": "pathfinder --number 30000 --contour-length 6 --distractors 0 --seed 1",
+    "pathfinder-9": "pathfinder --number 30000 --contour-length 9 --distractors 0 --seed 2",
+    "pathfinder-14": "pathfinder --number 30000",
+}
+
+
+def _adamw(lr: float, steps: int) -> dict[str, Any]:
+    """What peers train with; the steps are those of the recipe's time at the peer's speed."""
+    return {"optimizer.name": "adamw", "optimizer.no_decay": "none", "optimizer.lr": lr, "schedule.min_lr": lr / 100,
+            "training.steps": steps, "training.eval_every": steps // 10, "training.save_every": steps // 10}  # fmt: skip
+
+
+def _shortened(kind: str, seed: int, changes: dict[str, Any]) -> list[Run]:
+    """ListOps of 200 to 600 tokens within about eight minutes, from shorter expressions on."""
+    group, recipe, changes = "listops-200-600", "lra/listops-cpu", {"training.seed": seed} | changes
+    short, middle, last = (f"{kind}-{seed}{stage}" for stage in ("-short", "-middle", ""))
+    return [
+        Run(group, short, recipe, "listops-5-100", changes | {"batch.batch_size": 64, "training.steps": 1000}),
+        Run(group, middle, recipe, "listops-50-250", changes | {"training.steps": 900}, start=f"{group}/{short}"),
+        Run(group, last, recipe, "listops-200-600", changes | {"training.steps": 1400}, start=f"{group}/{middle}"),
+    ]
+
+
+WITHOUT = {"model.use_lower_bound": False}
+FP32 = {"training.precision": "fp32"}  # which is faster where products are small
+RUNS = [
+    Run("fashion-mnist", "hgrn", "image/fashion-mnist", "fashion-mnist"),
+    Run("fashion-mnist", "vit", "image/fashion-mnist", "fashion-mnist", _adamw(1e-3, 5500) | FP32, image_peers.ViTTask),
+    Run("fashion-mnist", "cnn", "image/fashion-mnist", "fashion-mnist", _adamw(3e-3, 5400), image_peers.CNNTask),
+    Run("fashion-mnist-pixels", "hgrn", "image/fashion-mnist-pixels", "fashion-mnist"),
+    Run("fashion-mnist-pixels", "lstm", "image/fashion-mnist-pixels", "fashion-mnist", _adamw(1e-2, 4000), image_peers.LSTMTask),
+    Run("listops", "short", "lra/listops-cpu", "listops-5-100", {"batch.batch_size": 64, "training.steps": 1500}),
+    Run("listops", "middle", "lra/listops-cpu", "listops-50-250", start="listops/short"),
+    Run("listops", "full", "lra/listops-cpu", "listops", start="listops/middle"),
+    *(run for seed in (1, 2, 3) for kind, changes in {"bounded": {}, "free": WITHOUT}.items() for run in _shortened(kind, seed, changes)),
+]
