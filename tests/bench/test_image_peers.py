@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.image_peers import CNNTask, LSTMTask, ViTTask
-from benchmarks.trained import RUNS, chosen
-from hgrn.errors import UserError
+from benchmarks.trained_runs import RUNS
 from hgrn.training.checkpointing import load_weights
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
@@ -51,13 +50,3 @@ def test_peers_train_and_are_saved(make_task, images, tmp_path):
     moved = [name for name, value in after.items() if not torch.equal(value, before[name])]
     assert len(moved) > 0.8 * len(after) and all(value.isfinite().all() for value in after.values())
     load_weights(make(load_recipe(run.recipe, changes), Ranks(0, 1, torch.device("cpu"))).model, outcome.checkpoint)
-
-
-def test_runs_are_chosen_by_name_group_and_data():
-    assert [run.name for run in chosen(["fashion-mnist/vit"], {"fashion-mnist": "x"})] == ["fashion-mnist/vit"]
-    assert {run.group for run in chosen(["fashion-mnist-pixels"], {"fashion-mnist": "x"})} == {"fashion-mnist-pixels"}
-    assert chosen([], {}) == []
-    with pytest.raises(UserError, match="no run is called 'vit': see --list"):
-        chosen(["vit"], {})
-    with pytest.raises(UserError, match="fashion-mnist/vit needs --data fashion-mnist=PATH"):
-        chosen(["fashion-mnist/vit"], {})

@@ -1,0 +1,70 @@
+"""The command that trains what is published: it chooses, goes on from run to run, and writes a row for each once."""
+
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from benchmarks import trained, trained_runs
+from benchmarks.trained import chosen
+from benchmarks.trained_runs import GENERATED, RUNS, Run
+from hgrn.bench.results import read_csv
+from hgrn.data.lra.listops_generator import generate
+from hgrn.errors import UserError
+from hgrn.training.recipe import load_recipe
+from tests.training.tiny_arena import TINY
+
+
+def test_runs_are_chosen_by_name_group_and_data():
+    assert [run.name for run in chosen(["fashion-mnist/vit"], {"fashion-mnist": "x"})] == ["fashion-mnist/vit"]
+    assert {run.group for run in chosen(["fashion-mnist-pixels"], {"fashion-mnist": "x"})} == {"fashion-mnist-pixels"}
+    assert {run.data for run in chosen([], {})} <= GENERATED.keys()
+    with pytest.raises(UserError, match="no run is called 'vit': see --list"):
+        chosen(["vit"], {})
+    with pytest.raises(UserError, match="fashion-mnist/vit needs --data fashion-mnist=PATH"):
+        chosen(["fashion-mnist/vit"], {})
+
+
+def test_every_run_is_of_a_shipped_recipe_and_starts_from_one_before_it(tmp_path):
+    names = [run.name for run in RUNS]
+    assert len(set(names)) == len(names)
+    for number, run in enumerate(RUNS):
+        recipe = load_recipe(run.recipe, {"data.path": str(tmp_path)} | run.changes)
+        assert recipe.training.eval_every and recipe.training.steps >= recipe.training.eval_every, run.name
+        assert run.start is None or run.start in names[:number]
+
+
+def test_a_chain_of_runs_is_trained_once(tmp_path, monkeypatch, capsys):
+    model = {"preset": "lra-listops", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    data = {"task": "listops", "path": "x", "cache": str(tmp_path / "cache")}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"data": data, "model": model}))
+    recipe = str(tmp_path / "tiny.yaml")
+    runs = [
+        Run("tiny", "first", recipe, "generated", {"optimizer.lr": 1e-3}),
+        Run("tiny", "second", recipe, "given", {"optimizer.lr": 1e-9}, start="tiny/first"),
+    ]
+    for room in (trained, trained_runs):
+        monkeypatch.setattr(room, "RUNS", runs)
+    generated = {"generated": "listops --train 24 --validation 6 --test 6 --min-length 8 --max-length 60 --processes 1"}
+    monkeypatch.setattr(trained, "GENERATED", generated)
+    generate(tmp_path / "given", 1, 24, 6, 6, processes=1)
+    out = tmp_path / "rows.csv"
+    monkeypatch.setattr(
+        sys, "argv", ["trained", "--data", f"given={tmp_path / 'given'}", "--runs", str(tmp_path / "runs"), "--out", str(out)]
+    )
+    assert trained.main() == 0
+    first, second = read_csv(out)
+    assert (first["run"], first["test_examples"], second["test_examples"]) == ("tiny/first", "6", "6")
+    assert second["command"] == f"hgrn train {recipe} --optimizer.lr 1e-09 --model.weights runs/tiny/first"
+    before, after = (load_file(tmp_path / "runs" / name / "checkpoints" / "step-000002" / "model.safetensors") for name in ("tiny/first", "tiny/second"))
+    for name, value in before.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6, msg=name)  # a rate of 1e-9 moves nothing
+    assert (tmp_path / "trained_tiny.png").stat().st_size > 10_000
+
+    capsys.readouterr()
+    assert trained.main() == 0
+    assert capsys.readouterr().out.splitlines() == ["tiny/first: done before", "tiny/second: done before"]
+    assert read_csv(out) == [first, second]
