@@ -35,9 +35,12 @@ GENERATED = {
     "listops-5-100": "listops --min-length 5 --max-length 100 --seed 1",
     "listops-50-250": "listops --min-length 50 --max-length 250 --seed 2",
     "listops-200-600": "listops --min-length 200 --max-length 600 --seed 3",
+    "pathfinder-3": "pathfinder --number 30000 --contour-length 3 --distractors 0 --seed 3",
+    "pathfinder-4": "pathfinder --number 30000 --contour-length 4 --distractors 0 --seed 4",
+    "pathfinder-5": "pathfinder --number 30000 --contour-length 5 --distractors 0 --seed 5",
     "pathfinder-6": "pathfinder --number 30000 --contour-length 6 --distractors 0 --seed 1",
-    "pathfinder-9": "pathfinder --number 30000 --contour-length 9 --distractors 0 --seed 2",
-    "pathfinder-14": "pathfinder --number 30000",
+    "pathfinder-9": "pathfinder --number 60000 --contour-length 9 --distractors 0 --seed 2",
+    "pathfinder-14": "pathfinder --number 60000",
 }
 
 
@@ -58,7 +61,18 @@ def _shortened(kind: str, seed: int, changes: dict[str, Any]) -> list[Run]:
     ]
 
 
-WITHOUT = {"model.use_lower_bound": False}
+def _contours(kind: str, changes: dict[str, Any]) -> list[Run]:
+    """Pathfinder from contours of 3 dashes to the arena's, of 14 and with distractors, within about 25 minutes."""
+    group, recipe, start, runs = "pathfinder", "lra/pathfinder-cpu", None, []
+    for length, steps in {3: 3000, 4: 1000, 5: 1000, 6: 3000, 9: 4500, 14: 7000}.items():
+        difficulty = "curv_baseline" if length == 6 else f"curv_contour_length_{length}"
+        own = changes | {"data.difficulty": difficulty, "training.steps": steps}
+        runs.append(Run(group, f"{kind}-{length}", recipe, f"pathfinder-{length}", own, start=start))
+        start = runs[-1].name
+    return runs
+
+
+ARMS = {"bounded": {}, "free": {"model.use_lower_bound": False}}  # with and without lower bounds of the forget gates
 FP32 = {"training.precision": "fp32"}  # which is faster where products are small
 RUNS = [
     Run("fashion-mnist", "hgrn", "image/fashion-mnist", "fashion-mnist"),
@@ -69,5 +83,9 @@ RUNS = [
     Run("listops", "short", "lra/listops-cpu", "listops-5-100", {"batch.batch_size": 64, "training.steps": 1500}),
     Run("listops", "middle", "lra/listops-cpu", "listops-50-250", start="listops/short"),
     Run("listops", "full", "lra/listops-cpu", "listops", start="listops/middle"),
-    *(run for seed in (1, 2, 3) for kind, changes in {"bounded": {}, "free": WITHOUT}.items() for run in _shortened(kind, seed, changes)),
+    *(run for seed in (1, 2, 3) for kind, changes in ARMS.items() for run in _shortened(kind, seed, changes)),
+    *(run for kind, changes in ARMS.items() for run in _contours(kind, changes)),
+    Run("image", "hgrn", "lra/image-cpu", "fashion-mnist"),
+    Run("text", "hgrn", "lra/text-cpu", "newsgroups-text"),
+    Run("retrieval", "hgrn", "lra/retrieval-cpu", "newsgroups-pairs"),
 ]
