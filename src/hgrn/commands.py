@@ -62,11 +62,13 @@ def _evaluate_arena(runs: Path) -> None:
     from hgrn.training.arena_table import NAME, arena_table
 
     with _Bar("evaluating") as bar:
-        rows = arena_table(runs, load_classifier, on_progress=lambda name, done, total: bar(done, total))
+        rows, absent = arena_table(runs, load_classifier, on_progress=lambda name, done, total: bar(done, total))
     for row in rows:
         paper = "" if row.paper is None else f", paper {row.paper:.2f}%"
         low, high = row.interval
         print(f"{row.task:24} {row.accuracy:7.2%} ({low:.2%} to {high:.2%}, majority {row.majority:.2%}{paper})")
+    for line in absent:
+        print(f"left out, since its data cannot be read: {line}")
     print(f"wrote {runs / NAME}")
 
 

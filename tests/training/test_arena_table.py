@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hgrn.cli import main
 from hgrn.data.lra.load import prepare
 from hgrn.errors import UserError
 from hgrn.inference import load_classifier
@@ -29,7 +30,8 @@ def runs(tmp_path_factory):
 
 def test_each_run_is_evaluated_on_its_test_split(runs, tmp_path):
     seen = []
-    rows = arena_table(runs, load_classifier, tmp_path / "table.md", lambda *progress: seen.append(progress))
+    rows, absent = arena_table(runs, load_classifier, tmp_path / "table.md", lambda *progress: seen.append(progress))
+    assert not absent
     assert [row.task for row in rows] == ["a listops", "tiny arena"]
     for row, run, classes in zip(rows, (runs / "listops", runs / "b" / "text"), (10, 2)):
         model, _, checkpoint = load_classifier(run)
@@ -52,7 +54,7 @@ def test_each_run_is_evaluated_on_its_test_split(runs, tmp_path):
 
 
 def test_the_table(runs, tmp_path):
-    rows = arena_table(runs, load_classifier, tmp_path / "table.md")
+    rows, _ = arena_table(runs, load_classifier, tmp_path / "table.md")
     header, rule, *lines = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
     assert header.startswith("| task | paper | ours | 95 % interval |") and len(lines) == 2
     assert {line.count("|") for line in (header, rule, *lines)} == {12}
@@ -68,9 +70,24 @@ def test_an_unfinished_run_and_an_edited_card(runs, tmp_path):
     shutil.copytree(runs / "b" / "text", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000003")
     (tmp_path / "run" / "checkpoints" / "step-000002" / "README.md").write_text("Mine now.")
-    (row,) = arena_table(tmp_path, load_classifier)
+    (row,), _ = arena_table(tmp_path, load_classifier)
     assert (row.steps, row.of_steps, row.commit) == (2, 3, "not recorded")
     assert "| 2 of 3 |" in (tmp_path / "arena.md").read_text()
+
+
+def test_a_run_without_its_data_is_named(runs, tmp_path, capsys):
+    folder = tmp_path / "elsewhere"
+    for kind in ("text", "listops"):
+        train(tiny_arena_recipe(kind, folder, target=None), tmp_path / "runs" / kind)
+    shutil.rmtree(folder / "listops")
+    assert main(["eval", "lra", "--runs", str(tmp_path / "runs")]) == 0
+    text, printed = (tmp_path / "runs" / "arena.md").read_text(), capsys.readouterr().out
+    assert text.count("| tiny arena |") == printed.count("tiny arena ") == 1
+    for where in (text, printed):
+        assert f"eft out, since its data cannot be read: {tmp_path / 'runs' / 'listops'}: " in where and "basic_train.tsv" in where
+    shutil.rmtree(folder / "text")
+    with pytest.raises(UserError, match="no run has its data:\n  .*listops.*\n  .*text"):
+        arena_table(tmp_path / "runs", load_classifier)
 
 
 @pytest.mark.parametrize("overrides, expected", [

@@ -15,7 +15,7 @@ from hgrn.training.recipe import leaves, load_recipe, recipe_from_yaml, shipped_
 from hgrn.training.runlog import read_rows
 from hgrn.training.specs import ArenaRecipe, Recipe
 from hgrn.training.tasks import open_examples
-from hgrn.training.tasks.classification import evaluate
+from hgrn.training.tasks.classification import Examples, evaluate
 
 NAME = "arena.md"
 Load = Callable[[Path], tuple[Any, Any, Path]]
@@ -55,12 +55,14 @@ class Row:
     commit: str
 
 
-def arena_table(folder: Path | str, load: Load, out: Path | str | None = None, on_progress: Tell | None = None) -> list[Row]:
+def arena_table(
+    folder: Path | str, load: Load, out: Path | str | None = None, on_progress: Tell | None = None
+) -> tuple[list[Row], list[str]]:
     """Evaluate every run of a task of the arena in or below `folder`, and write the table to `out` (default: `arena.md` there).
 
     Runs of other tasks, and those that have saved nothing yet, are left out. load: `hgrn.inference.load_classifier`. on_progress
-    gets (recipe's name, examples answered, examples in all). Raises UserError if there is no run, a checkpoint or its data is
-    not as it was saved, or `out` cannot be written.
+    gets (recipe's name, examples answered, examples in all). Returns the rows, and a line for each run whose data cannot be read,
+    which has no row. Raises UserError if no run can be evaluated, a checkpoint is damaged, or `out` cannot be written.
     """
     folder = Path(folder)
     runs = _runs(folder)
@@ -68,15 +70,29 @@ def arena_table(folder: Path | str, load: Load, out: Path | str | None = None, o
         raise UserError(
             f"{folder} holds no run of task long-range-arena that has saved a checkpoint; train one with: hgrn train lra/listops"
         )
-    rows = sorted((_row(run, load, on_progress) for run in runs), key=lambda row: (row.task, row.command))
+    rows, absent = [], []
+    for run in runs:
+        model, _, checkpoint = load(run)
+        recipe = recipe_from_yaml(checkpoint / "recipe.yaml")
+        assert isinstance(recipe, ArenaRecipe)
+        try:
+            examples = open_examples(recipe, "test")
+        except UserError as error:
+            absent.append(f"{run}: {error}")
+            continue
+        rows.append(_row(run, recipe, model, examples, checkpoint, on_progress))
+    if not rows:
+        raise UserError("no run has its data:\n  " + "\n  ".join(absent))
+    rows.sort(key=lambda row: (row.task, row.command))
     file = Path(out) if out is not None else folder / NAME
     try:
         draft = file.with_name(f"{file.name}.draft")
-        draft.write_text(_TEXT.format(rows="\n".join(map(_line, rows))), encoding="utf-8")
+        left_out = "".join(f"\nLeft out, since its data cannot be read: {line}\n" for line in absent)
+        draft.write_text(_TEXT.format(rows="\n".join(map(_line, rows))) + left_out, encoding="utf-8")
         os.replace(draft, file)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}; give another file") from error
-    return rows
+    return rows, absent
 
 
 def command(recipe: Recipe, file: Path) -> str:
@@ -104,12 +120,7 @@ def _runs(folder: Path) -> list[Path]:
     ]
 
 
-def _row(run: Path, load: Load, on_progress: Tell | None) -> Row:
-    model, _, checkpoint = load(run)
-    recipe = recipe_from_yaml(checkpoint / "recipe.yaml")
-    assert isinstance(recipe, ArenaRecipe)
-    examples = open_examples(recipe, "test")
-
+def _row(run: Path, recipe: ArenaRecipe, model: Any, examples: Examples, checkpoint: Path, on_progress: Tell | None) -> Row:
     def tell(done: int) -> None:
         if on_progress is not None:
             on_progress(recipe.name, done, examples.size)
