@@ -64,9 +64,11 @@ def _shortened(kind: str, seed: int, changes: dict[str, Any]) -> list[Run]:
 def _contours(kind: str, changes: dict[str, Any]) -> list[Run]:
     """Pathfinder from contours of 3 dashes to the arena's, of 14 and with distractors, within about 25 minutes."""
     group, recipe, start, runs = "pathfinder", "lra/pathfinder-cpu", None, []
-    for length, steps in {3: 3000, 4: 1000, 5: 1000, 6: 3000, 9: 4500, 14: 7000}.items():
+    for length, steps in {3: 3500, 4: 1000, 5: 1000, 6: 3000, 9: 4500, 14: 7000}.items():
         difficulty = "curv_baseline" if length == 6 else f"curv_contour_length_{length}"
         own = changes | {"data.difficulty": difficulty, "training.steps": steps}
+        if length < 6:
+            own["schedule.min_lr"] = 1e-3  # the peak: what is learned is learned late, and goes on in the next run
         runs.append(Run(group, f"{kind}-{length}", recipe, f"pathfinder-{length}", own, start=start))
         start = runs[-1].name
     return runs
