@@ -42,6 +42,7 @@ PARAMETERS = {
     "lra/retrieval-cpu": None,
     "lra/image-cpu": None,
     "lra/pathfinder-cpu": None,
+    "lra/pathx-cpu": None,
 }
 
 
