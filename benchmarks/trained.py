@@ -41,7 +41,7 @@ def main() -> int:
     if given.list:
         done = {row["run"] for row in read_csv(given.out)}
         for run in RUNS:
-            data = f"{run.data} (generated)" if run.data in GENERATED else f"--data {run.data}=PATH"
+            data = f"{run.data} (generated)" if run.data in GENERATED else f"--data {_key(run)}=PATH"
             print(f"{run.name:40} {data:40}{'done' if run.name in done else ''}")
         return 0
     keep_freed_memory()
@@ -70,18 +70,23 @@ def chosen(names: list[str], data: dict[str, str]) -> list[Run]:
             raise UserError(f"no run is called {name!r}: see --list")
     found = [
         run for run in RUNS
-        if run.name in names or run.group in names or not names and (run.data in data or run.data in GENERATED)
+        if run.name in names or run.group in names or not names and (_key(run) in data or run.data in GENERATED)
     ]  # fmt: skip
     for run in found:
-        if run.data not in data and run.data not in GENERATED:
-            raise UserError(f"{run.name} needs --data {run.data}=PATH")
+        if _key(run) not in data and run.data not in GENERATED:
+            raise UserError(f"{run.name} needs --data {_key(run)}=PATH")
     return found
+
+
+def _key(run: Run) -> str:
+    """The data set is KEY of --data, or a folder in it."""
+    return run.data.split("/")[0]
 
 
 def data_of(run: Run, given: dict[str, str], runs: Path) -> str:
     """Where its data are: the folder that was given, or one that is generated now if it is not there."""
-    if run.data in given:
-        return given[run.data]
+    if _key(run) in given:
+        return given[_key(run)] + run.data.removeprefix(_key(run))
     out = runs / "data" / run.data
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_suffix(".lock")):
@@ -95,6 +100,8 @@ def measured(run: Run, path: str, runs: Path) -> dict[str, str]:
     out, changes = runs / run.name, dict(run.changes)
     if run.start is not None:
         changes["model.weights"] = str(runs / run.start)
+        if not (runs / run.start).is_dir():
+            raise UserError(f"{run.name} starts from {run.start}, of which {runs} has no folder: remove its row, to train it again")
     changes |= {"data.path": path, "training.threads": 1}
     recipe, model = load_recipe(run.recipe, changes), None
 

@@ -88,6 +88,6 @@ RUNS = [
     *(run for seed in (1, 2, 3) for kind, changes in ARMS.items() for run in _shortened(kind, seed, changes)),
     *(run for kind, changes in ARMS.items() for run in _contours(kind, changes)),
     Run("image", "hgrn", "lra/image-cpu", "fashion-mnist"),
-    Run("text", "hgrn", "lra/text-cpu", "newsgroups-text"),
-    Run("retrieval", "hgrn", "lra/retrieval-cpu", "newsgroups-pairs"),
+    Run("text", "hgrn", "lra/text-cpu", "newsgroups/text"),
+    Run("retrieval", "hgrn", "lra/retrieval-cpu", "newsgroups/retrieval"),
 ]

@@ -1,5 +1,6 @@
 """The command that trains what is published: it chooses, goes on from run to run, and writes a row for each once."""
 
+import shutil
 import sys
 
 import pytest
@@ -23,6 +24,9 @@ def test_runs_are_chosen_by_name_group_and_data():
     assert {run.data for run in chosen([], {})} <= GENERATED.keys()
     with pytest.raises(UserError, match="no run is called 'vit': see --list"):
         chosen(["vit"], {})
+    assert [run.name for run in chosen(["text"], {"newsgroups": "x"})] == ["text/hgrn"]
+    with pytest.raises(UserError, match="retrieval/hgrn needs --data newsgroups=PATH"):
+        chosen(["retrieval"], {})
     with pytest.raises(UserError, match="fashion-mnist/vit needs --data fashion-mnist=PATH"):
         chosen(["fashion-mnist/vit"], {})
 
@@ -43,13 +47,13 @@ def test_a_chain_of_runs_is_trained_once(tmp_path, monkeypatch, capsys):
     recipe = str(tmp_path / "tiny.yaml")
     runs = [
         Run("tiny", "first", recipe, "generated", {"optimizer.lr": 1e-3}),
-        Run("tiny", "second", recipe, "given", {"optimizer.lr": 1e-9}, start="tiny/first"),
+        Run("tiny", "second", recipe, "given/inside", {"optimizer.lr": 1e-9}, start="tiny/first"),
     ]
     for room in (trained, trained_runs):
         monkeypatch.setattr(room, "RUNS", runs)
     generated = {"generated": "listops --train 24 --validation 6 --test 6 --min-length 8 --max-length 60 --processes 1"}
     monkeypatch.setattr(trained, "GENERATED", generated)
-    generate(tmp_path / "given", 1, 24, 6, 6, processes=1)
+    generate(tmp_path / "given" / "inside", 1, 24, 6, 6, processes=1)
     out = tmp_path / "rows.csv"
     monkeypatch.setattr(
         sys, "argv", ["trained", "--data", f"given={tmp_path / 'given'}", "--runs", str(tmp_path / "runs"), "--out", str(out)]
@@ -68,3 +72,9 @@ def test_a_chain_of_runs_is_trained_once(tmp_path, monkeypatch, capsys):
     assert trained.main() == 0
     assert capsys.readouterr().out.splitlines() == ["tiny/first: done before", "tiny/second: done before"]
     assert read_csv(out) == [first, second]
+
+    out.unlink()
+    shutil.rmtree(tmp_path / "runs" / "tiny")
+    monkeypatch.setattr(trained, "RUNS", runs[1:])
+    assert trained.main() == 2
+    assert "tiny/second starts from tiny/first, of which" in capsys.readouterr().err and not out.exists()
