@@ -4,11 +4,13 @@
     python -m benchmarks.trained --list
 
 A run that has a row in benchmarks/results/trained.csv is skipped, and one that was stopped goes on where it was saved; remove a
-row, and its run folder, to train it again. Data that can be generated are. One thread each, so that two of these commands, with
-different names, can share two cores.
+row, and its run folder, to train it again. ListOps and Pathfinder are generated if no folder is given. One thread each, so that two
+of these commands, with different names, can share two cores.
 """
 
 import argparse
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,7 +34,7 @@ PICTURES = HERE.parent / "docs" / "images"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a run or a group of them (default: all whose data is given)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a run or a group of them (default: all whose data is given or generated)")
     parser.add_argument("--data", action="append", default=[], metavar="KEY=PATH", help="where a data set is")
     parser.add_argument("--list", action="store_true", help="name the runs, and the data that each needs")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
@@ -41,7 +43,7 @@ def main() -> int:
     if given.list:
         done = {row["run"] for row in read_csv(given.out)}
         for run in RUNS:
-            data = f"{run.data} (generated)" if run.data in GENERATED else f"--data {_key(run)}=PATH"
+            data = f"{run.data} (generated)" if run.data in GENERATED else f"--data {run.data_key}=PATH"
             print(f"{run.name:40} {data:40}{'done' if run.name in done else ''}")
         return 0
     keep_freed_memory()
@@ -51,8 +53,10 @@ def main() -> int:
             if any(row["run"] == run.name for row in read_csv(given.out)):
                 print(f"{run.name}: done before")
                 continue
+            if run.start is not None:
+                check_start(run, read_csv(given.out), given.runs)
             row = measured(run, data_of(run, data, given.runs), given.runs)
-            with locked(given.out.with_suffix(".lock")):
+            with locked(given.runs / "rows.lock"):
                 write_csv(given.out, [*read_csv(given.out), row])
             print(f"{run.name}: {row['test_accuracy']} on the test split")
         draw(read_csv(given.out), given.runs, PICTURES if given.out == RESULTS else given.out.parent)
@@ -63,35 +67,45 @@ def main() -> int:
 
 
 def chosen(names: list[str], data: dict[str, str]) -> list[Run]:
-    """The runs of these names or groups; of all whose data is given without any."""
+    """The runs of these names or groups; without names, all those whose data is given or can be generated."""
     known = {run.name for run in RUNS} | {run.group for run in RUNS}
     for name in names:
         if name not in known:
             raise UserError(f"no run is called {name!r}: see --list")
-    found = [
-        run for run in RUNS
-        if run.name in names or run.group in names or not names and (_key(run) in data or run.data in GENERATED)
-    ]  # fmt: skip
+
+    def has_data(run: Run) -> bool:
+        return run.data_key in data or run.data in GENERATED
+
+    if not names:
+        return [run for run in RUNS if has_data(run)]
+    found = [run for run in RUNS if run.name in names or run.group in names]
     for run in found:
-        if _key(run) not in data and run.data not in GENERATED:
-            raise UserError(f"{run.name} needs --data {_key(run)}=PATH")
+        if not has_data(run):
+            raise UserError(f"{run.name} needs --data {run.data_key}=PATH")
     return found
 
 
-def _key(run: Run) -> str:
-    """The data set is KEY of --data, or a folder in it."""
-    return run.data.split("/")[0]
+def check_start(run: Run, rows: list[dict[str, str]], runs: Path) -> None:
+    """UserError unless the run that this one starts from was trained to its end, and is there."""
+    if all(row["run"] != run.start for row in rows):
+        raise UserError(f"{run.name} starts from {run.start}, which has no row: train it first, python -m benchmarks.trained {run.start}")
+    if not (runs / run.start).is_dir():
+        raise UserError(f"{run.name} starts from {run.start}, of which {runs} has no folder: remove its row, to train it again")
 
 
 def data_of(run: Run, given: dict[str, str], runs: Path) -> str:
     """Where its data are: the folder that was given, or one that is generated now if it is not there."""
-    if _key(run) in given:
-        return given[_key(run)] + run.data.removeprefix(_key(run))
+    if run.data_key in given:
+        return given[run.data_key] + run.data.removeprefix(run.data_key)
     out = runs / "data" / run.data
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_suffix(".lock")):
-        if not out.exists() and cli.main(["data", *GENERATED[run.data].split(), str(out)]):
-            raise UserError(f"{run.data} could not be generated")
+        if not out.exists():
+            partial = out.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a command that was stopped
+            if cli.main(["data", *GENERATED[run.data].split(), str(partial)]):
+                raise UserError(f"{run.data} could not be generated")
+            os.replace(partial, out)
     return str(out)
 
 
@@ -100,8 +114,6 @@ def measured(run: Run, path: str, runs: Path) -> dict[str, str]:
     out, changes = runs / run.name, dict(run.changes)
     if run.start is not None:
         changes["model.weights"] = str(runs / run.start)
-        if not (runs / run.start).is_dir():
-            raise UserError(f"{run.name} starts from {run.start}, of which {runs} has no folder: remove its row, to train it again")
     changes |= {"data.path": path, "training.threads": 1}
     recipe, model = load_recipe(run.recipe, changes), None
 
@@ -123,8 +135,8 @@ def measured(run: Run, path: str, runs: Path) -> dict[str, str]:
     validation = [row for row in rows if row["kind"] == "validation"][-1]
     (unit,) = [name.removesuffix("_per_s") for name in last if name.endswith("_per_s")]
     low, high = test.interval
-    said = run.changes | ({} if run.start is None else {"model.weights": f"runs/{run.start}"})
-    ours = f"hgrn train {run.recipe}" + "".join(f" --{key} {value}" for key, value in said.items())
+    by_recipe = run.make_task is build_task and run.data not in GENERATED  # or the data, and where it starts, are this command's
+    overrides = "".join(f" --{key} {value}" for key, value in run.changes.items())
     return {
         "run": run.name,
         "data": run.data,
@@ -139,12 +151,12 @@ def measured(run: Run, path: str, runs: Path) -> dict[str, str]:
         "test_low": f"{low:.4f}",
         "test_high": f"{high:.4f}",
         "test_examples": str(test.examples),
-        "command": ours if run.make_task is build_task else f"python -m benchmarks.trained {run.name}",
+        "command": f"hgrn train {run.recipe}{overrides}" if by_recipe else f"python -m benchmarks.trained {run.name}",
     } | where
 
 
 def draw(rows: list[dict[str, str]], runs: Path, folder: Path) -> None:
-    """A picture in a folder for each group of which there are run folders: accuracy of the validation split over minutes of training.
+    """A picture for each group of which there are run folders: accuracy of the validation split over minutes of training.
 
     A run that starts from another goes on where that one ends, each with the validation split of its own data.
     """
@@ -152,15 +164,18 @@ def draw(rows: list[dict[str, str]], runs: Path, folder: Path) -> None:
 
     done = {row["run"]: row for row in rows}
     known = {run.name: run for run in RUNS if run.name in done and read_rows(runs / run.name / "log.jsonl")}
-    for group in dict.fromkeys(run.group for run in known.values()):
+    starts = {run.start for run in known.values()}
+    chains = [chain for run in known.values() if run.name not in starts and (chain := _chain(run, known))]
+    for group in dict.fromkeys(chain[-1].group for chain in chains):
+        members = [chain for chain in chains if chain[-1].group == group]
+        colours = {kind: f"C{number}" for number, kind in enumerate(dict.fromkeys(_kind(chain[-1]) for chain in members))}
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
-        members = [run for run in known.values() if run.group == group]
-        colours = {kind: f"C{number}" for number, kind in enumerate(dict.fromkeys(map(_kind, members)))}
-        for last in [run for run in members if run.name not in {other.start for other in members}]:
-            row, minutes = done[last.name], 0.0
+        for chain in members:
+            last, minutes = chain[-1], 0.0
+            row = done[last.name]
             label = f"{last.model}, {int(row['parameters']):,} parameters: test {float(row['test_accuracy']):.2%}"
-            for run in _chain(last, known):
+            for run in chain:
                 points = _curve(runs / run.name / "log.jsonl", minutes)
                 axes.plot(*zip(*points), "o-", markersize=3, color=colours[_kind(last)], label=label if run is last else None)
                 minutes += int(done[run.name]["train_seconds"]) / 60
@@ -175,9 +190,12 @@ def _kind(run: Run) -> str:
     return run.model.split("-")[0]
 
 
-def _chain(run: Run, known: dict[str, Run]) -> list[Run]:
-    """The run behind those that it starts from, as far as they are known."""
-    return [*(_chain(known[run.start], known) if run.start in known else []), run]
+def _chain(run: Run, known: dict[str, Run]) -> list[Run] | None:
+    """The run behind those that it starts from; None if one of them is not known."""
+    if run.start is None:
+        return [run]
+    before = _chain(known[run.start], known) if run.start in known else None
+    return None if before is None else [*before, run]
 
 
 def _curve(log: Path, start: float) -> list[tuple[float, float]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import image_peers
+from hgrn.data.lra.pathfinder_settings import arena_settings
 from hgrn.training.tasks import build_task
 
 
@@ -12,8 +13,8 @@ from hgrn.training.tasks import build_task
 class Run:
     """A recipe with some values changed, or a peer (a task of another model) trained with the same loop and data.
 
-    group: what it is drawn with. data: which data set it reads, of those given with --data or in `GENERATED`. start: the name of
-    the run whose weights it starts from, so that easier data come first (a curriculum).
+    group: what it is drawn with. data: KEY of --data or of `GENERATED`, or KEY/FOLDER for a folder in it. start: the name of the run
+    whose weights it starts from, so that easier data come first (a curriculum).
     """
 
     group: str
@@ -27,6 +28,10 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.group}/{self.model}"
+
+    @property
+    def data_key(self) -> str:
+        return self.data.split("/")[0]
 
 
 # What `hgrn data` is asked for where no folder is given for a data set.
@@ -52,25 +57,24 @@ def _adamw(lr: float, steps: int) -> dict[str, Any]:
 
 def _shortened(kind: str, seed: int, changes: dict[str, Any]) -> list[Run]:
     """ListOps of 200 to 600 tokens within about eight minutes, from shorter expressions on."""
-    group, recipe, changes = "listops-200-600", "lra/listops-cpu", {"training.seed": seed} | changes
-    short, middle, last = (f"{kind}-{seed}{stage}" for stage in ("-short", "-middle", ""))
-    return [
-        Run(group, short, recipe, "listops-5-100", changes | {"batch.batch_size": 64, "training.steps": 1000}),
-        Run(group, middle, recipe, "listops-50-250", changes | {"training.steps": 900}, start=f"{group}/{short}"),
-        Run(group, last, recipe, "listops-200-600", changes | {"training.steps": 1400}, start=f"{group}/{middle}"),
-    ]
+    group, recipe = "listops-200-600", "lra/listops-cpu"
+    changes = {"training.seed": seed} | changes
+    own = changes | {"batch.batch_size": 64, "training.steps": 1000}
+    short = Run(group, f"{kind}-{seed}-short", recipe, "listops-5-100", own)
+    middle = Run(group, f"{kind}-{seed}-middle", recipe, "listops-50-250", changes | {"training.steps": 900}, start=short.name)
+    last = Run(group, f"{kind}-{seed}", recipe, "listops-200-600", changes | {"training.steps": 1400}, start=middle.name)
+    return [short, middle, last]
 
 
 def _contours(kind: str, changes: dict[str, Any]) -> list[Run]:
     """Pathfinder from contours of 3 dashes to the arena's, of 14 and with distractors, within about 25 minutes."""
-    group, recipe, start, runs = "pathfinder", "lra/pathfinder-cpu", None, []
+    runs: list[Run] = []
     for length, steps in {3: 3500, 4: 1000, 5: 1000, 6: 3000, 9: 4500, 14: 7000}.items():
-        difficulty = "curv_baseline" if length == 6 else f"curv_contour_length_{length}"
-        own = changes | {"data.difficulty": difficulty, "training.steps": steps}
+        own = changes | {"data.difficulty": arena_settings(32, length).difficulty, "training.steps": steps}
         if length < 6:
             own["schedule.min_lr"] = 1e-3  # the peak: what is learned is learned late, and goes on in the next run
-        runs.append(Run(group, f"{kind}-{length}", recipe, f"pathfinder-{length}", own, start=start))
-        start = runs[-1].name
+        start = runs[-1].name if runs else None
+        runs.append(Run("pathfinder", f"{kind}-{length}", "lra/pathfinder-cpu", f"pathfinder-{length}", own, start=start))
     return runs
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from benchmarks import trained, trained_runs
 from benchmarks.trained import chosen
 from benchmarks.trained_runs import GENERATED, RUNS, Run
-from hgrn.bench.results import read_csv
+from hgrn.bench.results import read_csv, write_csv
 from hgrn.data.lra.listops_generator import generate
 from hgrn.errors import UserError
 from hgrn.training.recipe import load_recipe
@@ -61,8 +61,10 @@ def test_a_chain_of_runs_is_trained_once(tmp_path, monkeypatch, capsys):
     assert trained.main() == 0
     first, second = read_csv(out)
     assert (first["run"], first["test_examples"], second["test_examples"]) == ("tiny/first", "6", "6")
-    assert second["command"] == f"hgrn train {recipe} --optimizer.lr 1e-09 --model.weights runs/tiny/first"
-    before, after = (load_file(tmp_path / "runs" / name / "checkpoints" / "step-000002" / "model.safetensors") for name in ("tiny/first", "tiny/second"))
+    assert first["command"] == "python -m benchmarks.trained tiny/first"
+    assert second["command"] == f"hgrn train {recipe} --optimizer.lr 1e-09"
+    saved = [tmp_path / "runs" / run.name / "checkpoints" / "step-000002" / "model.safetensors" for run in runs]
+    before, after = map(load_file, saved)
     for name, value in before.items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6, msg=name)  # a rate of 1e-9 moves nothing
@@ -73,8 +75,21 @@ def test_a_chain_of_runs_is_trained_once(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == ["tiny/first: done before", "tiny/second: done before"]
     assert read_csv(out) == [first, second]
 
+    write_csv(out, [first])
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "first")
+    assert trained.main() == 2
+    assert "tiny/second starts from tiny/first, of which" in capsys.readouterr().err and read_csv(out) == [first]
     out.unlink()
-    shutil.rmtree(tmp_path / "runs" / "tiny")
     monkeypatch.setattr(trained, "RUNS", runs[1:])
     assert trained.main() == 2
-    assert "tiny/second starts from tiny/first, of which" in capsys.readouterr().err and not out.exists()
+    assert "which has no row: train it first, python -m benchmarks.trained tiny/first" in capsys.readouterr().err
+
+
+def test_data_whose_generation_was_stopped_are_generated_again(tmp_path, monkeypatch):
+    run = Run("tiny", "run", "lra/pathfinder-cpu", "marks")
+    monkeypatch.setattr(trained, "GENERATED", {"marks": "pathfinder --number 10 --contour-length 3 --distractors 0 --processes 1"})
+    (tmp_path / "data" / "marks.partial" / "curv_contour_length_3").mkdir(parents=True)
+    path = trained.data_of(run, {}, tmp_path)
+    assert path == str(tmp_path / "data" / "marks")
+    assert len(list((tmp_path / "data" / "marks").rglob("*.png"))) == 10 and not (tmp_path / "data" / "marks.partial").exists()
+    assert trained.data_of(run, {"marks": "elsewhere"}, tmp_path) == "elsewhere"
