@@ -68,7 +68,7 @@ def _evaluate_arena(runs: Path) -> None:
         low, high = row.interval
         print(f"{row.task:24} {row.accuracy:7.2%} ({low:.2%} to {high:.2%}, majority {row.majority:.2%}{paper})")
     for line in absent:
-        print(f"left out, since its data cannot be read: {line}")
+        print(line)
     print(f"wrote {runs / NAME}")
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from hgrn.analysis.gates import gate_statistics
+from hgrn.analysis.plots import forget_gates
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 
 
@@ -29,7 +30,12 @@ def test_statistics_are_those_of_the_formula():
     assert not second.mixer._forward_pre_hooks
 
 
-def test_without_lower_bounds_they_are_zero():
+def test_without_lower_bounds(tmp_path):
     model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, use_lower_bound=False))
-    layers = gate_statistics(model, torch.randint(11, (2, 20)))
-    assert [layer.lower_bound.tolist() for layer in layers] == [[0.0] * 8] * 2 and (layers[1].mean > 0).all()
+    ids = torch.randint(11, (2, 20))
+    layers, block = gate_statistics(model, ids), model.model.stack.blocks[0]
+    assert [layer.lower_bound for layer in layers] == [None, None]
+    first = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[0]
+    torch.testing.assert_close(layers[0].mean, torch.sigmoid(block.mixer.project(block.mixer_norm(first))[1]).mean((0, 1)))
+    forget_gates(layers, tmp_path / "gates.png")
+    assert (tmp_path / "gates.png").stat().st_size > 10_000

@@ -58,7 +58,7 @@ class Case:
 
 CASES = [
     Case(HGRNForCausalLM),
-    Case(HGRNForCausalLM, tie_word_embeddings=False, complex_state=False),
+    Case(HGRNForCausalLM, tie_word_embeddings=False, complex_state=False, use_lower_bound=False),
     Case(HGRNForSequenceClassification),
     Case(HGRNForSequenceClassification, bidirectional=True, shared_theta=False, pooling="last"),
     Case(HGRNForSequencePairClassification),
@@ -68,6 +68,7 @@ CASES = [
     Case(HGRNForImageClassification, **PIXELS),
     Case(HGRNForImageClassification, **PIXELS, bidirectional=True, shared_theta=False, final_norm="pooled"),
     Case(HGRNForImageClassification, **PIXELS, bidirectional=True, grid=True, norm_type="batch", sinusoidal_positions=True),
+    Case(HGRNForImageClassification, **PIXELS, bidirectional=True, grid=True, use_lower_bound=False),
 ]
 
 

@@ -363,6 +363,9 @@ def test_opennlplab(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConversionError, match="act_fun: must be 'silu', got 'swish'"):
         HGRNForCausalLM.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config | dict(act_fun="silu", use_lower_bound=False)))
+    with pytest.raises(ConversionError, match="use_lower_bound: must be True, got False"):
+        HGRNForCausalLM.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name, act", [("09a_fairseq_lm_default", None), ("09b_fairseq_lm_silu_glu", "silu")])

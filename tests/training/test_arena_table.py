@@ -8,6 +8,7 @@ import torch
 
 from hgrn.cli import main
 from hgrn.data.lra.load import prepare
+from hgrn.data.lra.pathfinder import HARD
 from hgrn.errors import UserError
 from hgrn.inference import load_classifier
 from hgrn.source import commit
@@ -56,12 +57,12 @@ def test_each_run_is_evaluated_on_its_test_split(runs, tmp_path):
 def test_the_table(runs, tmp_path):
     rows, _ = arena_table(runs, load_classifier, tmp_path / "table.md")
     header, rule, *lines = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
-    assert header.startswith("| task | paper | ours | 95 % interval |") and len(lines) == 2
-    assert {line.count("|") for line in (header, rule, *lines)} == {12}
+    assert header.startswith("| task | data | paper | ours | 95 % interval |") and len(lines) == 2
+    assert {line.count("|") for line in (header, rule, *lines)} == {13}
     for row, line in zip(rows, lines):
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
-        assert cells[:3] == [row.task, "59.95%" if row.paper else "-", f"{100 * row.accuracy:.2f}%"]
-        assert cells[4] == str(row.examples) and cells[7] == str(row.steps) and cells[9] == f"`{row.command}`"
+        assert cells[:4] == [row.task, row.data, "59.95%" if row.paper else "-", f"{100 * row.accuracy:.2f}%"]
+        assert cells[5] == str(row.examples) and cells[8] == str(row.steps) and cells[10] == f"`{row.command}`"
     arena_table(runs, load_classifier)
     assert (runs / "arena.md").read_text() == (tmp_path / "table.md").read_text()
 
@@ -75,18 +76,22 @@ def test_an_unfinished_run_and_an_edited_card(runs, tmp_path):
     assert "| 2 of 3 |" in (tmp_path / "arena.md").read_text()
 
 
-def test_a_run_without_its_data_is_named(runs, tmp_path, capsys):
+def test_runs_without_their_data_are_named(tmp_path, capsys):
     folder = tmp_path / "elsewhere"
-    for kind in ("text", "listops"):
+    for kind in ("text", "listops", "pathfinder"):
         train(tiny_arena_recipe(kind, folder, target=None), tmp_path / "runs" / kind)
     shutil.rmtree(folder / "listops")
+    table = folder / "pathfinder" / HARD / "metadata" / "0.npy"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[1:]))
     assert main(["eval", "lra", "--runs", str(tmp_path / "runs")]) == 0
     text, printed = (tmp_path / "runs" / "arena.md").read_text(), capsys.readouterr().out
     assert text.count("| tiny arena |") == printed.count("tiny arena ") == 1
     for where in (text, printed):
-        assert f"eft out, since its data cannot be read: {tmp_path / 'runs' / 'listops'}: " in where and "basic_train.tsv" in where
+        assert f"left out: {tmp_path / 'runs' / 'listops'}: " in where and "basic_train.tsv" in where
+        assert f"{tmp_path / 'runs' / 'pathfinder'}: {folder / 'pathfinder'} holds other data than it was trained on" in where
     shutil.rmtree(folder / "text")
-    with pytest.raises(UserError, match="no run has its data:\n  .*listops.*\n  .*text"):
+    shutil.rmtree(folder / "pathfinder")
+    with pytest.raises(UserError, match="no run can be evaluated:\n  .*listops.*\n  .*pathfinder.*\n  .*text"):
         arena_table(tmp_path / "runs", load_classifier)
 
 

@@ -160,9 +160,15 @@ def test_small_image_recipes_train(with_data, tmp_path, name):
     assert len([row for row in read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "train"]) == 2
 
 
-@pytest.mark.parametrize("kind", ["listops", "text", "retrieval", "image", "pathfinder"])
-def test_small_arena_recipes_train(kind, tmp_path):
-    write_arena(kind, tmp_path / kind)
+@pytest.mark.parametrize("name, kind", [
+    ("listops", "listops"), ("text", "text"), ("retrieval", "retrieval"), ("image", "image"), ("image", "idx"),
+    ("pathfinder", "pathfinder"), ("pathx", "pathfinder"),
+])  # fmt: skip
+def test_small_arena_recipes_train(name, kind, tmp_path):
+    if kind == "idx":
+        write_tiny_images(tmp_path / kind)
+    else:
+        write_arena(kind, tmp_path / kind)
     short = {
         "data.path": str(tmp_path / kind),
         "data.cache": str(tmp_path / "cache"),
@@ -172,7 +178,7 @@ def test_small_arena_recipes_train(kind, tmp_path):
         "schedule.warmup_steps": 1,
         "batch.batch_size": 4,
     }
-    outcome = train(load_recipe(f"lra/{kind}-cpu", short), tmp_path / "run")
+    outcome = train(load_recipe(f"lra/{name}-cpu", short), tmp_path / "run")
     assert outcome.step == 2 and 0 <= outcome.best["accuracy"] <= 1
 
 

@@ -14,10 +14,10 @@ from hgrn.ops.reference import gates
 class LayerGates:
     """The forget gates of one layer over some text; every tensor has one value per channel, `[D]`, in [0, 1].
 
-    lower_bound: what the layer has learned, 0 where it has none. mean, low, high: mean, 5 % and 95 % quantiles over the positions.
+    lower_bound: what the layer has learned; None in a model without. mean, low, high: mean, 5 % and 95 % quantiles over the positions.
     """
 
-    lower_bound: Tensor
+    lower_bound: Tensor | None
     mean: Tensor
     low: Tensor
     high: Tensor
@@ -42,5 +42,5 @@ def gate_statistics(model: HGRNForCausalLM, input_ids: Tensor) -> list[LayerGate
     for bound, forget in zip(stack.lower_bounds(), forgets, strict=True):
         values, _ = gates(forget.float(), bound)
         low, high = values.quantile(levels.to(values), dim=0)
-        layers.append(LayerGates(torch.zeros_like(low) if bound is None else bound, values.mean(0), low, high))
+        layers.append(LayerGates(bound, values.mean(0), low, high))
     return layers

@@ -39,7 +39,7 @@ def _minutes_per_step(train: list[dict[str, Any]]) -> float:
 
 
 def forget_gates(layers: list[LayerGates], path: Path) -> None:
-    """The forget gates of each layer, its channels sorted by their mean, beside the lower bounds it has learned."""
+    """The forget gates of each layer, its channels sorted by their mean, beside the lower bounds it has learned, if it has any."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.6 * len(layers) + 0.6, 3.8), layout="constrained")
@@ -50,11 +50,12 @@ def forget_gates(layers: list[LayerGates], path: Path) -> None:
         axes.fill_between(channels, layer.low[order], layer.high[order], color=_SHADE, alpha=0.5, linewidth=0,
                           label="forget gate, 5 % to 95 % of positions")  # fmt: skip
         axes.plot(channels, layer.mean[order], color=_INK, label="forget gate, mean over positions")
-        axes.plot(channels, layer.lower_bound[order], ".", markersize=2.5, color=_ACCENT, label="learned lower bound")
+        if layer.lower_bound is not None:
+            axes.plot(channels, layer.lower_bound[order], ".", markersize=2.5, color=_ACCENT, label="learned lower bound")
         axes.set(title=f"layer {number}\nmean gate {layer.mean.mean():.2f}", xlabel="channels, sorted", ylim=(-0.02, 1.02))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("1 keeps everything, 0 forgets everything")
-    figure.suptitle("Forget gates and their learned lower bounds, layer by layer")
+    figure.suptitle("Forget gates, layer by layer")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, markerscale=4)
     figure.savefig(path, dpi=150)
 

@@ -46,11 +46,14 @@ _NAMES = {
     "hgrn": r"model\.stack\.",
 }
 # Our fields, as every model of the layout has them.
-_HGRU = dict(norm_type="layer", norm_eps=1e-5, complex_state=True, gate_position="after_norm", gate_act="silu", gate_rank=None)
+_HGRU = dict(
+    norm_type="layer", norm_eps=1e-5, complex_state=True, use_lower_bound=True, gate_position="after_norm", gate_act="silu",
+    gate_rank=None,
+)  # fmt: skip
 _FIXED = {
     "fla": dict(
-        glu_act="silu", bias=False, norm_type="rms", complex_state=False, gate_position="after_norm", gate_act="silu",
-        gate_rank=None, scale_embeddings=False,
+        glu_act="silu", bias=False, norm_type="rms", complex_state=False, use_lower_bound=True, gate_position="after_norm",
+        gate_act="silu", gate_rank=None, scale_embeddings=False,
     ),
     "opennlplab": _HGRU | dict(glu_act="silu", conv_size=None),
     "fairseq-lm": _HGRU | dict(conv_size=None, scale_embeddings=True),
@@ -152,6 +155,9 @@ def to_fields(config: Mapping, layout: str) -> dict:
             given["intermediate_size"] = 256 * -(-int(given["hidden_size"] * hidden_ratio * 2 / 3) // 256)
     else:
         given["scale_embeddings"] = not given.pop("no_scale_embedding", False)
+    problems += [
+        f"{name}: must be {value!r}, got {given[name]!r}" for name, value in _FIXED[layout].items() if given.get(name, value) != value
+    ]
     if missing := [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in given]:
         problems.append(f"{', '.join(missing)}: not given")
     _raise(problems, f"a configuration of the layout {layout!r}")
@@ -172,7 +178,7 @@ def from_fields(config, layout: str) -> dict | None:
     """
     problems = [
         f"{name}: must be {value!r} there, is {getattr(config, name)!r}"
-        for name, value in (_FIXED[layout] | dict(use_lower_bound=True)).items()
+        for name, value in _FIXED[layout].items()
         if getattr(config, name) != value
     ]
     _raise(problems, f"a model for the layout {layout!r}")

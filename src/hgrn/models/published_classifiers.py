@@ -13,8 +13,8 @@ LAYOUTS = ("vit", "lra")
 NAMES = {"vit": r"layers\.\d+\.token_mixer\.", "lra": r"model\.layers\.\d+\.layer\.hgru\."}
 
 _AUTHORS = dict(
-    glu_act="silu", bias=True, norm_eps=1e-5, complex_state=True, gate_position="after_norm", gate_act="silu", gate_rank=None,
-    conv_size=None, bidirectional=True, pooling="mean",
+    glu_act="silu", bias=True, norm_eps=1e-5, complex_state=True, use_lower_bound=True, gate_position="after_norm", gate_act="silu",
+    gate_rank=None, conv_size=None, bidirectional=True, pooling="mean",
 )  # fmt: skip
 _VIT = _AUTHORS | dict(norm_type="layer", final_norm="pooled", sinusoidal_positions=False, grid=False)
 _LRA = _AUTHORS | dict(final_norm="tokens", mask_padding=False)

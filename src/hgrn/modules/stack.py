@@ -112,7 +112,7 @@ class HGRN(nn.Module):
             depth = len(self.blocks)
             raise ValueError(f"state must have an entry for each of {depth} blocks, got {len(state)}")
         states = []
-        for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds())):
+        for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds(), strict=True)):
             if hidden_states is not None:
                 hidden_states.append(x)
             x, after = block(x, bound, None if state is None else state[index], mask, cu_seqlens)
@@ -121,4 +121,4 @@ class HGRN(nn.Module):
 
     def lower_bounds(self) -> Sequence[Tensor | None]:
         """What bounds the forget gates of each block: `[dim]`, or None."""
-        return [None] * len(self.blocks) if self.bounds is None else self.bounds()
+        return [None] * len(self.blocks) if self.bounds is None else self.bounds().unbind()

@@ -57,7 +57,7 @@ class Stepper:
             self._x = torch.zeros(sequences, dim)
             width = stack.blocks[0].mixer.norm.weight.shape[0]
             self._states = torch.zeros(self._depth, sequences, width)
-            for block, bound, state in zip(stack.blocks, stack.lower_bounds(), self._states):
+            for block, bound, state in zip(stack.blocks, stack.lower_bounds(), self._states, strict=True):
                 self._block(block, bound, state)
             self._y = torch.zeros(sequences, dim)
             self._norm(stack.norm, self._x, self._y)

@@ -64,7 +64,7 @@ class Program:
         """As `hgrn.ops.gated_unit`."""
         self._append(cpu.rows_launch(cpu_layer.gated_unit, activation, y, {"x": x}, y=y))
 
-    def hgru_step(self, candidate, forget, lower_bound: Tensor, theta: Tensor | None, state: Tensor, h: Tensor) -> None:
+    def hgru_step(self, candidate, forget, lower_bound: Tensor | None, theta: Tensor | None, state: Tensor, h: Tensor) -> None:
         """One position of `hgrn.ops.hgru_scan`: `state` `[N, C]` becomes the state after it, and h too."""
         candidate, forget, h = (x[:, None, None] for x in (candidate, forget, h))
         scan = cpu.Scan(candidate, forget.shape[-1], None, None, False)

@@ -28,20 +28,21 @@ Accuracy on the whole test split of the newest checkpoint of each run, with Wils
 number that the recipe aims at, and holds for the release's data and the whole training. Guessing: one class in so many (random),
 or always the most frequent one of this test split (majority).
 
-| task | paper | ours | 95 % interval | examples | random | majority | steps | training | command | commit |
-|---|---|---|---|---|---|---|---|---|---|---|
+| task | data | paper | ours | 95 % interval | examples | random | majority | steps | training | command | commit |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run. task: the name of its recipe. Shares are in [0, 1], but `paper` is a percentage; None if the recipe has none.
+    """One run. task: the name of its recipe. data: where its files are. Shares are in [0, 1], but `paper` is a percentage; None if the recipe has none.
 
     steps, of_steps: taken, and planned. seconds: spent in steps. command: trains the same again. commit: as the model card says.
     """
 
     task: str
+    data: str
     paper: float | None
     accuracy: float
     interval: tuple[float, float]
@@ -61,8 +62,8 @@ def arena_table(
     """Evaluate every run of a task of the arena in or below `folder`, and write the table to `out` (default: `arena.md` there).
 
     Runs of other tasks, and those that have saved nothing yet, are left out. load: `hgrn.inference.load_classifier`. on_progress
-    gets (recipe's name, examples answered, examples in all). Returns the rows, and a line for each run whose data cannot be read,
-    which has no row. Raises UserError if no run can be evaluated, a checkpoint is damaged, or `out` cannot be written.
+    gets (recipe's name, examples answered, examples in all). Returns the rows, and a line for each run that has no row because its
+    data cannot be read, or is other data than it was trained on. Raises UserError if no run can be evaluated, a checkpoint is damaged, or `out` cannot be written.
     """
     folder = Path(folder)
     runs = _runs(folder)
@@ -78,17 +79,20 @@ def arena_table(
         try:
             examples = open_examples(recipe, "test")
         except UserError as error:
-            absent.append(f"{run}: {error}")
+            absent.append(f"left out: {run}: {' '.join(str(error).split())}")
+            continue
+        if examples.fingerprint != Manifest.read(checkpoint).data:
+            absent.append(f"left out: {run}: {recipe.data.path} holds other data than it was trained on")
             continue
         rows.append(_row(run, recipe, model, examples, checkpoint, on_progress))
     if not rows:
-        raise UserError("no run has its data:\n  " + "\n  ".join(absent))
+        raise UserError("no run can be evaluated:\n  " + "\n  ".join(absent))
     rows.sort(key=lambda row: (row.task, row.command))
     file = Path(out) if out is not None else folder / NAME
     try:
         draft = file.with_name(f"{file.name}.draft")
-        left_out = "".join(f"\nLeft out, since its data cannot be read: {line}\n" for line in absent)
-        draft.write_text(_TEXT.format(rows="\n".join(map(_line, rows))) + left_out, encoding="utf-8")
+        text = _TEXT.format(rows="\n".join(map(_line, rows))) + "".join(f"\n{line}\n" for line in absent)
+        draft.write_text(text, encoding="utf-8")
         os.replace(draft, file)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}; give another file") from error
@@ -130,6 +134,7 @@ def _row(run: Path, recipe: ArenaRecipe, model: Any, examples: Examples, checkpo
     times = [row["elapsed"] for row in read_rows(run / "log.jsonl") if row["kind"] == "train" and row["step"] <= step]
     return Row(
         task=recipe.name,
+        data=recipe.data.path,
         paper=None if recipe.target is None else recipe.target.value,
         accuracy=result.accuracy,
         interval=result.interval,
@@ -155,7 +160,7 @@ def _line(row: Row) -> str:
     low, high = row.interval
     steps = f"{row.steps:,}" if row.steps == row.of_steps else f"{row.steps:,} of {row.of_steps:,}"
     cells = [
-        row.task, "-" if row.paper is None else f"{row.paper:.2f}%", f"{row.accuracy:.2%}", f"{low:.2%} to {high:.2%}",
+        row.task, row.data, "-" if row.paper is None else f"{row.paper:.2f}%", f"{row.accuracy:.2%}", f"{low:.2%} to {high:.2%}",
         f"{row.examples:,}", f"{row.random:.2%}", f"{row.majority:.2%}", steps, f"{row.seconds:,.0f} s", f"`{row.command}`",
         row.commit,
     ]  # fmt: skip

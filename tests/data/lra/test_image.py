@@ -144,6 +144,8 @@ def test_idx_files_stand_in_with_a_border(idx, tmp_path):
         assert part.images.astype(int).sum() == images[numbers].astype(int).sum()  # the border is black
     assert data.classes[9] == "Ankle boot"
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    digits = idx.rename(tmp_path / "digits")
+    assert load(digits, tmp_path).classes[9] == "9"  # the name of the folder decides, whatever is cached
     np.testing.assert_allclose([*data.mean, *data.std], [padded.mean() / 255, padded.std() / 255], rtol=1e-6)
 
 

@@ -45,7 +45,7 @@ def read_idx(path: Path) -> np.ndarray:
 def open_idx(folder: Path, split: str, classes: list[str] | None = None) -> TensorSource:
     """The "train" (all of it) or "test" part of a folder with the four published files, plain or .gz.
 
-    classes: names; None takes Fashion-MNIST's if the folder's name says so, digits otherwise.
+    classes: names; None takes those of `idx_classes`.
     """
     images = read_idx(_find(folder, f"{STEMS[split]}-images-idx3-ubyte"))
     labels = read_idx(_find(folder, f"{STEMS[split]}-labels-idx1-ubyte"))
@@ -53,9 +53,14 @@ def open_idx(folder: Path, split: str, classes: list[str] | None = None) -> Tens
         raise UserError(f"{folder}: images must be idx3 [N, H, W] and labels idx1 [N]; got {list(images.shape)} and "
                         f"{list(labels.shape)}")
     if classes is None:
-        classes = FASHION if "fashion" in folder.resolve().name.lower() else DIGITS
+        classes = idx_classes(folder)
     pixels = torch.from_numpy(images.copy()).unsqueeze(1)  # a copy: the file's bytes are read-only
     return TensorSource(f"{folder} {split}", pixels, torch.from_numpy(labels.astype(np.int64)), classes)
+
+
+def idx_classes(folder: Path) -> list[str]:
+    """Fashion-MNIST's if the folder's name says so, digits otherwise: the files do not tell."""
+    return FASHION if "fashion" in folder.resolve().name.lower() else DIGITS
 
 
 def idx_files(folder: Path) -> list[Path]:

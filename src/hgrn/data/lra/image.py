@@ -15,7 +15,7 @@ import numpy as np
 
 from hgrn.data.files import TextFile
 from hgrn.data.images.cifar import CIFAR10, Layout, read_batch
-from hgrn.data.images.idx import idx_files, open_idx
+from hgrn.data.images.idx import idx_classes, idx_files, open_idx
 from hgrn.data.lra.splits import LabelledData, image_data, random_split
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.shuffle import hashed
@@ -57,17 +57,17 @@ def prepare(data: ImageData) -> LabelledData:
     if layout is None:
         if data.colour:
             raise UserError(f"colour must be false for {folder}, whose images are grey")
-        paths = idx_files(folder)
+        paths, classes = idx_files(folder), idx_classes(folder)
     else:
-        paths = [folder / name for name in (*layout.train, *layout.test)]
+        paths, classes = [folder / name for name in (*layout.train, *layout.test)], list(CLASSES)
         if missing := [str(path) for path in paths if not path.is_file()]:
             raise UserError(f"{', '.join(missing)} not found; unpack CIFAR-10 again")
-    source = ["image", FORMAT, data.colour, [TextFile(str(path), path).signature() for path in paths]]
+    source = ["image", FORMAT, data.colour, classes, [TextFile(str(path), path).signature() for path in paths]]
 
     def write(writer: EntryWriter) -> dict:
         parts, facts = _of_idx(folder) if layout is None else _of_cifar(folder, layout, data.colour)
         _write(writer, *parts)
-        return facts
+        return facts | {"classes": classes}
 
     return image_data(cached(data.cache, source, write))
 
@@ -118,7 +118,7 @@ def _of_cifar(folder: Path, layout: Layout, colour: bool) -> tuple[list[Part], d
         pixels = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, SIZE, SIZE)
         return pixels if colour else to_grey(pixels), np.concatenate([labels for _, labels in parts])
 
-    return [load(layout.train), load(layout.test)], {"classes": list(CLASSES), **(COLOUR if colour else GREY)}
+    return [load(layout.train), load(layout.test)], COLOUR if colour else GREY
 
 
 def _of_idx(folder: Path) -> tuple[list[Part], dict]:
@@ -130,8 +130,9 @@ def _of_idx(folder: Path) -> tuple[list[Part], dict]:
             raise UserError(f"{folder} {split}: images must have at most {SIZE} x {SIZE} pixels, got {height} x {width}")
         border = [((SIZE - length) // 2, (SIZE - length + 1) // 2) for length in (height, width)]
         parts.append((np.pad(source.images.numpy(), ((0, 0), (0, 0), *border)), source.labels.numpy()))
-    pixels = parts[0][0]
-    return parts, {"classes": source.classes, "mean": [float(pixels.mean() / 255)], "std": [float(pixels.std() / 255)]}
+    levels, counts = np.arange(256) / 255, np.bincount(parts[0][0].ravel(), minlength=256)
+    mean = np.average(levels, weights=counts)
+    return parts, {"mean": [float(mean)], "std": [float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))]}
 
 
 def _write(writer: EntryWriter, training: Part, test: Part) -> None:

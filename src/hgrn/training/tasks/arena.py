@@ -66,7 +66,7 @@ def open_examples(recipe: ArenaRecipe, split: str) -> Examples:
 
 def _examples(recipe: ArenaRecipe, data: LabelledData, split: str) -> Examples:
     batches = in_order(data, split, recipe.batch.batch_size, pad_to=recipe.batch.pad_to)
-    return Examples(batches, len(data.splits[split]), list(data.classes))
+    return Examples(batches, len(data.splits[split]), list(data.classes), data.fingerprint)
 
 
 TASK = ArenaTask

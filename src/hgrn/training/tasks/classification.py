@@ -17,11 +17,15 @@ TOP = 5
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The examples of a split, to be read once: batches, how many examples there are, the names of the classes."""
+    """The examples of a split, to be read once: batches, how many there are, the names of the classes.
+
+    fingerprint: of the data that the split belongs to, as checkpoints have it; None where only the split was opened.
+    """
 
     batches: Iterable[Any]
     size: int
     classes: list[str]
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
