@@ -34,7 +34,8 @@ PICTURES = HERE.parent / "docs" / "images"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a run or a group of them (default: all whose data is given or generated)")
+    default = "all whose data is given or generated"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"a run or a group of them (default: {default})")
     parser.add_argument("--data", action="append", default=[], metavar="KEY=PATH", help="where a data set is")
     parser.add_argument("--list", action="store_true", help="name the runs, and the data that each needs")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
@@ -88,7 +89,8 @@ def chosen(names: list[str], data: dict[str, str]) -> list[Run]:
 def check_start(run: Run, rows: list[dict[str, str]], runs: Path) -> None:
     """UserError unless the run that this one starts from was trained to its end, and is there."""
     if all(row["run"] != run.start for row in rows):
-        raise UserError(f"{run.name} starts from {run.start}, which has no row: train it first, python -m benchmarks.trained {run.start}")
+        first = f"train it first, python -m benchmarks.trained {run.start}"
+        raise UserError(f"{run.name} starts from {run.start}, which has no row: {first}")
     if not (runs / run.start).is_dir():
         raise UserError(f"{run.name} starts from {run.start}, of which {runs} has no folder: remove its row, to train it again")
 

@@ -13,8 +13,8 @@ from hgrn.training.tasks import build_task
 class Run:
     """A recipe with some values changed, or a peer (a task of another model) trained with the same loop and data.
 
-    group: what it is drawn with. data: KEY of --data or of `GENERATED`, or KEY/FOLDER for a folder in it. start: the name of the run
-    whose weights it starts from, so that easier data come first (a curriculum).
+    group: what it is drawn with. data: KEY of --data or of `GENERATED`, or KEY/FOLDER for a folder in it. start: the name of the
+    run whose weights it starts from, so that easier data come first (a curriculum).
     """
 
     group: str

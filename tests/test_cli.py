@@ -99,6 +99,8 @@ def test_synthetic_tasks_are_made_and_read_back(tmp_path, fails, capsys):
     from hgrn.data.lra.load import prepare
     from hgrn.data.lra.listops import ListOpsData
     from hgrn.data.lra.pathfinder import PathfinderData
+    from hgrn.data.lra.pathfinder_generator import generate
+    from hgrn.data.lra.pathfinder_settings import arena_settings
 
     listops, paths = tmp_path / "listops", tmp_path / "paths"
     short = ["--min-length", "5", "--max-length", "40", "--processes", "1"]
@@ -110,6 +112,14 @@ def test_synthetic_tasks_are_made_and_read_back(tmp_path, fails, capsys):
     assert "20 images" in capsys.readouterr().out
     data = prepare(PathfinderData(str(paths), difficulty="curv_contour_length_9", cache=str(tmp_path / "cache")))
     assert [len(split) for split in data.splits.values()] == [16, 2, 2]
+    options = ["--size", "64", "--distractors", "2", "--no-crossings", "--seed", "5", "--number", "10", "--processes", "1"]
+    assert main(["data", "pathfinder", str(tmp_path / "larger"), *options]) == 0
+    data = prepare(PathfinderData(str(tmp_path / "larger"), cache=str(tmp_path / "cache")))
+    assert data.splits["train"].images.shape == (8, 1, 64, 64)
+    made = tmp_path / "made"
+    generate(made, arena_settings(64, 14, 2, crossings=False), 5, 10, processes=1)
+    for image in sorted(made.rglob("*.png")):
+        assert image.read_bytes() == (tmp_path / "larger" / image.relative_to(made)).read_bytes()
     assert "exists already" in fails("data", "listops", listops)
     assert "size must be one of 32, 64, 128, 256; got 33" in fails("data", "pathfinder", paths, "--size", "33")
 

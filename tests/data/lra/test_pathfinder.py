@@ -107,6 +107,13 @@ def test_labels_agree_with_a_flood_of_the_undashed_drawing(drawings):
     assert 0.4 < np.mean([drawing.label for drawing in drawings]) < 0.6
 
 
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_labels_of_larger_images_agree_too(size):
+    larger = [draw(arena_settings(size), seed=2, index=index) for index in range(6)]
+    assert [label_by_flood(drawing) for drawing in larger] == [drawing.label for drawing in larger]
+    assert {drawing.label for drawing in larger} == {0, 1}
+
+
 def test_flood_sees_a_wrong_label(drawings):
     """Markers on the ends of the other pair: the flood must say the opposite."""
     for drawing in drawings[:50]:
