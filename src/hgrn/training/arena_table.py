@@ -36,7 +36,8 @@ or always the most frequent one of this test split (majority).
 
 @dataclass(frozen=True)
 class Row:
-    """One run. task: the name of its recipe. data: where its files are. Shares are in [0, 1], but `paper` is a percentage; None if the recipe has none.
+    """One run. task: the name of its recipe. data: where its files are. Shares are in [0, 1], but `paper` is a percentage; None if the
+    recipe has none.
 
     steps, of_steps: taken, and planned. seconds: spent in steps. command: trains the same again. commit: as the model card says.
     """
@@ -62,8 +63,9 @@ def arena_table(
     """Evaluate every run of a task of the arena in or below `folder`, and write the table to `out` (default: `arena.md` there).
 
     Runs of other tasks, and those that have saved nothing yet, are left out. load: `hgrn.inference.load_classifier`. on_progress
-    gets (recipe's name, examples answered, examples in all). Returns the rows, and a line for each run that has no row because its
-    data cannot be read, or is other data than it was trained on. Raises UserError if no run can be evaluated, a checkpoint is damaged, or `out` cannot be written.
+    gets (recipe's name, examples answered, examples in all). Returns the rows, and a line for each run that has none because its data
+    cannot be read, or is other data than it was trained on. Raises UserError if no run can be evaluated, a checkpoint is damaged, or
+    `out` cannot be written.
     """
     folder = Path(folder)
     runs = _runs(folder)

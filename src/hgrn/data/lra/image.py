@@ -30,6 +30,8 @@ GREY = {"mean": [122.6 / 255], "std": [61.0 / 255]}
 COLOUR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.247, 0.243, 0.261]}
 PAD = 4  # of the augmentation
 
+Part = tuple[np.ndarray, np.ndarray]  # images uint8 [N, C, 32, 32], and their classes
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -43,9 +45,6 @@ class ImageData:
     colour: bool = False
     augment: bool = False
     cache: str | None = None
-
-
-Part = tuple[np.ndarray, np.ndarray]  # images uint8 [N, C, 32, 32], and their classes
 
 
 def prepare(data: ImageData) -> LabelledData:
