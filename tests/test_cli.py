@@ -275,4 +275,4 @@ def test_a_table_of_the_arena(tmp_path, fails, capsys):
     assert main(["eval", "lra", "--runs", str(tmp_path)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert "majority" in printed[0] and printed[-1] == f"wrote {tmp_path / 'arena.md'}"
-    assert "| task | paper | ours |" in (tmp_path / "arena.md").read_text()
+    assert "| task | data | paper | ours |" in (tmp_path / "arena.md").read_text()
