@@ -14,7 +14,10 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["
 FLA = dict(conv_size=3, norm_type="rms", complex_state=False, bias=False)
 OPTIONS = pytest.mark.parametrize(
     "options",
-    [{}, dict(complex_state=False), dict(use_lower_bound=False), dict(gate_position="before_norm", gate_act="sigmoid", gate_rank=3), dict(conv_size=4), FLA],
+    [
+        {}, dict(complex_state=False), dict(use_lower_bound=False),
+        dict(gate_position="before_norm", gate_act="sigmoid", gate_rank=3), dict(conv_size=4), FLA,
+    ],  # fmt: skip
 )
 DIM, DEPTH = 7, 3
 

@@ -14,7 +14,8 @@ from hgrn.ops.reference import gates
 class LayerGates:
     """The forget gates of one layer over some text; every tensor has one value per channel, `[D]`, in [0, 1].
 
-    lower_bound: what the layer has learned; None in a model without. mean, low, high: mean, 5 % and 95 % quantiles over the positions.
+    lower_bound: what the layer has learned; None in a model without. mean, low, high: mean, 5 % and 95 % quantiles over the
+    positions.
     """
 
     lower_bound: Tensor | None

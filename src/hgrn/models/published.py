@@ -156,7 +156,9 @@ def to_fields(config: Mapping, layout: str) -> dict:
     else:
         given["scale_embeddings"] = not given.pop("no_scale_embedding", False)
     problems += [
-        f"{name}: must be {value!r}, got {given[name]!r}" for name, value in _FIXED[layout].items() if given.get(name, value) != value
+        f"{name}: must be {value!r}, got {given[name]!r}"
+        for name, value in _FIXED[layout].items()
+        if given.get(name, value) != value
     ]
     if missing := [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in given]:
         problems.append(f"{', '.join(missing)}: not given")

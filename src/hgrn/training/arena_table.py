@@ -36,8 +36,8 @@ or always the most frequent one of this test split (majority).
 
 @dataclass(frozen=True)
 class Row:
-    """One run. task: the name of its recipe. data: where its files are. Shares are in [0, 1], but `paper` is a percentage; None if the
-    recipe has none.
+    """One run. task: the name of its recipe. data: where its files are. Shares are in [0, 1], but `paper` is a percentage; None if
+    the recipe has none.
 
     steps, of_steps: taken, and planned. seconds: spent in steps. command: trains the same again. commit: as the model card says.
     """

@@ -35,8 +35,8 @@ Part = tuple[np.ndarray, np.ndarray]  # images uint8 [N, C, 32, 32], and their c
 
 @dataclass(frozen=True)
 class ImageData:
-    """path: the folder of either kind, or the one that it lies in; or a folder of idx files. colour: three channels, or one of grey.
-    augment: as `augmented` does, images of training only."""
+    """path: the folder of either kind, or the one that it lies in; or a folder of idx files. colour: three channels, or one of
+    grey. augment: as `augmented` does, images of training only."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
