@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = add("bench", commands.bench, "measure speed and memory against the limits of the machine and against other packages",
                 "names: limits, scan, train, decode, length, start, quality; without one, all but quality (about two hours).\n"
-                "Peers that are not installed are left out: pip install 'hgrn[bench]'")  # fmt: skip
+                "Peers that are not installed are left out: pip install mambapy accelerated-scan jax")  # fmt: skip
     bench.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: all but quality)")
     bench.add_argument("--quick", action="store_true", help="small shapes and few repeats: half a minute, numbers not to be quoted")
     bench.add_argument("--out", type=Path, metavar="FOLDER",

@@ -47,7 +47,7 @@ _AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_hgrn.HGRNForSequenceClassification",
 }  # and `image_processing` for itself
 _LOADER = '''\
-"""Loads this folder with the installed package hgrn (pip install hgrn); there is no model code in here.
+"""Loads this folder with the installed package hgrn; there is no model code in here.
 
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)

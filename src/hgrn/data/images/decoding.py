@@ -42,7 +42,7 @@ def pillow():
     try:
         from PIL import Image
     except ImportError:
-        raise UserError("reading images needs Pillow: pip install 'hgrn[images]'") from None
+        raise UserError("reading images needs Pillow: pip install pillow") from None
     return Image
 
 
