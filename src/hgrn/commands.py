@@ -147,8 +147,9 @@ def tokenizer_train(arguments: argparse.Namespace) -> None:
     from hgrn.data.tokenizer import train_tokenizer
 
     data = TextData(files=arguments.files, text_field=arguments.text_field, splits={"train": TextSplit()})
-    units = SplitText(data, "train").units(whole_characters=True)
-    train_tokenizer(read_text(units), arguments.vocab_size, arguments.out)
+    text = SplitText(data, "train")
+    text.check_content()
+    train_tokenizer(read_text(text.units(whole_characters=True)), arguments.vocab_size, arguments.out)
     print(f"saved {arguments.out}; use it with: hgrn train RECIPE --data.tokenizer {arguments.out}")
 
 
