@@ -45,5 +45,5 @@ def not_text(head: bytes) -> tuple[str, str] | None:
     position = head.find(b"\0")
     if position >= 0:
         return (f"no text: byte {position} is NUL",
-                "give a file of text; of UTF-16 or UTF-32, save it as UTF-8")
+                "give a file of text, and save text in UTF-16 or UTF-32 as UTF-8")
     return None

@@ -104,7 +104,7 @@ class TextFile:
             found = found or ("a pickle", "save its text as plain text or JSON Lines")
         if found is not None:
             what, remedy = found
-            raise UserError(f"{self.name} is {what}, which cannot be trained on as text; {remedy}")
+            raise UserError(f"{self.name} is {what}, and is not read as text: {remedy}")
 
     def character_border(self, position: int) -> int:
         """The first byte at or after position that does not continue a UTF-8 character."""
