@@ -12,6 +12,7 @@ import glob
 import gzip
 import hashlib
 import importlib.resources
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -80,10 +81,12 @@ class TextFile:
         with self._open() as stream:
             if suffix == PARQUET:
                 yield from records.parquet_rows(stream, self.name, [text_field, *([number_field] if number_field else [])])
-            elif suffix in DELIMITERS:
-                yield from records.csv_rows(stream, self.name, DELIMITERS[suffix], number_field)
-            else:
-                yield from records.json_values(stream, self.name)
+                return
+            with io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+                if suffix in DELIMITERS:
+                    yield from records.csv_rows(text, self.name, DELIMITERS[suffix], number_field)
+                else:
+                    yield from records.json_values(text, self.name)
 
     def count_records(self) -> int:
         suffix = _text_suffix(self.path)

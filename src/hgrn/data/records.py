@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import count
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from hgrn.errors import UserError
 
@@ -50,7 +49,7 @@ def json_lines(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[tuple[
         yield where, _unambiguous(value, where)
 
 
-def json_values(stream: BinaryIO, name: str) -> Iterator[tuple[str, Record]]:
+def json_values(stream: TextIO, name: str) -> Iterator[tuple[str, Record]]:
     """The objects of one array, or objects one after another."""
     values = _values(_Characters(stream))
     for number in count(1):
@@ -66,10 +65,10 @@ def json_values(stream: BinaryIO, name: str) -> Iterator[tuple[str, Record]]:
         yield where, _unambiguous(value, where)
 
 
-def csv_rows(stream: BinaryIO, name: str, delimiter: str, number_field: str | None) -> Iterator[tuple[str, Record]]:
+def csv_rows(stream: TextIO, name: str, delimiter: str, number_field: str | None) -> Iterator[tuple[str, Record]]:
     """The rows of a table with a header. All fields are text, but for `number_field`."""
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST))
-    reader = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
     header = None
     try:
         for row in reader:
@@ -88,7 +87,7 @@ def csv_rows(stream: BinaryIO, name: str, delimiter: str, number_field: str | No
                 record[number_field] = _number(record[number_field])
             yield where, record
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{name}:{reader.line_num + 1}: not a table of UTF-8 text: {error}") from None
+        raise UserError(f"{name}, from line {reader.line_num} on: not a table of UTF-8 text: {error}") from None
 
 
 def parquet_rows(stream: BinaryIO, name: str, wanted: list[str] | None) -> Iterator[tuple[str, Record]]:
@@ -146,8 +145,8 @@ def _values(text: _Characters) -> Iterator[Any]:
 class _Characters:
     """The characters of a stream, of which those before position `at` may be forgotten."""
 
-    def __init__(self, stream: BinaryIO):
-        self.text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+    def __init__(self, stream: TextIO):
+        self.stream = stream
         self.buffer, self.at = "", 0
 
     def peek(self) -> str:
@@ -178,7 +177,7 @@ class _Characters:
 
     def _more(self) -> bool:
         """Read as much again as is waiting, so that a long value is not begun anew too often."""
-        fresh = self.text.read(max(BLOCK, len(self.buffer) - self.at))
+        fresh = self.stream.read(max(BLOCK, len(self.buffer) - self.at))
         self.buffer, self.at = self.buffer[self.at:] + fresh, 0
         return bool(fresh)
 

@@ -90,6 +90,7 @@ def check(document: dict) -> tuple[Recipe | None, list[Problem]]:
 
 
 _NULLS = ("null", "~", "none")
+_FOR_EMPTY = "give a value, or leave it out; null where it may be null"
 
 _FREE_TO_CHANGE = (
     "name",
@@ -213,6 +214,8 @@ def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -
     elif isinstance(value, str) and not takes_text(kind):
         is_list = get_origin(kind) in (tuple, list)
         keep_text = is_list and takes_text(type_at(kind, [0])) and not value.startswith("[")
+        if not (keep_text or value.strip()):
+            return [Problem(".".join(path), value, "is empty", _FOR_EMPTY)]
         try:
             value = value if keep_text else yaml.load(value, _Loader)
         except yaml.YAMLError:
@@ -234,7 +237,7 @@ def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -
 def _empty_texts(document: dict) -> list[Problem]:
     """A path or name that is empty would be the current folder, or what nobody meant, such as $A_VARIABLE without a value."""
     return [
-        Problem(key, value, "is empty", "give a value, null, or leave it out")
+        Problem(key, value, "is empty", _FOR_EMPTY)
         for key, value in leaves(document).items()
         if isinstance(value, str) and not value.strip() and key != "about"
     ]
