@@ -80,7 +80,7 @@ def _evaluate_text(arguments: argparse.Namespace, recipe) -> None:
 
     model, _, folder = inference.load(arguments.checkpoint, int8=arguments.int8)
     if arguments.data:
-        split, title = "all", ", ".join(arguments.data)
+        split, title = "all", _printable(", ".join(arguments.data))
         data = TextData(files=arguments.data, tokenizer=str(folder), splits={split: TextSplit()})
     elif recipe is not None:
         split = title = arguments.split
@@ -111,7 +111,7 @@ def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
         if not path.strip():
             raise UserError("--data is an empty path; name a folder (. is the current folder)")
         recipe = recipe.model_copy(update={"data": replace(recipe.data, path=path)})
-        title = f"{path}, {split}:"
+        title = f"{_printable(path)}, {split}:"
         picture = picture.with_stem(f"{picture.stem}_{Path(path).resolve().name}")
     examples = open_examples(recipe, split)
     with _Bar("evaluating") as bar:
@@ -245,6 +245,11 @@ def doctor(arguments: argparse.Namespace) -> int:
         if finding.works is False:
             print(f"   {'':26} -> {finding.remedy}")
     return 0 if all(finding.works is not False for finding in findings) else 1
+
+
+def _printable(path: str) -> str:
+    """A path with what is not UTF-8 in it as escapes, which can be printed."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 class _Bar:

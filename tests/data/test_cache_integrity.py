@@ -52,7 +52,9 @@ def test_no_flipped_byte_is_used(data, name, caplog):
         assert after.document_starts(0, len(after)).tolist() == starts
         assert after.meta == before.meta
     if name != "meta.json":  # a flip of its white space changes nothing
-        assert caplog.text.count("the token cache is written again") == len(range(0, size, -(-size // 25)))
+        assert caplog.text.count("the token cache is written again") == len(
+            range(0, size, -(-size // 25))
+        )
 
 
 def test_other_tokens_with_their_own_numbers_are_not_used(data, caplog):
@@ -69,7 +71,9 @@ def test_other_tokens_with_their_own_numbers_are_not_used(data, caplog):
     assert f"written again: {folder} is not what was written" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"5", b"[]", b'"x"', b"[" * 100_000, b"\xff", b'{"num_tokens": "x", "dtype": 0}'])
+@pytest.mark.parametrize(
+    "content", [b"5", b"[]", b'"x"', b"[" * 100_000, b"\xff", b'{"num_tokens": "x", "dtype": 0}']
+)
 def test_rubbish_in_meta_is_a_damaged_entry(data, content):
     expected = prepare(data, "train").fingerprint
     (entry(data) / "meta.json").write_bytes(content)
@@ -93,7 +97,9 @@ def test_an_entry_that_is_whole_is_not_written_again(data, caplog):
     assert (entry(data) / "meta.json").stat().st_ino == before and caplog.text == ""
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
 def test_damage_in_a_cache_that_cannot_be_written_is_refused(data):
     prepare(data, "train")
     change_every_token(entry(data))
@@ -110,7 +116,9 @@ def test_ids_beyond_the_vocabulary_are_refused_while_in_use(data):
     with open(entry(data) / "tokens.bin", "r+b") as file:
         file.seek(20)
         file.write(b"\xff\xff")
-    with pytest.raises(UserError, match="tokens.bin was changed while .* token 65535, and the vocabulary has 259"):
+    with pytest.raises(
+        UserError, match="tokens.bin was changed while .* token 65535, and the vocabulary has 259"
+    ):
         tokens.read(0, 20)
     assert tokens.read(11, 0).tolist() == [] and len(tokens.read(11, 20)) == 20
 
@@ -131,7 +139,7 @@ def test_reading_without_pread_from_several_threads(data, monkeypatch):
 
     def read(seed):
         for start in np.random.default_rng(seed).integers(len(tokens) - 50, size=300).tolist():
-            if tokens.read(start, 50).tolist() != whole[start:start + 50].tolist():
+            if tokens.read(start, 50).tolist() != whole[start : start + 50].tolist():
                 wrong.append(start)
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]

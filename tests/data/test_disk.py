@@ -63,9 +63,11 @@ def test_text_is_prepared_where_the_file_system_has_no_locks(tmp_path, monkeypat
 
 def test_a_lock_of_a_process_that_died_without_system_locks_is_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOSYS))
-    program = ("import errno, fcntl, os, sys\nfrom pathlib import Path\nfrom hgrn.data.disk import locked\n"
-               "def flock(*_): raise OSError(errno.ENOSYS, 'no')\nfcntl.flock = flock\n"
-               "with locked(Path(sys.argv[1])): os._exit(7)\n")
+    program = (
+        "import errno, fcntl, os, sys\nfrom pathlib import Path\nfrom hgrn.data.disk import locked\n"
+        "def flock(*_): raise OSError(errno.ENOSYS, 'no')\nfcntl.flock = flock\n"
+        "with locked(Path(sys.argv[1])): os._exit(7)\n"
+    )
     died = subprocess.run([sys.executable, "-c", program, tmp_path / "entry.lock"])
     assert died.returncode == 7 and (tmp_path / "entry.owner.lock").exists()
     began = time.monotonic()
@@ -83,7 +85,10 @@ def test_waiting_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(disk, "PATIENCE", 0.01)
     caplog.set_level("INFO")
     assert not overlaps(tmp_path / "entry.lock")
-    assert f"waiting for another process that prepares the same data; it holds {tmp_path / 'entry.lock'}" in caplog.text
+    assert (
+        f"waiting for another process that prepares the same data; it holds {tmp_path / 'entry.lock'}"
+        in caplog.text
+    )
 
 
 def test_a_folder_that_cannot_be_flushed(tmp_path, monkeypatch):
@@ -98,12 +103,17 @@ def test_a_folder_that_cannot_be_flushed(tmp_path, monkeypatch):
 def test_a_system_without_fcntl_and_pread(tmp_path):
     """What Windows lacks."""
     (tmp_path / "a.txt").write_text("hello")
-    program = ("import os, sys, warnings\nsys.modules['fcntl'] = None\ndel os.pread\nwarnings.simplefilter('ignore')\n"
-               "from hgrn.data.text import TextData, TextSplit\nfrom hgrn.data.tokens import prepare\n"
-               "data = TextData(files=[sys.argv[1]], splits={'train': TextSplit()}, cache=sys.argv[2])\n"
-               "for _ in range(2): print(bytes(prepare(data, 'train').read(0, 5).tolist()).decode())\n")
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "a.txt", tmp_path / "cache"],
-                          capture_output=True, text=True)
+    program = (
+        "import os, sys, warnings\nsys.modules['fcntl'] = None\ndel os.pread\nwarnings.simplefilter('ignore')\n"
+        "from hgrn.data.text import TextData, TextSplit\nfrom hgrn.data.tokens import prepare\n"
+        "data = TextData(files=[sys.argv[1]], splits={'train': TextSplit()}, cache=sys.argv[2])\n"
+        "for _ in range(2): print(bytes(prepare(data, 'train').read(0, 5).tolist()).decode())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "a.txt", tmp_path / "cache"],
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.split() == ["hello", "hello"], done.stderr
 
 
@@ -111,5 +121,7 @@ def test_paths_that_lead_nowhere(monkeypatch):
     for empty in ("", " "):
         with pytest.raises(UserError, match="data.cache is an empty path"):
             user_path(empty, "data.cache")
-    with pytest.raises(UserError, match="~nobody-of-this-name/x: this user has no home folder; set data.cache"):
+    with pytest.raises(
+        UserError, match="~nobody-of-this-name/x: this user has no home folder; set data.cache"
+    ):
         user_path("~nobody-of-this-name/x", "data.cache")

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever its name says: text, or something that only looks like a file of text."""
+"""What a file is by its first bytes, whatever its name says: text, or something else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ BEGINNINGS = (
     (codecs.BOM_UTF16_LE, "text in UTF-16", AS_UTF8.format(encoding="UTF-16")),
     (codecs.BOM_UTF16_BE, "text in UTF-16", AS_UTF8.format(encoding="UTF-16")),
     (b"PAR1", "a parquet file", "call it .parquet, and its column text_field is read"),
-    (b"PK\x03\x04", "a zip archive (as .docx, .xlsx and .npz are)", "save what is in it as plain text, or a table as .csv"),
+    (
+        b"PK\x03\x04",
+        "a zip archive (as .docx, .xlsx and .npz are)",
+        "save what is in it as plain text, or a table as .csv",
+    ),
     (b"PK\x05\x06", "an empty zip archive", "give a file of text"),
     (b"%PDF-", "a PDF", "save its text as plain text"),
     (b"{\\rtf", "rich text (RTF)", "save it as plain text"),
@@ -29,21 +33,30 @@ BEGINNINGS = (
     (b"GIF8", "an image", "give a file of text"),
     (b"\x93NUMPY", "an array of numpy", "give a file of text"),
     (b"SQLite format 3\x00", "a database", "save its text as plain text, or a table as .csv"),
-    *((bytes((0x80, protocol)), "a pickle", "save its text as plain text or JSON Lines") for protocol in range(2, 6)),
+    *(
+        (bytes((0x80, protocol)), "a pickle", "save its text as plain text or JSON Lines")
+        for protocol in range(2, 6)
+    ),
 )
-BZIP2_BLOCK = (b"1AY&SY", b"\x17rE8P\x90")  # behind the mark and a digit; a text may begin with the mark alone
+BZIP2_BLOCK = (
+    b"1AY&SY",
+    b"\x17rE8P\x90",
+)  # behind the mark and a digit; a text may begin with the mark alone
 
 
 def not_text(head: bytes) -> tuple[str, str] | None:
-    """What a file that begins with `head` is, and what to do; None where it may be text in some encoding of bytes.
+    """What a file that begins with `head` is, and what to do; None where it may be text.
 
-    Text holds no NUL bytes: it is UTF-8 then, or another encoding that keeps those of ASCII, as Latin-1 does.
+    Text holds no NUL bytes: it is in UTF-8, or another encoding that keeps the bytes of ASCII, as
+    Latin-1 does. A single one among a hundred others may have strayed into it.
     """
     for beginning, what, remedy in BEGINNINGS:
         if head.startswith(beginning) and (beginning != b"BZh" or head[4:10] in BZIP2_BLOCK):
             return what, remedy
-    position = head.find(b"\0")
-    if position >= 0:
-        return (f"no text: byte {position} is NUL",
-                "give a file of text, and save text in UTF-16 or UTF-32 as UTF-8")
+    nuls = head.count(b"\0")
+    if nuls > 1 or nuls * 100 > len(head):
+        return (
+            f"no text: it holds NUL bytes, the first at byte {head.index(0)}",
+            "give a file of text, and save text in UTF-16 or UTF-32 as UTF-8",
+        )
     return None

@@ -1,4 +1,4 @@
-"""What the caches on disk need of a file system: locks, folders that are really there, a user's paths."""
+"""What the caches on disk need of a file system: locks, flushed folders, a user's paths."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file; the system lets go of it when the process ends, however it ends.
 
-    Where the file system has no locks, the existence of a file beside it is the lock: it names the process
-    that made it, and is taken over when that process is gone. Raises OSError where neither can be made.
+    Where the file system has no locks, the existence of a file beside it is the lock: it names the
+    process that made it, and is taken over when that process is gone. Raises OSError where neither
+    can be made.
     """
     lock = FileLock(path, fallback_to_soft=False)
     try:
@@ -57,18 +58,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def user_path(text: str, setting: str) -> Path:
-    """The path, with ~ for the user's home. Raises UserError that names the setting where there is none."""
+    """The path, with ~ for the user's home. Raises UserError, which names the setting, without one."""
     if not text.strip():
         raise UserError(f"{setting} is an empty path; name a folder, or leave it out")
     try:
         return Path(text).expanduser()
     except RuntimeError:  # the only word of pathlib for a user without a home
-        raise UserError(f"{text}: this user has no home folder; set {setting} to a path without ~") from None
+        raise UserError(
+            f"{text}: this user has no home folder; set {setting} to a path without ~"
+        ) from None
 
 
 def _acquire(lock: FileLock | SoftFileLock) -> None:
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        logger.info("waiting for another process that prepares the same data; it holds %s", lock.lock_file)
+        logger.info(
+            "waiting for another process that prepares the same data; it holds %s", lock.lock_file
+        )
         lock.acquire()

@@ -1,7 +1,8 @@
 """Files of text: what an entry of a recipe stands for, and how its bytes or records are read.
 
-Plain text is a stream of bytes; JSON Lines (`.jsonl`, `.ndjson`), `.json`, `.csv`, `.tsv` and `.parquet` are streams
-of records. Each may be compressed. Nothing here holds more of a file than one block or one record.
+Plain text is a stream of bytes; JSON Lines (`.jsonl`, `.ndjson`), `.json`, `.csv`, `.tsv` and
+`.parquet` are streams of records. Each may be compressed. Nothing here holds more of a file than one
+block or one record.
 """
 
 from __future__ import annotations
@@ -69,10 +70,12 @@ class TextFile:
                 yield block
                 left = None if left is None else left - len(block)
 
-    def records(self, text_field: str = "text", number_field: str | None = None) -> Iterator[tuple[str, dict]]:
+    def records(self, text_field: str = "text",
+                number_field: str | None = None) -> Iterator[tuple[str, dict]]:
         """Each record with its place, as "file:line". Blank lines are none.
 
-        A table has no numbers of its own: `number_field` is read as one. Of parquet only these two columns are read.
+        A table has no numbers of its own: `number_field` is read as one. Of parquet only these two
+        columns are read.
         """
         suffix = _text_suffix(self.path)
         if suffix in JSON_LINES:
@@ -80,7 +83,8 @@ class TextFile:
             return
         with self._open() as stream:
             if suffix == PARQUET:
-                yield from records.parquet_rows(stream, self.name, [text_field, *([number_field] if number_field else [])])
+                wanted = [text_field] if number_field is None else [text_field, number_field]
+                yield from records.parquet_rows(stream, self.name, wanted)
                 return
             with io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
                 if suffix in DELIMITERS:
@@ -98,7 +102,7 @@ class TextFile:
         return sum(1 for _ in self.records())
 
     def check_content(self) -> None:
-        """Raises UserError if its first bytes are not those of text (of a `.parquet` file, its reader tells)."""
+        """Raises UserError if its first bytes are not those of text; of parquet, its reader tells."""
         suffix = _text_suffix(self.path)
         if suffix == PARQUET:
             return
@@ -162,7 +166,7 @@ def expand(entry: str) -> tuple[list[TextFile], str | None]:
         return [], f"the name {entry!r} is empty; name a file or a folder (. is the current folder)"
     try:
         return _expand_path(entry, Path(entry).expanduser())
-    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, ~ of nobody, a NUL in it
+    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, ~ of nobody, a NUL
         return [], f"file {entry} cannot be looked up: {error}"
 
 
@@ -173,8 +177,9 @@ def _expand_path(entry: str, path: Path) -> tuple[list[TextFile], str | None]:
         inside = (child for child in path.rglob("*") if child.is_file())
         found = sorted(child for child in inside if _belongs(child.relative_to(path)))
         if not found:
-            return [], (f"folder {entry} has no {', '.join(SUFFIXES_IN_FOLDERS)} files (plain or compressed); "
-                        "others are read if they are named one by one, or by a pattern such as 'FOLDER/*.parquet'")
+            kinds = ", ".join(SUFFIXES_IN_FOLDERS)
+            return [], (f"folder {entry} has no {kinds} files (plain or compressed); others are read if "
+                        "they are named one by one, or by a pattern such as 'FOLDER/*.parquet'")
     elif glob.has_magic(entry):
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
         if not found:

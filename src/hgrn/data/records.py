@@ -1,6 +1,7 @@
 """Files of records: JSON Lines, JSON, CSV and parquet, each read as a stream of dictionaries.
 
-Nothing here holds more of a file than one record and one block (of parquet, one row group of the columns wanted).
+Nothing here holds more of a file than one record and one block (of parquet, one row group of the
+columns wanted).
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ def json_lines(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[tuple[
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not valid JSON: {_reason(error)}") from None
         if not isinstance(value, dict):
-            raise UserError(f"{where}: every line must be a JSON object; got {type(value).__name__} (an array of objects "
-                            "is read from a file called .json)")
+            raise UserError(
+                f"{where}: every line must be a JSON object; got {type(value).__name__} (an array of objects "
+                "is read from a file called .json)"
+            )
         yield where, _unambiguous(value, where)
 
 
@@ -61,11 +64,15 @@ def json_values(stream: TextIO, name: str) -> Iterator[tuple[str, Record]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not valid JSON: {_reason(error)}") from None
         if not isinstance(value, dict):
-            raise UserError(f"{where}: every record must be a JSON object; got {type(value).__name__}")
+            raise UserError(
+                f"{where}: every record must be a JSON object; got {type(value).__name__}"
+            )
         yield where, _unambiguous(value, where)
 
 
-def csv_rows(stream: TextIO, name: str, delimiter: str, number_field: str | None) -> Iterator[tuple[str, Record]]:
+def csv_rows(
+    stream: TextIO, name: str, delimiter: str, number_field: str | None
+) -> Iterator[tuple[str, Record]]:
     """The rows of a table with a header. All fields are text, but for `number_field`."""
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST))
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
@@ -78,26 +85,36 @@ def csv_rows(stream: TextIO, name: str, delimiter: str, number_field: str | None
             if header is None:
                 header = row
                 if len(set(header)) < len(header):
-                    raise UserError(f"{where}: two columns have one name; the header is {', '.join(header)}")
+                    raise UserError(
+                        f"{where}: two columns have one name; the header is {', '.join(header)}"
+                    )
                 continue
             if len(row) != len(header):
-                raise UserError(f"{where}: the row has {len(row)} fields, and the header {len(header)}")
+                raise UserError(
+                    f"{where}: the row has {len(row)} fields, and the header {len(header)}"
+                )
             record = dict(zip(header, row))
             if number_field in record:
                 record[number_field] = _number(record[number_field])
             yield where, record
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{name}, from line {reader.line_num} on: not a table of UTF-8 text: {error}") from None
+        raise UserError(
+            f"{name}, from line {reader.line_num} on: not a table of UTF-8 text: {error}"
+        ) from None
 
 
-def parquet_rows(stream: BinaryIO, name: str, wanted: list[str] | None) -> Iterator[tuple[str, Record]]:
+def parquet_rows(
+    stream: BinaryIO, name: str, wanted: list[str] | None
+) -> Iterator[tuple[str, Record]]:
     """The rows of a parquet file; of the columns wanted if the first of them is there, else of all."""
     import pyarrow
 
     try:
         file = _parquet(stream)
         names = file.schema_arrow.names
-        columns = [each for each in wanted if each in names] if wanted and wanted[0] in names else None
+        columns = (
+            [each for each in wanted if each in names] if wanted and wanted[0] in names else None
+        )
         number = 0
         for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
             for record in batch.to_pylist():
@@ -123,7 +140,7 @@ def _parquet(stream: BinaryIO):
 
 
 def _values(text: _Characters) -> Iterator[Any]:
-    """The values of one array, or values one after another. Raises ValueError for what is not JSON."""
+    """The values of one array, or one after another. Raises ValueError for what is not JSON."""
     if text.peek() != "[":
         while text.peek():
             yield text.value()
@@ -178,13 +195,15 @@ class _Characters:
     def _more(self) -> bool:
         """Read as much again as is waiting, so that a long value is not begun anew too often."""
         fresh = self.stream.read(max(BLOCK, len(self.buffer) - self.at))
-        self.buffer, self.at = self.buffer[self.at:] + fresh, 0
+        self.buffer, self.at = self.buffer[self.at :] + fresh, 0
         return bool(fresh)
 
 
 def _unambiguous(record: Record, where: str) -> Record:
     if isinstance(record, Ambiguous):
-        raise UserError(f"{where}: a key stands twice in the object, so that it is not clear which value is meant")
+        raise UserError(
+            f"{where}: a key stands twice in the object, so that it is not clear which value is meant"
+        )
     return record
 
 

@@ -66,10 +66,11 @@ class TextSplit:
 class TextData:
     """Text, how it is cut into documents and splits, and its tokenizer.
 
-    files: text files, files of records (JSON Lines, JSON, CSV, parquet), folders, globs, `corpus:shakespeare`. dataset: a Hugging Face dataset (name
-    or folder) with its config. text_field: the field of a record or column that holds the text. documents:
-    "file" takes each file or record as one document, "line" each line of them. tokenizer: "bytes", or a
-    name or path for `load_tokenizer`. cache: the folder of tokenised text, None for the user's cache folder.
+    files: text files, files of records (JSON Lines, JSON, CSV, parquet), folders, globs,
+    `corpus:shakespeare`. dataset: a Hugging Face dataset (name or folder) with its config. text_field:
+    the field of a record or column that holds the text. documents: "file" takes each file or record as
+    one document, "line" each line of them. tokenizer: "bytes", or a name or path for `load_tokenizer`.
+    cache: the folder of tokenised text, None for the user's cache folder.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -119,7 +120,8 @@ def split_problems(data: TextData, split: str) -> list[str]:
     entries = part.files if part.files is not None else data.files
     kinds = {file.has_records for file in _expand_all(entries or [])[0]}
     if part.select is not None and False in kinds:
-        found.append("select works on records (.jsonl, .json, .csv, .parquet files, a dataset), and some files are plain text")
+        found.append("select works on records (.jsonl, .json, .csv, .parquet files, a dataset), and "
+                     "some files are plain text")
     if part.span is not None and len(kinds) == 2:
         found.append("span cannot be taken over plain text and .jsonl together; split them by files instead")
     return [f"splits.{split}: {problem}" for problem in found]
@@ -220,7 +222,8 @@ class SplitText:
                 yield Unit(file.name, start, file.blocks(start, stop))
 
     def _records(self, file: TextFile) -> Iterator[tuple[str, dict]]:
-        return file.records(self.data.text_field, self.part.select and self.part.select.field)
+        number_field = None if self.part.select is None else self.part.select.field
+        return file.records(self.data.text_field, number_field)
 
     def _record_units(self, records: Iterable[tuple[str, dict]]) -> Iterator[Unit]:
         for where, record in records:

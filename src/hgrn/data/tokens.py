@@ -2,9 +2,9 @@
 
 An entry is a folder with `tokens.bin` (uint16, or uint32 for a vocabulary above 65,536), `documents.bin`
 (int64, where each document starts) and `meta.json`. It is written under a temporary name and renamed when all
-of it is on disk, so that an entry is whole or absent. `prepare` compares every byte of an entry with the checksum
-that was written with it, and an entry that was damaged or changed is written again. Neither writing nor reading
-holds or maps more than a window.
+of it is on disk, so that an entry is whole or absent. `prepare` compares every byte of an entry with
+the checksum that was written with it, and an entry that was damaged or changed is written again.
+Neither writing nor reading holds or maps more than a window.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ logger = logging.getLogger(__name__)
 class Meta:
     """What `meta.json` says.
 
-    fingerprint is a SHA-256 of the tokens, the document starts and the vocabulary; a checkpoint records it.
-    checksum is an XXH3 of the files and of all that stands here: it says that an entry is still what was written,
-    and is computed at every start, which for SHA-256 would take five times as long.
+    fingerprint is a SHA-256 of the tokens, the document starts and the vocabulary; a checkpoint records
+    it. checksum is an XXH3 of the files and of all that stands here: it says that an entry is still what
+    was written, and is computed at every start, for which SHA-256 is five times too slow.
     """
 
     num_tokens: int
@@ -79,7 +79,7 @@ class TokenFile:
         self._documents = _NumberFile(folder / DOCUMENTS, STARTS_DTYPE)
 
     def verify(self) -> None:
-        """Read everything, a second for some gigabytes. Raises DamagedEntry unless it is what was written."""
+        """Read everything, a second for some GB. Raises DamagedEntry unless it is what was written."""
         found = _checksum(self.meta, self._tokens.digest(), self._documents.digest())
         if found != self.meta.checksum:
             raise DamagedEntry(f"{self.folder} is not what was written")
@@ -114,14 +114,15 @@ class TokenFile:
     def read(self, start: int, length: int) -> np.ndarray:
         """Tokens start to start + length, int64 [length].
 
-        Raises UserError for an id beyond the vocabulary: the file was changed after it was verified.
+        Raises UserError for an id beyond the vocabulary: the file was changed since it was verified.
         """
         if not 0 <= start <= start + length <= len(self):
             raise ValueError(f"tokens {start} to {start + length} are not in a file of {len(self)}")
         tokens = self._tokens.read(start, length)
         if length and tokens.max() >= self.vocab_size:
-            raise UserError(f"{self.folder / TOKENS} was changed while it was in use: it holds token {tokens.max()}, and "
-                            f"the vocabulary has {self.vocab_size}; start again, and it is written anew")
+            raise UserError(f"{self.folder / TOKENS} was changed while it was in use: it holds token "
+                            f"{tokens.max()}, and the vocabulary has {self.vocab_size}; start again, and "
+                            "it is written anew")
         return tokens.astype(np.int64)
 
     def document_starts(self, start: int, stop: int) -> np.ndarray:
@@ -145,9 +146,9 @@ def prepare(data: TextData, split: str, progress: Progress | None = None) -> Tok
     """The tokens of one split, from the cache or tokenised now.
 
     progress is called with the bytes of text done and in all (None if unknown). Processes that prepare the
-    same split wait for the first of them, and each of them verifies what it opens. Raises UserError for whatever
-    is wrong with the text (see `SplitText`), for a file that is no text, for bytes that the tokenizer cannot take,
-    for a split without text, and for a cache folder that cannot be written.
+    same split wait for the first of them, and each of them verifies what it opens. Raises UserError for
+    whatever is wrong with the text (see `SplitText`), for a file that is no text, for bytes that the
+    tokenizer cannot take, for a split without text, and for a cache folder that cannot be written.
     """
     text = SplitText(data, split)
     encoder = make_encoder(data.tokenizer, by_line=data.documents == "line")
@@ -169,7 +170,8 @@ def prepare(data: TextData, split: str, progress: Progress | None = None) -> Tok
 def default_cache_folder() -> Path:
     """`hgrn/tokens` in the user's cache folder: $XDG_CACHE_HOME, or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else user_path("~/.cache", "XDG_CACHE_HOME or data.cache")) / "hgrn" / "tokens"
+    cache = Path(root) if root else user_path("~/.cache", "XDG_CACHE_HOME or data.cache")
+    return cache / "hgrn" / "tokens"
 
 
 class DamagedEntry(ValueError):
@@ -243,7 +245,8 @@ def _write(folder: Path, text: SplitText, encoder: ByteEncoder | TextEncoder,
     meta = Meta(num_tokens=num_tokens, num_documents=num_documents, num_bytes=num_bytes,
                 first_token_bytes=encoder.first_token_bytes(first_token), vocab_size=encoder.vocab_size,
                 eos_id=encoder.eos_id, fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest())
-    meta = replace(meta, checksum=_checksum(meta, tokens_check.hexdigest(), starts_check.hexdigest()))
+    checksum = _checksum(meta, tokens_check.hexdigest(), starts_check.hexdigest())
+    meta = replace(meta, checksum=checksum)
     with open(folder / META, "x", encoding="utf-8") as file:
         json.dump({**asdict(meta), "dtype": dtype.name}, file, indent=1)
         file.flush()
@@ -290,7 +293,8 @@ class _NumberFile:
     def read(self, start: int, length: int) -> np.ndarray:
         data = self._bytes(start * self.dtype.itemsize, length * self.dtype.itemsize)
         if len(data) != length * self.dtype.itemsize:
-            raise UserError(f"{self.path} became shorter while it was in use; start again, and it is written anew")
+            raise UserError(f"{self.path} became shorter while it was in use; start again, and it is "
+                            "written anew")
         return np.frombuffer(data, dtype=self.dtype)
 
     def digest(self) -> str:

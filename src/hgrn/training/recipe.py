@@ -16,7 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from hgrn.errors import UserError
 from hgrn.training.combinations import combination_problems
-from hgrn.training.problems import UNKNOWN_KEY, Problem, describe, near, report, takes_null, takes_text, type_at
+from hgrn.training.problems import (
+    UNKNOWN_KEY,
+    Problem,
+    describe,
+    near,
+    report,
+    takes_null,
+    takes_text,
+    type_at,
+)
 from hgrn.training.specs import Recipe, recipe_type
 
 
@@ -206,11 +215,13 @@ def _read(name_or_path: str | Path) -> dict:
 def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -> list[Problem]:
     """Set one dotted key of the document of a recipe of type `root` in place."""
     kind = type_at(root, path)
-    is_null = isinstance(value, str) and value.strip().lower() in _NULLS and value not in get_args(kind)
+    is_word = isinstance(value, str) and value in get_args(kind)  # such as no_decay: none
+    is_null = isinstance(value, str) and value.strip().lower() in _NULLS and not is_word
     if is_null and takes_null(root, path):
         value = None
     elif is_null and kind is str:
-        return [Problem(".".join(path), value, "must be text, and cannot be null", "leave it out, or give another value")]
+        remedy = "leave it out, or give another value"
+        return [Problem(".".join(path), value, "must be text, and cannot be null", remedy)]
     elif isinstance(value, str) and not takes_text(kind):
         is_list = get_origin(kind) in (tuple, list)
         keep_text = is_list and takes_text(type_at(kind, [0])) and not value.startswith("[")
@@ -235,7 +246,7 @@ def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -
 
 
 def _empty_texts(document: dict) -> list[Problem]:
-    """A path or name that is empty would be the current folder, or what nobody meant, such as $A_VARIABLE without a value."""
+    """An empty path would be the current folder, and comes from a $VARIABLE that is not set."""
     return [
         Problem(key, value, "is empty", _FOR_EMPTY)
         for key, value in leaves(document).items()

@@ -58,13 +58,14 @@ def prepare(data: PathfinderData) -> LabelledData:
                         "Long Range Arena (such as pathfinder32), or make it with `hgrn data pathfinder`")
     samples = [sample for table in tables for sample in _samples(folder, table)]
     stamps = [[table.name, table.stat().st_size, table.stat().st_mtime_ns] for table in tables]
-    # Of every image, since a folder keeps its time when an image in it is changed; 200,000 take about a second.
+    # Of every image, since a folder keeps its time when an image in it is changed. 200,000 images
+    # take a second or two.
     images = hashlib.sha256()
     for sample in samples:
         status = _stat(sample)
         images.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
-    return image_data(cached(data.cache, ["pathfinder", FORMAT, str(folder.resolve()), stamps, images.hexdigest()],
-                             lambda writer: _write(writer, samples, data)))
+    source = ["pathfinder", FORMAT, str(folder.resolve()), stamps, images.hexdigest()]
+    return image_data(cached(data.cache, source, lambda writer: _write(writer, samples, data)))
 
 
 def _number(table: Path) -> int:

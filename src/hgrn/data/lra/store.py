@@ -123,7 +123,8 @@ def open_entry(folder: Path) -> Entry:
             content = json.load(file)
             arrays = {name: _map(folder / name, each) for name, each in content["arrays"].items()}
             fingerprint = content.pop("fingerprint")
-        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError,
+                RecursionError) as error:
             raise DamagedEntry(f"{folder}: {error}") from None
     if fingerprint != _fingerprint(content):
         raise DamagedEntry(f"{folder / META} was changed")
