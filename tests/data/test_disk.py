@@ -125,3 +125,17 @@ def test_paths_that_lead_nowhere(monkeypatch):
         UserError, match="~nobody-of-this-name/x: this user has no home folder; set data.cache"
     ):
         user_path("~nobody-of-this-name/x", "data.cache")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(tmp_path, monkeypatch, make_data):
+    pwd = pytest.importorskip("pwd")
+
+    def nobody(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    (tmp_path / "a.txt").write_bytes(b"abc")
+    with pytest.raises(UserError, match="no home folder; set XDG_CACHE_HOME or data.cache"):
+        prepare(make_data([tmp_path / "a.txt"], cache=None), "train")
