@@ -80,16 +80,17 @@ def _evaluate_text(arguments: argparse.Namespace, recipe) -> None:
 
     model, _, folder = inference.load(arguments.checkpoint, int8=arguments.int8)
     if arguments.data:
-        split = "test"
+        split, title = "all", _printable(", ".join(arguments.data))
         data = TextData(files=arguments.data, tokenizer=str(folder), splits={split: TextSplit()})
     elif recipe is not None:
-        split, data = arguments.split, recipe.data
+        split = title = arguments.split
+        data = recipe.data
     else:
         raise UserError(f"{folder} was saved without a recipe, so its data is not known: give the text with --data PATH")
     with _Bar("evaluating") as bar:
         result = evaluate(model, prepare(data, split), on_progress=bar)
     print(f"{result.tokens:,} tokens, {result.bytes:,} bytes, {result.nats:.1f} nats")
-    print(f"{split} bits per byte: {result.bits_per_byte:.3f}")
+    print(f"{title} bits per byte: {result.bits_per_byte:.3f}")
 
 
 def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
@@ -101,18 +102,23 @@ def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
     from hgrn.training.tasks.classification import TOP, evaluate
 
     model, _, _ = inference.load_classifier(arguments.checkpoint, int8=arguments.int8)
+    split = title = arguments.split
+    picture = arguments.checkpoint / f"confusion_{split}.png"
     if arguments.data:
         if len(arguments.data) > 1:
             raise UserError(f"--data takes one folder for a classifier, got {len(arguments.data)} paths")
-        recipe = recipe.model_copy(update={"data": replace(recipe.data, path=arguments.data[0])})
-    split = arguments.split
+        (path,) = arguments.data
+        if not path.strip():
+            raise UserError("--data is an empty path; name a folder (. is the current folder)")
+        recipe = recipe.model_copy(update={"data": replace(recipe.data, path=path)})
+        title = f"{_printable(path)}, {split}:"
+        picture = picture.with_stem(f"{picture.stem}_{Path(path).resolve().name}")
     examples = open_examples(recipe, split)
     with _Bar("evaluating") as bar:
         result = evaluate(model, examples.batches, on_progress=lambda done: bar(done, examples.size))
     shown = list(zip(examples.classes, result.class_accuracies))
     for name, accuracy in shown if len(shown) <= 100 else []:
         print(f"  {name:24} {'no example' if accuracy is None else f'{accuracy:7.2%}'}")
-    picture = arguments.checkpoint / f"confusion_{split}.png"
     try:
         plots.confusion_matrix(result.confusion, examples.classes, picture)
         drawn = f"confusion matrix: {picture}"
@@ -121,8 +127,8 @@ def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
     print(f"{result.examples:,} examples, {result.loss:.4f} nats each; {drawn}")
     low, high = result.interval
     if len(examples.classes) > TOP:
-        print(f"{split} top-{TOP} accuracy: {result.top_accuracy:.2%}")
-    print(f"{split} top-1 accuracy: {result.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})")
+        print(f"{title} top-{TOP} accuracy: {result.top_accuracy:.2%}")
+    print(f"{title} top-1 accuracy: {result.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})")
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -147,8 +153,9 @@ def tokenizer_train(arguments: argparse.Namespace) -> None:
     from hgrn.data.tokenizer import train_tokenizer
 
     data = TextData(files=arguments.files, text_field=arguments.text_field, splits={"train": TextSplit()})
-    units = SplitText(data, "train").units(whole_characters=True)
-    train_tokenizer(read_text(units), arguments.vocab_size, arguments.out)
+    text = SplitText(data, "train")
+    text.check_content()
+    train_tokenizer(read_text(text.units(whole_characters=True)), arguments.vocab_size, arguments.out)
     print(f"saved {arguments.out}; use it with: hgrn train RECIPE --data.tokenizer {arguments.out}")
 
 
@@ -238,6 +245,11 @@ def doctor(arguments: argparse.Namespace) -> int:
         if finding.works is False:
             print(f"   {'':26} -> {finding.remedy}")
     return 0 if all(finding.works is not False for finding in findings) else 1
+
+
+def _printable(path: str) -> str:
+    """A path with what is not UTF-8 in it as escapes, which can be printed."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 class _Bar:

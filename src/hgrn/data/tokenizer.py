@@ -81,8 +81,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def missing_local_tokenizer(name: str) -> str | None:
     """What is wrong with a tokenizer named as a path, without loading anything; None if nothing is."""
+    if not name.strip():
+        return "tokenizer is empty; give \"bytes\", a name or a path"
     is_path = name.startswith(("/", "./", "../", "~")) or name.endswith(".json")
-    if is_path and not Path(name).expanduser().exists():
+    try:
+        exists = Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, ~ of nobody
+        return f"tokenizer {name!r} cannot be looked up: {error}"
+    if is_path and not exists:
         return f"tokenizer {name!r} is a path that does not exist; `hgrn tokenizer train` makes a tokenizer"
     return None
 

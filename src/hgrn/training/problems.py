@@ -52,9 +52,10 @@ def dotted(location: Sequence[str | int]) -> str:
 
 
 def strip_optional(kind: Any) -> Any:
-    """X for X | None."""
+    """X for X | None; a union of more than that as it is."""
     if get_origin(kind) in (Union, types.UnionType):
-        (kind,) = [part for part in get_args(kind) if part is not types.NoneType]
+        parts = [part for part in get_args(kind) if part is not types.NoneType]
+        return parts[0] if len(parts) == 1 else kind
     return kind
 
 
@@ -62,14 +63,23 @@ def type_at(root: Any, location: Sequence[str | int]) -> Any:
     """The declared type at a path below the type `root` (models, dataclasses, dicts, tuples), or None."""
     kind = strip_optional(root)
     for key in location:
-        if get_origin(kind) is dict:
-            kind = get_args(kind)[1]
-        elif get_origin(kind) in (tuple, list):
-            kind = get_args(kind)[0]
-        else:
-            kind = children(kind).get(key)
-        kind = strip_optional(kind)
+        kind = strip_optional(_type_below(kind, key))
     return kind
+
+
+def takes_null(root: Any, location: Sequence[str | int]) -> bool:
+    """Whether the value at a path below the type `root` may be null."""
+    declared = _type_below(type_at(root, location[:-1]), location[-1])
+    return types.NoneType in get_args(declared)
+
+
+def _type_below(kind: Any, key: str | int) -> Any:
+    """The declared type of one item or field of a type; None if there is none."""
+    if get_origin(kind) is dict:
+        return get_args(kind)[1]
+    if get_origin(kind) in (tuple, list):
+        return get_args(kind)[0]
+    return children(kind).get(key)
 
 
 def children(kind: Any) -> dict[str, Any]:

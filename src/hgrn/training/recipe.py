@@ -9,14 +9,23 @@ import re
 from fnmatch import fnmatchcase
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hgrn.errors import UserError
 from hgrn.training.combinations import combination_problems
-from hgrn.training.problems import UNKNOWN_KEY, Problem, describe, near, report, takes_text, type_at
+from hgrn.training.problems import (
+    UNKNOWN_KEY,
+    Problem,
+    describe,
+    near,
+    report,
+    takes_null,
+    takes_text,
+    type_at,
+)
 from hgrn.training.specs import Recipe, recipe_type
 
 
@@ -29,7 +38,8 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     """The recipe of a shipped name or of a YAML file (a path ending in .yaml or .yml), with overrides.
 
     `overrides` maps dotted keys ("optimizer.lr") to values; a string is read as YAML ("1e-3", "[a, b]"),
-    unless the field holds text, and one value for a list is a list of one. UserError lists all problems.
+    unless the field holds text, and one value for a list is a list of one. null, ~ and none are null for every
+    field that may be null. UserError lists all problems.
     """
     document, found = _read(name_or_path), []
     kind = recipe_type(document)
@@ -77,6 +87,7 @@ def check(document: dict) -> tuple[Recipe | None, list[Problem]]:
         section.pop(error["loc"][-1])
     errors = [error for error in errors if error["type"] not in UNKNOWN_KEY]
     found += [describe(kind, error) for error in errors]
+    found += _empty_texts(document)
     wrong = {error["loc"][0] for error in errors}
     sections = {
         name: TypeAdapter(kind.model_fields[name].annotation).validate_json(json.dumps(value))
@@ -86,6 +97,9 @@ def check(document: dict) -> tuple[Recipe | None, list[Problem]]:
     found += combination_problems(kind, sections)
     return (None if found else kind.model_validate_json(json.dumps(document))), found
 
+
+_NULLS = ("null", "~", "none")
+_FOR_EMPTY = "give a value, or leave it out; null where it may be null"
 
 _FREE_TO_CHANGE = (
     "name",
@@ -201,9 +215,18 @@ def _read(name_or_path: str | Path) -> dict:
 def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -> list[Problem]:
     """Set one dotted key of the document of a recipe of type `root` in place."""
     kind = type_at(root, path)
-    if isinstance(value, str) and not takes_text(kind):
+    is_word = isinstance(value, str) and value in get_args(kind)  # such as no_decay: none
+    is_null = isinstance(value, str) and value.strip().lower() in _NULLS and not is_word
+    if is_null and takes_null(root, path):
+        value = None
+    elif is_null and kind is str:
+        remedy = "leave it out, or give another value"
+        return [Problem(".".join(path), value, "must be text, and cannot be null", remedy)]
+    elif isinstance(value, str) and not takes_text(kind):
         is_list = get_origin(kind) in (tuple, list)
         keep_text = is_list and takes_text(type_at(kind, [0])) and not value.startswith("[")
+        if not (keep_text or value.strip()):
+            return [Problem(".".join(path), value, "is empty", _FOR_EMPTY)]
         try:
             value = value if keep_text else yaml.load(value, _Loader)
         except yaml.YAMLError:
@@ -220,6 +243,15 @@ def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -
             return [Problem(".".join(path), value, rule, "shorten the key")]
     section[path[-1]] = value
     return []
+
+
+def _empty_texts(document: dict) -> list[Problem]:
+    """An empty path would be the current folder, and comes from a $VARIABLE that is not set."""
+    return [
+        Problem(key, value, "is empty", _FOR_EMPTY)
+        for key, value in leaves(document).items()
+        if isinstance(value, str) and not value.strip() and key != "about"
+    ]
 
 
 def _errors(kind: type[Recipe], document: dict) -> list[dict]:
