@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import json
 import logging
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -249,9 +251,15 @@ def _overrides(rest: list[str]) -> dict[str, str]:
                 values.append(left.pop(0))
             if not values:
                 raise UserError(f"{key} needs a value: {key} VALUE")
-            value = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+            value = values[0] if len(values) == 1 else f"[{', '.join(map(_item, values))}]"
         found[key.removeprefix("--")] = value
     return found
+
+
+def _item(text: str) -> str:
+    """A word as an item of a YAML list: quoted if it holds what would end the item, such as a comma."""
+    is_plain = re.fullmatch(r"[\w./~+-][\w./~+:=@%-]*", text) or (text[:1] in "[\"'" and text[-1:] in "]\"'")
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def _nothing_left(rest: list[str], parser: argparse.ArgumentParser) -> dict:

@@ -66,7 +66,7 @@ class _Escaping:
         if not self._said and any(not _is_byte(character) for character in characters):
             self._said = True
             print(
-                f"hgrn: the encoding of this output, {error.encoding}, lacks some characters, which are written as escapes; "
+                "hgrn: the encoding of this output lacks some characters, which are written as escapes; "
                 "PYTHONIOENCODING=utf-8 in the environment shows them",
                 file=sys.stderr,
             )

@@ -229,10 +229,8 @@ def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -
         keep_text = is_list and takes_text(type_at(kind, [0])) and not value.startswith("[")
         try:
             value = value if keep_text else yaml.load(value, _Loader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: a number of more digits than Python reads
             return [Problem(".".join(path), value, "not a YAML value", "close every bracket and quote")]
-        except ValueError:  # Python reads no number of more than 4,300 digits
-            return [Problem(".".join(path), value, "a number of too many digits")]
         if is_list and isinstance(value, str | int | float):
             value = [value]
     section = document
