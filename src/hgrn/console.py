@@ -1,4 +1,4 @@
-"""Standard output and standard error: printing never ends a command, whatever is printed and whoever reads it."""
+"""Standard output and error: printing never ends a command, whatever is printed and whoever reads."""
 
 import codecs
 import io
@@ -12,8 +12,9 @@ _ESCAPING = "hgrn.escaping"
 def prepare() -> None:
     """Let the standard streams take any text.
 
-    A character that a stream's encoding lacks is written as an escape such as \\xe9, and one line on standard error says so.
-    Bytes of an argument that were no text (Python keeps them as surrogates) are written as they were given.
+    A character that a stream's encoding lacks is written as an escape such as \\xe9, and one line on
+    standard error says so. Bytes of an argument that were no text (Python keeps them as surrogates)
+    are written as they were given.
     """
     codecs.register_error(_ESCAPING, _Escaping())
     for name in ("stdout", "stderr"):
@@ -25,7 +26,7 @@ def prepare() -> None:
 
 
 def takes_output() -> bool:
-    """Whether standard output can be written; it is tried with an empty line. If not, that is said."""
+    """Whether standard output can be written, tried with an empty line. If not, that is said."""
     return flush(print)
 
 
@@ -66,8 +67,8 @@ class _Escaping:
         if not self._said and any(not _is_byte(character) for character in characters):
             self._said = True
             print(
-                "hgrn: the encoding of this output lacks some characters, which are written as escapes; "
-                "PYTHONIOENCODING=utf-8 in the environment shows them",
+                "hgrn: the encoding of this output lacks some characters, which are written as "
+                "escapes; PYTHONIOENCODING=utf-8 in the environment shows them",
                 file=sys.stderr,
             )
         return b"".join(map(_written, characters)), error.end

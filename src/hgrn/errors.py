@@ -1,4 +1,4 @@
-"""What a person at the command line is meant to read: the one error, and commands that can be pasted."""
+"""What a person at the command line is meant to read: the one error, and commands to paste."""
 
 import os
 import shlex
@@ -13,10 +13,12 @@ class UserError(ValueError):
 
 
 def pasted(*words: object) -> str:
-    """The command of these words, quoted so that it does what they say when it is pasted into a shell.
+    """The command of these words, quoted so that it can be pasted into a shell.
 
     A path that begins with a dash would be taken for an option, so it gets `./` in front.
     """
-    paths = [isinstance(word, os.PathLike) and str(word).startswith("-") for word in words]
-    texts = [os.path.join(os.curdir, word) if dashed else str(word) for dashed, word in zip(paths, words)]
+    texts = []
+    for word in words:
+        dashed = isinstance(word, os.PathLike) and str(word).startswith("-")
+        texts.append(os.path.join(os.curdir, word) if dashed else str(word))
     return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
