@@ -11,6 +11,10 @@ from pydantic import BaseModel
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
+_LARGEST_FLOAT = 3.4e38  # of float32, in which models compute
+_LARGEST_WHOLE = 2**63 - 1
+
+
 class Problem(NamedTuple):
     """One mistake: where it is, what was given there, which rule it breaks and what to do."""
 
@@ -44,6 +48,18 @@ def near(key: str, known: Iterable[str]) -> str:
     if matches:
         return f"did you mean {' or '.join(matches)}?"
     return f"known: {', '.join(known)}" if known else "nothing is known here"
+
+
+def numbers_out_of_range(document: Any, location: tuple[str | int, ...] = ()) -> list[Problem]:
+    """Numbers of a nested document that no field can mean: not finite as float32, or whole and beyond 64 bits."""
+    if isinstance(document, dict | list):
+        parts = document.items() if isinstance(document, dict) else enumerate(document)
+        return [problem for key, part in parts for problem in numbers_out_of_range(part, (*location, key))]
+    if isinstance(document, float) and not abs(document) <= _LARGEST_FLOAT:
+        return [Problem(dotted(location), document, f"must be a finite number, at most {_LARGEST_FLOAT:.1e} in size")]
+    if isinstance(document, int) and not abs(document) <= _LARGEST_WHOLE:
+        return [Problem(dotted(location), document, f"must be at most {_LARGEST_WHOLE} (2**63 - 1) in size")]
+    return []
 
 
 def dotted(location: Sequence[str | int]) -> str:

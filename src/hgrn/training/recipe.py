@@ -21,6 +21,7 @@ from hgrn.training.problems import (
     Problem,
     describe,
     near,
+    numbers_out_of_range,
     report,
     takes_null,
     takes_text,
@@ -95,6 +96,8 @@ def check(document: dict) -> tuple[Recipe | None, list[Problem]]:
         if name not in wrong
     }
     found += combination_problems(kind, sections)
+    said = {problem.path for problem in found}
+    found += [problem for problem in numbers_out_of_range(document) if problem.path not in said]
     return (None if found else kind.model_validate_json(json.dumps(document))), found
 
 
@@ -129,17 +132,29 @@ def blocking_changes(saved: Recipe, now: Recipe) -> list[str]:
 
     Names, bookkeeping, validation, threads and how a batch is shared out may change, and so may the path of the
     training data, whose content the checkpoint's fingerprint holds; the run may get longer if its learning rate
-    does not depend on the length.
+    does not depend on the length: a cosine's does, unless it has an end of its own (`schedule.total_steps`).
     """
     before, after = leaves(saved.model_dump(mode="json")), leaves(now.model_dump(mode="json"))
     free = list(_FREE_TO_CHANGE)
-    if now.schedule.name != "cosine" and now.training.steps >= saved.training.steps:
-        free.append("training.steps")
+    if now.training.steps >= saved.training.steps and _end_of_rate(now) == _end_of_rate(saved):
+        free += ["training.steps", "schedule.total_steps"]
     return [
         f"{key}: {before.get(key)!r} in the checkpoint, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
     ]
+
+
+def can_be_longer(recipe: Recipe) -> bool:
+    """Whether a run of this recipe may be resumed with more `training.steps`."""
+    return _end_of_rate(recipe) is None or recipe.schedule.total_steps is not None
+
+
+def _end_of_rate(recipe: Recipe) -> int | None:
+    """The step at which the learning rate has come to its end; None where the schedule has no end."""
+    if recipe.schedule.name != "cosine":
+        return None
+    return recipe.schedule.total_steps or recipe.training.steps
 
 
 def leaves(document: Any, prefix: str = "") -> dict[str, Any]:
@@ -229,7 +244,7 @@ def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -
             return [Problem(".".join(path), value, "is empty", _FOR_EMPTY)]
         try:
             value = value if keep_text else yaml.load(value, _Loader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: a number of more digits than Python reads
             return [Problem(".".join(path), value, "not a YAML value", "close every bracket and quote")]
         if is_list and isinstance(value, str | int | float):
             value = [value]

@@ -15,11 +15,13 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 DEEP_MODES = ("I", "I;16", "F")  # more than 8 bits: a conversion would clip them to white
 
 
-def decode(data: bytes, name: str, channels: int) -> torch.Tensor:
+def decode(
+    data: bytes, name: str, channels: int, no_colour: str = "channels is 1; set channels to 3, or make the images grey"
+) -> torch.Tensor:
     """Image uint8 [channels, H, W].
 
     Grey images, palettes and transparency become RGB where 3 channels are wanted. Raises CorruptImage for data
-    that is not a whole image, UserError for a colour image where one channel is wanted.
+    that is not a whole image, UserError for a colour image where one channel is wanted; no_colour is its reason and advice.
     """
     image_module = pillow()
     try:
@@ -28,7 +30,7 @@ def decode(data: bytes, name: str, channels: int) -> torch.Tensor:
             if mode in DEEP_MODES:
                 raise CorruptImage(name, f"pixels of mode {mode}; 8 bits a channel are read")
             if channels == 1 and mode not in GREY_MODES:
-                raise UserError(f"{name} has colour (mode {mode}), and channels is 1; set channels to 3, or make the images grey")
+                raise UserError(f"{name} has colour (mode {mode}), and {no_colour}")
             pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         if isinstance(error, UserError):
