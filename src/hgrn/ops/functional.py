@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import library, reference
+from . import library, reference, transforms  # noqa: F401  (transforms registers what the operators are under torch.func)
 from .library import _FLOATS, choose
 from .reference import state_dtype
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .library import choose, _engine, _through_reference, _where_needed
-from .operator import operator
+from .operator import is_transformed, operator
 from .reference import state_dtype
 
 ACTIVATIONS = {"identity": lambda x: x, "silu": F.silu, "sigmoid": torch.sigmoid}
@@ -37,7 +37,7 @@ def _asks_for_operator(engine: str | None, x: Tensor) -> str | None:
     if engine is None and (x.device.type != "cpu" or (not torch.compiler.is_compiling() and x.numel() < _SMALL)):
         return None
     chosen = choose(engine, x.device.type)
-    return None if chosen == "reference" else chosen
+    return None if chosen == "reference" or is_transformed() else chosen
 
 
 def _check_activation(activation: str) -> None:
@@ -183,7 +183,7 @@ def _norm_setup(ctx, inputs, output):
 def _norm_backward(ctx, grad, grad_mean, grad_inverse):
     x, gate, weight, bias, mean, inverse = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_transformed():
         again = partial(_reference_norm, eps=ctx.eps, activation=ctx.activation, gate_first=ctx.gate_first)
         grads = _through_reference(lambda *tensors: (again(*tensors),), (x, gate, weight, bias), needs, (grad,))
         return _where_needed(needs, *grads)
@@ -206,7 +206,7 @@ def _unit_setup(ctx, inputs, output):
 def _unit_backward(ctx, grad):
     (x,) = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_transformed():
         again = partial(_reference_unit, activation=ctx.activation)
         return _where_needed(needs, *_through_reference(lambda x: (again(x),), (x,), needs, (grad,)))
     return _where_needed(needs, _gated_unit_backward(grad, x, ctx.activation, ctx.engine))
