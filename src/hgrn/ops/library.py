@@ -35,24 +35,27 @@ def _load(engine: str):
 
 
 @cache
-def _importable(engine: str) -> bool:
+def why_not(engine: str) -> str | None:
+    """Why an engine cannot be used, with the remedy; or None if it can."""
     try:
         _load(engine)
-    except ImportError:
-        return False
-    return True
+    except ModuleNotFoundError as error:
+        return f"install {error.name or engine} for a fast one"
+    except (ImportError, OSError) as error:  # OSError: a library of the package that the system cannot load
+        return str(error)
+    return None
 
 
 def available_engines(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """The engines that work for tensors on `device`, fastest first; "reference" works everywhere."""
     engine = _ENGINE_OF_DEVICE.get(torch.device(device).type)
-    return (engine, "reference") if engine is not None and _importable(engine) else ("reference",)
+    return (engine, "reference") if engine is not None and why_not(engine) is None else ("reference",)
 
 
 @cache
 def _warn_once_of_reference(device_type: str) -> None:
     engine = _ENGINE_OF_DEVICE.get(device_type)
-    remedy = f"install {engine} for a fast one" if engine else f"no fast engine exists for {device_type}"
+    remedy = why_not(engine) if engine else f"no fast engine exists for {device_type}"
     warnings.warn(f"hgrn runs its reference loop on {device_type}, which is slow: {remedy}", stacklevel=4)
 
 
@@ -72,8 +75,8 @@ def choose(engine: str | None, device_type: str) -> str:
                 f"engine {engine!r} cannot run on {device_type}: numba runs on cpu, triton on cuda; "
                 "leave engine=None to choose by device"
             )
-        if not _importable(engine):
-            raise ImportError(f"engine {engine!r} was asked for, but the package {engine} cannot be imported; install it")
+        if (problem := why_not(engine)) is not None:
+            raise ImportError(f"engine {engine!r} was asked for, but cannot be used: {problem}; engine='reference' always works")
     return engine
 
 
