@@ -126,6 +126,14 @@ def _(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, re
     return _contiguous_like(candidate), _states(candidate, cu_seqlens, candidate.shape[-1])
 
 
+def _has_overflowed(h: Tensor) -> bool:
+    """Whether h, which a backward reads again, lost what the state in float32 was: float16 ends at 65504.
+
+    On CPU only: to ask a GPU would be to wait for it.
+    """
+    return h.dtype == torch.float16 and h.device.type == "cpu" and not h.sum(dtype=torch.float32).isfinite().item()
+
+
 @operator("hgrn::hgru_scan_backward")
 def hgru_scan_backward(
     grad_h: Tensor, grad_final: Tensor, candidate: Tensor, forget: Tensor, lower_bound: Tensor | None,
@@ -133,9 +141,13 @@ def hgru_scan_backward(
     reverse: bool, engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of candidate, forget, lower_bound `[D]`, theta `[D]`, initial_state; zeros for what was not given."""
-    return _engine(engine, candidate).hgru_scan_backward(
-        grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse
-    )
+    engine, rest = _engine(engine, candidate), (lower_bound, theta, initial_state)
+    if not _has_overflowed(h):
+        return engine.hgru_scan_backward(grad_h, grad_final, candidate, forget, *rest, h, cu_seqlens, mask, reverse)
+    wide = candidate.float(), forget.float(), *rest
+    h, _ = engine.hgru_scan(*wide, cu_seqlens, mask, reverse)
+    grads = engine.hgru_scan_backward(grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse)
+    return grads[0].to(candidate.dtype), grads[1].to(forget.dtype), *grads[2:]
 
 
 @hgru_scan_backward.register_fake
@@ -177,17 +189,21 @@ def _(x, log_f, theta, initial_state, cu_seqlens, mask, reverse, engine):
 
 @operator("hgrn::gated_scan_backward")
 def gated_scan_backward(
-    grad_h: Tensor, grad_final: Tensor, log_f: Tensor, theta: Tensor | None, initial_state: Tensor | None, h: Tensor,
-    cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool, engine: str,
+    grad_h: Tensor, grad_final: Tensor, x: Tensor, log_f: Tensor, theta: Tensor | None, initial_state: Tensor | None,
+    h: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool, engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, log_f, theta `[D]` and initial_state; zeros for what was not given."""
-    return _engine(engine, h).gated_scan_backward(
-        grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse
-    )
+    engine, rest = _engine(engine, h), (theta, initial_state)
+    if not _has_overflowed(h):
+        return engine.gated_scan_backward(grad_h, grad_final, log_f, *rest, h, cu_seqlens, mask, reverse)
+    wide = log_f.float(), *rest
+    h, _ = engine.gated_scan(x.float(), *wide, cu_seqlens, mask, reverse)
+    grads = engine.gated_scan_backward(grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse)
+    return grads[0].to(x.dtype), grads[1].to(log_f.dtype), *grads[2:]
 
 
 @gated_scan_backward.register_fake
-def _(grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
+def _(grad_h, grad_final, x, log_f, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
     channel = log_f.new_empty(log_f.shape[-1:], dtype=state_dtype(log_f.dtype))
     return _contiguous_like(h), _contiguous_like(log_f), channel, _states(h, cu_seqlens, h.shape[-1])
 
@@ -302,7 +318,7 @@ def _gated_backward(ctx, grad_h, grad_final):
     x, log_f, theta, initial_state, cu_seqlens, mask, h = ctx.saved_tensors
     if not torch.is_grad_enabled() and not is_transformed():
         grads = gated_scan_backward(
-            grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, ctx.reverse, ctx.engine
+            grad_h, grad_final, x, log_f, theta, initial_state, h, cu_seqlens, mask, ctx.reverse, ctx.engine
         )
         return _where_needed(ctx.needs_input_grad, *grads)
     wide = state_dtype(x.dtype)
