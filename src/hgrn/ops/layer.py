@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .library import choose, _engine, _through_reference, _where_needed
+from .library import check_floating, choose, _engine, _through_reference, _where_needed
 from .operator import is_transformed, operator
 from .reference import state_dtype
 
@@ -69,9 +69,11 @@ def gated_norm(
         `[..., C]` in x's dtype, computed in float32 (float64 for float64) and rounded once.
 
     Raises:
-        ValueError: shapes, dtypes or devices differ, or the activation is unknown.
+        ValueError: shapes, dtypes or devices differ, or the activation is unknown. TypeError: an argument is no tensor of floats.
     """
     _check_activation(activation)
+    for name, tensor in (("x", x), ("gate", gate), ("weight", weight), ("bias", bias)):
+        check_floating(tensor, name)
     if gate.shape != x.shape or gate.dtype != x.dtype or gate.device != x.device:
         raise ValueError(
             f"x and gate must have the same shape, dtype and device, got {tuple(x.shape)} {x.dtype} on {x.device} and "
@@ -101,10 +103,11 @@ def gated_unit(x: Tensor, *, activation: str = "silu", engine: str | None = None
         `[..., C]`.
 
     Raises:
-        ValueError: the number of channels is odd, or the activation is unknown.
+        ValueError: the number of channels is odd, or the activation is unknown. TypeError: x is no tensor of floats.
     """
     _check_activation(activation)
-    if x.shape[-1] % 2:
+    check_floating(x, "x")
+    if x.ndim == 0 or x.shape[-1] % 2:
         raise ValueError(f"x must have an even number of channels, [gate | up], got shape {tuple(x.shape)}")
     chosen = _asks_for_operator(engine, x)
     if chosen is None:

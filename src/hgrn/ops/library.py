@@ -80,6 +80,13 @@ def choose(engine: str | None, device_type: str) -> str:
     return engine
 
 
+def check_floating(x: Tensor, name: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}; torch.as_tensor({name}) makes one of numbers")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it, for example with .float()")
+
+
 def _engine(engine: str, tensor: Tensor):
     return _load(_ENGINE_OF_DEVICE[tensor.device.type] if engine == "auto" else engine)
 

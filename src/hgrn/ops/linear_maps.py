@@ -99,10 +99,15 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
         `[..., O]`, float32. Where a derivative of x or bias is wanted, the weights are made wide.
 
     Raises:
-        ValueError: shapes or dtypes do not fit.
+        ValueError: shapes or dtypes do not fit. TypeError: an argument is no tensor.
     """
+    for name, tensor in (("x", x), ("weight", weight), ("scale", scale)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}; quantize_rows makes weight and scale")
+    if weight.ndim != 2:
+        raise ValueError(f"weight must be int8 [O, I], got {tuple(weight.shape)}; quantize_rows makes it and its scale")
     out, width = weight.shape
-    if x.dtype != torch.float32 or weight.dtype != torch.int8 or x.shape[-1] != width or scale.shape != (out,):
+    if x.ndim == 0 or x.dtype != torch.float32 or weight.dtype != torch.int8 or x.shape[-1] != width or scale.shape != (out,):
         raise ValueError(
             f"int8_linear takes float32 x [..., {width}], int8 weight [{out}, {width}] and scale [{out}], got {x.dtype} "
             f"{tuple(x.shape)}, {weight.dtype} and {tuple(scale.shape)}"
