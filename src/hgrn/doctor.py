@@ -1,6 +1,7 @@
 """What is installed, which engines work here, and why the others do not."""
 
 import importlib.metadata
+import importlib.util
 import platform
 import warnings
 from dataclasses import dataclass
@@ -47,13 +48,16 @@ def _engine(engine: str, device: str) -> Finding:
     """Whether an engine runs and agrees with the reference on a small scan."""
     import torch
 
-    from hgrn.ops import available_engines, hgru_scan
+    from hgrn.ops import hgru_scan
+    from hgrn.ops.library import why_not
 
     label = f"engine {engine} ({device})"
     if device == "cuda" and not torch.cuda.is_available():
         return Finding(label, "no CUDA device here")
-    if engine not in available_engines(device):
-        return Finding(label, "cannot be imported", False, f"pip install {_requirement(engine)}")
+    if (problem := why_not(engine)) is not None:
+        if importlib.util.find_spec(engine) is None:
+            problem = f"pip install {_requirement(engine)}"
+        return Finding(label, "cannot be used; the slow reference takes its place", False, problem)
     generator = torch.Generator().manual_seed(0)
     x, gate, theta = (torch.randn(shape, generator=generator).to(device) for shape in ((2, 50, 64), (2, 50, 32), (32,)))
     try:
@@ -78,15 +82,21 @@ def _requirement(package: str) -> str:
 
 
 def _compiler_cache() -> Finding:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from hgrn.ops import cpu_language
-    except ImportError:
-        return Finding("compiled kernels", "not kept: numba is not installed")
-    if cpu_language.cache_works():
-        return Finding("compiled kernels", "kept on disk", True)
-    return Finding("compiled kernels", "compiled again by every process", False, "set NUMBA_CACHE_DIR to a writable folder")
+    from hgrn.ops.library import why_not
+
+    label, again = "compiled kernels", "compiled again by every process"
+    if why_not("numba") is not None:
+        return Finding(label, "none, without the engine numba")
+    from hgrn.ops import cpu_cache, cpu_language
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = cpu_language.cache_folder()
+    if folder is None:
+        return Finding(label, f"{again}: no folder for them is writable", False, "set NUMBA_CACHE_DIR to a writable folder")
+    if (problem := cpu_cache.problem_of(folder)) is not None:
+        return Finding(label, f"{again}: {folder}: {problem}", False, cpu_cache.REMEDY)
+    return Finding(label, f"kept in {folder}", True)
 
 
 def _kept_memory() -> Finding:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hgrn.ops import gated_norm, hgru_scan
+from hgrn.ops.packing import check_boundaries
 
+from .arguments import check_dtype, check_input, check_recurrent, check_state_tuple
 from .linear import Linear
 from .norms import gated_rms_norm, make_norm
 from .parameters import KeepsFloat32, at_least_float32
@@ -136,13 +138,16 @@ class HGRU(KeepsFloat32):
 
         Raises:
             ValueError: x or state has another shape, or a bidirectional layer is given a state.
+            TypeError: an argument is of another type or dtype.
         """
-        self._check(x, "[B, T, D]", 3)
+        self._check(x, "[B, T, D]")
         if self.bidirectional and state is not None:
             raise ValueError("a bidirectional HGRU reads whole sequences and takes no state; pass state=None")
         parts = 1 if self.short_conv is None else 2
-        if state is not None and len(state) != parts:
-            raise ValueError(f"state must be a tuple of {parts} tensor(s), as this layer returns it, got {len(state)}")
+        if cu_seqlens is not None:
+            check_boundaries(cu_seqlens)
+        if state is not None:
+            self._check_state(state, parts, len(x) if cu_seqlens is None else len(cu_seqlens) - 1)
         initial, *window = (None,) * parts if state is None else state
         candidate, forget, gate, *window = self._project(x, *window, mask=mask, cu_seqlens=cu_seqlens)
         h, final = self._scan(candidate, forget, (1,), lower_bound, initial, mask=mask, cu_seqlens=cu_seqlens)
@@ -171,9 +176,17 @@ class HGRU(KeepsFloat32):
         candidate, forget, gate = projected.split(rows, dim=-1)
         return (candidate, forget, gate) if self.forget_up is None else (candidate, self.forget_up(forget), self.gate_up(gate))
 
-    def _check(self, x: Tensor, letters: str, ndim: int) -> None:
-        if x.ndim != ndim or x.shape[-1] != self.dim:
-            raise ValueError(f"x must have shape {letters} with D = {self.dim}, got {tuple(x.shape)}")
+    def _check(self, x: Tensor, letters: str) -> None:
+        check_input(x, letters, self.dim)
+        if type(self.in_proj) is Linear:
+            check_dtype(x, self.in_proj.weight, "in_proj.weight")
+
+    def _check_state(self, state: tuple[Tensor, ...], parts: int, sequences: int) -> None:
+        check_state_tuple(state)
+        if len(state) != parts:
+            raise ValueError(f"state must be a tuple of {parts} tensor(s), as this layer returns it, got {len(state)}")
+        if self.context is None:  # else each rank has sequences of its own
+            check_recurrent(state[0], sequences, self.joined_rows["in_proj"][0])
 
     def _scan(self, candidate: Tensor, forget: Tensor, dims: tuple[int, ...], lower_bound, initial_state=None, **where):
         """The sum of the scans along `dims` in each direction, and the final state of the first."""

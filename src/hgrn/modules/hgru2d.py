@@ -25,7 +25,7 @@ class HGRU2d(HGRU):
         Raises:
             ValueError: x has another shape, or an argument that only sequences have is given.
         """
-        self._check(x, "[B, H, W, D]", 4)
+        self._check(x, "[B, H, W, D]")
         for name, given in dict(state=state, mask=mask, cu_seqlens=cu_seqlens).items():
             if given is not None:
                 raise ValueError(f"a grid is read whole and has no {name}, which belongs to sequences; pass {name}=None")

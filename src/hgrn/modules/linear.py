@@ -1,5 +1,7 @@
 """The linear map of all HGRN modules."""
 
+import warnings
+
 from torch import Tensor, nn
 
 from hgrn.ops import linear
@@ -10,3 +12,12 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
+
+    def __setattr__(self, name: str, value) -> None:
+        if name == "qconfig":  # with which torch.ao.quantization marks every module, and then replaces those of nn.Linear itself
+            warnings.warn(
+                "torch.ao.quantization (quantize_dynamic, prepare) looks for torch.nn.Linear exactly, and leaves hgrn.modules.Linear "
+                "as it is; for 8-bit weights call hgrn.modules.quantize_int8(model)",
+                stacklevel=2,
+            )
+        super().__setattr__(name, value)

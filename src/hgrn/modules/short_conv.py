@@ -113,6 +113,8 @@ class ShortConvolution(nn.Module):
     def _check(self, x: Tensor, state: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
         if cu_seqlens is not None and not torch.compiler.is_compiling():
             check_cu_seqlens(cu_seqlens, x.shape[0] * x.shape[1])
+        if mask is not None and not isinstance(mask, Tensor):
+            raise TypeError(f"mask must be a bool tensor (True where there is input), got {type(mask).__name__}")
         if mask is not None and mask.dtype != torch.bool:
             raise TypeError(f"mask must be a bool tensor (True where there is input), got {mask.dtype}; use mask.bool()")
         if mask is not None and mask.shape != x.shape[:2]:

@@ -5,8 +5,10 @@ Shape letters: B batch, T time, N packed sequences, H, W rows and columns of a g
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from .arguments import check_dtype, check_input, check_states
 from .block import Block
 from .bounds import LowerBounds
 from .glu import GLU
@@ -67,6 +69,7 @@ class HGRN(nn.Module):
         **hgru,
     ):
         super().__init__()
+        self.dim, self.grid = dim, grid
         mixer, inner_norm = HGRU2d if grid else HGRU, "layer" if norm_type == "batch" else norm_type
         self.bounds = LowerBounds(depth, dim) if use_lower_bound else None
         self.blocks = nn.ModuleList(
@@ -107,10 +110,9 @@ class HGRN(nn.Module):
 
         Raises:
             ValueError: a shape or the number of states does not fit, or a bidirectional stack gets a state.
+            TypeError: an argument is of another type or dtype.
         """
-        if state is not None and len(state) != len(self.blocks):
-            depth = len(self.blocks)
-            raise ValueError(f"state must have an entry for each of {depth} blocks, got {len(state)}")
+        self._check(x, state)
         states = []
         for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds(), strict=True)):
             if hidden_states is not None:
@@ -118,6 +120,14 @@ class HGRN(nn.Module):
             x, after = block(x, bound, None if state is None else state[index], mask, cu_seqlens)
             states.append(after)
         return self.norm(x), None if None in states else tuple(states)
+
+    def _check(self, x: Tensor, state: tuple | None) -> None:
+        check_input(x, "[B, H, W, D]" if self.grid else "[B, T, D]", self.dim)
+        check_states(state, len(self.blocks))
+        first = self.blocks[0].mixer_norm
+        # It takes half precision beside its own float32, and nothing else.
+        if type(first) is nn.LayerNorm and x.dtype in (torch.float32, torch.float64):
+            check_dtype(x, first.weight, "blocks.0.mixer_norm.weight")
 
     def lower_bounds(self) -> Sequence[Tensor | None]:
         """What bounds the forget gates of each block: `[dim]`, or None."""

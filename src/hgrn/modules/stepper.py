@@ -140,7 +140,7 @@ def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None)
     if not 1 <= sequences <= _LARGEST:
         return f"sequences must lie between 1 and {_LARGEST}, got {sequences}; for more, call the stack itself"
     if "numba" not in available_engines("cpu"):
-        return "the package numba is not installed"
+        return "the engine numba cannot be used here; `hgrn doctor` says why"
     if stack.training:
         return "the stack is in training mode; call eval()"
     if any(block.mixer.bidirectional for block in stack.blocks):

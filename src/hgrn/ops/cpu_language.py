@@ -13,24 +13,36 @@ run-time checks than it is willing to make, and would then give up on vector cod
 import hashlib
 import logging
 import math
-import warnings
+import pickle
+import sys
 from functools import cache
 from pathlib import Path
 
+import llvmlite
+import numba
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
-from numba.core import cgutils
+from numba import njit, types
+from numba.core import cgutils, config
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
 from numba.core.datamodel import models
+from numba.core.serialize import dumps
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, intrinsic, lower_getattr_generic, overload, register_model
+
+from .cpu_cache import KernelFile, warn_once
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set; unset it for a fast one")
 
 log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Calls
 
-# Numba's cache on disk looks at the age of a kernel's own file only, and kernels use what stands in others.
+# Kernels use what stands in other files than their own.
 _SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("cpu_*.py")))).hexdigest()[:12]
 # The first places of every call: how many tasks there are, and the next one that nobody has taken.
 _COMMON = ("tasks", "next")
@@ -92,22 +104,37 @@ def next_task(typing, call):
 
 
 def _probe():
-    """Compiled by nobody: only asked whether its compiled form could be kept on disk."""
+    """Compiled by nobody: only asked where its compiled form could be kept."""
 
 
 @cache
-def cache_works() -> bool:
-    """Whether compiled kernels can be kept on disk; if not, says so once."""
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept on disk: the folder that Numba picks; None if none is writable, which is said once."""
     try:
-        njit(cache=True)(_probe)
-    except RuntimeError:
-        warnings.warn(
-            "no folder for compiled CPU kernels is writable, so each process compiles them again (some seconds); "
-            "set NUMBA_CACHE_DIR to a writable folder",
-            stacklevel=2,
-        )
-        return False
-    return True
+        return Path(FunctionCache(_probe).cache_path)
+    except (RuntimeError, OSError) as error:
+        warn_once(None, str(error))
+        return None
+
+
+class _Kept:
+    """A compiled kernel on disk, as Numba's `CFunc` asks for it."""
+
+    def __init__(self, name: str, folder: Path):
+        self._name, self._folder = name, folder
+
+    def _file(self, codegen) -> KernelFile:
+        python = sys.implementation.cache_tag, getattr(sys, "abiflags", "")  # Windows has no flags
+        place = repr((codegen.magic_tuple(), numba.__version__, llvmlite.__version__, python))
+        return KernelFile(self._folder, self._name, place, _SOURCES)
+
+    def load_overload(self, signature, context):
+        context.refresh()
+        payload = self._file(context.codegen()).load()
+        return None if payload is None else CompileResult._rebuild(context, *pickle.loads(payload))
+
+    def save_overload(self, signature, result) -> None:
+        self._file(result.codegen).save(dumps(result._reduce()))
 
 
 # Contraction into fused multiply-adds is the only liberty: NaN and infinity keep their meaning.
@@ -122,8 +149,7 @@ arithmetic = njit(inline="always", **_OPTIONS)
 @cache
 def _announce() -> None:
     """Says once that compiling is what takes the time."""
-    kept = "kept on disk for the next time" if cache_works() else "not kept"
-    log.info("compiling kernels for this processor (some seconds in all; %s)", kept)
+    log.info("compiling kernels for this processor (some seconds in all)")
 
 
 class Kernel:
@@ -138,8 +164,11 @@ class Kernel:
         return self
 
     def _compile(self, dtype: str, variant: int):
-        signature = types.void(Call(self.fields, _TOKENS[dtype], variant))
-        made = cfunc(signature, cache=cache_works(), **_OPTIONS)(self.function)
+        made = CFunc(self.function, ((Call(self.fields, _TOKENS[dtype], variant),), types.void), {}, _OPTIONS)
+        if (folder := cache_folder()) is not None:
+            module = self.function.__module__.rpartition(".")[-1]
+            made._cache = _Kept(f"{module}.{self.function.__qualname__}-{dtype}-{variant}", folder)
+        made.compile()
         if not made.cache_hits:
             _announce()
         return made

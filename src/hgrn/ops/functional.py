@@ -8,8 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from . import library, reference
-from .library import _FLOATS, choose
+from . import library, reference, transforms  # noqa: F401  (transforms registers what the operators are under torch.func)
+from .library import check_floating, choose
+from .packing import check_boundaries
 from .reference import state_dtype
 
 
@@ -17,9 +18,11 @@ class Layout:
     """The axes of one call: how the caller's tensors become canonical, and results become the caller's again."""
 
     def __init__(self, x: Tensor, name: str, dim: int, cu_seqlens: Tensor | None):
-        _check_floating(x, name)
+        check_floating(x, name)
         if x.ndim < 2:
             raise ValueError(f"{name} needs at least a time and a channel axis, got shape {tuple(x.shape)}")
+        if not isinstance(dim, (int, torch.SymInt)):
+            raise TypeError(f"dim must be the number of the time axis, an integer, got {dim!r}")
         if not -x.ndim <= dim < x.ndim:
             raise ValueError(f"dim must be an axis of {name} (shape {tuple(x.shape)}), got {dim}")
         self.name, self.shape, self.dim = name, x.shape, dim % x.ndim
@@ -35,15 +38,11 @@ class Layout:
             self.sequences = cu_seqlens.shape[0] - 1
 
     def _check_packing(self, cu_seqlens: Tensor) -> None:
+        check_boundaries(cu_seqlens)
         if len(self.shape) != 3 or self.shape[0] != 1 or self.dim != 1:
             raise ValueError(
                 f"packed sequences need {self.name} of shape [1, total, channels] and dim=1, "
                 f"got shape {tuple(self.shape)} and dim={self.dim}; lay the sequences end to end along axis 1"
-            )
-        if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
-            raise ValueError(
-                "cu_seqlens must be a 1-d int32 or int64 tensor of N + 1 boundaries, "
-                f"got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
             )
         self.check_device(cu_seqlens, "cu_seqlens")
 
@@ -65,7 +64,7 @@ class Layout:
         """A per-channel parameter `[size]`, read in the state dtype."""
         if x is None:
             return None
-        _check_floating(x, name)
+        check_floating(x, name)
         self.check_device(x, name)
         if x.shape != (size,):
             raise ValueError(f"{name} must have one value per channel, shape ({size},), got {tuple(x.shape)}")
@@ -75,7 +74,7 @@ class Layout:
         """The initial state as `[N, I, C]` in the state dtype."""
         if x is None:
             return None
-        _check_floating(x, "initial_state")
+        check_floating(x, "initial_state")
         self.check_device(x, "initial_state")
         expected = (*self.states, self.shape[-1])
         if x.shape != expected:
@@ -89,6 +88,8 @@ class Layout:
         """The mask as bool `[O, T, I]`."""
         if x is None:
             return None
+        if not isinstance(x, Tensor):
+            raise TypeError(f"mask must be a bool tensor (True where there is input), got {type(x).__name__}; torch.as_tensor(mask) makes one")
         self.check_device(x, "mask")
         if x.dtype != torch.bool:
             raise TypeError(f"mask must be a bool tensor (True where there is input), got {x.dtype}; use mask.bool()")
@@ -106,16 +107,9 @@ class Layout:
         return x.reshape(*self.states, x.shape[-1])
 
 
-def _check_floating(x: Tensor, name: str) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
-
-
 def check_gate(gate: Tensor, name: str, layout: Layout, theta: Tensor | None) -> int:
     """Checks the gate against the input it belongs to; returns the number of channels D."""
-    _check_floating(gate, name)
+    check_floating(gate, name)
     layout.check_device(gate, name)
     if gate.dtype != layout.dtype:
         raise TypeError(f"{name} must have {layout.name}'s dtype {layout.dtype}, got {gate.dtype}")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .library import choose, _engine, _through_reference, _where_needed
-from .operator import operator
+from .library import check_floating, choose, _engine, _through_reference, _where_needed
+from .operator import is_transformed, operator
 from .reference import state_dtype
 
 ACTIVATIONS = {"identity": lambda x: x, "silu": F.silu, "sigmoid": torch.sigmoid}
@@ -37,7 +37,7 @@ def _asks_for_operator(engine: str | None, x: Tensor) -> str | None:
     if engine is None and (x.device.type != "cpu" or (not torch.compiler.is_compiling() and x.numel() < _SMALL)):
         return None
     chosen = choose(engine, x.device.type)
-    return None if chosen == "reference" else chosen
+    return None if chosen == "reference" or is_transformed() else chosen
 
 
 def _check_activation(activation: str) -> None:
@@ -69,9 +69,11 @@ def gated_norm(
         `[..., C]` in x's dtype, computed in float32 (float64 for float64) and rounded once.
 
     Raises:
-        ValueError: shapes, dtypes or devices differ, or the activation is unknown.
+        ValueError: shapes, dtypes or devices differ, or the activation is unknown. TypeError: an argument is no tensor of floats.
     """
     _check_activation(activation)
+    for name, tensor in (("x", x), ("gate", gate), ("weight", weight), ("bias", bias)):
+        check_floating(tensor, name)
     if gate.shape != x.shape or gate.dtype != x.dtype or gate.device != x.device:
         raise ValueError(
             f"x and gate must have the same shape, dtype and device, got {tuple(x.shape)} {x.dtype} on {x.device} and "
@@ -101,10 +103,11 @@ def gated_unit(x: Tensor, *, activation: str = "silu", engine: str | None = None
         `[..., C]`.
 
     Raises:
-        ValueError: the number of channels is odd, or the activation is unknown.
+        ValueError: the number of channels is odd, or the activation is unknown. TypeError: x is no tensor of floats.
     """
     _check_activation(activation)
-    if x.shape[-1] % 2:
+    check_floating(x, "x")
+    if x.ndim == 0 or x.shape[-1] % 2:
         raise ValueError(f"x must have an even number of channels, [gate | up], got shape {tuple(x.shape)}")
     chosen = _asks_for_operator(engine, x)
     if chosen is None:
@@ -183,7 +186,7 @@ def _norm_setup(ctx, inputs, output):
 def _norm_backward(ctx, grad, grad_mean, grad_inverse):
     x, gate, weight, bias, mean, inverse = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_transformed():
         again = partial(_reference_norm, eps=ctx.eps, activation=ctx.activation, gate_first=ctx.gate_first)
         grads = _through_reference(lambda *tensors: (again(*tensors),), (x, gate, weight, bias), needs, (grad,))
         return _where_needed(needs, *grads)
@@ -206,7 +209,7 @@ def _unit_setup(ctx, inputs, output):
 def _unit_backward(ctx, grad):
     (x,) = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_transformed():
         again = partial(_reference_unit, activation=ctx.activation)
         return _where_needed(needs, *_through_reference(lambda x: (again(x),), (x,), needs, (grad,)))
     return _where_needed(needs, _gated_unit_backward(grad, x, ctx.activation, ctx.engine))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import packing, reference
-from .operator import operator
+from .operator import is_transformed, operator
 from .reference import state_dtype
 
 _ENGINE_FILES = {"numba": "cpu", "triton": "triton"}
@@ -35,24 +35,27 @@ def _load(engine: str):
 
 
 @cache
-def _importable(engine: str) -> bool:
+def why_not(engine: str) -> str | None:
+    """Why an engine cannot be used, with the remedy; or None if it can."""
     try:
         _load(engine)
-    except ImportError:
-        return False
-    return True
+    except ModuleNotFoundError as error:
+        return f"install {error.name or engine} for a fast one"
+    except (ImportError, OSError) as error:  # OSError: a library of the package that the system cannot load
+        return str(error)
+    return None
 
 
 def available_engines(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """The engines that work for tensors on `device`, fastest first; "reference" works everywhere."""
     engine = _ENGINE_OF_DEVICE.get(torch.device(device).type)
-    return (engine, "reference") if engine is not None and _importable(engine) else ("reference",)
+    return (engine, "reference") if engine is not None and why_not(engine) is None else ("reference",)
 
 
 @cache
 def _warn_once_of_reference(device_type: str) -> None:
     engine = _ENGINE_OF_DEVICE.get(device_type)
-    remedy = f"install {engine} for a fast one" if engine else f"no fast engine exists for {device_type}"
+    remedy = why_not(engine) if engine else f"no fast engine exists for {device_type}"
     warnings.warn(f"hgrn runs its reference loop on {device_type}, which is slow: {remedy}", stacklevel=4)
 
 
@@ -72,9 +75,16 @@ def choose(engine: str | None, device_type: str) -> str:
                 f"engine {engine!r} cannot run on {device_type}: numba runs on cpu, triton on cuda; "
                 "leave engine=None to choose by device"
             )
-        if not _importable(engine):
-            raise ImportError(f"engine {engine!r} was asked for, but the package {engine} cannot be imported; install it")
+        if (problem := why_not(engine)) is not None:
+            raise ImportError(f"engine {engine!r} was asked for, but cannot be used: {problem}; engine='reference' always works")
     return engine
+
+
+def check_floating(x: Tensor, name: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}; torch.as_tensor({name}) makes one of numbers")
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it, for example with .float()")
 
 
 def _engine(engine: str, tensor: Tensor):
@@ -123,6 +133,14 @@ def _(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, re
     return _contiguous_like(candidate), _states(candidate, cu_seqlens, candidate.shape[-1])
 
 
+def _has_overflowed(h: Tensor) -> bool:
+    """Whether h, which a backward reads again, lost what the state in float32 was: float16 ends at 65504.
+
+    On CPU only: to ask a GPU would be to wait for it.
+    """
+    return h.dtype == torch.float16 and h.device.type == "cpu" and not h.sum(dtype=torch.float32).isfinite().item()
+
+
 @operator("hgrn::hgru_scan_backward")
 def hgru_scan_backward(
     grad_h: Tensor, grad_final: Tensor, candidate: Tensor, forget: Tensor, lower_bound: Tensor | None,
@@ -130,9 +148,13 @@ def hgru_scan_backward(
     reverse: bool, engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of candidate, forget, lower_bound `[D]`, theta `[D]`, initial_state; zeros for what was not given."""
-    return _engine(engine, candidate).hgru_scan_backward(
-        grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse
-    )
+    engine, rest = _engine(engine, candidate), (lower_bound, theta, initial_state)
+    if not _has_overflowed(h):
+        return engine.hgru_scan_backward(grad_h, grad_final, candidate, forget, *rest, h, cu_seqlens, mask, reverse)
+    wide = candidate.float(), forget.float(), *rest
+    h, _ = engine.hgru_scan(*wide, cu_seqlens, mask, reverse)
+    grads = engine.hgru_scan_backward(grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse)
+    return grads[0].to(candidate.dtype), grads[1].to(forget.dtype), *grads[2:]
 
 
 @hgru_scan_backward.register_fake
@@ -174,17 +196,21 @@ def _(x, log_f, theta, initial_state, cu_seqlens, mask, reverse, engine):
 
 @operator("hgrn::gated_scan_backward")
 def gated_scan_backward(
-    grad_h: Tensor, grad_final: Tensor, log_f: Tensor, theta: Tensor | None, initial_state: Tensor | None, h: Tensor,
-    cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool, engine: str,
+    grad_h: Tensor, grad_final: Tensor, x: Tensor, log_f: Tensor, theta: Tensor | None, initial_state: Tensor | None,
+    h: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool, engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, log_f, theta `[D]` and initial_state; zeros for what was not given."""
-    return _engine(engine, h).gated_scan_backward(
-        grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse
-    )
+    engine, rest = _engine(engine, h), (theta, initial_state)
+    if not _has_overflowed(h):
+        return engine.gated_scan_backward(grad_h, grad_final, log_f, *rest, h, cu_seqlens, mask, reverse)
+    wide = log_f.float(), *rest
+    h, _ = engine.gated_scan(x.float(), *wide, cu_seqlens, mask, reverse)
+    grads = engine.gated_scan_backward(grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse)
+    return grads[0].to(x.dtype), grads[1].to(log_f.dtype), *grads[2:]
 
 
 @gated_scan_backward.register_fake
-def _(grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
+def _(grad_h, grad_final, x, log_f, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
     channel = log_f.new_empty(log_f.shape[-1:], dtype=state_dtype(log_f.dtype))
     return _contiguous_like(h), _contiguous_like(log_f), channel, _states(h, cu_seqlens, h.shape[-1])
 
@@ -201,9 +227,11 @@ def _where_needed(needs: tuple[bool, ...], *grads: Tensor | None) -> tuple[Tenso
 def _through_reference(function: Callable, inputs: tuple[Tensor | None, ...], needs, grad_outputs):
     """Gradients that can be differentiated again, by running the reference loop under autograd."""
     wanted = [x for x, need in zip(inputs, needs) if need]
-    pairs = [(out, grad) for out, grad in zip(function(*inputs), grad_outputs) if out.requires_grad]
-    outputs, grad_outputs = zip(*pairs)
-    grads = iter(torch.autograd.grad(outputs, wanted, grad_outputs, create_graph=True, materialize_grads=True))
+    again = torch.is_grad_enabled() or is_transformed()
+    with torch.enable_grad():
+        pairs = [(out, grad) for out, grad in zip(function(*inputs), grad_outputs) if out.requires_grad]
+        outputs, grad_outputs = zip(*pairs)
+    grads = iter(torch.autograd.grad(outputs, wanted, grad_outputs, create_graph=again, materialize_grads=True))
     return [next(grads) if need else None for need in needs[: len(inputs)]]
 
 
@@ -216,7 +244,7 @@ def _scan_backward(ctx, grad_h, grad_final):
     candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, h = ctx.saved_tensors
     differentiable = (candidate, forget, lower_bound, theta, initial_state)
     needs = ctx.needs_input_grad
-    if torch.is_grad_enabled():  # a graph of this backward is wanted: second derivatives
+    if torch.is_grad_enabled() or is_transformed():  # derivatives of this backward are wanted
         again = partial(reference.hgru_scan, cu_seqlens=cu_seqlens, mask=mask, reverse=ctx.reverse)
         return _where_needed(needs, *_through_reference(again, differentiable, needs, (grad_h, grad_final)))
     return _where_needed(
@@ -240,7 +268,7 @@ def _carry_backward(ctx, grad_decay, grad_end):
     candidate, forget, lower_bound, theta, cu_seqlens, mask = ctx.saved_tensors
     differentiable = (candidate, forget, lower_bound, theta)
     needs = ctx.needs_input_grad
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or is_transformed():
         again = partial(reference.hgru_carry, cu_seqlens=cu_seqlens, mask=mask, reverse=ctx.reverse)
         return _where_needed(needs, *_through_reference(again, differentiable, needs, (grad_decay, grad_end)))
     scan = partial(_final_state_gradients, forget=forget, lower_bound=lower_bound, cu_seqlens=cu_seqlens, mask=mask,
@@ -269,67 +297,94 @@ def _gated_setup(ctx, inputs, output):
     ctx.save_for_backward(*tensors, output[0])
 
 
-def _gated_backward(ctx, grad_h, grad_final):
-    """The adjoint of a gated scan is the same scan the other way, its gates moved by one position.
+def _edges(x: Tensor, cu_seqlens: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each sequence its row, its first and last position as the scan goes, and whether it is not empty: four `[N]`."""
+    if cu_seqlens is not None:
+        first, last, filled = packing.edges(cu_seqlens, reverse)
+        return torch.zeros_like(first), first, last, filled
+    zeros = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+    ends = zeros + x.shape[1] - 1
+    first, last = (ends, zeros) if reverse else (zeros, ends)
+    return torch.arange(x.shape[0], device=x.device), first, last, torch.ones_like(zeros, dtype=torch.bool)
 
-    With `G_t` the gradient of `h_t` and `a_t = exp(log_f_t + i theta)` (1 where the mask is False):
-        G_t = grad_h_t + conj(a_{t+1}) G_{t+1},   dx_t = G_t,   dlog_f_t = Re(conj(G_t) a_t h_{t-1}).
-    Where second derivatives are wanted it is written with differentiable operations, else it is one pass of the engine.
-    """
+
+def previous_states(h: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None, reverse: bool) -> Tensor:
+    """The state before each position, `[O, T, I, C]`, of h in the state dtype; T is not 0."""
+    row, first, _, filled = _edges(h, cu_seqlens, reverse)
+    # Accumulating writes only: an empty sequence's clamped position may be the first one of another sequence.
+    starts = torch.zeros(h.shape[:2], dtype=torch.int32, device=h.device)
+    starts = starts.index_put((row, first), filled.int(), accumulate=True)
+    previous = torch.where(starts[:, :, None, None] > 0, 0, h.roll(1 if not reverse else -1, 1))
+    if initial_state is None:
+        return previous
+    return previous.index_put((row, first), torch.where(filled[:, None, None], initial_state, 0), accumulate=True)
+
+
+def _gated_backward(ctx, grad_h, grad_final):
+    """Where more derivatives are wanted it is written with differentiable operations, else it is one pass of the engine."""
     x, log_f, theta, initial_state, cu_seqlens, mask, h = ctx.saved_tensors
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and not is_transformed():
         grads = gated_scan_backward(
-            grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, ctx.reverse, ctx.engine
+            grad_h, grad_final, x, log_f, theta, initial_state, h, cu_seqlens, mask, ctx.reverse, ctx.engine
         )
         return _where_needed(ctx.needs_input_grad, *grads)
-    accumulate, total = state_dtype(x.dtype), x.shape[1]
-    if total == 0:
-        return _where_needed(ctx.needs_input_grad, grad_h, torch.zeros_like(log_f),
-                             None if theta is None else torch.zeros_like(theta), grad_final)  # fmt: skip
-    if cu_seqlens is None:
-        edge = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
-        first, last = (edge + total - 1, edge) if ctx.reverse else (edge, edge + total - 1)
-        row, filled = torch.arange(x.shape[0], device=x.device), torch.ones_like(edge, dtype=torch.bool)
-    else:
-        first, last, filled = packing.edges(cu_seqlens, ctx.reverse)
-        row = torch.zeros_like(first)
+    wide = state_dtype(x.dtype)
+    log_gate = log_f.to(wide)
+    if h.dtype != wide:  # it was rounded, and may have overflowed
+        h, _ = gated_scan(x.to(wide), log_gate, theta, initial_state, cu_seqlens, mask, ctx.reverse, ctx.engine)
+    gate = log_gate.exp()
+    grad_x, grad_gate, grad_theta, grad_initial = adjoint(
+        gated_scan, log_gate, gate, grad_h, grad_final, theta, initial_state, cu_seqlens, mask, h, ctx.reverse, ctx.engine
+    )
+    return _where_needed(ctx.needs_input_grad, grad_x.to(x.dtype), (gate * grad_gate).to(log_f.dtype), grad_theta, grad_initial)
+
+
+def adjoint(
+    scan, argument, gate, grad_h, grad_final, theta, initial_state, cu_seqlens, mask, h, reverse, engine
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """The adjoint of a gated scan is the same scan the other way, its gates moved by one position.
+
+    With `G_t` the gradient of `h_t` and `a_t = gate_t exp(i theta)` (1 where the mask is False):
+        G_t = grad_h_t + conj(a_{t+1}) G_{t+1},   dx_t = G_t,   dgate_t = Re(conj(G_t) exp(i theta) h_{t-1}).
+
+    Args:
+        scan: a gated scan that can be derived; `argument` is what it takes for the gates `gate` (themselves, or their logarithms).
+        h: in the state dtype, like all that is computed here.
+
+    Returns:
+        Gradients of x, gate, theta and initial_state; the last two only where they were given.
+    """
+    if h.shape[1] == 0:
+        return grad_h, torch.zeros_like(gate), None if theta is None else torch.zeros_like(theta), grad_final
+    row, first, last, filled = _edges(h, cu_seqlens, reverse)
     live = filled[:, None, None]
-    before = 1 if ctx.reverse else -1  # where the position that a scan visits next lies, for torch.roll
+    before = 1 if reverse else -1  # where the position that a scan visits next lies, for torch.roll
 
     # The final state is h at the last position, so its gradient joins there; an empty sequence hands it through.
-    arriving = torch.where(live, grad_final, 0).to(accumulate)
-    upstream = grad_h.to(accumulate).index_put((row, last), arriving, accumulate=True)
+    upstream = grad_h.to(h.dtype).index_put((row, last), torch.where(live, grad_final, 0).to(h.dtype), accumulate=True)
     # What rolls over a sequence's edge meets a zero state there, so its value does not matter.
-    adjoint, _ = gated_scan(
-        upstream, log_f.to(accumulate).roll(before, 1), None if theta is None else -theta, None, cu_seqlens,
-        None if mask is None else mask.roll(before, 1), not ctx.reverse, ctx.engine,
+    to_x, _ = scan(
+        upstream, argument.roll(before, 1), None if theta is None else -theta, None, cu_seqlens,
+        None if mask is None else mask.roll(before, 1), not reverse, engine,
     )  # fmt: skip
 
-    # Accumulating writes only: an empty sequence's clamped position may be the first one of another sequence.
-    starts = torch.zeros_like(x[..., 0, 0], dtype=torch.int32).index_put((row, first), filled.int(), accumulate=True)
-    previous = torch.where(starts[:, :, None, None] > 0, 0, h.to(accumulate).roll(-before, 1))
-    if initial_state is not None:
-        previous = previous.index_put((row, first), torch.where(live, initial_state, 0), accumulate=True)
-    decay = log_f.to(accumulate).exp()
-    if mask is not None:
-        decay = torch.where(mask[..., None], decay, 0)
-    turned = reference.rotate(previous, theta)
-
+    turned = reference.rotate(previous_states(h, initial_state, cu_seqlens, reverse), theta)
     if theta is None:
-        grad_log_f, grad_theta = decay * adjoint * turned, None
-        back = decay * adjoint
+        to_gate, to_angle = to_x * turned, None
+        back = gate * to_x
     else:
-        adjoint_re, adjoint_im = adjoint.chunk(2, -1)
+        to_re, to_im = to_x.chunk(2, -1)
         turned_re, turned_im = turned.chunk(2, -1)
-        grad_log_f = decay * (adjoint_re * turned_re + adjoint_im * turned_im)
-        grad_theta = (decay * (adjoint_im * turned_re - adjoint_re * turned_im)).sum((0, 1, 2))
-        back = reference.rotate(torch.cat([decay, decay], -1) * adjoint, -theta)
+        to_gate, to_angle = to_re * turned_re + to_im * turned_im, gate * (to_im * turned_re - to_re * turned_im)
+        back = reference.rotate(torch.cat([gate, gate], -1) * to_x, -theta)
     if mask is not None:
-        back = torch.where(mask[..., None], back, adjoint)
-    grad_initial = None if initial_state is None else torch.where(live, back[row, first], grad_final)
-    return _where_needed(
-        ctx.needs_input_grad, adjoint.to(x.dtype), grad_log_f.to(log_f.dtype), grad_theta, grad_initial
-    )
+        to_gate = torch.where(mask[..., None], to_gate, 0)
+        to_angle = None if to_angle is None else torch.where(mask[..., None], to_angle, 0)
+        back = torch.where(mask[..., None], back, to_x)
+    return (
+        to_x, to_gate, None if to_angle is None else to_angle.sum((0, 1, 2)),
+        None if initial_state is None else torch.where(live, back[row, first], grad_final),
+    )  # fmt: skip
 
 
 gated_scan.register_autograd(_gated_backward, setup_context=_gated_setup)
@@ -339,8 +394,8 @@ gated_scan.register_autograd(_gated_backward, setup_context=_gated_setup)
 # vmap: the mapped axis joins the outer one
 
 
-def _fold(overload, info, in_dims, *arguments):
-    """Runs the operator with the mapped axis folded into the outer axis of every tensor that has one.
+def fold(function, overload, info, in_dims, *arguments):
+    """Runs the operator, called by `function`, with the mapped axis folded into the outer axis of every tensor that has one.
 
     Where that cannot be (packed sequences, or a lower bound, angle or boundary of each sample's own) the samples run
     one after the other.
@@ -353,7 +408,7 @@ def _fold(overload, info, in_dims, *arguments):
     summed = overload in (hgru_scan_backward.overload, gated_scan_backward.overload)
     if own or packed or summed:
         samples = [
-            overload(*(a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims)))
+            function(*(a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims)))
             for i in range(info.batch_size)
         ]
         return tuple(torch.stack(outputs) for outputs in zip(*samples)), (0,) * len(samples[0])
@@ -364,9 +419,9 @@ def _fold(overload, info, in_dims, *arguments):
         moved = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
         return moved.flatten(0, 1)
 
-    outputs = overload(*(folded(*triple) for triple in zip(names, arguments, in_dims)))
+    outputs = function(*(folded(*triple) for triple in zip(names, arguments, in_dims)))
     return tuple(out.unflatten(0, (info.batch_size, -1)) for out in outputs), (0,) * len(outputs)
 
 
 for _op in (hgru_scan, hgru_scan_backward, hgru_carry, gated_scan, gated_scan_backward):
-    _op.register_vmap(partial(_fold, _op.overload))
+    _op.register_vmap(partial(fold, _op.overload, _op.overload))

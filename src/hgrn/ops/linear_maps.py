@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .library import choose, _engine
-from .operator import is_listened_to, operator
+from .operator import is_listened_to, is_transformed, operator
 
 _FEW = 8  # rows of x from which a matrix product is faster
 _LARGE = 1 << 18  # elements of a weight from which its reading is what takes the time
@@ -72,8 +72,8 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
         grad_x = None
-        if needs[0]:  # with gradients enabled, second derivatives are wanted
-            grad_x = grad @ weight if torch.is_grad_enabled() else product(grad, weight.T)
+        if needs[0]:  # with gradients enabled, or under a transform, second derivatives are wanted
+            grad_x = grad @ weight if torch.is_grad_enabled() or is_transformed() else product(grad, weight.T)
         return grad_x, grad.T @ x if needs[1] else None, grad.sum(0) if needs[2] else None
 
 
@@ -96,20 +96,26 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
         engine: as in `hgru_scan`.
 
     Returns:
-        `[..., O]`, float32. No gradients: it is for inference.
+        `[..., O]`, float32. Where a derivative of x or bias is wanted, the weights are made wide.
 
     Raises:
-        ValueError: shapes or dtypes do not fit.
+        ValueError: shapes or dtypes do not fit. TypeError: an argument is no tensor.
     """
+    for name, tensor in (("x", x), ("weight", weight), ("scale", scale)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}; quantize_rows makes weight and scale")
+    if weight.ndim != 2:
+        raise ValueError(f"weight must be int8 [O, I], got {tuple(weight.shape)}; quantize_rows makes it and its scale")
     out, width = weight.shape
-    if x.dtype != torch.float32 or weight.dtype != torch.int8 or x.shape[-1] != width or scale.shape != (out,):
+    if x.ndim == 0 or x.dtype != torch.float32 or weight.dtype != torch.int8 or x.shape[-1] != width or scale.shape != (out,):
         raise ValueError(
             f"int8_linear takes float32 x [..., {width}], int8 weight [{out}, {width}] and scale [{out}], got {x.dtype} "
             f"{tuple(x.shape)}, {weight.dtype} and {tuple(scale.shape)}"
         )
     chosen = choose(engine, x.device.type)
     rows = x.reshape(-1, width)
-    if chosen == "reference" or x.device.type != "cpu" or rows.shape[0] > _FEW:
+    derived = is_transformed() or (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
+    if derived or chosen == "reference" or x.device.type != "cpu" or rows.shape[0] > _FEW:
         return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
     return _int8_linear(rows, weight, scale, bias, chosen).reshape(*x.shape[:-1], out)
 

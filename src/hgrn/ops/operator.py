@@ -1,15 +1,34 @@
-"""How a registered operator is called: through PyTorch's dispatcher where something is listening, straight otherwise."""
+"""How a registered operator is called: straight, through PyTorch's dispatcher where something listens, or as what can be derived."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
+
+_DERIVING = (TransformType.Grad, TransformType.Jvp)
+
+
+@torch.compiler.assume_constant_result
+def is_transformed() -> bool:
+    """Whether forward-mode derivatives, or a transform of torch.func that makes derivatives, are at work.
+
+    PyTorch shows them no operator that is registered from Python: forward mode takes its results for constants.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    return any(interpreter.key() in _DERIVING for interpreter in torch._C._functorch.get_interpreter_stack())
 
 
 def is_listened_to(arguments: tuple) -> bool:
     """Whether a tracer, a transform of torch.func, a dispatch mode or a tensor subclass wants to see the operator itself."""
     return (
         torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None  # torch.jit.trace
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or any(isinstance(x, Tensor) and type(x) not in (Tensor, torch.nn.Parameter) for x in arguments)
@@ -21,11 +40,12 @@ class Operator:
 
     A call of a Python operator costs the dispatcher more than a tenth of a millisecond, as much as the work of a small one. So in
     plain eager mode a call goes to the function directly, or to an `autograd.Function` made of the same two parts as the
-    registered gradient.
+    registered gradient. Where derivatives are made that PyTorch does not ask a registered operator for, it goes to a
+    composition of functions that it does ask.
     """
 
     def __init__(self, name: str, function: Callable):
-        self._function, self._direct = function, function
+        self._function, self._direct, self._composition = function, function, None
         self.registered = torch.library.custom_op(name, function, mutates_args=())
         self.register_fake, self.register_vmap = self.registered.register_fake, self.registered.register_vmap
 
@@ -50,7 +70,20 @@ class Operator:
         Direct.__name__ = Direct.__qualname__ = function.__name__
         self._direct = Direct.apply
 
+    def register_composition(self, composition: Callable) -> Callable:
+        """What the operator is under `is_transformed`: a function of the same arguments that PyTorch can derive."""
+        self._composition = composition
+        return composition
+
+    def without_derivatives(self, *arguments):
+        """The operator as it computes, for a function that knows its derivatives."""
+        return (self.registered if is_listened_to(arguments) else self._function)(*arguments)
+
     def __call__(self, *arguments):
+        if is_transformed():
+            if self._composition is None:
+                raise NotImplementedError(f"{self.overload} has no forward-mode derivatives, and none under torch.func")
+            return self._composition(*arguments)
         return (self.registered if is_listened_to(arguments) else self._direct)(*arguments)
 
 

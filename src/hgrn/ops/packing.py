@@ -9,8 +9,21 @@ import torch
 from torch import Tensor
 
 
+def check_boundaries(cu_seqlens: Tensor) -> None:
+    """Raises TypeError or ValueError unless it is a 1-d tensor of integers."""
+    rule = "cu_seqlens must be a 1-d int32 or int64 tensor of N + 1 boundaries"
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"{rule}, got {type(cu_seqlens).__name__}; torch.as_tensor(cu_seqlens) makes one")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+        raise ValueError(f"{rule}, got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}")
+
+
 def check_cu_seqlens(cu_seqlens: Tensor, total: int) -> None:
-    """Raises ValueError unless the values are 0 <= ... <= total, never falling, from 0 to `total` (read on CPU only)."""
+    """Raises ValueError unless the values are 0 <= ... <= total, never falling, from 0 to `total` (read on CPU only).
+
+    TypeError unless it is a tensor at all.
+    """
+    check_boundaries(cu_seqlens)
     if cu_seqlens.device.type != "cpu":
         return
     values = cu_seqlens.tolist()
