@@ -62,7 +62,10 @@ def address_of_rows(x: Tensor, dtype: torch.dtype) -> int:
 def _begin(x: Tensor, dtype: torch.dtype) -> int:
     if type(x) not in _PLAIN_TYPES or x.dtype != dtype or not x.is_cpu or x.is_neg():
         _refuse(x, dtype)
-    begin = x.data_ptr()
+    try:
+        begin = x.data_ptr()
+    except RuntimeError:  # it has no storage: another layout, or a tensor of a transform
+        _refuse(x, dtype)
     if begin == 0 and x.numel():  # zeros without memory, or a storage that was freed
         _refuse(x, dtype)
     return begin

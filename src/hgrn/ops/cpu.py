@@ -73,11 +73,12 @@ class Scan:
         """The kernel over all tasks.
 
         Args:
-            strided: tensors `[O, T, I, C]` in the dtype of x, whose first three strides are the caller's.
+            strided: tensors `[O, T, I, C]` in the dtype of x, read only, whose first three strides are the caller's.
             dense: contiguous tensors in that dtype.
             wide: contiguous tensors in the state's dtype, and numbers.
         """
         fields = {name: addresses.address(x, self.dtype) for name, x in dense.items()}
+        strided = {name: _unit_last_stride(x) for name, x in strided.items()}
         for name, x in strided.items():
             size, (outer, time, inner, _) = x.element_size(), x.stride()
             fields[name] = addresses.address_of_rows(x, self.dtype)
@@ -143,7 +144,7 @@ def hgru_scan_backward(
     scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
     initial = scan.states(None) if initial_state is None else initial_state.contiguous()
     g = scan.states(grad_final.to(scan.accumulate))
-    grad_h, h = _unit_last_stride(grad_h), h.contiguous()
+    h = h.contiguous()
     grad_candidate, grad_forget = _empty(candidate.shape, candidate.dtype), _empty(forget.shape, forget.dtype)
     sums = torch.zeros(2, scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu")
     scan.launch(
@@ -171,7 +172,7 @@ def gated_scan_backward(
     scan = Scan(h, log_f.shape[-1], cu_seqlens, mask, reverse)
     initial = scan.states(None) if initial_state is None else initial_state.contiguous()
     g = scan.states(grad_final.to(scan.accumulate))
-    grad_h, h = _unit_last_stride(grad_h), h.contiguous()
+    h = h.contiguous()
     grad_x, grad_log_f = _empty(h.shape, h.dtype), _empty(log_f.shape, log_f.dtype)
     sums = torch.zeros(scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu")
     scan.launch(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .addresses import is_plain
 
-_VMAP = torch._C.DispatchKey.VmapMode  # on while torch.autograd batches gradients
+_BATCHING = torch._C._dispatch_key_parse("VmapMode")  # on while torch.autograd batches gradients
 
 def is_listened_to(arguments: tuple) -> bool:
     """Whether the operator itself must be seen, and by whom: a tracer, a transform of torch.func, a dispatch mode, a tensor subclass.
@@ -15,13 +15,14 @@ def is_listened_to(arguments: tuple) -> bool:
     Or by PyTorch's dispatcher, which knows what to do with a tensor that is no plain memory: one of the meta device, one that is
     negated or zero without its values being written down, and the batches of gradients in `is_grads_batched`.
     """
-    return (
+    if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._dispatch_tls_is_dispatch_key_included(_VMAP)
-        or any(isinstance(x, Tensor) and not is_plain(x) for x in arguments)
-    )
+        or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHING)
+    ):
+        return True
+    return not all(is_plain(x) for x in arguments if isinstance(x, Tensor))
 
 
 class Operator:
