@@ -46,7 +46,9 @@ def address(x: Tensor, dtype: torch.dtype) -> int:
     Raises:
         ValueError: x is of another dtype or device, or has no plain memory; see the top of this file.
     """
-    return _begin(x, dtype) if x.is_contiguous() else _refuse(x, dtype)
+    if type(x) not in _PLAIN_TYPES or x.dtype is not dtype or not x.is_cpu or x.is_neg() or not x.is_contiguous():
+        _refuse(x, dtype)
+    return _begin(x, dtype)
 
 
 def optional(x: Tensor | None, dtype: torch.dtype) -> int:
@@ -56,12 +58,12 @@ def optional(x: Tensor | None, dtype: torch.dtype) -> int:
 
 def address_of_rows(x: Tensor, dtype: torch.dtype) -> int:
     """As `address`, for a tensor of which only the last axis must be contiguous."""
-    return _begin(x, dtype) if x.stride(-1) == 1 or x.shape[-1] <= 1 else _refuse(x, dtype)
+    if type(x) not in _PLAIN_TYPES or x.dtype is not dtype or not x.is_cpu or x.is_neg() or (x.stride(-1) != 1 and x.shape[-1] > 1):
+        _refuse(x, dtype)
+    return _begin(x, dtype)
 
 
 def _begin(x: Tensor, dtype: torch.dtype) -> int:
-    if type(x) not in _PLAIN_TYPES or x.dtype != dtype or not x.is_cpu or x.is_neg():
-        _refuse(x, dtype)
     try:
         begin = x.data_ptr()
     except RuntimeError:  # it has no storage: another layout, or a tensor of a transform

@@ -61,11 +61,10 @@ class Scan:
         """`1 - lower_bound`, `[D]`."""
         return torch.ones(self.channels, dtype=self.accumulate, device="cpu") if lower_bound is None else 1 - lower_bound
 
-    def turn(self, theta: Tensor | None) -> dict[str, Tensor]:
-        """Cosine and sine of theta, `[D]`, from angles in float64; where there is no theta, nobody reads them."""
+    def turn(self, theta: Tensor | None) -> dict[str, Tensor | int]:
+        """Cosine and sine of theta, `[D]`, from angles in float64; of a real state nobody reads them."""
         if theta is None:
-            unread = torch.empty(self.channels, dtype=self.accumulate, device="cpu")
-            return {"cos": unread, "sin": unread}
+            return {"cos": 0, "sin": 0}
         wide = theta.double()
         return {"cos": wide.cos().to(self.accumulate), "sin": wide.sin().to(self.accumulate)}
 
@@ -77,12 +76,13 @@ class Scan:
             dense: contiguous tensors in that dtype.
             wide: contiguous tensors in the state's dtype, and numbers.
         """
-        fields = {name: addresses.address(x, self.dtype) for name, x in dense.items()}
+        dtype, size = self.dtype, self.dtype.itemsize
         strided = {name: _unit_last_stride(x) for name, x in strided.items()}
+        fields = {name: addresses.address(x, dtype) for name, x in dense.items()}
         for name, x in strided.items():
-            size, (outer, time, inner, _) = x.element_size(), x.stride()
-            fields[name] = addresses.address_of_rows(x, self.dtype)
-            fields[f"{name}_outer"], fields[f"{name}_time"], fields[f"{name}_inner"] = outer * size, time * size, inner * size
+            outer, time, inner, _ = x.stride()
+            fields[name] = addresses.address_of_rows(x, dtype)
+            fields[name + "_outer"], fields[name + "_time"], fields[name + "_inner"] = outer * size, time * size, inner * size
         for name, x in wide.items():
             fields[name] = addresses.address(x, self.accumulate) if isinstance(x, Tensor) else x
         block = kernel.block(
@@ -91,7 +91,7 @@ class Scan:
             mask=addresses.optional(self.mask, torch.bool), **fields,
         )  # fmt: skip
         tensors = (self.bounds, self.mask, *strided.values(), *dense.values(), *wide.values())
-        return Launch(kernel.address(name_of(self.dtype), self.parts), block, self.work, tensors)
+        return Launch(kernel.address(name_of(dtype), self.parts), block, self.work, tensors)
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -22,7 +22,10 @@ def is_listened_to(arguments: tuple) -> bool:
         or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHING)
     ):
         return True
-    return not all(is_plain(x) for x in arguments if isinstance(x, Tensor))
+    for x in arguments:
+        if isinstance(x, Tensor) and not is_plain(x):
+            return True
+    return False
 
 
 class Operator:
