@@ -173,8 +173,9 @@ class Quantized(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        plain = [x.as_subclass(torch.Tensor) * 2 if isinstance(x, Quantized) else x for x in args]
-        return super().__torch_function__(function, (), plain, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = [2 * x.as_subclass(torch.Tensor) if isinstance(x, Quantized) else x for x in args]
+            return function(*plain, **kwargs or {})
 
 
 def test_weights_of_a_tensor_subclass_are_not_read_as_memory(model, counted):
@@ -182,7 +183,7 @@ def test_weights_of_a_tensor_subclass_are_not_read_as_memory(model, counted):
     options = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
     part = model.model.stack.blocks[0].glu.down_proj
     weight = torch.nn.Parameter(part.weight.detach() * 2)
-    part.weight = torch.nn.Parameter(part.weight.detach().as_subclass(Quantized))
+    part._parameters["weight"] = part.weight.detach().as_subclass(Quantized)
     found = model.generate(ids, **options)
     assert not counted
     part.weight = weight

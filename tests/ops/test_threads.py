@@ -163,7 +163,7 @@ for generation in ("child", "child of a child"):
     child = os.fork()
     if child:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    signal.alarm(50)  # what waits for threads that are gone would wait for ever
+    signal.alarm(100)  # what waits for threads that are gone would wait for ever
     for name, call in calls.items():
         for one, other in zip(results(*call), expected[name], strict=True):
             assert np.allclose(one, other, rtol=1e-4, atol=1e-4), (generation, name)
@@ -177,7 +177,7 @@ WITHOUT_PAUSE = "threads._omp_pause = lambda: lambda kind: -1"
 @pytest.mark.parametrize("set_up, count", [("", 2), (WITHOUT_PAUSE, 1)], ids=["threads ended before", "one thread after"])
 def test_every_operator_and_whole_modules_work_in_forked_children(set_up, count):
     program = EVERYTHING.replace("SET_UP", set_up)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"child {count}\nchild of a child {count}\n"
 
