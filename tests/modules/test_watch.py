@@ -50,11 +50,15 @@ def other_state_dict(rnn):
 
 
 def swapped(rnn):
-    torch.utils.swap_tensors(rnn.blocks[0].mixer.theta, nn.Parameter(rnn.blocks[0].mixer.theta.detach() + 1))
+    torch.utils.swap_tensors(
+        rnn.blocks[0].mixer.theta, nn.Parameter(rnn.blocks[0].mixer.theta.detach() + 1)
+    )
 
 
 def other_parameter(rnn):
-    rnn.blocks[1].glu.down_proj.weight = nn.Parameter(rnn.blocks[1].glu.down_proj.weight.detach() * 2)
+    rnn.blocks[1].glu.down_proj.weight = nn.Parameter(
+        rnn.blocks[1].glu.down_proj.weight.detach() * 2
+    )
 
 
 def other_module(rnn):
@@ -253,7 +257,9 @@ OBSTACLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("obstacle, message", OBSTACLES.items(), ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    "obstacle, message", OBSTACLES.items(), ids=lambda value: getattr(value, "__name__", "")
+)
 def test_what_cannot_be_stepped_any_more_says_why_and_goes_on_when_it_can(obstacle, message):
     rnn, x = stack(), torch.randn(3, 1, 19)
     step, expected = Stepper(rnn), Stepper(rnn)
@@ -276,7 +282,10 @@ def test_dropout_alone_in_training_is_an_obstacle():
     rnn.blocks[0].dropout.train()
     with pytest.raises(ValueError, match="blocks.0.dropout is in training mode"):
         step(x)
-    assert Stepper(stack().eval())(x).shape == (1, 19)  # without anything to drop the mode does not matter
+    assert Stepper(stack().eval())(x).shape == (
+        1,
+        19,
+    )  # without anything to drop the mode does not matter
 
 
 def test_a_stack_of_another_size_needs_another_stepper():
@@ -295,7 +304,9 @@ def by_torch(step):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda step: pickle.loads(pickle.dumps(step)), by_torch])
+@pytest.mark.parametrize(
+    "way", [copy.copy, copy.deepcopy, lambda step: pickle.loads(pickle.dumps(step)), by_torch]
+)
 def test_a_copy_goes_on_by_itself(way):
     rnn, x = stack(), torch.randn(4, 2, 19)
     step = Stepper(rnn, 2, Linear(19, 5))

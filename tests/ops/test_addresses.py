@@ -17,7 +17,9 @@ from hgrn.ops import (
 )  # fmt: skip
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="numba is not installed")
+pytestmark = pytest.mark.skipif(
+    "numba" not in available_engines("cpu"), reason="numba is not installed"
+)
 
 
 def freed():
@@ -75,7 +77,10 @@ def large_norm(x, gate, weight, bias):
 CALLS = {
     "hgru_scan": (hgru_scan, [(2, 5, 8), (2, 5, 4), (4,), (4,), (2, 8)]),
     "hgru_carry": (hgru_carry, [(2, 5, 8), (2, 5, 4), (4,), (4,)]),
-    "gated_scan": (lambda x, f, theta, s: gated_scan(x, f, s, theta=theta), [(2, 5, 8), (2, 5, 4), (4,), (2, 8)]),
+    "gated_scan": (
+        lambda x, f, theta, s: gated_scan(x, f, s, theta=theta),
+        [(2, 5, 8), (2, 5, 4), (4,), (2, 8)],
+    ),
     "gated_norm": (large_norm, [(2, 5, 8), (2, 5, 8), (8,), (8,)]),
     "gated_unit": (lambda x: gated_unit(x, engine="numba"), [(2, 5, 8)]),
     "linear": (linear, [(64, 1024), (1024, 1024), (1024,)]),
@@ -97,7 +102,11 @@ def outputs(call, inputs):
 
 @pytest.mark.parametrize(
     "call, shapes, place",
-    [pytest.param(call, shapes, place, id=f"{name} {place}") for name, (call, shapes) in CALLS.items() for place in range(len(shapes))],
+    [
+        pytest.param(call, shapes, place, id=f"{name} {place}")
+        for name, (call, shapes) in CALLS.items()
+        for place in range(len(shapes))
+    ],
 )
 def test_lazily_negated_inputs_and_gradients(call, shapes, place):
     plain = [x.requires_grad_() for x in positive(shapes)]
@@ -110,7 +119,10 @@ def test_lazily_negated_inputs_and_gradients(call, shapes, place):
         inputs[place] = inputs[place].detach().requires_grad_()
         assert inputs[place].is_neg() == lazy
         results = outputs(call, inputs)
-        weights = [torch._neg_view(torch.full_like(y, -0.5)) if lazy else torch.full_like(y, 0.5) for y in results]
+        weights = [
+            torch._neg_view(torch.full_like(y, -0.5)) if lazy else torch.full_like(y, 0.5)
+            for y in results
+        ]
         found[lazy] = [*results, *torch.autograd.grad(results, inputs, weights)]
     with torch.no_grad():
         found[True] += outputs(call, [x.detach() for x in inputs])
@@ -123,29 +135,45 @@ def test_zeros_without_memory_are_zeros(call, shapes):
     inputs = positive(shapes)
     for place in range(len(inputs)):
         written, lazy = list(inputs), list(inputs)
-        written[place], lazy[place] = torch.zeros(shapes[place]), torch._efficientzerotensor(shapes[place])
+        written[place], lazy[place] = (
+            torch.zeros(shapes[place]),
+            torch._efficientzerotensor(shapes[place]),
+        )
         for one, other in zip(outputs(call, written), outputs(call, lazy), strict=True):
             assert_close(other, one)
     inputs = [x.requires_grad_() for x in inputs]
     results = outputs(call, inputs)
     lazy = [torch._efficientzerotensor(y.shape) for y in results[:1]]
-    assert all(grad.abs().max() == 0 for grad in torch.autograd.grad(results[:1], inputs, lazy, materialize_grads=True))
+    assert all(
+        grad.abs().max() == 0
+        for grad in torch.autograd.grad(results[:1], inputs, lazy, materialize_grads=True)
+    )
 
 
 def test_registered_operators_take_any_strides():
     x = torch.randn(2, 5, 1, 8)
-    wanted = library.hgru_scan(x[..., ::2].contiguous(), x[..., 1::2].contiguous(), *[None] * 5, False, "auto")
+    wanted = library.hgru_scan(
+        x[..., ::2].contiguous(), x[..., 1::2].contiguous(), *[None] * 5, False, "auto"
+    )
     found = torch.ops.hgrn.hgru_scan(x[..., ::2], x[..., 1::2], *[None] * 5, False, "auto")
     assert all(torch.equal(one, other) for one, other in zip(found, wanted))
     constant = torch.tensor(0.3).expand(2, 5, 1, 4)
     found = torch.ops.hgrn.hgru_scan(constant, constant, *[None] * 5, False, "auto")
-    assert torch.equal(found[0], library.hgru_scan(constant.contiguous(), constant.contiguous(), *[None] * 5, False, "auto")[0])
+    assert torch.equal(
+        found[0],
+        library.hgru_scan(constant.contiguous(), constant.contiguous(), *[None] * 5, False, "auto")[
+            0
+        ],
+    )
 
 
 def test_registered_operators_refuse_other_dtypes():
     x = torch.randn(2, 5, 1, 4)
     for given in ((x, x.half(), None), (x, x, torch.rand(4).double())):
-        with pytest.raises(ValueError, match="a CPU kernel needs torch.float32 in plain contiguous memory of the CPU, got torch.float"):
+        with pytest.raises(
+            ValueError,
+            match="a CPU kernel needs torch.float32 in plain contiguous memory of the CPU, got torch.float",
+        ):
             torch.ops.hgrn.hgru_scan(*given, *[None] * 4, False, "auto")
 
 
@@ -176,12 +204,19 @@ def test_pytorchs_defaults_do_not_matter(call, shapes, defaults):
             found.append([*results, *torch.autograd.grad([y.sum() for y in results], inputs)])
             with torch.no_grad():
                 found[-1] += outputs(call, inputs)
-    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(*found, strict=True))
+    assert all(
+        torch.equal(one, other) and one.dtype == other.dtype
+        for one, other in zip(*found, strict=True)
+    )
 
 
 @pytest.mark.parametrize("defaults", DEFAULTS.values(), ids=DEFAULTS)
 def test_pytorchs_defaults_do_not_matter_to_masks_packing_and_8_bits(defaults):
-    x, cu_seqlens, mask = torch.randn(1, 9, 4), torch.tensor([0, 4, 9]), torch.arange(9)[None] % 3 > 0
+    x, cu_seqlens, mask = (
+        torch.randn(1, 9, 4),
+        torch.tensor([0, 4, 9]),
+        torch.arange(9)[None] % 3 > 0,
+    )
     weight, scale = quantize_rows(torch.randn(6, 4))
     rnn = HGRN(16, 2, conv_size=4, norm_type="rms")
     long = torch.randn(1, 9, 16)
@@ -216,14 +251,18 @@ STACKS = {
 
 
 @pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)
-@pytest.mark.parametrize("where", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"])
+@pytest.mark.parametrize(
+    "where", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"]
+)
 def test_a_stack_that_is_only_shapes(options, where):
     with where():
         rnn = HGRN(16, 2, **options)
         x = torch.randn((2, 5, 6, 16) if "grid" in options else (2, 130, 16), requires_grad=True)
         y, state = rnn(x)
         y.sum().backward()
-        assert y.shape == x.shape == x.grad.shape and all(p.grad.shape == p.shape for p in rnn.parameters())
+        assert y.shape == x.shape == x.grad.shape and all(
+            p.grad.shape == p.shape for p in rnn.parameters()
+        )
         if state is not None:
             y, state = rnn(x[:, :1], state)
             assert y.shape == (2, 1, 16)
@@ -256,7 +295,9 @@ def test_a_backward_under_vmap():
     y = hgru_scan(x, x)[0]
     rows = torch.randn(4, *y.shape)
     mapped = torch.func.vmap(lambda row: torch.autograd.grad(y, x, row, retain_graph=True)[0])(rows)
-    assert_close(mapped, torch.stack([torch.autograd.grad(y, x, row, retain_graph=True)[0] for row in rows]))
+    assert_close(
+        mapped, torch.stack([torch.autograd.grad(y, x, row, retain_graph=True)[0] for row in rows])
+    )
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])

@@ -21,7 +21,10 @@ def test_threads_are_set_meanwhile():
 @pytest.mark.parametrize("count", [5_000, 1_000_000, 10**12, 10**30])
 def test_too_many_threads_are_refused(count):
     before = torch.get_num_threads()
-    with pytest.raises(UserError, match=f"training.threads must be at most [0-9]+, got {count}; this machine has [0-9]+ processors"):
+    with pytest.raises(
+        UserError,
+        match=f"training.threads must be at most [0-9]+, got {count}; this machine has [0-9]+ processors",
+    ):
         with cpu_threads(count):
             raise AssertionError("they were set")
     assert torch.get_num_threads() == before
@@ -38,7 +41,9 @@ def test_what_the_system_cannot_start_is_refused(monkeypatch):
             super().start()
 
     monkeypatch.setattr(threads.threading, "Thread", Thread)
-    with pytest.raises(UserError, match="training.threads = 64, but the system lets this process start only 7 more"):
+    with pytest.raises(
+        UserError, match="training.threads = 64, but the system lets this process start only 7 more"
+    ):
         with cpu_threads(64):
             raise AssertionError("they were set")
     assert not any(thread.is_alive() for thread in started)

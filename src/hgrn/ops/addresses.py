@@ -1,8 +1,9 @@
-"""Addresses of tensors: the one place that takes them, and that knows from which tensors they may be taken.
+"""Addresses of tensors: the one place that takes them, and that knows of which there are any.
 
-A kernel reads and writes at an address without asking anybody. So what does not lie in the CPU's memory as the kernel expects it must
-be stopped here: a tensor subclass (quantized weights, a fake or distributed tensor), a tensor of another device or dtype, one whose
-minus sign is only noted, one without memory (meta, lazy zeros, freed storage).
+A kernel reads and writes at an address without asking anybody. So what does not lie in the CPU's
+memory as the kernel expects it must be stopped here: a tensor subclass (quantized weights, a fake
+or distributed tensor), a tensor of another device or dtype, one whose minus sign is only noted, one
+without memory (meta, lazy zeros, freed storage).
 """
 
 from typing import NoReturn
@@ -14,11 +15,12 @@ _PLAIN_TYPES = frozenset((Tensor, nn.Parameter))
 
 
 class HoldsAddresses:
-    """What holds addresses is neither copied nor pickled: the memory of a copy lies elsewhere, that of another process too."""
+    """What holds addresses is neither copied nor pickled: the memory of a copy lies elsewhere."""
 
     def __reduce_ex__(self, protocol: int) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} holds addresses of memory and can be neither copied nor pickled; make it anew from its tensors"
+            f"a {type(self).__name__} holds addresses of memory and can be neither copied nor "
+            "pickled; make it anew from its tensors"
         )
 
 
@@ -36,7 +38,7 @@ class Places:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether x is PyTorch's own kind of tensor with its values in memory as they are, on any device."""
+    """Whether x is PyTorch's own kind of tensor, its values in memory as they are, on any device."""
     return type(x) in _PLAIN_TYPES and not (x.is_neg() or x.is_meta or x._is_zerotensor())
 
 
@@ -44,9 +46,15 @@ def address(x: Tensor, dtype: torch.dtype) -> int:
     """Where the elements of a contiguous CPU tensor begin.
 
     Raises:
-        ValueError: x is of another dtype or device, or has no plain memory; see the top of this file.
+        ValueError: x is of another dtype or device, or has no plain memory (see above).
     """
-    if type(x) not in _PLAIN_TYPES or x.dtype is not dtype or not x.is_cpu or x.is_neg() or not x.is_contiguous():
+    if (
+        type(x) not in _PLAIN_TYPES
+        or x.dtype is not dtype
+        or not x.is_cpu
+        or x.is_neg()
+        or not x.is_contiguous()
+    ):
         _refuse(x, dtype)
     return _begin(x, dtype)
 
@@ -58,7 +66,13 @@ def optional(x: Tensor | None, dtype: torch.dtype) -> int:
 
 def address_of_rows(x: Tensor, dtype: torch.dtype) -> int:
     """As `address`, for a tensor of which only the last axis must be contiguous."""
-    if type(x) not in _PLAIN_TYPES or x.dtype is not dtype or not x.is_cpu or x.is_neg() or (x.stride(-1) != 1 and x.shape[-1] > 1):
+    if (
+        type(x) not in _PLAIN_TYPES
+        or x.dtype is not dtype
+        or not x.is_cpu
+        or x.is_neg()
+        or (x.stride(-1) != 1 and x.shape[-1] > 1)
+    ):
         _refuse(x, dtype)
     return _begin(x, dtype)
 
@@ -74,7 +88,9 @@ def _begin(x: Tensor, dtype: torch.dtype) -> int:
 
 
 def _refuse(x: Tensor, dtype: torch.dtype) -> NoReturn:
-    raise ValueError(f"a CPU kernel needs {dtype} in plain contiguous memory of the CPU, got {describe(x)}")
+    raise ValueError(
+        f"a CPU kernel needs {dtype} in plain contiguous memory of the CPU, got {describe(x)}"
+    )
 
 
 def describe(x: Tensor) -> str:

@@ -17,7 +17,8 @@ def cpu_threads(count: int | None) -> Iterator[None]:
     """PyTorch computes on `count` CPU threads meanwhile; None leaves them alone.
 
     Raises:
-        UserError: the machine cannot run so many. PyTorch would find out in the middle of its work, and the process would end.
+        UserError: the machine cannot run so many. PyTorch would find out in the middle of its work,
+        and the process would end.
     """
     if count is None:
         yield
@@ -34,16 +35,22 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 def _check(count: int) -> None:
     processors = os.cpu_count() or 1
     most = max(_PLENTY, 4 * processors)
-    remedy = f"this machine has {processors} processors, and more threads than that only wait; null leaves the choice to PyTorch"
+    remedy = (
+        f"this machine has {processors} processors, and more threads than that only wait; null "
+        "leaves the choice to PyTorch"
+    )
     if count > most:
         raise UserError(f"training.threads must be at most {most}, got {count}; {remedy}")
     started = _started(count - 1)  # beside the one that asks
     if started < count - 1:
-        raise UserError(f"training.threads = {count}, but the system lets this process start only {started} more; {remedy}")
+        raise UserError(
+            f"training.threads = {count}, but the system lets this process start only {started} "
+            f"more; {remedy}"
+        )
 
 
 def _started(count: int) -> int:
-    """How many of so many threads the system lets this process have at once, found by starting them."""
+    """How many of so many threads the system lets this process have at once: they are started."""
     end, threads = threading.Event(), []
     try:
         for _ in range(count):
