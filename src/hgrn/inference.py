@@ -139,7 +139,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerFast", prompt: str, vocab_size:
     strange = [i for i in ids if i >= vocab_size or (i == tokenizer.unk_token_id and i is not None)]
     if strange:
         raise UserError(f"the prompt {prompt!r} has {len(strange)} token(s) outside of the model's vocabulary; reword it")
-    return torch.tensor([ids])
+    return torch.tensor([ids], device="cpu")
 
 
 def check_sampling(

@@ -1,7 +1,9 @@
 """Sessions: conversations go on as if their texts were read again, on disk they belong to one model, and they can be joined."""
 
 import copy
+import io
 import json
+import pickle
 
 import pytest
 import torch
@@ -159,6 +161,69 @@ def test_generate_goes_on_from_a_session_with_only_the_new_ids(trained, rules):
         only_new = trained.generate(ids[:, start:], past_key_values=session.cache, **options)
         assert torch.equal(only_new, whole[:, start:])
         assert session.lengths == [start, start]
+
+
+def by_torch(session):
+    file = io.BytesIO()
+    torch.save(session, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda session: pickle.loads(pickle.dumps(session)), by_torch])
+def test_a_copy_answers_as_the_original(way, single):
+    (prompt,) = texts(6)
+    told = Session(single)
+    for token in prompt:  # compiled steps take part
+        told.read([[token]])
+    kept = way(told)
+    for p in kept.model.parameters() if kept.model is not single else ():
+        p.data = p.data.clone()
+    expected = predictions(single, [prompt + [7], prompt + [7, 3]])
+    assert_close(kept.read([[7]]), expected[:1])
+    assert_close(kept.read([[3]]), expected[1:])
+    assert_close(told.read([[7]]), expected[:1])
+    assert kept.lengths == [8] and told.lengths == [7]
+
+
+def averaged(model):
+    for p in model.parameters():
+        p.data = 0.9 * p.data
+
+
+def bounds_moved(model):
+    torch.nn.init.normal_(model.model.stack.bounds.logits)
+
+
+@pytest.mark.parametrize(
+    "change", [averaged, bounds_moved, lambda model: model.half().float(), torch.nn.Module.share_memory, quantize_int8]
+)
+def test_a_session_goes_on_with_the_weights_as_they_are(change, single):
+    (prompt,) = texts(6)
+    told = Session(single)
+    for token in prompt:
+        told.read([[token]])
+    with torch.no_grad():
+        change(single)
+        junk = [torch.full_like(p, 9.0) for p in single.parameters()]
+    fresh = told.branch(1)  # of the same state, without compiled steps
+    assert_close(told.read([[7]]), fresh.read([[7]]))
+    with torch.no_grad():
+        again = single(torch.tensor([[3]]), past_key_values=told.cache).logits[:, -1]
+    assert_close(told.read([[3]]), again)
+    assert len(junk) > 0
+
+
+def test_a_session_with_another_model_object(single):
+    told = Session(single)
+    for token in (1, 2, 3):
+        told.read([[token]])
+    told.model = copy.deepcopy(single)
+    averaged(told.model)
+    fresh = told.branch(1)
+    with torch.no_grad():
+        expected = told.model(torch.tensor([[7]]), past_key_values=fresh.cache).logits[:, -1]
+    assert_close(told.read([[7]]), expected)
 
 
 def test_a_thousand_conversations(single):

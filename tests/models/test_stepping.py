@@ -125,3 +125,82 @@ def test_a_model_that_steps_can_still_be_copied(model):
     with model.stepping():
         copy.deepcopy(model)
     assert not stepping._active.models
+
+
+def changes_of_a_model():
+    def lower_bounds(model):
+        torch.nn.init.normal_(model.model.stack.bounds.logits)
+
+    def other_head(model):
+        model.lm_head = torch.nn.Linear(16, 31)
+
+    def other_stack(model):
+        model.model.stack = copy.deepcopy(model.model.stack)
+        torch.nn.init.normal_(model.model.stack.norm.bias)
+
+    def other_backbone(model):
+        model.model = copy.deepcopy(model.model)
+        torch.nn.init.normal_(model.model.stack.norm.bias)
+
+    def moved(model):
+        for p in model.parameters():
+            p.data = 1.1 * p.data
+
+    def hook(model):
+        model.model.register_forward_hook(lambda module, inputs, output: setattr(output, "last_hidden_state", 0 * output[0]))
+
+    def own_forward(model):
+        model.model.stack.norm.forward = torch.zeros_like
+
+    return [lower_bounds, other_head, other_stack, other_backbone, moved, hook, own_forward]
+
+
+@pytest.mark.parametrize("change", changes_of_a_model(), ids=lambda change: change.__name__)
+@torch.no_grad()
+def test_a_change_between_two_steps_is_noticed(change, model, counted):
+    ids = torch.randint(0, 31, (1, 5))
+    with model.stepping():
+        _, cache = decode(model, ids)
+        assert len(counted) == 4
+        change(model)
+        kept = copy.deepcopy(cache)
+        found = model(input_ids=ids[:, :1], past_key_values=cache).logits
+    assert_close(found, model(input_ids=ids[:, :1], past_key_values=kept).logits)
+
+
+class Quantized(torch.Tensor):
+    """A weight that is a tensor subclass, as libraries of quantization make them: its memory is not what it stands for."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = [2 * x.as_subclass(torch.Tensor) if isinstance(x, Quantized) else x for x in args]
+            return function(*plain, **kwargs or {})
+
+
+def test_weights_of_a_tensor_subclass_are_not_read_as_memory(model, counted):
+    ids = torch.randint(0, 31, (1, 5))
+    options = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+    part = model.model.stack.blocks[0].glu.down_proj
+    weight = torch.nn.Parameter(part.weight.detach() * 2)
+    part._parameters["weight"] = part.weight.detach().as_subclass(Quantized)
+    found = model.generate(ids, **options)
+    assert not counted
+    part.weight = weight
+    assert torch.equal(found, model.generate(ids, **options)) and counted
+
+
+def test_pytorchs_default_device_and_dtype_do_not_matter(model, counted):
+    ids = torch.randint(0, 31, (2, 5))
+    expected, _ = decode(model, ids)
+    with torch.device("meta"), model.stepping():
+        found, _ = decode(model, ids)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with model.stepping():
+            other, _ = decode(model, ids)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(counted) == 8
+    assert_close(found, expected)
+    assert_close(other, expected)

@@ -122,6 +122,83 @@ def test_forked_children_work_after_the_parent_used_its_threads():
     assert done.returncode == 0, done.stderr
 
 
+EVERYTHING = """
+import os, signal, sys, warnings
+import numpy as np
+import torch
+from hgrn import HGRN, gated_scan, hgru_carry, hgru_scan
+from hgrn.ops import gated_norm, gated_unit, linear, threads
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
+torch.set_num_threads(2)
+calls, generator = {}, torch.Generator().manual_seed(0)
+
+def leaf(*shape):
+    return torch.randn(shape, generator=generator).requires_grad_()
+
+for width in (64, 128, 2048):
+    x, wide, own = leaf(2, 40, width), leaf(2, 40, 2 * width), leaf(width)
+    calls |= {
+        f"real {width}": (lambda c, f, own: hgru_scan(c, f, own.sigmoid()), x, leaf(2, 40, width), own),
+        f"complex {width}": (lambda c, f, own: hgru_scan(c, f, own.sigmoid(), own), wide, x, own),
+        f"carry {width}": (lambda c, f, own: hgru_carry(c, f, None, own), wide, x, own),
+        f"gated {width}": (lambda c, f, own: gated_scan(c, -f.abs(), theta=own), wide, x, own),
+        f"norm {width}": (lambda x, gate, own: gated_norm(x, gate, own, own, engine="numba"), x, leaf(2, 40, width), own),
+        f"unit {width}": (lambda x: gated_unit(x, engine="numba"), wide),
+        f"half {width}": (lambda c, f, own: [y.float() for y in hgru_scan(c.half(), f.half(), None, own)], wide, x, own),
+    }
+calls["many angles"] = (lambda c, f, own: hgru_scan(c, f, None, own), leaf(1, 2, 1 << 17), leaf(1, 2, 1 << 16), leaf(1 << 16))
+calls["product"] = (linear, leaf(256, 512), leaf(1024, 512), leaf(1024))
+rnn = HGRN(128, 2)
+calls["stack"] = (lambda x, *parameters: rnn(x)[0], leaf(4, 64, 128), *rnn.parameters())
+
+def results(function, *inputs):
+    outputs = function(*inputs)
+    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    return [y.detach().numpy() for y in outputs + list(torch.autograd.grad([y.sum() for y in outputs], inputs))]
+
+SET_UP
+expected = {name: results(*call) for name, call in calls.items()}
+sys.stdout.flush()
+for generation in ("child", "child of a child"):
+    child = os.fork()
+    if child:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    signal.alarm(100)  # what waits for threads that are gone would wait for ever
+    for name, call in calls.items():
+        for one, other in zip(results(*call), expected[name], strict=True):
+            assert np.allclose(one, other, rtol=1e-4, atol=1e-4), (generation, name)
+    print(generation, torch.get_num_threads(), flush=True)
+os._exit(0)
+"""
+WITHOUT_PAUSE = "threads._omp_pause = lambda: lambda kind: -1"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("set_up, count", [("", 2), (WITHOUT_PAUSE, 1)], ids=["threads ended before", "one thread after"])
+def test_every_operator_and_whole_modules_work_in_forked_children(set_up, count):
+    program = EVERYTHING.replace("SET_UP", set_up)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"child {count}\nchild of a child {count}\n"
+
+
+def test_more_threads_than_a_system_has_are_not_asked_for(two_threads):
+    x, gate = large()
+    expected = hgru_scan(x, gate)[0]
+    kernel, block = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda address: None), np.array([64, 0])
+    asked = []
+    before, torch.get_num_threads = torch.get_num_threads, lambda: 1_000_000
+    try:
+        assert threads.count() == 1024
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threads, "_gomp_parallel", lambda: lambda kernel, block, count, flags: asked.append(count))
+            threads.run(ctypes.cast(kernel, ctypes.c_void_p).value, block, 1 << 20)
+        assert asked == [1024]
+        assert torch.equal(hgru_scan(x, gate)[0], expected)
+    finally:
+        torch.get_num_threads = before
+
+
 def test_without_a_writable_folder_the_kernels_still_compile():
     program = """
 import warnings, numba.core.caching as caching

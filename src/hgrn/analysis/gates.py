@@ -38,10 +38,9 @@ def gate_statistics(model: HGRNForCausalLM, input_ids: Tensor) -> list[LayerGate
         model.eval()
         model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
         model.train(was_training)
-    levels = torch.tensor([0.05, 0.95])
     layers = []
     for bound, forget in zip(stack.lower_bounds(), forgets, strict=True):
         values, _ = gates(forget.float(), bound)
-        low, high = values.quantile(levels.to(values), dim=0)
+        low, high = values.quantile(values.new_tensor([0.05, 0.95]), dim=0)
         layers.append(LayerGates(bound, values.mean(0), low, high))
     return layers

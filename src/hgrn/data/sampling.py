@@ -124,7 +124,7 @@ class BlockSampler(Positioned):
             labels[row, documents - 1] = IGNORED
             borders += [row * size, *(row * size + documents[documents < size]).tolist()]
         borders.append(labels.size)
-        cu_seqlens = torch.tensor(borders, dtype=torch.int32)
+        cu_seqlens = torch.tensor(borders, dtype=torch.int32, device="cpu")
         return self._batch(tokens[:, :-1].reshape(1, -1), labels.reshape(1, -1), cu_seqlens, restart=True)
 
     def _batch(self, input_ids: np.ndarray, labels: np.ndarray, cu_seqlens: torch.Tensor | None,

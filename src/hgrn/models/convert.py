@@ -45,7 +45,7 @@ TAPS = Change(lambda x: x.flatten(1), lambda x: x[:, None])
 def _check_sinusoids(table: Tensor) -> Tensor:
     """Authors make the table in float32, whose angles are off by up to 1e-3 radians at position 16384."""
     length, dim = table.shape
-    expected = sinusoids(torch.arange(length), dim, torch.float64)
+    expected = sinusoids(torch.arange(length, device=table.device), dim, torch.float64)
     if not torch.allclose(table.double(), expected, rtol=0, atol=5e-3):
         raise ConversionError("is not the fixed table of sines and cosines that a model with sinusoidal_positions adds")
     return table

@@ -43,7 +43,7 @@ def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: boo
         TypeError: the model is something else.
         ImportError: the packages of the extra `onnx` are not installed.
     """
-    ids, free = torch.zeros(2, 3, dtype=torch.int64), {0: "batch", 1: "length"}
+    ids, free = torch.zeros(2, 3, dtype=torch.int64, device="cpu"), {0: "batch", 1: "length"}
     inputs = {"input_ids": (ids, free)}
     if attention_mask:
         inputs["attention_mask"] = (torch.ones_like(ids), free)
@@ -60,9 +60,9 @@ def export_onnx_step(model: HGRNForCausalLM, path: str | Path) -> None:
     """
     _check_model(model)
     blocks = model.model.stack.blocks
-    inputs = {"input_ids": (torch.zeros(2, 1, dtype=torch.int64), {0: "batch"})}
+    inputs = {"input_ids": (torch.zeros(2, 1, dtype=torch.int64, device="cpu"), {0: "batch"})}
     for index, block in enumerate(blocks):
-        inputs[f"initial_state.{index}"] = (torch.zeros(2, block.mixer.norm.weight.shape[0]), {0: "batch"})
+        inputs[f"initial_state.{index}"] = (block.mixer.initial_state(2)[0], {0: "batch"})
     _export(model, Path(path), inputs)
 
 

@@ -79,6 +79,10 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({len(self)} conversations of {min(self.lengths)} to {max(self.lengths)} tokens, {self.nbytes} bytes)"
 
+    def __getstate__(self) -> dict:
+        """Without compiled steps: they hold addresses of this model's memory, and a copy makes its own."""
+        return self.__dict__ | {"_steppers": {}}
+
     @property
     def nbytes(self) -> int:
         """Bytes of the states."""
@@ -131,7 +135,7 @@ class Session:
         picked.lengths = [self.lengths[n] for n in indices]
         if not picked.lengths:
             raise ValueError("indices must name at least one conversation")
-        order = torch.tensor([range(len(self))[n] for n in indices])
+        order = torch.tensor([range(len(self))[n] for n in indices], device="cpu")
         picked._state = tuple(
             tuple(part.index_select(0, order.to(part.device)) for part in layer) for layer in self._begin()
         )

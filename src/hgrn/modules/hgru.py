@@ -22,7 +22,7 @@ _NORMS = ("layer", "rms")  # those that each position has for itself
 
 def initial_theta(dim: int) -> Tensor:
     """The angles at the start, `theta_j = 10000^(-2j / dim)` (the authors' hgru-pytorch), float64 `[dim]`."""
-    return 10000.0 ** (-2.0 * torch.arange(dim, dtype=torch.float64) / dim)
+    return 10000.0 ** (-2.0 * torch.arange(dim, dtype=torch.float64, device="cpu") / dim)
 
 
 class HGRU(KeepsFloat32):

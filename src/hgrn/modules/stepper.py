@@ -5,8 +5,10 @@ Shape letters: N sequences, D channels of the stack, C of a state (D, or 2D if c
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from hgrn.ops import available_engines
+from hgrn.ops.addresses import describe, is_plain
 
 from .block import Block
 from .bounds import LowerBounds
@@ -15,15 +17,21 @@ from .hgru import HGRU
 from .int8 import Int8Linear
 from .linear import Linear
 from .stack import HGRN
+from .watch import Watch
 
 _LARGEST = 8  # sequences; for more, matrix products are faster than the calls that this saves
+
+
+class NotSteppable(ValueError):
+    """Of this model, as it is now, there are no compiled steps; the message says why."""
 
 
 class Stepper:
     """Steps of an `HGRN` on the CPU at the speed at which its weights can be read, whatever the size of the model.
 
-    It is for inference: it takes the model as it is now, and is made anew when the model has been trained, moved or quantized.
-    The numbers are those of `stack(x[:, None], state)`, to rounding.
+    It is for inference. The numbers are those of `stack(x[:, None], state)`, to rounding. A change of the stack between two steps is
+    noticed, be it trained, moved or quantized: the next step is that of the stack as it is then, from the same state. A copy, also
+    by pickle, has steps of its own and goes on from the state that was copied.
 
     Args:
         stack: causal, float32, on the CPU, without hooks or wrappers around its parts; its linear maps may be `Int8Linear`.
@@ -31,7 +39,7 @@ class Stepper:
         head: a linear map behind the stack, whose output is returned then.
 
     Raises:
-        ValueError: the stack cannot be stepped so; the message says why.
+        ValueError: the stack cannot be stepped so, or no longer; the message says why.
 
     Example:
         >>> import torch
@@ -46,24 +54,47 @@ class Stepper:
     """
 
     def __init__(self, stack: HGRN, sequences: int = 1, head: nn.Module | None = None):
+        self._stack, self._sequences, self._head = stack, sequences, head
+        self._returned = None  # what the state was last read as, while it is that still
+        self._compile()
+
+    def _compile(self) -> None:
+        """Makes the program for the stack as it is now; a state that is here already stays."""
+        stack, sequences, head = self._stack, self._sequences, self._head
         if problem := why_not(stack, sequences, head):
-            raise ValueError(f"Stepper: {problem}")
+            raise NotSteppable(f"Stepper: {problem}")
         from hgrn.ops import program  # here, since it needs numba
 
-        self._depth, dim = len(stack.blocks), stack.norm.weight.shape[0]
-        self._returned = None  # what the state was last read as, while it is that still
         self._program = program.Program()
+        dim, width = stack.norm.normalized_shape[-1], stack.blocks[0].mixer.norm.normalized_shape[-1]
         with torch.inference_mode(False), torch.no_grad():  # a tensor made in inference mode could be written only there
-            self._x = torch.zeros(sequences, dim)
-            width = stack.blocks[0].mixer.norm.weight.shape[0]
-            self._states = torch.zeros(self._depth, sequences, width)
-            for block, bound, state in zip(stack.blocks, stack.lower_bounds(), self._states, strict=True):
-                self._block(block, bound, state)
-            self._y = torch.zeros(sequences, dim)
-            self._norm(stack.norm, self._x, self._y)
-            if head is not None:
-                self._y, normed = torch.zeros(sequences, head.out_features), self._y
-                self._linear(head, normed, self._y)
+            self._watch = Watch(module for whole in (stack, head) if whole is not None for module in whole.modules())
+            self._x = _zeros(sequences, dim)
+            states = _zeros(len(stack.blocks), sequences, width)
+            if hasattr(self, "_states"):
+                if self._states.shape != states.shape:
+                    raise NotSteppable("Stepper: the stack has become one of another size, whose state is another; make it anew")
+                states = self._states
+            try:
+                for block, bound, state in zip(stack.blocks, stack.lower_bounds(), states, strict=True):
+                    self._block(block, bound, state)
+                if stack.bounds is not None:
+                    self._program.watch(stack.bounds.logits)
+                self._y = _zeros(sequences, dim)
+                self._norm(stack.norm, self._x, self._y)
+                if head is not None:
+                    self._y, normed = _zeros(sequences, len(head.weight)), self._y
+                    self._linear(head, normed, self._y)
+            except ValueError as error:
+                raise NotSteppable(f"Stepper: {error}") from error
+        self._states = states
+
+    def __getstate__(self) -> dict:
+        return {"stack": self._stack, "sequences": self._sequences, "head": self._head, "state": self.state}
+
+    def __setstate__(self, kept: dict) -> None:
+        self.__init__(kept["stack"], kept["sequences"], kept["head"])
+        self.state = kept["state"]
 
     @property
     def state(self) -> tuple[tuple[Tensor], ...]:
@@ -81,20 +112,24 @@ class Stepper:
         if state is None:
             self._states.zero_()
             return
-        if len(state) != self._depth or any(part.shape != self._states.shape[1:] for (part,) in state):
+        if len(state) != len(self._states) or any(part.shape != self._states.shape[1:] for (part,) in state):
             raise ValueError(
-                f"state must have an entry for each of {self._depth} blocks, with a tensor of shape {tuple(self._states.shape[1:])}"
+                f"state must have an entry for each of {len(self._states)} blocks, with a tensor of shape {tuple(self._states.shape[1:])}"
             )
         torch.stack([part for (part,) in state], out=self._states)
 
-    @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """x `[N, D]` -> the stack's output, or the head's, `[N, D or V]`; the state goes on."""
         if x.shape != self._x.shape:
             raise ValueError(f"x must have shape {tuple(self._x.shape)} (sequences, channels), got {tuple(x.shape)}")
-        self._x.copy_(x)
+        if self._watch.has_changed():
+            self._compile()
+        self._x.copy_(x.detach())
         self._returned = None
-        self._program.run()
+        if not self._program.run():  # bounds or angles have changed, of which values were computed
+            self._compile()
+            self._x.copy_(x.detach())
+            self._program.run()
         return self._y.clone()
 
     def _linear(self, part: nn.Module, x: Tensor, y: Tensor, add: Tensor | None = None) -> None:
@@ -105,34 +140,41 @@ class Stepper:
 
     def _block(self, block: nn.Module, bound: Tensor | None, state: Tensor) -> None:
         """Both residual branches, whose results are added to `self._x`."""
-        normed = torch.zeros_like(self._x)
+        normed = _zeros(*self._x.shape)
         self._norm(block.mixer_norm, self._x, normed)
         self._mixer(block.mixer, normed, bound, state)
         self._norm(block.glu_norm, self._x, normed)
         glu = block.glu
-        wide = torch.zeros(len(normed), glu.gate_up_proj.out_features)
-        gated = torch.zeros(len(normed), glu.down_proj.in_features)
+        wide = _zeros(len(normed), len(glu.gate_up_proj.weight))
+        gated = _zeros(len(normed), glu.down_proj.weight.shape[1])
         self._linear(glu.gate_up_proj, normed, wide)
         self._program.gated_unit(wide, gated, activation=glu.act)
         self._linear(glu.down_proj, gated, self._x, add=self._x)
 
     def _mixer(self, mixer: HGRU, x: Tensor, bound: Tensor | None, state: Tensor) -> None:
-        projected = torch.zeros(len(x), mixer.in_proj.out_features)
+        projected = _zeros(len(x), len(mixer.in_proj.weight))
         self._linear(mixer.in_proj, x, projected)
         candidate, forget, gate = projected.split(mixer.joined_rows["in_proj"], dim=-1)
         if mixer.forget_up is not None:
             low = forget, gate
-            forget, gate = torch.zeros(len(x), mixer.dim), torch.zeros_like(state)
+            forget, gate = _zeros(len(x), mixer.dim), _zeros(*state.shape)
             self._linear(mixer.forget_up, low[0], forget)
             self._linear(mixer.gate_up, low[1], gate)
-        h, gated = torch.zeros_like(state), torch.zeros_like(state)
+        h, gated = _zeros(*state.shape), _zeros(*state.shape)
         self._program.hgru_step(candidate, forget, bound, mixer.theta, state, h)
+        if mixer.theta is not None:
+            self._program.watch(mixer.theta)
         norm = mixer.norm
         self._program.gated_norm(
             h, gate, norm.weight, norm.bias, norm.eps, gated, activation=mixer.gate_act,
             gate_first=mixer.gate_position == "before_norm",
         )  # fmt: skip
         self._linear(mixer.out_proj, gated, self._x, add=self._x)
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Memory of a step, whatever PyTorch's defaults are."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
 def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None) -> str | None:
@@ -145,17 +187,23 @@ def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None)
         return "the stack is in training mode; call eval()"
     if any(block.mixer.bidirectional for block in stack.blocks):
         return "a bidirectional stack reads whole sequences and has no steps"
+    if any(block.mixer.context is not None for block in stack.blocks):
+        return "the stack reads one stretch of longer sequences (hgrn.parallel)"
+    if _has_any_global_hook():
+        return "there are hooks for all modules, which would not be called"
     known = (HGRN, Block, HGRU, GLU, Linear, Int8Linear, nn.Linear, nn.LayerNorm, nn.Dropout, nn.ModuleList, LowerBounds)
     for name, part in [*stack.named_modules(), ("head", head)]:
         if part is not None and type(part) not in known:
             return f"{name} is a {type(part).__name__}, of which there are no compiled steps"
         if part is not None and has_own_forward(part):
             return f"{name} has hooks, or a forward of its own, which would not be called"
+        if isinstance(part, nn.Dropout) and part.training and part.p > 0:
+            return f"{name} is in training mode; call eval()"
     for whole in (stack, head):
         for name, tensor in [] if whole is None else [*whole.named_parameters(), *whole.named_buffers()]:
-            fits = tensor.dtype in (torch.float32, torch.int8) and tensor.device.type == "cpu" and tensor.is_contiguous()
+            fits = is_plain(tensor) and tensor.dtype in (torch.float32, torch.int8) and tensor.is_cpu and tensor.is_contiguous()
             if not fits:
-                return f"{name} is {tensor.dtype} on {tensor.device}; contiguous float32 on cpu is needed"
+                return f"{name} is {describe(tensor)}; plain contiguous float32 on cpu is needed"
     return None
 
 

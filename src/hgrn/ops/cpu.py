@@ -5,14 +5,13 @@ for float64 tensors).
 """
 
 import math
-from typing import NamedTuple
 
 import numba  # noqa: F401  (an absent numba must show here, where the choice of engine looks)
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import cpu_gated, cpu_layer, cpu_linear, cpu_scan, threads
+from . import addresses, cpu_gated, cpu_layer, cpu_linear, cpu_scan, threads
 from .cpu_language import Kernel
 from .reference import state_dtype
 
@@ -23,16 +22,14 @@ _LINE = 16  # blocks of channels are multiples of this many, a cache line of flo
 _ACTIVATIONS = {"identity": cpu_layer.IDENTITY, "silu": cpu_layer.SILU, "sigmoid": cpu_layer.SIGMOID}
 
 
-class Launch(NamedTuple):
+class Launch(addresses.HoldsAddresses):
     """A kernel and what it is to work on, for once or for many times.
 
     The block holds addresses; `tensors` are what lies there, so that they live as long as this.
     """
 
-    kernel: int
-    block: np.ndarray
-    work: int
-    tensors: tuple
+    def __init__(self, kernel: int, block: np.ndarray, work: int, tensors: tuple):
+        self.kernel, self.block, self.work, self.tensors = kernel, block, work, tensors
 
     def run(self) -> None:
         threads.run(self.kernel, self.block, self.work)
@@ -49,7 +46,7 @@ class Scan:
         self.mask = None if mask is None else mask.contiguous()
         self.dtype, self.accumulate, self.work = x.dtype, state_dtype(x.dtype), x.numel()
         rows = self.sequences * self.inner
-        wanted = max(-(-torch.get_num_threads() // max(rows, 1)), -(-channels // _BLOCK))  # no thread is idle
+        wanted = max(-(-threads.count() // max(rows, 1)), -(-channels // _BLOCK))  # no thread is idle
         self.block = max(1, -(-channels // (wanted * _LINE))) * _LINE
         self.blocks = -(-channels // self.block)
         self.tasks = rows * self.blocks
@@ -57,27 +54,44 @@ class Scan:
     def states(self, given: Tensor | None) -> Tensor:
         """Running states `[N, I, C]` that start as `given`, or at zero."""
         if given is None:
-            return torch.zeros(self.sequences, self.inner, self.parts * self.channels, dtype=self.accumulate)
+            return torch.zeros(self.sequences, self.inner, self.parts * self.channels, dtype=self.accumulate, device="cpu")
         return given.clone(memory_format=torch.contiguous_format)
 
-    def channel_values(self, lower_bound: Tensor | None, theta: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """`1 - lower_bound`, and cosine and sine of theta (angles in float64); `[D]`, ones where nothing was given."""
-        ones = torch.ones(self.channels, dtype=self.accumulate)
-        if theta is None:
-            return ones if lower_bound is None else 1 - lower_bound, ones, ones
-        wide = theta.double()
-        cos, sin = wide.cos().to(self.accumulate), wide.sin().to(self.accumulate)
-        return ones if lower_bound is None else 1 - lower_bound, cos, sin
+    def room(self, lower_bound: Tensor | None) -> Tensor:
+        """`1 - lower_bound`, `[D]`."""
+        return torch.ones(self.channels, dtype=self.accumulate, device="cpu") if lower_bound is None else 1 - lower_bound
 
-    def launch(self, kernel: Kernel, **arguments: Tensor | int) -> Launch:
-        """The kernel over all tasks. Tensors whose layout is the caller's are given by `strided`, and kept by the caller."""
-        addresses = {name: address_of(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
+    def turn(self, theta: Tensor | None) -> dict[str, Tensor | int]:
+        """Cosine and sine of theta, `[D]`, from angles in float64; of a real state nobody reads them."""
+        if theta is None:
+            return {"cos": 0, "sin": 0}
+        wide = theta.double()
+        return {"cos": wide.cos().to(self.accumulate), "sin": wide.sin().to(self.accumulate)}
+
+    def launch(self, kernel: Kernel, strided: dict[str, Tensor], dense: dict[str, Tensor], **wide: Tensor | int) -> Launch:
+        """The kernel over all tasks.
+
+        Args:
+            strided: tensors `[O, T, I, C]` in the dtype of x, read only, whose first three strides are the caller's.
+            dense: contiguous tensors in that dtype.
+            wide: contiguous tensors in the state's dtype, and numbers.
+        """
+        dtype, size = self.dtype, self.dtype.itemsize
+        strided = {name: _unit_last_stride(x) for name, x in strided.items()}
+        fields = {name: addresses.address(x, dtype) for name, x in dense.items()}
+        for name, x in strided.items():
+            outer, time, inner, _ = x.stride()
+            fields[name] = addresses.address_of_rows(x, dtype)
+            fields[name + "_outer"], fields[name + "_time"], fields[name + "_inner"] = outer * size, time * size, inner * size
+        for name, x in wide.items():
+            fields[name] = addresses.address(x, self.accumulate) if isinstance(x, Tensor) else x
         block = kernel.block(
             self.tasks, steps=self.steps, inner=self.inner, channels=self.channels, blocks=self.blocks, block=self.block,
-            bounds=address_of(self.bounds), reverse=self.reverse, mask=address_of(self.mask), **addresses,
+            bounds=addresses.optional(self.bounds, torch.int64), reverse=self.reverse,
+            mask=addresses.optional(self.mask, torch.bool), **fields,
         )  # fmt: skip
-        tensors = (self.bounds, self.mask, *arguments.values())
-        return Launch(kernel.address(name_of(self.dtype), self.parts), block, self.work, tensors)
+        tensors = (self.bounds, self.mask, *strided.values(), *dense.values(), *wide.values())
+        return Launch(kernel.address(name_of(dtype), self.parts), block, self.work, tensors)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -91,18 +105,8 @@ def _empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """
     size = math.prod(shape) * dtype.itemsize
     if size < _HUGE:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(dtype).view(shape)
-
-
-def address_of(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
-def strided(name: str, x: Tensor) -> dict[str, int]:
-    """Address and strides in bytes of `[O, T, I, C]` with unit last stride."""
-    outer, time, inner = (stride * x.element_size() for stride in x.stride()[:3])
-    return {name: x.data_ptr(), f"{name}_outer": outer, f"{name}_time": time, f"{name}_inner": inner}
 
 
 def _unit_last_stride(x: Tensor) -> Tensor:
@@ -112,11 +116,11 @@ def _unit_last_stride(x: Tensor) -> Tensor:
 def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_scan`."""
     scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
-    state, (room, cos, sin) = scan.states(initial_state), scan.channel_values(lower_bound, theta)
+    state = scan.states(initial_state)
     h = _empty(candidate.shape, candidate.dtype)
     scan.launch(
-        cpu_scan.hgru_scan, **strided("candidate", candidate), **strided("forget", forget), room=room, cos=cos, sin=sin,
-        state=state, h=h, decay=0,
+        cpu_scan.hgru_scan, {"candidate": candidate, "forget": forget}, {"h": h}, room=scan.room(lower_bound),
+        **scan.turn(theta), state=state, decay=0,
     ).run()  # fmt: skip
     return h, state
 
@@ -124,11 +128,11 @@ def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, 
 def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_carry`."""
     scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
-    state, (room, cos, sin) = scan.states(None), scan.channel_values(lower_bound, theta)
-    decay = torch.ones(scan.sequences, scan.inner, scan.channels, dtype=scan.accumulate)
+    state = scan.states(None)
+    decay = torch.ones(scan.sequences, scan.inner, scan.channels, dtype=scan.accumulate, device="cpu")
     scan.launch(
-        cpu_scan.hgru_scan, **strided("candidate", candidate), **strided("forget", forget), room=room, cos=cos, sin=sin,
-        state=state, h=torch.empty_like(state, dtype=scan.dtype), decay=decay,
+        cpu_scan.hgru_scan, {"candidate": candidate, "forget": forget}, {"h": torch.empty_like(state, dtype=scan.dtype)},
+        room=scan.room(lower_bound), **scan.turn(theta), state=state, decay=decay,
     ).run()  # fmt: skip
     return decay, state
 
@@ -138,16 +142,15 @@ def hgru_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of candidate, forget, lower_bound, theta and initial_state; h is what the forward returned."""
     scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
-    room, cos, sin = scan.channel_values(lower_bound, theta)
     initial = scan.states(None) if initial_state is None else initial_state.contiguous()
     g = scan.states(grad_final.to(scan.accumulate))
-    grad_h, h = _unit_last_stride(grad_h), h.contiguous()
+    h = h.contiguous()
     grad_candidate, grad_forget = _empty(candidate.shape, candidate.dtype), _empty(forget.shape, forget.dtype)
-    sums = torch.zeros(2, scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate)
+    sums = torch.zeros(2, scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu")
     scan.launch(
-        cpu_scan.hgru_scan_backward, **strided("candidate", candidate), **strided("forget", forget), room=room, cos=cos,
-        sin=sin, initial=initial, h=h, **strided("grad_h", grad_h), g=g, grad_candidate=grad_candidate,
-        grad_forget=grad_forget, grad_lower=sums[0], grad_theta=sums[1],
+        cpu_scan.hgru_scan_backward, {"candidate": candidate, "forget": forget, "grad_h": grad_h},
+        {"h": h, "grad_candidate": grad_candidate, "grad_forget": grad_forget}, room=scan.room(lower_bound),
+        **scan.turn(theta), initial=initial, g=g, grad_lower=sums[0], grad_theta=sums[1],
     ).run()  # fmt: skip
     grad_lower, grad_theta = sums.sum(1).unbind(0)
     return grad_candidate, grad_forget, grad_lower.clone(), grad_theta.clone(), g
@@ -156,11 +159,9 @@ def hgru_scan_backward(
 def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.gated_scan`."""
     scan = Scan(x, log_f.shape[-1], cu_seqlens, mask, reverse)
-    state, (_, cos, sin) = scan.states(initial_state), scan.channel_values(None, theta)
+    state = scan.states(initial_state)
     h = _empty(x.shape, x.dtype)
-    scan.launch(
-        cpu_gated.gated_scan, **strided("x", x), **strided("log_f", log_f), cos=cos, sin=sin, state=state, h=h,
-    ).run()  # fmt: skip
+    scan.launch(cpu_gated.gated_scan, {"x": x, "log_f": log_f}, {"h": h}, **scan.turn(theta), state=state).run()
     return h, state
 
 
@@ -169,15 +170,14 @@ def gated_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, log_f, theta and initial_state; h is what the forward returned."""
     scan = Scan(h, log_f.shape[-1], cu_seqlens, mask, reverse)
-    _, cos, sin = scan.channel_values(None, theta)
     initial = scan.states(None) if initial_state is None else initial_state.contiguous()
     g = scan.states(grad_final.to(scan.accumulate))
-    grad_h, h = _unit_last_stride(grad_h), h.contiguous()
+    h = h.contiguous()
     grad_x, grad_log_f = _empty(h.shape, h.dtype), _empty(log_f.shape, log_f.dtype)
-    sums = torch.zeros(scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate)
+    sums = torch.zeros(scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu")
     scan.launch(
-        cpu_gated.gated_scan_backward, **strided("log_f", log_f), cos=cos, sin=sin, initial=initial, h=h,
-        **strided("grad_h", grad_h), g=g, grad_x=grad_x, grad_log_f=grad_log_f, grad_theta=sums,
+        cpu_gated.gated_scan_backward, {"log_f": log_f, "grad_h": grad_h},
+        {"h": h, "grad_x": grad_x, "grad_log_f": grad_log_f}, **scan.turn(theta), initial=initial, g=g, grad_theta=sums,
     ).run()  # fmt: skip
     return grad_x, grad_log_f, sums.sum(0), g
 
@@ -187,42 +187,52 @@ def _rows(x: Tensor) -> Tensor:
     return _unit_last_stride(x.reshape(-1, x.shape[-1]))
 
 
-def rows_launch(kernel: Kernel, activation: str, like: Tensor, rows: dict[str, Tensor], **arguments: Tensor | int) -> Launch:
-    """A kernel over the rows of `like` `[..., C]`; `rows` names tensors whose rows may have a stride of their own."""
-    width = like.shape[-1]
+def rows_launch(
+    kernel: Kernel, activation: str, like: Tensor, rows: dict[str, Tensor], dense: dict[str, Tensor], **wide: Tensor | int
+) -> Launch:
+    """A kernel over the rows of `like` `[..., C]`.
+
+    Args:
+        rows: tensors in the dtype of `like`, whose rows may have a stride of their own.
+        dense: contiguous tensors in that dtype.
+        wide: contiguous tensors in the state's dtype, and numbers.
+    """
+    width, dtype, accumulate = like.shape[-1], like.dtype, state_dtype(like.dtype)
     count = like.numel() // max(width, 1)
-    strided = {}
+    fields = {name: addresses.address(x, dtype) for name, x in dense.items()}
     for name, x in rows.items():
-        strided |= {name: x.data_ptr(), f"{name}_row": x.stride(0) * x.element_size()}
-    addresses = {name: address_of(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
-    block = kernel.block(-(-count // _ROWS), rows=count, block=_ROWS, width=width, **strided, **addresses)
-    tensors = (*rows.values(), *arguments.values())
-    return Launch(kernel.address(name_of(like.dtype), _ACTIVATIONS[activation]), block, like.numel(), tensors)
+        fields |= {name: addresses.address_of_rows(x, dtype), f"{name}_row": x.stride(0) * x.element_size()}
+    for name, x in wide.items():
+        fields[name] = addresses.address(x, accumulate) if isinstance(x, Tensor) else x
+    block = kernel.block(-(-count // _ROWS), rows=count, block=_ROWS, width=width, **fields)
+    tensors = (*rows.values(), *dense.values(), *wide.values())
+    return Launch(kernel.address(name_of(dtype), _ACTIVATIONS[activation]), block, like.numel(), tensors)
 
 
 def gated_norm(x, gate, weight, bias, eps, activation, gate_first) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and each row's mean and inverse deviation; see `hgrn.ops.layer.gated_norm`."""
-    rows, wide, y = _rows(x), state_dtype(x.dtype), _empty(x.shape, x.dtype)
-    mean, inverse = torch.empty(x.shape[:-1], dtype=wide), torch.empty(x.shape[:-1], dtype=wide)
-    scratch = torch.empty(-(-rows.shape[0] // _ROWS), x.shape[-1], dtype=wide)
+    rows, y, wide = _rows(x), _empty(x.shape, x.dtype), dict(dtype=state_dtype(x.dtype), device="cpu")
+    mean, inverse = torch.empty(x.shape[:-1], **wide), torch.empty(x.shape[:-1], **wide)
+    scratch = torch.empty(-(-rows.shape[0] // _ROWS), x.shape[-1], **wide)
     rows_launch(
-        cpu_layer.gated_norm, activation, rows, {"x": rows, "z": _rows(gate)}, gate_first=gate_first, scale=weight.contiguous(),
-        shift=bias.contiguous(), eps=torch.tensor(eps, dtype=wide), y=y, mean=mean, inverse=inverse, scratch=scratch,
+        cpu_layer.gated_norm, activation, rows, {"x": rows, "z": _rows(gate)}, {"y": y}, gate_first=gate_first,
+        scale=weight.contiguous(), shift=bias.contiguous(), eps=torch.tensor(eps, **wide), mean=mean, inverse=inverse,
+        scratch=scratch,
     ).run()  # fmt: skip
     return y, mean, inverse
 
 
 def gated_norm_backward(grad, x, gate, weight, bias, mean, inverse, activation, gate_first) -> tuple[Tensor, ...]:
     """Gradients of x, gate, weight and bias."""
-    rows, wide = _rows(x), state_dtype(x.dtype)
+    rows, wide = _rows(x), dict(dtype=state_dtype(x.dtype), device="cpu")
     tasks = -(-rows.shape[0] // _ROWS)
     grad_x, grad_gate = _empty(x.shape, x.dtype), _empty(gate.shape, gate.dtype)
-    sums = torch.zeros(2, tasks, x.shape[-1], dtype=wide)
-    scratch = torch.empty(tasks, 4, x.shape[-1], dtype=wide)
+    sums = torch.zeros(2, tasks, x.shape[-1], **wide)
+    scratch = torch.empty(tasks, 4, x.shape[-1], **wide)
     rows_launch(
         cpu_layer.gated_norm_backward, activation, rows, {"x": rows, "z": _rows(gate), "dy": _rows(grad)},
-        gate_first=gate_first, scale=weight.contiguous(), shift=bias.contiguous(), mean=mean.contiguous(),
-        inverse=inverse.contiguous(), dx=grad_x, dz=grad_gate, dscale=sums[0], dshift=sums[1], scratch=scratch,
+        {"dx": grad_x, "dz": grad_gate}, gate_first=gate_first, scale=weight.contiguous(), shift=bias.contiguous(),
+        mean=mean.contiguous(), inverse=inverse.contiguous(), dscale=sums[0], dshift=sums[1], scratch=scratch,
     ).run()  # fmt: skip
     grad_weight, grad_bias = sums.sum(1).unbind(0)
     return grad_x, grad_gate, grad_weight.clone(), grad_bias.clone()
@@ -231,34 +241,39 @@ def gated_norm_backward(grad, x, gate, weight, bias, mean, inverse, activation, 
 def gated_unit(x, activation) -> Tensor:
     """See `hgrn.ops.layer.gated_unit`."""
     y = _empty(x.shape[:-1] + (x.shape[-1] // 2,), x.dtype)
-    rows_launch(cpu_layer.gated_unit, activation, y, {"x": _rows(x)}, y=y).run()
+    rows_launch(cpu_layer.gated_unit, activation, y, {"x": _rows(x)}, {"y": y}).run()
     return y
 
 
 def gated_unit_backward(grad, x, activation) -> Tensor:
     """The gradient of x."""
-    grad_x = _empty(x.shape, x.dtype)
-    rows_launch(cpu_layer.gated_unit_backward, activation, grad, {"x": _rows(x), "dy": _rows(grad)}, dx=grad_x).run()
+    grad_x, rows = _empty(x.shape, x.dtype), {"x": _rows(x), "dy": _rows(grad)}
+    rows_launch(cpu_layer.gated_unit_backward, activation, grad, rows, {"dx": grad_x}).run()
     return grad_x
 
 
 def linear_launch(
-    kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, add: Tensor | None = None, **rest: Tensor
-) -> Launch:
-    """A linear map of the rows of x `[R, I]`, which have unit last stride, into y `[R, O]`; all other tensors are contiguous."""
-    out, width = weight.shape
-    tensors = {"weight": weight, "bias": bias, "y": y, "add": add} | rest
+    kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, add: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Launch:  # fmt: skip
+    """A linear map of the rows of x `[R, I]`, which have unit last stride, into y `[R, O]`; all other tensors are contiguous.
+
+    All are of one dtype; where there is a scale, the weight is int8.
+    """
+    (out, width), dtype = weight.shape, x.dtype
     block = kernel.block(
-        -(-out // _ROWS), rows=out, block=_ROWS, width=width, batch=x.shape[0], x=x.data_ptr(),
-        x_row=x.stride(0) * x.element_size(), **{name: address_of(tensor) for name, tensor in tensors.items()},
+        -(-out // _ROWS), rows=out, block=_ROWS, width=width, batch=x.shape[0], x=addresses.address_of_rows(x, dtype),
+        x_row=x.stride(0) * x.element_size(), y=addresses.address(y, dtype), bias=addresses.optional(bias, dtype),
+        weight=addresses.address(weight, dtype if scale is None else torch.int8), add=addresses.optional(add, dtype),
+        scale=addresses.optional(scale, dtype),
     )  # fmt: skip
-    return Launch(kernel.address(name_of(x.dtype), 0), block, weight.numel(), (x, *tensors.values()))
+    return Launch(kernel.address(name_of(dtype), 0), block, weight.numel(), (x, weight, bias, y, add, scale))
 
 
-def _linear(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, **rest: Tensor) -> Tensor:
-    y, bias = x.new_empty(x.shape[0], weight.shape[0]), None if bias is None else bias.contiguous()
-    weight, rest = weight.contiguous(), {name: tensor.contiguous() for name, tensor in rest.items()}
-    linear_launch(kernel, _unit_last_stride(x), weight, bias, y, **rest).run()
+def _linear(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    bias, scale = (None if given is None else given.contiguous() for given in (bias, scale))
+    linear_launch(kernel, _unit_last_stride(x), weight.contiguous(), bias, y, scale=scale).run()
     return y
 
 
@@ -269,4 +284,4 @@ def linear(x, weight, bias) -> Tensor:
 
 def int8_linear(x, weight, scale, bias) -> Tensor:
     """`[R, I] -> [R, O]`; see `hgrn.ops.int8_linear`."""
-    return _linear(cpu_linear.int8_linear, x, weight, bias, scale=scale)
+    return _linear(cpu_linear.int8_linear, x, weight, bias, scale)

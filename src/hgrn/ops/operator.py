@@ -22,17 +22,29 @@ def is_transformed() -> bool:
         return False
     return any(interpreter.key() in _DERIVING for interpreter in torch._C._functorch.get_interpreter_stack())
 
+from .addresses import is_plain
+
+_BATCHING = torch._C._dispatch_key_parse("VmapMode")  # on while torch.autograd batches gradients
 
 def is_listened_to(arguments: tuple) -> bool:
-    """Whether a tracer, a transform of torch.func, a dispatch mode or a tensor subclass wants to see the operator itself."""
-    return (
+    """Whether the operator itself must be seen, and by whom: a tracer, a transform of torch.func, a dispatch mode, a tensor subclass.
+
+    Or by PyTorch's dispatcher, which knows what to do with a tensor that is no plain memory: one of the meta device, one that is
+    negated or zero without its values being written down, and the batches of gradients in `is_grads_batched`.
+    """
+    if (
         torch.compiler.is_compiling()
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None  # torch.jit.trace
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
-        or any(isinstance(x, Tensor) and type(x) not in (Tensor, torch.nn.Parameter) for x in arguments)
-    )
+        or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHING)
+    ):
+        return True
+    for x in arguments:
+        if isinstance(x, Tensor) and not is_plain(x):
+            return True
+    return False
 
 
 class Operator:

@@ -8,13 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cpu, cpu_layer, cpu_linear, cpu_scan, threads
-from .cpu_language import Kernel, enter, enter_parallel, load_index, store_index
+from . import addresses, cpu, cpu_layer, cpu_linear, cpu_scan, threads
+from .cpu_language import Kernel, enter, enter_parallel, helper, load, load_index, store_index
 
 
-@Kernel("calls count parallel threads")
+@helper
+def _differs(token, count, x, copy):
+    """Whether two rows of numbers are different; NaN is the same as NaN."""
+    different = 0
+    for j in range(count):
+        a, b = load(token, x, j, 0), load(token, copy, j, 1)
+        different += a != b and (a == a or b == b)
+    return different > 0
+
+
+@Kernel("watched watches changed calls count parallel threads")
 def _sequence(call):
-    """Runs `count` calls: rows of (kernel, block, whether on all threads). Run by one thread."""
+    """Runs `count` calls: rows of (kernel, block, whether on all threads). Run by one thread.
+
+    Before, it compares `watches` tensors with copies: rows of (tensor, copy, size). Where one has changed it says so and runs nothing.
+    """
+    for k in range(call.watches):
+        row = call.watched + 24 * k
+        if _differs(call.token, load_index(row, 2), load_index(row, 0), load_index(row, 1)):
+            store_index(call.changed, 0, 1)
+            return
     for k in range(call.count):
         row = call.calls + 24 * k
         kernel, block = load_index(row, 0), load_index(row, 1)
@@ -25,71 +43,107 @@ def _sequence(call):
             enter(kernel, block)
 
 
-class Program:
+class Program(addresses.HoldsAddresses):
     """Calls that are appended in order, and then run together.
 
     All tensors are float32 on the CPU (states and weights of norms too), with rows of sequences first; outputs are given,
     `[N, ...]` and contiguous. The addresses of weights are taken when a call is appended: changes of their values are seen,
-    other storage in their place is not. Values that are computed from parameters (bounds, angles) are computed then too.
+    other storage in their place is not. What is computed from the values of parameters (bounds, angles) is computed then too, so
+    these are given to `watch`.
+
+    Raises:
+        ValueError: a tensor is missing, of another shape, or not such memory; of whatever appends a call.
     """
 
     def __init__(self):
         self._launches: list[cpu.Launch] = []
         self._kept: list[Tensor] = []
-        self._calls: np.ndarray | None = None
+        self._watched: list[tuple[Tensor, Tensor]] = []
+        self._made_for, self._launch, self._changed = None, None, np.zeros(1, dtype=np.int64)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, scale: Tensor | None = None, add=None) -> None:
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, scale: Tensor | None = None, add: Tensor | None = None
+    ) -> None:
         """`y = x weight^T + bias + add`; `add` may be y. With `scale` `[O]` the weight is int8, and row o counts `scale[o]` times."""
-        rest = {} if scale is None else {"scale": scale}
+        (rows, out), width = y.shape, x.shape[-1]
+        _check(x=(x, (rows, width)), weight=(weight, (out, width)))
+        optional = dict(bias=(bias, (out,)), scale=(scale, (out,)), add=(add, (rows, out)))
+        _check(**{name: pair for name, pair in optional.items() if pair[0] is not None})
         kernel = cpu_linear.linear if scale is None else cpu_linear.int8_linear
-        self._append(cpu.linear_launch(kernel, x, weight, bias, y, add, **rest))
+        self._append(cpu.linear_launch(kernel, x, weight, bias, y, add, scale))
 
     def norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor) -> None:
         """`y = LayerNorm(x)`."""
+        _check(weight=(weight, x.shape[-1:]), bias=(bias, x.shape[-1:]), y=(y, x.shape))
         self._append(
-            cpu.rows_launch(cpu_layer.norm, "identity", x, {"x": x}, scale=weight, shift=bias, eps=torch.tensor(eps), y=y)
-        )
+            cpu.rows_launch(
+                cpu_layer.norm, "identity", x, {"x": x}, {"y": y}, scale=weight, shift=bias, eps=x.new_full((), eps),
+            )
+        )  # fmt: skip
 
     def gated_norm(self, x, gate, weight, bias, eps: float, y, *, activation: str, gate_first: bool) -> None:
         """As `hgrn.ops.gated_norm`."""
-        mean, inverse, scratch = x.new_empty(x.shape[0]), x.new_empty(x.shape[0]), torch.empty_like(x)
+        _check(gate=(gate, x.shape), weight=(weight, x.shape[-1:]), bias=(bias, x.shape[-1:]), y=(y, x.shape))
+        mean, inverse, scratch = x.new_empty(x.shape[0]), x.new_empty(x.shape[0]), x.new_empty(x.shape)
         self._append(
             cpu.rows_launch(
-                cpu_layer.gated_norm, activation, x, {"x": x, "z": gate}, gate_first=gate_first, scale=weight, shift=bias,
-                eps=torch.tensor(eps), y=y, mean=mean, inverse=inverse, scratch=scratch,
+                cpu_layer.gated_norm, activation, x, {"x": x, "z": gate}, {"y": y}, gate_first=gate_first, scale=weight,
+                shift=bias, eps=x.new_full((), eps), mean=mean, inverse=inverse, scratch=scratch,
             )
         )  # fmt: skip
 
     def gated_unit(self, x: Tensor, y: Tensor, *, activation: str) -> None:
         """As `hgrn.ops.gated_unit`."""
-        self._append(cpu.rows_launch(cpu_layer.gated_unit, activation, y, {"x": x}, y=y))
+        _check(x=(x, (len(y), 2 * y.shape[-1])))
+        self._append(cpu.rows_launch(cpu_layer.gated_unit, activation, y, {"x": x}, {"y": y}))
 
     def hgru_step(self, candidate, forget, lower_bound: Tensor | None, theta: Tensor | None, state: Tensor, h: Tensor) -> None:
         """One position of `hgrn.ops.hgru_scan`: `state` `[N, C]` becomes the state after it, and h too."""
+        channels = forget.shape[-1:]
+        width = channels if theta is None else (2 * channels[0],)
+        _check(candidate=(candidate, (len(state), *width)), forget=(forget, (len(state), *channels)), h=(h, candidate.shape),
+               state=(state, candidate.shape))  # fmt: skip
+        optional = dict(lower_bound=(lower_bound, channels), theta=(theta, channels))
+        _check(**{name: pair for name, pair in optional.items() if pair[0] is not None})
         candidate, forget, h = (x[:, None, None] for x in (candidate, forget, h))
-        scan = cpu.Scan(candidate, forget.shape[-1], None, None, False)
-        room, cos, sin = scan.channel_values(lower_bound, theta)
+        scan = cpu.Scan(candidate, channels[0], None, None, False)
         self._append(
             scan.launch(
-                cpu_scan.hgru_scan, **cpu.strided("candidate", candidate), **cpu.strided("forget", forget), room=room, cos=cos,
-                sin=sin, state=state, h=h, decay=0,
-            ),
-            candidate, forget,
+                cpu_scan.hgru_scan, {"candidate": candidate, "forget": forget}, {"h": h}, room=scan.room(lower_bound),
+                **scan.turn(theta), state=state, decay=0,
+            )
         )  # fmt: skip
 
-    def run(self) -> None:
-        """Runs all calls; not by two threads at once."""
-        if self._calls is None:
-            shared = (threads.is_shared(launch.block, launch.work) for launch in self._launches)
-            rows = [(launch.kernel, launch.block.ctypes.data, both) for launch, both in zip(self._launches, shared)]
-            self._calls = np.array(rows, dtype=np.int64)
-        count = torch.get_num_threads()
+    def watch(self, x: Tensor) -> None:
+        """Has `run` stop where the values of x, contiguous float32, are no longer what they are now."""
+        self._watched.append((x.detach(), x.detach().clone()))
+
+    def run(self) -> bool:
+        """Runs all calls; not by two threads at once. Returns whether it has: False where a watched tensor has changed."""
+        made_for = threads.count(), threads.parallel_address()
+        if made_for != self._made_for:
+            self._launch, self._made_for = self._sequence(*made_for), made_for
+        self._launch.run()
+        return not self._changed[0]
+
+    def _sequence(self, count: int, parallel: int) -> cpu.Launch:
+        shared = (threads.is_shared(launch.block, launch.work) for launch in self._launches)
+        calls = [(launch.kernel, launch.block.ctypes.data, both) for launch, both in zip(self._launches, shared)]
+        watched = [(*(addresses.address(x, torch.float32) for x in pair), pair[0].numel()) for pair in self._watched]
+        calls, watched = (np.array(rows, dtype=np.int64) for rows in (calls, watched))
         block = _sequence.block(
-            1, calls=self._calls.ctypes.data, count=len(self._calls), threads=count,
-            parallel=threads.parallel_address() if count > 1 else 0,
+            1, calls=calls.ctypes.data, count=len(calls), watched=watched.ctypes.data, watches=len(watched),
+            changed=self._changed.ctypes.data, threads=count, parallel=parallel if count > 1 else 0,
         )  # fmt: skip
-        threads.run(_sequence.address("float32", 0), block, 0)
+        return cpu.Launch(_sequence.address("float32", 0), block, 0, (calls, watched))
 
-    def _append(self, launch: cpu.Launch, *kept: Tensor) -> None:
+    def _append(self, launch: cpu.Launch) -> None:
         self._launches.append(launch)
-        self._kept.extend(kept)
+        # A parameter may be given other memory, so it does not keep that at which the addresses point.
+        self._kept.extend(x.detach() for x in launch.tensors if isinstance(x, Tensor))
+
+
+def _check(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    for name, (x, shape) in tensors.items():
+        if x is None or x.shape != shape:
+            raise ValueError(f"{name} must have shape {tuple(shape)}, got {None if x is None else tuple(x.shape)}")

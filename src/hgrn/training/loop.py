@@ -27,6 +27,7 @@ from hgrn.training.runlog import RunLog
 from hgrn.training.schedules import learning_rate
 from hgrn.training.specs import Recipe
 from hgrn.training.tasks import Task, build_task
+from hgrn.training.threads import cpu_threads
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -87,7 +88,7 @@ def train(
     run = Path(out)
     with ExitStack() as stack:
         ranks = stack.enter_context(Ranks.join(recipe.parallel))
-        stack.enter_context(_threads(recipe.training.threads))
+        stack.enter_context(cpu_threads(recipe.training.threads))
         _check_division(recipe, ranks)
         listen = on_event if on_event and ranks.is_main else _ignore
         if ranks.is_main:
@@ -352,18 +353,6 @@ def _check_division(recipe: Recipe, ranks: Ranks) -> None:
             f"batch.batch_size = {recipe.batch.batch_size} must be a multiple of {parts}: {ranks.world} "
             f"processes{shared} times batch.accumulation = {recipe.batch.accumulation}"
         )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Use `count` CPU threads meanwhile, or leave them alone."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class Muon(torch.optim.AdamW):
             state = self.state[parameter]
             if not state:
                 # AdamW looks for a step in every state that it loads.
-                state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter, dtype=torch.float32)}
+                state |= {"step": torch.zeros((), device="cpu"), "momentum": torch.zeros_like(parameter, dtype=torch.float32)}
             state["step"] += 1
             momentum = state["momentum"]
             momentum.lerp_(parameter.grad.float(), 1 - _MOMENTUM)

@@ -71,7 +71,7 @@ class Normalisation:
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         if len(mean) != len(std) or min(std) <= 0:
             raise UserError(f"mean and std must be as many numbers, std above 0; got {list(mean)} and {list(std)}")
-        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        self.mean, self.std = (torch.tensor(values, device="cpu").view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if images.shape[1] != len(self.mean):
@@ -138,7 +138,7 @@ class TrainingTransform:
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
     """Inside, torch's global generator of the CPU, the only one that kornia draws from, starts from the seed."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         yield
 

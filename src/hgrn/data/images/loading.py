@@ -233,8 +233,8 @@ def _check(source: ImageSource, index: int, shape: torch.Size, patch: int) -> No
 
 
 def _stacked(rows: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.stack([image for image, _ in rows]) if rows else torch.empty(0)
-    return images, torch.tensor([label for _, label in rows], dtype=torch.int64)
+    images = torch.stack([image for image, _ in rows]) if rows else torch.empty(0, device="cpu")
+    return images, torch.tensor([label for _, label in rows], dtype=torch.int64, device="cpu")
 
 
 def _seed(*numbers: int) -> int:

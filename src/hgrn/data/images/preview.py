@@ -68,7 +68,7 @@ def _some(source: ImageSource, count: int, size: int, seed: int) -> tuple[torch.
             break
     if not images:
         raise UserError(f"{source.name} has no image that can be read")
-    return torch.stack(images), torch.tensor(labels)
+    return torch.stack(images), torch.tensor(labels, device="cpu")
 
 
 def _changes(settings: Augmentation) -> dict[str, Change]:

@@ -101,7 +101,7 @@ class LabelledData:
 
 def random_split(number: int, sizes: list[int]) -> list[np.ndarray]:
     """The indices that `torch.utils.data.random_split` of range(number) gives with the seed of the published runs."""
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(SPLIT_SEED)).numpy()
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(SPLIT_SEED), device="cpu").numpy()
     return np.split(order, np.cumsum(sizes)[:-1])
 
 

@@ -1,0 +1,66 @@
+"""How many CPU threads a run computes on."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hgrn.errors import UserError
+
+_PLENTY = 1024  # threads for which a recipe may ask on any machine, though it has fewer processors
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """PyTorch computes on `count` CPU threads meanwhile; None leaves them alone.
+
+    Raises:
+        UserError: the machine cannot run so many. PyTorch would find out in the middle of its work,
+        and the process would end.
+    """
+    if count is None:
+        yield
+        return
+    _check(count)
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(count: int) -> None:
+    processors = os.cpu_count() or 1
+    most = max(_PLENTY, 4 * processors)
+    remedy = (
+        f"this machine has {processors} processors, and more threads than that only wait; null "
+        "leaves the choice to PyTorch"
+    )
+    if count > most:
+        raise UserError(f"training.threads must be at most {most}, got {count}; {remedy}")
+    started = _started(count - 1)  # beside the one that asks
+    if started < count - 1:
+        raise UserError(
+            f"training.threads = {count}, but the system lets this process start only {started} "
+            f"more; {remedy}"
+        )
+
+
+def _started(count: int) -> int:
+    """How many of so many threads the system lets this process have at once: they are started."""
+    end, threads = threading.Event(), []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:  # can't start new thread
+        pass
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+    return len(threads)
