@@ -2,13 +2,15 @@
 
 import argparse
 import difflib
+import errno
 import logging
 import os
 import sys
 from pathlib import Path
 
 from hgrn import __version__, commands
-from hgrn.errors import UserError
+from hgrn.errors import ToldElsewhere, UserError
+from hgrn.files import refusal
 
 _DESCRIPTION = "Hierarchically Gated Recurrent Networks: train, evaluate and use them."
 _EPILOG = """start here:
@@ -28,7 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     known, rest = parser.parse_known_args(arguments)
     try:
         known.overrides = _overrides(rest) if known.takes_overrides else _nothing_left(rest, parser)
-        return known.command(known) or 0
+        status = known.command(known) or 0
+        sys.stdout.flush()  # here a full disk behind it is still an error like others
+        return status
+    except ToldElsewhere:
+        return 2
     except UserError as error:
         print(f"hgrn: error: {error}", file=sys.stderr)
         return 2
@@ -38,6 +44,17 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output is gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # what the system refuses, wherever no better message has been made of it
+        refused = refusal(error)
+        if refused is None or refused.errno == errno.ENOENT:
+            raise
+        where = f"{refused.filename}: " if refused.filename else ""
+        print(f"hgrn: error: {where}{refused.strerror}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # nobody can write what it still holds, and Python would try again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

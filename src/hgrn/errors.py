@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class ToldElsewhere(UserError):
+    """A UserError of another process of the same run, which tells the user of it; the command line is silent about this one."""
