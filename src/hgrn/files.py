@@ -131,8 +131,10 @@ def refusal(error: BaseException) -> OSError | None:
     safetensors and tokenizers keep its number in their text only. `torch.save` puts an error of its own in its place,
     when it finds that not all of a file arrived; write into an open file with it, which then says why.
     """
+    if isinstance(error, BrokenPipeError):  # the reader of our output is gone, which no file has to do with
+        return None
     if isinstance(error, OSError):
-        return error if error.errno not in (None, errno.EPIPE) else None
+        return error if error.errno is not None else OSError(0, str(error))
     if told := re.search(r"([^:]*) \(os error (\d+)\)", str(error)):
         return OSError(int(told[2]), told[1].strip())
     if isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter", str(error)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hgrn.errors import UserError
+from hgrn.files import reading, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -100,8 +101,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
         raise UserError(f"vocab_size must be at least {smallest}, for 256 bytes and {len(SPECIAL_TOKENS)} "
                         f"special tokens; got {vocab_size}")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; choose another folder for the tokenizer")
+    with reading(out, "give another name"):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and is not an empty folder; choose another folder for the tokenizer")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -109,7 +111,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tokenizer = _with_special_tokens(backend)
-    tokenizer.save_pretrained(out)
+    with whole_folder(out) as draft:
+        tokenizer.save_pretrained(draft)
     return tokenizer
 
 
