@@ -200,20 +200,6 @@ def expanded(path: str | os.PathLike) -> Path:
         raise UserError(f"{path}: the home folder is not known; write the path out, or set HOME") from error
 
 
-def cache_folder() -> Path:
-    """Where hgrn keeps what it can make again: `hgrn` in $XDG_CACHE_HOME or ~/.cache, or for a user without a home in the
-    folder for temporary files, under the user's number."""
-    if root := os.environ.get("XDG_CACHE_HOME"):
-        return Path(root) / "hgrn"
-    try:
-        return Path.home() / ".cache" / "hgrn"
-    except RuntimeError:
-        import tempfile
-
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        return Path(tempfile.gettempdir()) / f"hgrn-{user}"
-
-
 def amount(size: float) -> str:
     """A number of bytes, as people say it."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -2,12 +2,14 @@
 
     python -m tests.training.processes kills FOLDER     every named point of a save, and random moments
     python -m tests.training.processes ranks FOLDER     one process and two, which talk through gloo
+    python -m tests.training.processes refusals FOLDER  two processes of which one cannot write
     python -m tests.training.processes shares FOLDER    whole and sharded weights, whole and shared sequences, on 1, 2 and 4
 
 Everything is imported once and every run is a fork, so that a run takes tenths of a second instead of many.
 The results are printed as one JSON object.
 """
 
+import errno
 import json
 import os
 import random
@@ -23,12 +25,21 @@ from pathlib import Path
 import torch._dynamo  # noqa: F401  (what every fork would import)
 
 import hgrn.models  # noqa: F401
-from hgrn.training import checkpointing
+from hgrn.cli import main
+from hgrn.training import checkpointing, runlog
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
+from hgrn.training.recipe import recipe_to_yaml
 from hgrn.training.specs import Recipe
 from hgrn.training.tasks.language import LanguageModelTask
 from tests.training.tiny_runs import tiny_image_recipe, tiny_recipe
+
+
+# Kind of run, the rank that finds no room, and for what.
+REFUSALS = [
+    ("ddp", 0, "state"), ("ddp", 1, "state"), ("ddp", 0, "model"), ("ddp", 0, "log"),
+    ("fsdp", 0, "model"), ("fsdp", 1, "state"), ("fsdp", 0, "shards"), ("fsdp", 1, "shards"),
+]  # fmt: skip
 
 
 def start(work: Callable[[], object]) -> int:
@@ -154,6 +165,39 @@ def ranks(folder: Path) -> dict:
     return results
 
 
+def refusals(folder: Path) -> dict:
+    """Two ranks, one of which finds no room from step 5 on: how they end, all lines that they print, and the checkpoints left."""
+    results = {}
+    places = {
+        "state": (checkpointing.torch, "save"), "model": (checkpointing, "_save_model"), "log": (runlog._Appended, "write"),
+        "shards": (checkpointing.sharding.dcp.HuggingFaceStorageWriter, "write_data"),
+    }  # fmt: skip
+    for mode, rank, what in REFUSALS:
+        made = recipe_to_yaml(tiny_recipe(folder, parallel__mode=mode, training__log_every=1))
+        (folder / f"{mode}.yaml").write_text(made)
+        case = f"{mode} {rank} {what}"
+        run, output = folder / case, folder / f"{case}.txt"
+        owner, name = places[what]
+
+        def work() -> None:
+            write = getattr(owner, name)
+
+            def full(*arguments: object, **named: object) -> object:
+                if int(os.environ["RANK"]) == rank and (run / "checkpoints" / "step-000004").exists():
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return write(*arguments, **named)
+
+            setattr(owner, name, full)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            os._exit(main(["train", str(folder / f"{mode}.yaml"), "--out", str(run)]))
+
+        ended = in_ranks(2, work)
+        said = [line for line in output.read_text().splitlines() if "hgrn:" in line or "Error" in line]
+        results[case] = [ended, said, sorted(os.listdir(run / "checkpoints"))]
+    return results
+
+
 def shares(folder: Path) -> dict:
     """The same 30 steps on one process and in other ways; stopped on one number of ranks and gone on with on another."""
     folder.mkdir(parents=True)
@@ -232,4 +276,4 @@ def write_local_shapes(recipe: Recipe, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"kills": kills, "ranks": ranks, "shares": shares}[sys.argv[1]](Path(sys.argv[2]))))
+    print(json.dumps({"kills": kills, "ranks": ranks, "refusals": refusals, "shares": shares}[sys.argv[1]](Path(sys.argv[2]))))

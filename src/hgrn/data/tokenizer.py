@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hgrn.errors import UserError
-from hgrn.files import reading, whole_folder
+from hgrn.files import expanded, reading, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -66,7 +66,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise UserError(missing)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
@@ -83,7 +83,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def missing_local_tokenizer(name: str) -> str | None:
     """What is wrong with a tokenizer named as a path, without loading anything; None if nothing is."""
     is_path = name.startswith(("/", "./", "../", "~")) or name.endswith(".json")
-    if is_path and not Path(name).expanduser().exists():
+    if is_path and not expanded(name).exists():
         return f"tokenizer {name!r} is a path that does not exist; `hgrn tokenizer train` makes a tokenizer"
     return None
 

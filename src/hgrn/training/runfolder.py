@@ -27,7 +27,7 @@ from hgrn.training.specs import Recipe
 
 LOCK, GUARD, MARKER = "run.lock", "run.lock.guard", "run.lock.marker"
 _ELSEWHERE = "give another folder for the run"
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # what a file system without locks answers
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # what a file system without locks answers
 _PATIENCE, _POLL = 10.0, 0.05  # seconds: how long a process may take to take over a lock
 
 

@@ -75,7 +75,7 @@ def report(folder: str | Path) -> dict:
     and of operators."""
     result = {}
     for split, name in FILES.items():
-        file = TextFile(str(Path(folder) / name), Path(folder).expanduser() / name)
+        file = TextFile(str(Path(folder) / name), expanded(folder) / name)
         lengths, depths = [], []
         answers, operators = dict.fromkeys(DIGITS, 0), dict.fromkeys(OPERATORS, 0)
         for _, source, target in rows(file):
