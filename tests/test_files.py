@@ -51,7 +51,9 @@ def test_a_folder_appears_whole_and_takes_an_empty_ones_place(tmp_path):
             (draft / "inside").mkdir()
             (draft / "inside" / "b").write_text("b")
             assert not (place / "inside").exists()
-        assert (place / "inside" / "b").read_text() == "b" and os.listdir(place.parent).count("made") == 1
+        assert (place / "inside" / "b").read_text() == "b" and os.listdir(place.parent).count(
+            "made"
+        ) == 1
         assert not [name for name in os.listdir(place.parent) if name.startswith(".")]
 
 
@@ -75,13 +77,18 @@ def test_every_refusal_is_a_user_error_and_leaves_the_old_file(tmp_path, kind, n
             if kind is whole_folder:
                 (draft / "half").write_text("half")
             refuse(name)
-    assert str(told.value).startswith(f"{path} cannot be written: {os.strerror(getattr(errno, name))}")
+    assert str(told.value).startswith(
+        f"{path} cannot be written: {os.strerror(getattr(errno, name))}"
+    )
     assert "; " in str(told.value) and os.listdir(tmp_path) == (["a"] if kind is whole_file else [])
     assert kind is whole_folder or path.read_text() == "old"
 
 
 def test_a_full_disk_is_told_with_its_numbers(tmp_path):
-    with pytest.raises(UserError, match=r"No space left on device \(it needs about 1.5 MB, and .+ are free\); tidy up"):
+    with pytest.raises(
+        UserError,
+        match=r"No space left on device \(it needs about 1.5 MB, and .+ are free\); tidy up",
+    ):
         with writing(tmp_path / "a", "tidy up", needs=lambda: 1_500_000):
             refuse("ENOSPC")
 
@@ -89,7 +96,9 @@ def test_a_full_disk_is_told_with_its_numbers(tmp_path):
 def save_tokenizer(path):
     from tokenizers import Tokenizer, models
 
-    Tokenizer(models.BPE(vocab={chr(256 + n) * 30: n for n in range(2000)}, merges=[])).save(str(path))
+    Tokenizer(models.BPE(vocab={chr(256 + n) * 30: n for n in range(2000)}, merges=[])).save(
+        str(path)
+    )
 
 
 def save_state(path):
@@ -110,7 +119,9 @@ def save_state(path):
 )
 def test_every_library_is_understood(tmp_path, limit, write):
     limit(20_000)
-    with pytest.raises(UserError, match="a cannot be written: (File too large|not all of it could be written)"):
+    with pytest.raises(
+        UserError, match="a cannot be written: (File too large|not all of it could be written)"
+    ):
         with whole_file(tmp_path / "a") as draft:
             write(draft)
     assert not os.listdir(tmp_path)
@@ -207,8 +218,14 @@ def test_a_user_without_a_home(monkeypatch):
 @pytest.mark.parametrize(
     "error, line",
     [
-        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "hgrn: error: a/b: Permission denied\n"),
-        (OSError(errno.ENOSPC, "No space left on device"), "hgrn: error: No space left on device\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a/b"),
+            "hgrn: error: a/b: Permission denied\n",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "hgrn: error: No space left on device\n",
+        ),
         (Exception("Permission denied (os error 13)"), "hgrn: error: Permission denied\n"),
         (ToldElsewhere("another rank says it"), ""),
     ],
@@ -231,7 +248,9 @@ def test_the_command_line_hides_no_bug(monkeypatch):
         main(["doctor"])
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is a full disk, and is not here")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="/dev/full is a full disk, and is not here"
+)
 def test_output_into_a_full_disk():
     program = "import hgrn.cli as cli; cli.commands.doctor = print; raise SystemExit(cli.main(['doctor']))"
     with open("/dev/full", "w") as full:

@@ -1,9 +1,10 @@
 """Files and folders that are whole or not there, and one clear error for a disk that refuses.
 
-What hgrn writes appears under its name when all of it is on disk: `whole_file` and `whole_folder` write under
-another name beside it, and rename. Whatever the system refuses meanwhile (a full disk, no permission, a name
-that is too long, ...) is a `UserError` that names the file, the reason and the remedy, from whichever library
-it comes; nothing half-written is left, and what stood there before stays.
+What hgrn writes appears under its name when all of it is on disk: `whole_file` and `whole_folder`
+write under another name beside it, and rename. Whatever the system refuses meanwhile (a full disk,
+no permission, a name that is too long, ...) is a `UserError` that names the file, the reason and
+the remedy, from whichever library it comes; nothing half-written is left, and what stood there
+before stays.
 """
 
 import errno
@@ -22,27 +23,29 @@ from hgrn.errors import UserError
 _REMEDIES = {
     errno.ENOSPC: "make room there, or give another place",
     errno.EDQUOT: "your quota there is used up: make room, or give another place",
-    errno.EFBIG: "the file system, or the limit of `ulimit -f`, allows no file of that size: give another place or raise it",
+    errno.EFBIG: "the file system or `ulimit -f` allows no file of that size: give another place",
     errno.EROFS: "give a place that can be written",
     errno.EACCES: "ask for the permission, or give another place",
     errno.EPERM: "ask for the permission, or give another place",
     errno.EIO: "the disk or the connection to it fails: give another place",
     errno.ENAMETOOLONG: "give a shorter name",
 }
-# What the system answers where it cannot flush a folder, or anything on such a file system; it then has nothing to wait for.
+# What the system answers where it cannot flush a folder, or anything; then nothing waits for the disk.
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
 _NO_FOLDER_FSYNC = _NO_FSYNC | {errno.EACCES, errno.EPERM, errno.EISDIR}
-_LONGEST = 190  # bytes of a name that still leave room for what a draft's name adds, of the 255 that a name may have
+_LONGEST = 190  # bytes of a name that leave room for what a draft's name adds; 255 are allowed
 _numbers = itertools.count()  # so that two threads never share a draft
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike, remedy: str = "", durable: bool = True) -> Iterator[Path]:
-    """Yield the name of an empty file to write, which becomes `path` when the block ends; an old file is replaced whole.
+    """Yield the name of an empty file to write, which becomes `path` when the block ends; an old
+    file is replaced whole.
 
-    The name has the suffix of `path`, and the file the permissions that new files have (the umask). remedy: what to
-    do if it cannot be written (default: after the reason). durable=False does not wait for the disk. After an error
-    inside the block the draft is removed and an old file stays as it is.
+    The name has the suffix of `path`, and the file the permissions that new files have (the umask).
+    remedy: what to do if it cannot be written (default: after the reason). durable=False does not
+    wait for the disk. After an error inside the block the draft is removed and an old file stays as
+    it is.
 
     Raises UserError if the system refuses anything.
     """
@@ -67,7 +70,8 @@ def whole_file(path: str | os.PathLike, remedy: str = "", durable: bool = True) 
 
 @contextmanager
 def whole_folder(path: str | os.PathLike, remedy: str = "", durable: bool = True) -> Iterator[Path]:
-    """Yield a new empty folder to fill, which becomes `path` when the block ends; `path` is missing, or an empty folder.
+    """Yield a new empty folder to fill, which becomes `path` when the block ends; `path` is
+    missing, or an empty folder.
 
     Folders above it are made. Arguments, permissions and errors are those of `whole_file`.
     """
@@ -91,13 +95,17 @@ def whole_folder(path: str | os.PathLike, remedy: str = "", durable: bool = True
 
 @contextmanager
 def writing(
-    path: str | os.PathLike, remedy: str = "", needs: Callable[[], int] | None = None, draft: Path | None = None
+    path: str | os.PathLike,
+    remedy: str = "",
+    needs: Callable[[], int] | None = None,
+    draft: Path | None = None,
 ) -> Iterator[None]:
-    """Raise a UserError for whatever the system refuses inside the block, in which `path` is written.
+    """Raise a UserError for whatever the system refuses inside the block, in which `path` is
+    written.
 
-    remedy: what to do, in place of the usual one for the reason. needs: how many bytes there are to write, asked for
-    only when the disk is full. draft: what the caller removes after an error, so that its room counts as free. Other
-    errors pass as they are.
+    remedy: what to do, in place of the usual one for the reason. needs: how many bytes there are to
+    write, asked for only when the disk is full. draft: what the caller removes after an error, so
+    that its room counts as free. Other errors pass as they are.
     """
     try:
         yield
@@ -109,12 +117,17 @@ def writing(
             raise
         usual = _REMEDIES.get(refused.errno, "give another place")
         room = _room(path, needs, draft) if refused.errno == errno.ENOSPC else ""
-        raise UserError(f"{path} cannot be written: {refused.strerror}{room}; {remedy or usual}") from error
+        raise UserError(
+            f"{path} cannot be written: {refused.strerror}{room}; {remedy or usual}"
+        ) from error
 
 
 @contextmanager
-def reading(path: str | os.PathLike, remedy: str = "make it readable, or give another one") -> Iterator[None]:
-    """Raise a UserError for whatever the system refuses inside the block, in which `path` is read; but let a missing file pass."""
+def reading(
+    path: str | os.PathLike, remedy: str = "make it readable, or give another one"
+) -> Iterator[None]:
+    """Raise a UserError for whatever the system refuses inside the block, in which `path` is read;
+    but let a missing file pass."""
     try:
         yield
     except FileNotFoundError:
@@ -122,22 +135,30 @@ def reading(path: str | os.PathLike, remedy: str = "make it readable, or give an
     except OSError as error:
         if error.errno is None:
             raise
-        raise UserError(f"{error.filename or path} cannot be read: {error.strerror}; {remedy}") from error
+        raise UserError(
+            f"{error.filename or path} cannot be read: {error.strerror}; {remedy}"
+        ) from error
 
 
 def refusal(error: BaseException) -> OSError | None:
-    """The error of the system behind an error of any library that writes files; None for every other error.
+    """The error of the system behind an error of any library that writes files; None for every
+    other error.
 
-    safetensors and tokenizers keep its number in their text only. `torch.save` puts an error of its own in its place,
-    when it finds that not all of a file arrived; write into an open file with it, which then says why.
+    safetensors and tokenizers keep its number in their text only. `torch.save` puts an error of its
+    own in its place, when it finds that not all of a file arrived; write into an open file with it,
+    which then says why.
     """
-    if isinstance(error, BrokenPipeError):  # the reader of our output is gone, which no file has to do with
+    if isinstance(
+        error, BrokenPipeError
+    ):  # the reader of our output is gone, which no file has to do with
         return None
     if isinstance(error, OSError):
         return error if error.errno is not None else OSError(0, str(error))
     if told := re.search(r"([^:]*) \(os error (\d+)\)", str(error)):
         return OSError(int(told[2]), told[1].strip())
-    if isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter", str(error)):
+    if isinstance(error, RuntimeError) and re.search(
+        "inline_container|PytorchStreamWriter", str(error)
+    ):
         behind = error.__context__
         if isinstance(behind, OSError) and behind.errno is not None:
             return behind
@@ -146,7 +167,8 @@ def refusal(error: BaseException) -> OSError | None:
 
 
 def finish_folder(folder: Path, durable: bool = True) -> None:
-    """Give all files in a new folder the permissions of new files (some writers make them private), and put it on disk."""
+    """Give all files in a new folder the permissions of new files (some writers make them private),
+    and put it on disk."""
     probe = folder / f".mode-{os.getpid()}"
     with open(probe, "xb") as file:
         mode = os.fstat(file.fileno()).st_mode
@@ -164,7 +186,8 @@ def finish_folder(folder: Path, durable: bool = True) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on disk, where the file system can say so."""
+    """Wait until a file's content, or a folder's entries, are on disk, where the file system can
+    say so."""
     is_folder = path.is_dir()
     refused = _NO_FOLDER_FSYNC if is_folder else _NO_FSYNC
     try:
@@ -197,7 +220,9 @@ def expanded(path: str | os.PathLike) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: the home folder is not known; write the path out, or set HOME") from error
+        raise UserError(
+            f"{path}: the home folder is not known; write the path out, or set HOME"
+        ) from error
 
 
 def amount(size: float) -> str:
@@ -212,7 +237,8 @@ def amount(size: float) -> str:
 
 
 def _draft(path: Path, suffix: str) -> Path:
-    """A new name beside `path`; drafts of `path` whose processes are gone are removed, since they take its room."""
+    """A new name beside `path`; drafts of `path` whose processes are gone are removed, since they
+    take its room."""
     encoded = os.fsencode(path.name)
     stem = path.name if len(encoded) <= _LONGEST else hashlib.sha256(encoded).hexdigest()[:16]
     start = f".{stem}.part-"

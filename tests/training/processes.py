@@ -2,6 +2,7 @@
 
     python -m tests.training.processes kills FOLDER     every named point of a save, and random moments
     python -m tests.training.processes ranks FOLDER     one process and two, which talk through gloo
+    python -m tests.training.processes locks FOLDER     two processes that find the lock of a dead one
     python -m tests.training.processes refusals FOLDER  two processes of which one cannot write
     python -m tests.training.processes shares FOLDER    whole and sharded weights, whole and shared sequences, on 1, 2 and 4
 
@@ -10,6 +11,7 @@ The results are printed as one JSON object.
 """
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -26,10 +28,13 @@ import torch._dynamo  # noqa: F401  (what every fork would import)
 
 import hgrn.models  # noqa: F401
 from hgrn.cli import main
+from hgrn.errors import UserError
 from hgrn.training import checkpointing, runlog
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
+from hgrn.training.peers import Process
 from hgrn.training.recipe import recipe_to_yaml
+from hgrn.training.runfolder import locked
 from hgrn.training.specs import Recipe
 from hgrn.training.tasks.language import LanguageModelTask
 from tests.training.tiny_runs import tiny_image_recipe, tiny_recipe
@@ -163,7 +168,10 @@ def ranks(folder: Path) -> dict:
 
 
 def refusals(folder: Path) -> dict:
-    """Two ranks, one of which finds no room from step 5 on: how they end, all lines that they print, and the checkpoints left."""
+    """Two ranks, one of which finds no room after its first checkpoint.
+
+    For each: how they end, what they print of errors, and the checkpoints left.
+    """
     results = {}
     places = {
         "state": (checkpointing.torch, "save"), "model": (checkpointing, "_save_model"), "log": (runlog._Appended, "write"),
@@ -193,6 +201,55 @@ def refusals(folder: Path) -> dict:
         said = [line for line in output.read_text().splitlines() if "hgrn:" in line or "Error" in line]
         results[case] = [ended, said, sorted(os.listdir(run / "checkpoints"))]
     return results
+
+
+def locks(folder: Path) -> dict:
+    """Two processes take over the lock of a dead one, the first slowly; with locks of files and without.
+
+    For each: the processes, what each says, and what is left in the folder.
+    """
+    refusals = ("", "ENOSYS", "EOPNOTSUPP")
+    return {f"locks {refusal}": _taken_over(folder / f"run{refusal}", refusal) for refusal in refusals}
+
+
+def _taken_over(run: Path, refusal: str) -> list:
+    run.mkdir()
+    dead = start(lambda: None)
+    wait(dead)
+    (run / "run.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": dead, "born": "1"}))
+    if refusal:
+        (run / "run.lock.marker").write_text(f"{dead}\n{socket.gethostname()}\n")
+    said, told = os.pipe()
+    leave, leaving = os.pipe()
+
+    def flock(*_: object) -> None:
+        raise OSError(getattr(errno, refusal), os.strerror(getattr(errno, refusal)))
+
+    def take(delay: float) -> None:
+        judge = Process.is_gone.fget
+
+        def slowly(process: Process) -> bool:
+            answer = judge(process)
+            time.sleep(delay)
+            return answer
+
+        Process.is_gone = property(slowly)
+        if refusal:
+            fcntl.flock = flock
+        os.close(leaving)
+        try:
+            with locked(run):
+                os.write(told, f"{os.getpid()} holds\n".encode())
+                os.read(leave, 1)  # until the other has said something too
+        except UserError as error:
+            os.write(told, f"{os.getpid()} {error}\n".encode())
+
+    pids = [start(lambda: take(0.5)), start(lambda: take(0.0))]
+    with open(said) as lines:
+        heard = dict(next(lines).rstrip("\n").split(" ", 1) for _ in pids)
+    os.close(leaving)
+    assert [wait(pid) for pid in pids] == [0, 0]
+    return [pids, [heard[str(pid)] for pid in pids], os.listdir(run)]
 
 
 def shares(folder: Path) -> dict:
@@ -273,4 +330,5 @@ def write_local_shapes(recipe: Recipe, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"kills": kills, "ranks": ranks, "refusals": refusals, "shares": shares}[sys.argv[1]](Path(sys.argv[2]))))
+    works = {work.__name__: work for work in (kills, ranks, refusals, locks, shares)}
+    print(json.dumps(works[sys.argv[1]](Path(sys.argv[2]))))

@@ -1,4 +1,5 @@
-"""Runs whose disk is full, or refuses what they write: one error, nothing half-written, and they go on when there is room."""
+"""Runs whose disk is full, or refuses what they write: one error, nothing half-written, and they go
+on when there is room."""
 
 import errno
 import os
@@ -31,7 +32,9 @@ def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
     )
     if mounting.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounting.stderr.strip()}")
@@ -100,12 +103,16 @@ def test_a_refusal_at_any_point_of_a_save(tmp_path, monkeypatch, whole, point, n
 
     def done(reached):
         passed.append(reached)
-        if reached == point and passed.count("folder made") == 2 + (point == "old checkpoint hidden"):
+        if reached == point and passed.count("folder made") == 2 + (
+            point == "old checkpoint hidden"
+        ):
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(checkpointing, "_done", done)
     run = tmp_path / "run"
-    with pytest.raises(UserError, match=f"step-0000.. cannot be written: {os.strerror(number)}.*--resume"):
+    with pytest.raises(
+        UserError, match=f"step-0000.. cannot be written: {os.strerror(number)}.*--resume"
+    ):
         train(tiny_recipe(tmp_path), run)
     assert not [name for name in hidden(run) if name.startswith(".saving")]
     assert latest_valid(run)[0] is not None and not latest_valid(run)[1]
@@ -124,11 +131,15 @@ def test_a_log_that_may_not_grow(tmp_path):
         log(row)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        with pytest.raises(UserError, match="log.jsonl cannot be written: File too large.*--resume"):
+        with pytest.raises(
+            UserError, match="log.jsonl cannot be written: File too large.*--resume"
+        ):
             log(row)
         log._rows.close()
         log._rows = open(os.devnull, "wb")  # the rows go well, the events do not
-        with pytest.raises(UserError, match="tfevents.* cannot be written: File too large.*--resume"):
+        with pytest.raises(
+            UserError, match="tfevents.* cannot be written: File too large.*--resume"
+        ):
             for _ in range(10):
                 log(row)
     finally:
@@ -147,5 +158,7 @@ def refusals(tmp_path_factory):
 def test_a_rank_that_cannot_write_ends_all_with_one_line(refusals, case):
     ended, said, left = refusals[" ".join(map(str, case))]
     assert ended == [2, 2]
-    assert [line.startswith("hgrn: error: ") and "No space left" in line for line in said] == [True], said
+    assert [line.startswith("hgrn: error: ") and "No space left" in line for line in said] == [
+        True
+    ], said
     assert left == ["step-000004"]

@@ -2,15 +2,13 @@ import errno
 import json
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from hgrn.errors import UserError
 from hgrn.training.loop import train
 from hgrn.training.runfolder import check_free, locked
-from tests.conftest import ROOT
+from tests.training.test_processes import results_of
 from tests.training.tiny_runs import tiny_recipe
 
 
@@ -171,63 +169,20 @@ def test_a_run_stops_before_it_saves_into_a_folder_that_another_one_has_taken(tm
     assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-000004"]
 
 
-_TAKER = """
-import errno, os, sys, time
-from pathlib import Path
-from hgrn.errors import UserError
-from hgrn.training.peers import Process
-from hgrn.training.runfolder import locked
-
-run, delay, refusal = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
-if refusal:
-    import fcntl
-    def flock(*_):
-        raise OSError(getattr(errno, refusal), os.strerror(getattr(errno, refusal)))
-    fcntl.flock = flock
-judge = Process.is_gone.fget
-def slowly(process):
-    answer = judge(process)
-    time.sleep(delay)
-    return answer
-Process.is_gone = property(slowly)
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    with locked(run):
-        print("holds", flush=True)
-        sys.stdin.readline()
-    print("left", flush=True)
-except UserError as error:
-    print(error, flush=True)
-"""
+@pytest.fixture(scope="module")
+def takers(tmp_path_factory):
+    return results_of("locks", tmp_path_factory.mktemp("locks"))
 
 
 @pytest.mark.parametrize("refusal", ["", "ENOSYS", "EOPNOTSUPP"])
-def test_two_processes_that_find_a_stale_lock_never_both_hold_the_folder(tmp_path, refusal):
-    """The first judges the lock for half a second, in which the second comes; also where there are no locks of files."""
-    dead = dead_process()
-    lock(tmp_path, pid=dead)
-    if refusal:
-        (tmp_path / "run.lock.marker").write_text(f"{dead}\n{socket.gethostname()}\n")
-    takers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TAKER, str(tmp_path), delay, refusal], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        )
-        for delay in ("0.5", "0")
-    ]  # fmt: skip
-    for taker in takers:
-        assert taker.stdout.readline() == "ready\n"
-    for taker in takers:
-        taker.stdin.write("\n")
-        taker.stdin.flush()
-    said = [taker.stdout.readline() for taker in takers]
-    assert said.count("holds\n") == 1, said
-    holder, other = takers if said[0] == "holds\n" else reversed(takers)
-    (refused,) = [line for line in said if line != "holds\n"]
-    assert f"in use by process {holder.pid} on host {socket.gethostname()}" in refused
-    assert holder.communicate("\n")[0] == "left\n" and other.communicate()[0] == ""
-    assert not os.listdir(tmp_path)
+def test_two_processes_that_find_a_stale_lock_never_both_hold_the_folder(takers, refusal):
+    """The first judges the lock for half a second, in which the second comes."""
+    pids, said, left = takers[f"locks {refusal}"]
+    assert said.count("holds") == 1, said
+    (refused,) = [line for line in said if line != "holds"]
+    holder = pids[said.index("holds")]
+    assert f"in use by process {holder} on host {socket.gethostname()}" in refused
+    assert left == []
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):

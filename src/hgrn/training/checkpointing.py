@@ -103,13 +103,15 @@ def save(
     facts: dict[str, str],
     ranks: Ranks,
 ) -> Path:
-    """Save one checkpoint from all ranks, then drop all but the newest `recipe.training.keep`; its folder.
+    """Save one checkpoint from all ranks, then drop all but the newest `recipe.training.keep`; its
+    folder.
 
-    processor: a tokenizer, or anything with `save_pretrained(folder)`, or None. state: this rank's RNG and position, of types
-    that `torch.load(weights_only=True)` reads. facts: what the model card says of the run.
+    processor: a tokenizer, or anything with `save_pretrained(folder)`, or None. state: this rank's
+    RNG and position, of types that `torch.load(weights_only=True)` reads. facts: what the model
+    card says of the run.
 
-    Raises UserError on every rank if one cannot write. What was written of the checkpoint is then removed, and the
-    checkpoints before it stay.
+    Raises UserError on every rank if one cannot write. What was written of the checkpoint is then
+    removed, and the checkpoints before it stay.
     """
     place = run / "checkpoints" / f"step-{step:06d}"
     hidden = place.with_name(SAVING + place.name)
@@ -123,7 +125,10 @@ def save(
         state = state | {"optimizer": optimizer_state}
 
     def saving() -> AbstractContextManager:
-        return writing(place, _REMEDY, lambda: _bytes_of([model.state_dict(), state, shards]), hidden)
+        def needs() -> int:
+            return _bytes_of([model.state_dict(), state, shards])
+
+        return writing(place, _REMEDY, needs, hidden)
 
     try:
         with ranks.together(), saving():
@@ -152,7 +157,12 @@ def save(
 
 
 def _save_model(
-    folder: Path, model: Any, weights: dict | None, processor: Any, recipe: Recipe, facts: dict[str, str]
+    folder: Path,
+    model: Any,
+    weights: dict | None,
+    processor: Any,
+    recipe: Recipe,
+    facts: dict[str, str],
 ) -> None:
     """Write what makes a folder a model that can be loaded, and the recipe it was trained with."""
     model.card_facts = facts
@@ -172,8 +182,11 @@ def _seal(folder: Path, step: int, world: int, fingerprint: str) -> None:
 
     finish_folder(folder)
     _done("files on disk")
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / card.NAME]
-    listed = [SavedFile(f.relative_to(folder).as_posix(), f.stat().st_size, _sha256(f)) for f in files]
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != card.NAME]
+    listed = [
+        SavedFile(file.relative_to(folder).as_posix(), file.stat().st_size, _sha256(file))
+        for file in files
+    ]
     manifest = Manifest(step, world, fingerprint, listed)
     with whole_file(folder / "manifest.json") as draft:
         draft.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
@@ -313,7 +326,8 @@ def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str) -> None:
 
 def check_same_recipe(saved: Path, recipe: Recipe) -> None:
     """Raise UserError if the recipe file of a run differs from `recipe` in what decides the weights."""
-    changes = blocking_changes(recipe_from_yaml(saved), recipe)
+    with reading(saved):
+        changes = blocking_changes(recipe_from_yaml(saved), recipe)
     if changes:
         raise UserError(
             f"{saved.parent} was trained with another recipe:\n  "

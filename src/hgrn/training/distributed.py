@@ -117,10 +117,12 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Ends when every rank is at the end of its block, in which the ranks do not talk to each other.
+        """Ends when every rank is at the end of its block, in which the ranks do not talk to each
+        other.
 
-        A UserError inside the block of any rank ends all of them: the first rank that has one raises its own, the others
-        a ToldElsewhere. So a rank that cannot write its file leaves nobody waiting, and one rank says why.
+        A UserError inside the block of any rank ends all of them: the first rank that has one
+        raises its own, the others a ToldElsewhere. So a rank that cannot write its file leaves
+        nobody waiting, and one rank says why.
         """
         error = None
         try:

@@ -172,7 +172,8 @@ class Trainer:
             self._emit("resumed", path=str(checkpoint))
 
     def _resumable(self) -> Path | None:
-        """The newest whole checkpoint, which this run may go on from. UserError if there is something else."""
+        """The newest whole checkpoint, which this run may go on from. UserError if there is
+        something else."""
         checkpoint, passed_over = checkpointing.latest_valid(self.run)
         for path, reason in passed_over:
             self._emit("passed over", path=str(path), reason=reason)

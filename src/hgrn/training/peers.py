@@ -69,7 +69,8 @@ def _stat(pid: int) -> tuple[str | None, str | None]:
 
 
 def outlive_torchrun() -> None:
-    """Ignore SIGTERM from now on: by it torchrun ends the ranks that are left, which have something to say first."""
+    """Ignore SIGTERM from now on: by it torchrun ends the ranks that are left, which have something
+    to say first."""
     if threading.current_thread() is threading.main_thread():  # only there Python lets us
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -107,7 +108,8 @@ class Peers:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn the error of a rank that has lost another one into a UserError, and from then on ignore SIGTERM."""
+        """Turn the error of a rank that has lost another one into a UserError, and from then on
+        ignore SIGTERM."""
         try:
             yield
         except RuntimeError as error:

@@ -1,10 +1,11 @@
 """The folder of a run: whose it is, and that only one process group writes to it.
 
-`run.lock` says who holds the folder: host, process, and when the process began. Whoever judges or changes it holds
-`run.lock.guard` meanwhile and until the end of the run, a lock of the file system (of `filelock`), which goes away with
-its process: so of two runs that find the lock of a dead one at the same moment, one takes it over and the other waits and
-sees. Where the file system knows no locks, the guard is `run.lock.marker`, a file that only one process can make; filelock
-writes into it whose it is, and takes over that of a process that has ended.
+`run.lock` says who holds the folder: host, process, and when the process began. Whoever judges or
+changes it holds `run.lock.guard` meanwhile and until the end of the run, a lock of the file system
+(of `filelock`), which goes away with its process: so of two runs that find the lock of a dead one
+at the same moment, one takes it over and the other waits and sees. Where the file system knows no
+locks, the guard is `run.lock.marker`, a file that only one process can make; filelock writes into
+it whose it is, and takes over that of a process that has ended.
 """
 
 import errno
@@ -27,7 +28,13 @@ from hgrn.training.specs import Recipe
 
 LOCK, GUARD, MARKER = "run.lock", "run.lock.guard", "run.lock.marker"
 _ELSEWHERE = "give another folder for the run"
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}  # what a file system without locks answers
+_NO_LOCKS = {
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+    errno.EINVAL,
+}  # what a file system without locks answers
 _PATIENCE, _POLL = 10.0, 0.05  # seconds: how long a process may take to take over a lock
 
 
@@ -39,15 +46,23 @@ def check_free(run: Path, resume: bool) -> None:
             return
         if not run.is_dir():
             raise UserError(f"{run} is a file: give a folder for the run")
-        entries = [entry.name for entry in run.iterdir() if not (entry.name.startswith(LOCK) or is_draft(entry.name))]
+        entries = [
+            entry.name
+            for entry in run.iterdir()
+            if not (entry.name.startswith(LOCK) or is_draft(entry.name))
+        ]
     if not entries:
         return
     if "recipe.yaml" not in entries:
-        raise UserError(f"{run} is not empty and holds no run ({min(entries)}, ...): give another folder")
+        raise UserError(
+            f"{run} is not empty and holds no run ({min(entries)}, ...): give another folder"
+        )
     if not resume:
         saved = steps_saved(run)
         at = f", saved up to step {saved[-1][0]}" if saved else ""
-        raise UserError(f"{run} already holds a run{at}: add --resume to go on, or give another folder")
+        raise UserError(
+            f"{run} already holds a run{at}: add --resume to go on, or give another folder"
+        )
 
 
 def _check_name(run: Path) -> None:
@@ -66,12 +81,14 @@ def write_recipe(run: Path, recipe: Recipe) -> None:
 
 @contextmanager
 def locked(run: Path) -> Iterator[Callable[[], None]]:
-    """Make a run folder if need be, hold its lock, and remove what killed runs have left half-written there.
+    """Make a run folder if need be, hold its lock, and remove what killed runs have left
+    half-written there.
 
-    Yields what raises UserError if another run has the folder by now, since somebody has removed the lock; a lock that
-    is only gone is put back.
+    Yields what raises UserError if another run has the folder by now, since somebody has removed
+    the lock; a lock that is only gone is put back.
 
-    Raises UserError if the folder cannot be written, or a live process or any on another host holds the lock.
+    Raises UserError if the folder cannot be written, or a live process or any on another host holds
+    the lock.
     """
     lock, mine = run / LOCK, Process.this()
 
@@ -138,14 +155,15 @@ def _acquire(guard: BaseFileLock, run: Path) -> None:
                 raise _in_use(run / LOCK, holder) from None
             if time.monotonic() > until:
                 raise UserError(
-                    f"{run} is in use by another process, which holds {guard.lock_file}: wait for it or {_ELSEWHERE}. If "
-                    "there is no such process, remove that file."
+                    f"{run} is in use by another process, which holds {guard.lock_file}: wait for "
+                    f"it or {_ELSEWHERE}. If there is no such process, remove that file."
                 ) from None
             time.sleep(_POLL)
 
 
 def _holder(lock: Path) -> Process | None:
-    """Whom the lock names; None where there is no lock. UserError for one that holds something else."""
+    """Whom the lock names; None where there is no lock. UserError for one that holds something
+    else."""
     try:
         with reading(lock, "if no run writes to its folder now, remove it"):
             return Process.read(lock.read_text(encoding="utf-8"))
@@ -154,11 +172,14 @@ def _holder(lock: Path) -> Process | None:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{lock} is not readable: if no run writes to its folder now, remove it") from error
+        raise UserError(
+            f"{lock} is not readable: if no run writes to its folder now, remove it"
+        ) from error
 
 
 def _is_ours(lock: Path, mine: Process) -> bool:
-    """Whether the lock still names this process, at the end of a run, when nothing else matters any more."""
+    """Whether the lock still names this process, at the end of a run, when nothing else matters any
+    more."""
     try:
         return _holder(lock) == mine
     except UserError:
@@ -167,6 +188,6 @@ def _is_ours(lock: Path, mine: Process) -> bool:
 
 def _in_use(lock: Path, holder: Process) -> UserError:
     return UserError(
-        f"{lock.parent} is in use by process {holder.pid} on host {holder.host}: wait for it or give "
-        f"another folder. If that process is gone, remove {lock} and what else begins with that name."
+        f"{lock.parent} is in use by process {holder.pid} on host {holder.host}: wait for it or "
+        f"{_ELSEWHERE}. If that process is gone, remove {lock} and what else begins with that name."
     )

@@ -41,8 +41,9 @@ class RunLog:
             return
         with writing(self._path, _REMEDY):
             self._rows.write(json.dumps(event).encode() + b"\n")
-        numbers = {name: value for name, value in event.items() if name not in ("kind", "step")}
-        self._board.add({f"{event['kind']}/{name}": value for name, value in numbers.items()}, event["step"])
+        kind, step = event["kind"], event["step"]
+        scalars = {f"{kind}/{name}": event[name] for name in event if name not in ("kind", "step")}
+        self._board.add(scalars, step)
 
     def close(self) -> None:
         self._rows.close()
@@ -52,12 +53,13 @@ class RunLog:
 class EventFile:
     """The scalars of a run in TensorBoard's own format.
 
-    torch's SummaryWriter writes in a thread, where an error of the disk is a traceback and reaches nobody; this writes
-    at once.
+    torch's SummaryWriter writes in a thread, where an error of the disk is a traceback and reaches
+    nobody; this writes at once.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None):
-        """purge_step: rows from this step on, in older files of the folder, are of steps that are taken again."""
+        """purge_step: rows from this step on, in older files of the folder, are of steps that are
+        taken again."""
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
@@ -83,12 +85,14 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        record = Event(wall_time=time.time(), **event).SerializeToString()
         with writing(self._path, _REMEDY):
-            RecordWriter(self._file).write(Event(wall_time=time.time(), **event).SerializeToString())
+            RecordWriter(self._file).write(record)
 
 
 class _Appended(io.FileIO):
-    """A file of which nothing waits in memory: what is written is with the system, or an OSError says that it is not."""
+    """A file of which nothing waits in memory: what is written is with the system, or an OSError
+    says that it is not."""
 
     def write(self, data: bytes) -> int:
         """All of `data`; the system may take it in pieces."""
@@ -101,7 +105,8 @@ class _Appended(io.FileIO):
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a log.jsonl, none without a file; lines that are no rows of ours are passed over.
 
-    A kill or a power cut may have spoiled the last line, and an editor any. Raises UserError if the file cannot be read.
+    A kill or a power cut may have spoiled the last line, and an editor any. Raises UserError if the
+    file cannot be read.
     """
     try:
         with reading(path):
@@ -117,7 +122,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or row.get("kind") not in ROWS or type(row.get("step")) is not int or row["step"] < 0:
+    if not isinstance(row, dict) or row.get("kind") not in ROWS:
+        return None
+    if type(row.get("step")) is not int or row["step"] < 0:
         return None
     numbers = [value for name, value in row.items() if name not in ("kind", "step")]
     return row if all(type(value) in (int, float) for value in numbers) else None

@@ -82,9 +82,10 @@ def split_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dic
 
 
 def save(folder: Path, sharded: dict[str, Tensor]) -> None:
-    """Write this rank's part of a sharded checkpoint; collective. What one rank cannot do is raised on all of them."""
+    """Write this rank's part of a sharded checkpoint; collective, and so are its errors."""
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(sharded, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        dcp.save(sharded, storage_writer=writer)
     except CheckpointException as error:  # a BaseException with those of the ranks
         failure, _ = error.failures[min(error.failures)]
         raise failure from error
