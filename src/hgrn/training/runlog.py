@@ -76,7 +76,11 @@ class EventFile:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._write(summary=Summary(value=values), step=step)
+        self.add_summary(Summary(value=values), step)
+
+    def add_summary(self, summary: Any, step: int = 0) -> None:
+        """A summary of TensorBoard's. Raises UserError if it cannot be written."""
+        self._write(summary=summary, step=step)
 
     def close(self) -> None:
         self._file.close()
