@@ -9,10 +9,11 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hgrn"
 OURS = {
-    "ops": set(), "modules": {"ops"}, "parallel": {"ops", "modules"}, "models": {"modules", "ops", "errors"}, "data": {"errors"},
-    "analysis": {"models", "modules", "ops", "data", "errors"}, "doctor": {"ops", "errors", "memory"},
-    "training": {"models", "modules", "data", "analysis", "parallel", "errors", "source"},
-    "bench": {"ops", "modules", "models", "data", "training", "errors", "memory", "source"},
+    "ops": set(), "modules": {"ops"}, "parallel": {"ops", "modules"}, "errors": set(), "files": {"errors"},
+    "models": {"modules", "ops", "errors", "files"}, "data": {"errors", "files"},
+    "analysis": {"models", "modules", "ops", "data", "errors", "files"}, "doctor": {"ops", "errors", "memory"},
+    "training": {"models", "modules", "data", "analysis", "parallel", "errors", "files", "source"},
+    "bench": {"ops", "modules", "models", "data", "training", "errors", "files", "memory", "source"},
 }  # fmt: skip
 # Heavy packages, and where they may be imported at the top of a file.
 HEAVY = {

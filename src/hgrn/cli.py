@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import json
 import logging
 import math
@@ -10,7 +11,8 @@ import sys
 from pathlib import Path
 
 from hgrn import __version__, commands, console
-from hgrn.errors import UserError
+from hgrn.errors import ToldElsewhere, UserError
+from hgrn.files import refusal
 
 _DESCRIPTION = "Hierarchically Gated Recurrent Networks: train, evaluate and use them."
 _EPILOG = """start here:
@@ -29,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("hgrn").setLevel(logging.INFO)
     try:
         status = _run(arguments)
+    except ToldElsewhere:
+        status = 2
     except UserError as error:
         print(f"hgrn: error: {error}", file=sys.stderr)
         status = 2
@@ -38,22 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output is gone, as with `| head`
         console.drop_output()
         status = 0
-    except OSError as error:
-        if error.filename is not None or console.takes_output():
-            raise
-        status = 2
     except SystemExit:  # of --help and --version
         if not console.flush():
             return 2
         raise
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+    except Exception as error:
+        said = _explained(error)
+        if said is None:
             raise
-        reason = str(error).strip().partition("\n")[0]
-        print(
-            f"hgrn: error: there is not enough memory ({reason}): make the model, the batch or its sequences smaller",
-            file=sys.stderr,
-        )
+        if said:
+            print(f"hgrn: error: {said}", file=sys.stderr)
         status = 2
     return status if console.flush() else status or 2
 
@@ -72,6 +70,24 @@ def _run(arguments: list[str]) -> int:
     known.overrides = _overrides(rest) if known.takes_overrides else _nothing_left(rest, parser)
     commands.check_processes(known.command)
     return known.command(known) or 0
+
+
+def _explained(error: Exception) -> str | None:
+    """One line for what the system refuses, wherever no better message was made of it.
+
+    None for a fault of ours, which keeps its traceback; empty if nobody can read our output,
+    which `console.flush` tells.
+    """
+    if _is_out_of_memory(error):
+        reason = str(error).strip().partition("\n")[0]
+        return f"there is not enough memory ({reason}): make the model, the batch or its sequences smaller"
+    if isinstance(error, OSError) and error.filename is None and not console.takes_output():
+        return ""
+    refused = refusal(error)
+    if refused is None or refused.errno == errno.ENOENT:
+        return None
+    where = f"{refused.filename}: " if refused.filename else ""
+    return f"{where}{refused.strerror}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -152,8 +152,8 @@ def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
     try:
         plots.confusion_matrix(result.confusion, examples.classes, picture)
         drawn = f"confusion matrix: {picture}"
-    except OSError as error:
-        drawn = f"no confusion matrix, since {picture} cannot be written: {error.strerror}"
+    except UserError as error:
+        drawn = f"no confusion matrix: {error}"
     print(f"{result.examples:,} examples, {result.loss:.4f} nats each; {drawn}")
     low, high = result.interval
     if len(examples.classes) > TOP:

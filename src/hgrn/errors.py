@@ -6,9 +6,16 @@ import subprocess
 
 
 class UserError(ValueError):
-    """Something the user gave or has on disk is wrong; the message names it, the rule and the remedy.
+    """Something the user gave or has on disk is wrong: the message names it, the rule, the remedy.
 
     The command line prints the message without a traceback and exits with status 2.
+    """
+
+
+class ToldElsewhere(UserError):
+    """A UserError of another process of the same run, which tells the user of it.
+
+    The command line is silent about this one.
     """
 
 

@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from hgrn.bench import results
 from hgrn.bench.measure import Times
 from hgrn.bench.results import Row, environment, read_csv, write_csv
 from hgrn.errors import UserError

@@ -2,12 +2,16 @@
 
     python -m tests.training.processes kills FOLDER     every named point of a save, and random moments
     python -m tests.training.processes ranks FOLDER     one process and two, which talk through gloo
+    python -m tests.training.processes locks FOLDER     two processes that find the lock of a dead one
+    python -m tests.training.processes refusals FOLDER  two processes of which one cannot write
     python -m tests.training.processes shares FOLDER    whole and sharded weights, whole and shared sequences, on 1, 2 and 4
 
 Everything is imported once and every run is a fork, so that a run takes tenths of a second instead of many.
 The results are printed as one JSON object.
 """
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -23,12 +27,21 @@ from pathlib import Path
 import torch._dynamo  # noqa: F401  (what every fork would import)
 
 import hgrn.models  # noqa: F401
-from hgrn.training import checkpointing
+from hgrn.cli import main
+from hgrn.errors import UserError
+from hgrn.training import checkpointing, runlog
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
+from hgrn.training.peers import Process
+from hgrn.training.recipe import recipe_to_yaml
+from hgrn.training.runfolder import locked
 from hgrn.training.specs import Recipe
 from hgrn.training.tasks.language import LanguageModelTask
 from tests.training.tiny_runs import tiny_image_recipe, tiny_recipe
+
+
+# Kind of run, the rank that finds no room, and for what.
+REFUSALS = [("ddp", 1, "state"), ("ddp", 0, "model"), ("ddp", 0, "log"), ("fsdp", 1, "shards")]
 
 
 def start(work: Callable[[], object]) -> int:
@@ -154,6 +167,91 @@ def ranks(folder: Path) -> dict:
     return results
 
 
+def refusals(folder: Path) -> dict:
+    """Two ranks, one of which finds no room after its first checkpoint.
+
+    For each: how they end, what they print of errors, and the checkpoints left.
+    """
+    results = {}
+    places = {
+        "state": (checkpointing.torch, "save"), "model": (checkpointing, "_save_model"), "log": (runlog._Appended, "write"),
+        "shards": (checkpointing.sharding.dcp.HuggingFaceStorageWriter, "write_data"),
+    }  # fmt: skip
+    for mode, rank, what in REFUSALS:
+        made = recipe_to_yaml(tiny_recipe(folder, parallel__mode=mode, training__log_every=1))
+        (folder / f"{mode}.yaml").write_text(made)
+        case = f"{mode} {rank} {what}"
+        run, output = folder / case, folder / f"{case}.txt"
+        owner, name = places[what]
+
+        def work() -> None:
+            write = getattr(owner, name)
+
+            def full(*arguments: object, **named: object) -> object:
+                if int(os.environ["RANK"]) == rank and (run / "checkpoints" / "step-000004").exists():
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return write(*arguments, **named)
+
+            setattr(owner, name, full)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+            os._exit(main(["train", str(folder / f"{mode}.yaml"), "--out", str(run)]))
+
+        ended = in_ranks(2, work)
+        said = [line for line in output.read_text().splitlines() if "hgrn:" in line or "Error" in line]
+        results[case] = [ended, said, sorted(os.listdir(run / "checkpoints"))]
+    return results
+
+
+def locks(folder: Path) -> dict:
+    """Two processes take over the lock of a dead one, the first slowly; with locks of files and without.
+
+    For each: the processes, what each says, and what is left in the folder.
+    """
+    refusals = ("", "ENOSYS", "EOPNOTSUPP")
+    return {f"locks {refusal}": _taken_over(folder / f"run{refusal}", refusal) for refusal in refusals}
+
+
+def _taken_over(run: Path, refusal: str) -> list:
+    run.mkdir()
+    dead = start(lambda: None)
+    wait(dead)
+    (run / "run.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": dead, "born": "1"}))
+    if refusal:
+        (run / "run.lock.marker").write_text(f"{dead}\n{socket.gethostname()}\n")
+    said, told = os.pipe()
+    leave, leaving = os.pipe()
+
+    def flock(*_: object) -> None:
+        raise OSError(getattr(errno, refusal), os.strerror(getattr(errno, refusal)))
+
+    def take(delay: float) -> None:
+        judge = Process.is_gone.fget
+
+        def slowly(process: Process) -> bool:
+            answer = judge(process)
+            time.sleep(delay)
+            return answer
+
+        Process.is_gone = property(slowly)
+        if refusal:
+            fcntl.flock = flock
+        os.close(leaving)
+        try:
+            with locked(run):
+                os.write(told, f"{os.getpid()} holds\n".encode())
+                os.read(leave, 1)  # until the other has said something too
+        except UserError as error:
+            os.write(told, f"{os.getpid()} {error}\n".encode())
+
+    pids = [start(lambda: take(0.5)), start(lambda: take(0.0))]
+    with open(said) as lines:
+        heard = dict(next(lines).rstrip("\n").split(" ", 1) for _ in pids)
+    os.close(leaving)
+    assert [wait(pid) for pid in pids] == [0, 0]
+    return [pids, [heard[str(pid)] for pid in pids], os.listdir(run)]
+
+
 def shares(folder: Path) -> dict:
     """The same 30 steps on one process and in other ways; stopped on one number of ranks and gone on with on another."""
     folder.mkdir(parents=True)
@@ -232,4 +330,5 @@ def write_local_shapes(recipe: Recipe, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"kills": kills, "ranks": ranks, "shares": shares}[sys.argv[1]](Path(sys.argv[2]))))
+    works = {work.__name__: work for work in (kills, ranks, refusals, locks, shares)}
+    print(json.dumps(works[sys.argv[1]](Path(sys.argv[2]))))

@@ -1,6 +1,9 @@
+import errno
 import json
+import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -219,3 +222,51 @@ def test_find_checkpoint(run, tmp_path):
 def test_check_free_sees_the_run(run):
     with pytest.raises(UserError, match="already holds a run, saved up to step 12: add --resume"):
         check_free(run, resume=False)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json", "rank-0.pt"])
+def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(finished, run, monkeypatch, name):
+    """It would be replaced when the run gets there again."""
+    opening = Path.open
+
+    def guarded(self, *arguments, **named):
+        if self.name == name and self.parent == newest(run):
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opening(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    for read in (damage, find_checkpoint):
+        with pytest.raises(UserError, match=f"{name} cannot be read: Permission denied; make it readable"):
+            read(newest(run))
+    with pytest.raises(UserError, match=f"{name} cannot be read: Permission denied"):
+        resume(finished, run)
+
+
+def test_a_checkpoint_on_a_failing_disk_is_damaged(run, monkeypatch):
+    def failing(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpointing, "_sha256", failing)
+    assert damage(newest(run)) == "a file cannot be read: Input/output error"
+
+
+def test_checkpoints_that_may_not_be_listed_are_not_missing(run, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpointing.os, "listdir", refuse)
+    with pytest.raises(UserError, match="checkpoints cannot be read: Permission denied"):
+        steps_saved(run)
+
+
+def test_the_order_of_checkpoints_is_that_of_their_steps(run):
+    """Whatever a coarse or turned-back clock says."""
+    for age, (_, folder) in enumerate(steps_saved(run)):
+        os.utime(folder, (1_000_000 - age, 1_000_000 - age))
+    assert [step for step, _ in steps_saved(run)] == [4, 8, 12] and latest_valid(run)[0] == newest(run)
+
+
+def test_all_files_have_the_permissions_of_new_files(run):
+    assert {stat.S_IMODE(file.stat().st_mode) for file in newest(run).iterdir()} == {
+        stat.S_IMODE((run / "recipe.yaml").stat().st_mode)
+    }

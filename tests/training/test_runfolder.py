@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import pytest
 from hgrn.errors import UserError
 from hgrn.training.loop import train
 from hgrn.training.runfolder import check_free, locked
+from tests.training.test_processes import results_of
 from tests.training.tiny_runs import tiny_recipe
 
 
@@ -116,3 +118,105 @@ def test_missing_and_empty_folders_are_free(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         check_free(tmp_path / "file", resume=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"5", b"null", b"[]", b"{}", b"\xff", b"\0", b"[" * 100_000, b'{"host": 1, "pid": 2, "born": null}',
+        b'{"host": "HOST", "pid": "2", "born": null}', b'{"host": "HOST", "pid": -1, "born": null}',
+        b'{"host": "HOST", "pid": 1e99, "born": null}', b'{"host": "HOST", "pid": 99999999999, "born": null}',
+        b'{"host": "HOST", "pid": true, "born": null}', b'{"host": "HOST", "pid": 1, "born": []}',
+        b'{"host": "HOST", "pid": 1, "born": null, "more": 1}',
+    ],
+)  # fmt: skip
+def test_a_lock_of_rubbish_is_the_users_to_remove(tmp_path, content):
+    (tmp_path / "run.lock").write_bytes(content.replace(b"HOST", socket.gethostname().encode()))
+    with pytest.raises(UserError, match="run.lock is not readable: .*remove it"):
+        with locked(tmp_path):
+            pass
+    assert os.listdir(tmp_path) == ["run.lock"]
+
+
+def test_a_lock_that_is_a_folder(tmp_path):
+    (tmp_path / "run.lock").mkdir()
+    with pytest.raises(UserError, match="run.lock cannot be read: Is a directory; .*remove it"):
+        with locked(tmp_path):
+            pass
+
+
+def test_a_lock_that_vanishes_is_put_back(tmp_path):
+    with locked(tmp_path) as check:
+        for file in tmp_path.iterdir():
+            file.unlink()
+        check()
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+        with pytest.raises(UserError, match="in use by process"):
+            with locked(tmp_path):
+                pass
+        (tmp_path / "run.lock").unlink()
+    assert not os.listdir(tmp_path)
+
+
+def test_a_run_stops_before_it_saves_into_a_folder_that_another_one_has_taken(tmp_path):
+    def listen(event):
+        if event["kind"] == "train" and event["step"] == 6:
+            lock(tmp_path / "run", host="elsewhere", pid=7)
+
+    with pytest.raises(UserError, match="in use by process 7 on host elsewhere"):
+        train(tiny_recipe(tmp_path), tmp_path / "run", on_event=listen)
+    assert (tmp_path / "run" / "run.lock").exists()  # it is not this run's
+    assert os.listdir(tmp_path / "run" / "checkpoints") == ["step-000004"]
+
+
+@pytest.fixture(scope="module")
+def takers(tmp_path_factory):
+    return results_of("locks", tmp_path_factory.mktemp("locks"))
+
+
+@pytest.mark.parametrize("refusal", ["", "ENOSYS", "EOPNOTSUPP"])
+def test_two_processes_that_find_a_stale_lock_never_both_hold_the_folder(takers, refusal):
+    """The first judges the lock for half a second, in which the second comes."""
+    pids, said, left = takers[f"locks {refusal}"]
+    assert said.count("holds") == 1, said
+    (refused,) = [line for line in said if line != "holds"]
+    holder = pids[said.index("holds")]
+    assert f"in use by process {holder} on host {socket.gethostname()}" in refused
+    assert left == []
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def link(*_, **__):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    assert train(tiny_recipe(tmp_path, training__steps=2), tmp_path / "run").step == 2
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "EOPNOTSUPP", "ENOLCK"])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, name):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        with locked(tmp_path):
+            with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+                with locked(tmp_path):
+                    pass
+        assert not os.listdir(tmp_path)
+
+
+def test_names_that_no_log_can_hold(tmp_path):
+    with pytest.raises(UserError, match=r"is not UTF-8: give another folder"):
+        check_free(tmp_path / "r\udcff", resume=False)
+    with pytest.raises(UserError, match="File name too long; give another folder"):
+        check_free(tmp_path / ("x" * 256), resume=False)
+
+
+def test_what_a_kill_has_left_half_written_does_not_make_a_folder_foreign(tmp_path):
+    for name in (".recipe.yaml.part-1234-0.yaml", ".run.lock.part-1234-1.lock", "run.lock.guard"):
+        (tmp_path / name).write_text("half")
+    check_free(tmp_path, resume=True)

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from hgrn.errors import UserError
 from hgrn.training.loop import train
 from hgrn.training.runlog import Console, RunLog, read_rows
 from tests.training.tiny_runs import tiny_recipe
@@ -113,3 +114,42 @@ def test_several_processes_are_named():
         console(start | {"processes": 1})
     two, one = stream.getvalue().splitlines()
     assert "on cpu by 2 processes: " in two and "on cpu: " in one
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe", b"5", b"{}", b"null", b"NaN", b"[]", b'"text"', b"\0\0\0", b"[" * 100_000, b"{" * 100_000, b"",
+        b'{"kind": "train"}', b'{"kind": "train", "step": NaN}', b'{"kind": "train", "step": true}',
+        b'{"kind": "train", "step": "3"}', b'{"kind": "saved", "step": 3}', b'{"kind": [], "step": 3}',
+        b'{"kind": "train", "step": 3, "loss": [1]}', b'{"kind": "train", "step": 3, "loss": null}',
+        b'{"kind": "train", "step": -1}', b"1" * 5000,
+    ],
+)  # fmt: skip
+def test_a_strange_line_is_passed_over_and_a_run_goes_on(tmp_path, line):
+    rows = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2)]
+    first, second = (json.dumps(row).encode() for row in rows)
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([first, line, second, line]))
+    assert read_rows(tmp_path / "log.jsonl") == rows
+    RunLog(tmp_path, 2).close()
+    assert (tmp_path / "log.jsonl").read_bytes() == first + b"\n" + second + b"\n"
+
+
+def test_a_log_that_cannot_be_read(tmp_path):
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(UserError, match="log.jsonl cannot be read: Is a directory"):
+        read_rows(tmp_path / "log.jsonl")
+
+
+def test_a_resumed_board_drops_the_steps_that_are_taken_again(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for last, step in ((4, 0), (6, 2)):
+        log = RunLog(tmp_path, step)
+        for number in range(step + 1, last + 1):
+            log({"kind": "train", "step": number, "loss": float(10 * last + number)})
+        log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    seen = [(scalar.step, scalar.value) for scalar in board.Scalars("train/loss")]
+    assert seen == [(1, 41.0), (2, 42.0), (3, 63.0), (4, 64.0), (5, 65.0), (6, 66.0)]

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hgrn.files import whole_file
+
 from .gates import LayerGates
 
 _INK, _ACCENT, _SHADE = "#1f3b57", "#c8502d", "#9db4c8"
@@ -31,7 +33,13 @@ def learning_curve(rows: list[dict[str, Any]], path: Path, test: float | None = 
     minutes.set_xlabel("minutes of training")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure. Raises UserError if that cannot be."""
+    with whole_file(path) as draft:
+        figure.savefig(draft, dpi=150)
 
 
 def _minutes_per_step(train: list[dict[str, Any]]) -> float:
@@ -57,7 +65,7 @@ def forget_gates(layers: list[LayerGates], path: Path) -> None:
     panels[0].set_ylabel("1 keeps everything, 0 forgets everything")
     figure.suptitle("Forget gates, layer by layer")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, markerscale=4)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def confusion_matrix(confusion: Tensor, classes: list[str], path: Path) -> None:
@@ -79,4 +87,4 @@ def confusion_matrix(confusion: Tensor, classes: list[str], path: Path) -> None:
             axes.text(column, row, f"{100 * share:.0f}" if share >= 0.005 else "·", ha="center", va="center",
                       color="white" if share > 0.5 else _INK, fontsize=8)  # fmt: skip
     figure.colorbar(image, ax=axes, fraction=0.046, label="share of the class")
-    figure.savefig(path, dpi=150)
+    _save(figure, path)

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from hgrn.errors import UserError
+from hgrn.files import whole_file, writing
 
+_REMEDY = "give a folder that can be with --plots FOLDER"
 _INK, _ACCENT, _SHADE = "#1f3b57", "#c8502d", "#9db4c8"
 _COLOURS = ("#c8502d", "#1f3b57", "#6a8caf", "#5b8c5a", "#b08d3c", "#7d5a8c")
 
@@ -16,13 +17,10 @@ def draw(name: str, rows: Rows, folder: Path) -> list[Path]:
     made = []
     for picture, drawing in _PICTURES.get(name, {}).items():
         figure, path = drawing(rows), folder / f"bench_{picture}.png"
-        try:
+        with writing(path, _REMEDY):
             folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=150)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be written: {error}; give a folder that can be with --plots FOLDER"
-            ) from error
+        with whole_file(path, _REMEDY) as draft:
+            figure.savefig(draft, dpi=150)
         made.append(path)
     return made
 

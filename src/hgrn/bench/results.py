@@ -4,13 +4,12 @@ import csv
 import importlib.metadata
 import os
 import platform
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hgrn.errors import UserError
+from hgrn.files import reading, whole_file, writing
 from hgrn.source import commit
 
 from .measure import Times
@@ -114,29 +113,19 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
 
     Raises UserError if the folder cannot be written.
     """
-    rows = list(rows)
-    try:
+    rows, remedy = list(rows), "give a folder that can be with --out FOLDER"
+    with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp keeps it to its owner
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}; give a folder that can be with --out FOLDER") from error
+    with whole_file(path, remedy) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a file; none if there is no file."""
-    if not path.is_file():
+    try:
+        with reading(path), open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

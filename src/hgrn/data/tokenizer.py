@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hgrn.errors import UserError
+from hgrn.files import expanded, reading, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -66,7 +67,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise UserError(missing)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
@@ -86,8 +87,8 @@ def missing_local_tokenizer(name: str) -> str | None:
         return "tokenizer is empty; give \"bytes\", a name or a path"
     is_path = name.startswith(("/", "./", "../", "~")) or name.endswith(".json")
     try:
-        exists = Path(name).expanduser().exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, ~ of nobody
+        exists = expanded(name).exists()
+    except (OSError, ValueError) as error:  # too long, forbidden, ~ of nobody (a UserError)
         return f"tokenizer {name!r} cannot be looked up: {error}"
     if is_path and not exists:
         return f"tokenizer {name!r} is a path that does not exist; `hgrn tokenizer train` makes a tokenizer"
@@ -109,8 +110,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
     if vocab_size > LARGEST_VOCABULARY:  # the trainer takes memory for all of it before it reads anything
         raise UserError(f"vocab_size must be at most {LARGEST_VOCABULARY}; got {vocab_size}")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; choose another folder for the tokenizer")
+    with reading(out, "give another name"):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} exists and is not an empty folder; choose another folder for the tokenizer")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -118,7 +120,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tokenizer = _with_special_tokens(backend)
-    tokenizer.save_pretrained(out)
+    with whole_folder(out) as draft:
+        tokenizer.save_pretrained(draft)
     return tokenizer
 
 

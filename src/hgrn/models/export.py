@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hgrn.errors import UserError
+from hgrn.files import finish_folder, reading, writing
 from hgrn.modules import Int8Linear
 from hgrn.ops.decompositions import DECOMPOSITIONS
 
@@ -39,7 +40,7 @@ def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: boo
         attention_mask: have that input.
 
     Raises:
-        UserError: the model or the path breaks a rule above; the message names it.
+        UserError: the model or the path breaks a rule above, or the file cannot be written; the message names it.
         TypeError: the model is something else.
         ImportError: the packages of the extra `onnx` are not installed.
     """
@@ -102,9 +103,11 @@ def _export(model: HGRNForCausalLM, path: Path, inputs: dict[str, tuple[Tensor, 
             program, dynamo=True, verbose=False, opset_version=_OPSET, input_names=names, output_names=["logits", *states],
             dynamic_shapes=((axes[0], *[None] * (len(names) - 1)),),  # names of axes; the other inputs share them
         )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    # A folder, since the file refers to the one with its weights by name.
+    with writing(path), tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
         part = Path(folder, path.name)
         written.save(part)
+        finish_folder(Path(folder))
         if _data(part).exists():
             os.replace(_data(part), _data(path))
         os.replace(part, path)
@@ -137,11 +140,12 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_path(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UserError(f"path {path}: the folder {path.parent} does not exist; create it first")
-    for file in (path, _data(path)):
-        if file.exists():
-            raise UserError(f"path {path}: {file} exists and is not overwritten; remove it, or choose another name")
+    with reading(path, "choose another name"):
+        if not path.parent.is_dir():
+            raise UserError(f"path {path}: the folder {path.parent} does not exist; create it first")
+        for file in (path, _data(path)):
+            if file.exists():
+                raise UserError(f"path {path}: {file} exists and is not overwritten; remove it, or choose another name")
 
 
 def _check_packages() -> None:

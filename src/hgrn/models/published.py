@@ -25,6 +25,7 @@ from transformers.utils import (
 )
 
 from hgrn.errors import UserError
+from hgrn.files import reading, whole_folder
 
 from . import convert, published_classifiers
 from .convert import ConversionError
@@ -294,10 +295,12 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
     """
     from hgrn import models
 
-    if out.exists():
-        raise UserError(f"{out} exists already; name a new folder")
-    if not source.exists():
-        raise UserError(f"there is no {source}: give a folder or a file of tensors")
+    with reading(out, "give another name"):
+        if out.exists():
+            raise UserError(f"{out} exists already; name a new folder")
+    with reading(source):
+        if not source.exists():
+            raise UserError(f"there is no {source}: give a folder or a file of tensors")
     found = Published.find(source, {})
     if found is None:
         _check_own(source)
@@ -320,17 +323,12 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
         assumed = published_classifiers.assumed(layout) or assumed
         lines.append("not in the source, and assumed: " + ", ".join(f"{name} {getattr(model.config, name)}" for name in assumed))
 
-    part = out.with_name(f"{out.name}.part-{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
+    with whole_folder(out) as draft:
         if to is None:
-            model.save_pretrained(part)
+            model.save_pretrained(draft)
         else:
-            _save(model, part, to)
-        copied = _copy_beside(source, part)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            _save(model, draft, to)
+        copied = _copy_beside(source, draft)
     return [*lines, f"wrote {out}, layout {target}" + (f", with {', '.join(copied)}" if copied else "")]
 
 

@@ -1,7 +1,6 @@
 """A table of runs of the Long Range Arena: how often each is right on its test split, the paper's number, what guessing gives."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hgrn.errors import UserError, pasted
+from hgrn.files import reading, whole_file
 from hgrn.training.checkpointing import Manifest, steps_saved
 from hgrn.training.recipe import leaves, load_recipe, recipe_from_yaml, shipped_recipes
 from hgrn.training.runlog import read_rows
@@ -91,13 +91,9 @@ def arena_table(
         raise UserError("no run can be evaluated:\n  " + "\n  ".join(absent))
     rows.sort(key=lambda row: (row.task, row.command))
     file = Path(out) if out is not None else folder / NAME
-    try:
-        draft = file.with_name(f"{file.name}.draft")
-        text = _TEXT.format(rows="\n".join(map(_line, rows))) + "".join(f"\n{line}\n" for line in absent)
+    text = _TEXT.format(rows="\n".join(map(_line, rows))) + "".join(f"\n{line}\n" for line in absent)
+    with whole_file(file, "give another file") as draft:
         draft.write_text(text, encoding="utf-8")
-        os.replace(draft, file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}; give another file") from error
     return rows, absent
 
 
@@ -117,13 +113,14 @@ def command(recipe: Recipe, file: Path) -> str:
 
 def _runs(folder: Path) -> list[Path]:
     """The run folders in or below a folder; of recipes that this version cannot read, the arena's alone are an error."""
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}: give one with runs in it")
-    return [
-        file.parent
-        for file in sorted(folder.rglob("recipe.yaml"))
-        if steps_saved(file.parent) and "task: long-range-arena" in file.read_text(encoding="utf-8").splitlines()
-    ]
+    with reading(folder):
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}: give one with runs in it")
+        return [
+            file.parent
+            for file in sorted(folder.rglob("recipe.yaml"))
+            if steps_saved(file.parent) and b"task: long-range-arena" in file.read_bytes().splitlines()
+        ]
 
 
 def _row(run: Path, recipe: ArenaRecipe, model: Any, examples: Examples, checkpoint: Path, on_progress: Tell | None) -> Row:
@@ -133,7 +130,8 @@ def _row(run: Path, recipe: ArenaRecipe, model: Any, examples: Examples, checkpo
 
     result = evaluate(model, examples.batches, tell)
     step = Manifest.read(checkpoint).step
-    times = [row["elapsed"] for row in read_rows(run / "log.jsonl") if row["kind"] == "train" and row["step"] <= step]
+    rows = read_rows(run / "log.jsonl")
+    times = [row.get("elapsed", 0.0) for row in rows if row["kind"] == "train" and row["step"] <= step]
     return Row(
         task=recipe.name,
         data=recipe.data.path,
@@ -153,7 +151,8 @@ def _row(run: Path, recipe: ArenaRecipe, model: Any, examples: Examples, checkpo
 
 def _commit(checkpoint: Path) -> str:
     card = checkpoint / "README.md"  # anyone may have edited or removed it
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    with reading(card):
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found = re.search(r"^- code: hgrn at (.+)$", text, re.MULTILINE)
     return found[1] if found else "not recorded"
 

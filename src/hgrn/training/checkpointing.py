@@ -15,6 +15,7 @@ is on disk. So a kill at any moment leaves the checkpoints before it whole, and 
 the next save removes. `transformers.AutoModelForCausalLM.from_pretrained` loads a `step-N` folder.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -22,7 +23,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -34,6 +35,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 from hgrn.errors import UserError, pasted
+from hgrn.files import finish_folder, reading, remove, sync, whole_file, writing
 from hgrn.training import sharding
 from hgrn.training.distributed import Ranks
 from hgrn.training.recipe import blocking_changes, can_be_longer, recipe_from_yaml, recipe_to_yaml
@@ -60,6 +62,7 @@ SAVE_POINTS = (
 # Prefixes of the hidden folders.
 SAVING, DROPPED = ".saving-", ".dropped-"
 SHARDED = "sharded"
+_REMEDY = "the checkpoints before it are whole: make room or mend it, and go on with --resume"
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,16 @@ def save(
     facts: dict[str, str],
     ranks: Ranks,
 ) -> Path:
-    """Save one checkpoint from all ranks, then drop all but the newest `recipe.training.keep`; its folder.
+    """Save one checkpoint from all ranks, then drop all but the newest `recipe.training.keep`; its
+    folder.
 
-    processor: a tokenizer, or anything with `save_pretrained(folder)`, or None. state: this rank's RNG and position, of types
-    that `torch.load(weights_only=True)` reads. facts: what the model card says of the run.
+    processor: a tokenizer, or anything with `save_pretrained(folder)`, or None. state: this rank's
+    RNG and position, of types that `torch.load(weights_only=True)` reads. facts: what the model
+    card says of the run.
+
+    Raises UserError on every rank if one cannot write. What was written of the checkpoint is then
+    removed, and the checkpoints before it stay.
     """
-    from hgrn.models import card
-
     place = run / "checkpoints" / f"step-{step:06d}"
     hidden = place.with_name(SAVING + place.name)
     weights = shards = None  # of a model that is not sharded, save_pretrained takes the weights itself
@@ -117,65 +123,129 @@ def save(
         optimizer_state = optimizer.state_dict()
     if ranks.is_main:
         state = state | {"optimizer": optimizer_state}
-        _remove_hidden(run)
-        hidden.mkdir(parents=True)
-        _done("folder made")
-        model.card_facts = facts
-        with without_bars():
-            model.save_pretrained(hidden, state_dict=weights)
-        _done("weights written")
-        if processor is not None:
-            processor.save_pretrained(hidden)
-        _done("processor written")
-        (hidden / "recipe.yaml").write_text(recipe_to_yaml(recipe), encoding="utf-8")
-        _done("recipe written")
-    ranks.barrier()
-    torch.save(state, hidden / _state_name(ranks.rank))
-    if shards is not None:
-        sharding.save(hidden / SHARDED, shards)
-    ranks.barrier()
-    if ranks.is_main:
-        _done("state written")
-        files = [file for file in sorted(hidden.rglob("*")) if file.is_file()]
-        for file in files:
-            _fsync(file)
-        _done("files on disk")
-        listed = [
-            SavedFile(f.relative_to(hidden).as_posix(), f.stat().st_size, _sha256(f)) for f in files if f.name != card.NAME
-        ]
-        manifest = Manifest(step, ranks.world, fingerprint, listed)
-        (hidden / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-        _fsync(hidden / "manifest.json")
-        _fsync(hidden)
-        _done("manifest on disk")
-        if place.exists():  # one that a resume has passed over as damaged
-            _hide_and_remove(place)
-        hidden.rename(place)
-        _done("renamed")
-        _fsync(place.parent)
-        _done("parent on disk")
-        _rotate(run, step, recipe.training.keep)
-        _done("rotated")
-    ranks.barrier()
+
+    def saving() -> AbstractContextManager:
+        def needs() -> int:
+            return _bytes_of([model.state_dict(), state, shards])
+
+        return writing(place, _REMEDY, needs, hidden)
+
+    try:
+        with ranks.together(), saving():
+            if ranks.is_main:
+                remove_leftovers(run)
+                hidden.mkdir(parents=True)
+                _done("folder made")
+                _save_model(hidden, model, weights, processor, recipe, facts)
+        with ranks.together(), saving(), open(hidden / _state_name(ranks.rank), "wb") as file:
+            torch.save(state, file)
+        if shards is not None:
+            with ranks.together(), saving():
+                sharding.save(hidden / SHARDED, shards)
+        with ranks.together(), saving():
+            if ranks.is_main:
+                _done("state written")
+                _seal(hidden, step, ranks.world, fingerprint)
+                _put_in_place(hidden, place)
+                _rotate(run, step, recipe.training.keep)
+                _done("rotated")
+    except BaseException:
+        if ranks.is_main:
+            remove(hidden)
+        raise
     return place
+
+
+def _save_model(
+    folder: Path,
+    model: Any,
+    weights: dict | None,
+    processor: Any,
+    recipe: Recipe,
+    facts: dict[str, str],
+) -> None:
+    """Write what makes a folder a model that can be loaded, and the recipe it was trained with."""
+    model.card_facts = facts
+    with without_bars():
+        model.save_pretrained(folder, state_dict=weights)
+    _done("weights written")
+    if processor is not None:
+        processor.save_pretrained(folder)
+    _done("processor written")
+    (folder / "recipe.yaml").write_text(recipe_to_yaml(recipe), encoding="utf-8")
+    _done("recipe written")
+
+
+def _seal(folder: Path, step: int, world: int, fingerprint: str) -> None:
+    """Put all files of a checkpoint on disk, and then the manifest that lists them."""
+    from hgrn.models import card
+
+    finish_folder(folder)
+    _done("files on disk")
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != card.NAME]
+    listed = [
+        SavedFile(file.relative_to(folder).as_posix(), file.stat().st_size, _sha256(file))
+        for file in files
+    ]
+    manifest = Manifest(step, world, fingerprint, listed)
+    with whole_file(folder / "manifest.json") as draft:
+        draft.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
+    _done("manifest on disk")
+
+
+def _put_in_place(hidden: Path, place: Path) -> None:
+    if place.exists():  # one that a resume has passed over as damaged
+        _hide_and_remove(place)
+    hidden.rename(place)
+    _done("renamed")
+    sync(place.parent)
+    _done("parent on disk")
+
+
+def _bytes_of(value: Any) -> int:
+    """The size of all tensors in dictionaries and lists inside each other."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(_bytes_of, value.values()))
+    return sum(map(_bytes_of, value)) if isinstance(value, list | tuple) else 0
 
 
 def steps_saved(run: Path) -> list[tuple[int, Path]]:
     """The step and folder of every checkpoint in a run folder, whole or not, oldest first."""
-    found = []
-    for folder in (run / "checkpoints").glob("step-*"):
-        if number := re.fullmatch(r"step-(\d+)", folder.name):
-            found.append((int(number[1]), folder))
+    folder, found = run / "checkpoints", []
+    try:
+        with reading(folder):
+            names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    for name in names:
+        if number := re.fullmatch(r"step-(\d+)", name):
+            found.append((int(number[1]), folder / name))
     return sorted(found)
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why the manifest of a checkpoint does not hold, or None if it does."""
+    """Why the manifest of a checkpoint does not hold, or None if it does.
+
+    Raises UserError for files that may be whole, but that this user may not read.
+    """
+    with reading(checkpoint):
+        try:
+            return _unlike_manifest(checkpoint)
+        except FileNotFoundError as error:
+            return f"{Path(error.filename).name} is missing"
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return f"a file cannot be read: {error.strerror}"
+
+
+def _unlike_manifest(checkpoint: Path) -> str | None:
+    """The first thing that is not as the manifest says."""
     try:
         files = Manifest.read(checkpoint).files
-    except FileNotFoundError:
-        return "manifest.json is missing"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "manifest.json is not one that hgrn wrote"
     for listed in files:
         file = checkpoint / listed.name
@@ -205,17 +275,19 @@ def find_checkpoint(path: Path) -> Path:
     A folder without our manifest passes if it holds a config.json (any saved transformers model). Raises
     UserError.
     """
-    if not path.is_dir():
-        raise UserError(
-            f"no checkpoint folder {path}: give a run folder, one of its checkpoints, or a saved model"
-        )
-    if (path / "manifest.json").is_file():
+    with reading(path):
+        if not path.is_dir():
+            raise UserError(
+                f"no checkpoint folder {path}: give a run folder, one of its checkpoints, or a saved model"
+            )
+        is_ours, is_saved = ((path / name).is_file() for name in ("manifest.json", "config.json"))
+    if is_ours:
         if reason := damage(path):
             raise UserError(
                 f"checkpoint {path} is damaged: {reason}. Use another one of the run, or copy it again."
             )
         return path
-    if (path / "config.json").is_file():
+    if is_saved:
         return path
     newest, passed_over = latest_valid(path)
     if newest is None:
@@ -254,7 +326,8 @@ def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str) -> None:
 
 def check_same_recipe(saved: Path, recipe: Recipe) -> None:
     """Raise UserError if the recipe file of a run differs from `recipe` in what decides the weights."""
-    before = recipe_from_yaml(saved)
+    with reading(saved):
+        before = recipe_from_yaml(saved)
     changes = blocking_changes(before, recipe)
     if changes:
         remedy = "Undo the changes to resume it, or start a new run in another folder."
@@ -291,15 +364,16 @@ def load_state(checkpoint: Path, rank: int) -> dict:
     """What `save` was given as `state` on this rank, on the CPU. UserError for a file that holds code."""
     file = checkpoint / _state_name(rank)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with reading(file):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise UserError(
             f"{file} holds more than tensors and plain data, so it is refused: it is not ours"
         ) from error
 
 
-def _remove_hidden(run: Path) -> None:
-    """Remove what a killed save or rotation left behind."""
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed save or rotation left behind. Only whoever holds the run's lock may."""
     for prefix in (SAVING, DROPPED):
         for leftover in (run / "checkpoints").glob(f"{prefix}*"):
             shutil.rmtree(leftover)
@@ -339,15 +413,6 @@ def _done(point: str) -> None:
 
 def _state_name(rank: int) -> str:
     return f"rank-{rank}.pt"
-
-
-def _fsync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(file: Path) -> str:

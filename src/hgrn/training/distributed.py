@@ -12,10 +12,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from hgrn.errors import UserError
+from hgrn.errors import ToldElsewhere, UserError
 from hgrn.parallel import parallelize
 from hgrn.training import sharding
-from hgrn.training.peers import Peers
+from hgrn.training.peers import Peers, outlive_torchrun
 from hgrn.training.specs import ParallelSpec
 
 _FROM_TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -121,10 +121,30 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Ends when every rank is at the end of its block, in which the ranks do not talk to each
+        other.
+
+        A UserError inside the block of any rank ends all of them: the first rank that has one
+        raises its own, the others a ToldElsewhere. So a rank that cannot write its file leaves
+        nobody waiting, and one rank says why.
+        """
+        error = None
+        try:
+            yield
+        except UserError as found:
+            error = found
+        (failures,) = self.sum(error is not None)
+        if not failures:
+            return
+        messages = [None if error is None else str(error)]
         if self.world > 1:
-            dist.barrier()
+            messages = [None] * self.world
+            dist.all_gather_object(messages, None if error is None else str(error))
+            outlive_torchrun()
+        speaker = next(rank for rank, message in enumerate(messages) if message is not None)
+        raise error if self.rank == speaker else ToldElsewhere(messages[speaker])
 
     def wrap(self, model: nn.Module, precision: str) -> nn.Module:
         """`model`, reading stretches if it has to, with its gradients averaged over the ranks at the end of each backward pass.

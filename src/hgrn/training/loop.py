@@ -91,26 +91,31 @@ def train(
         stack.enter_context(cpu_threads(recipe.training.threads))
         _check_division(recipe, ranks)
         listen = on_event if on_event and ranks.is_main else _ignore
-        if ranks.is_main:
-            check_free(run, resume)
+        with ranks.together():
+            if ranks.is_main:
+                check_free(run, resume)
 
         def tell_data(done: int, total: int | None) -> None:
             listen({"kind": "data", "step": 0, "done": done, "total": total})
 
-        task = make_task(recipe, ranks, tell_data)
-        if ranks.is_main:
-            stack.enter_context(locked(run))
-            # Once more: another run may have come and gone while the data was prepared.
-            check_free(run, resume)
-        ranks.barrier()
+        with ranks.together():
+            task = make_task(recipe, ranks, tell_data)
+        check_lock = _nothing
+        with ranks.together():
+            if ranks.is_main:
+                check_lock = stack.enter_context(locked(run))
+                # Once more: another run may have come and gone while the data was prepared.
+                check_free(run, resume)
         trainer = Trainer(recipe, run, task, ranks, listen)
+        trainer.check_lock = check_lock
         if resume:
             trainer.resume()
-        if ranks.is_main:
-            write_recipe(run, recipe)
-            log = RunLog(run, trainer.progress.step, recipe)
-            stack.callback(log.close)
-            trainer.listeners.append(log)
+        with ranks.together():
+            if ranks.is_main:
+                write_recipe(run, recipe)
+                log = RunLog(run, trainer.progress.step, recipe)
+                stack.callback(log.close)
+                trainer.listeners.append(log)
         trainer.stop_requested = stack.enter_context(_stop_signals(second_aborts=ranks.world == 1))
         with ranks.explained():
             return trainer.run_to_end()
@@ -144,6 +149,7 @@ class Trainer:
         self.progress = Progress()
         self.checkpoint: Path | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
+        self.check_lock: Callable[[], None] = _nothing  # raises UserError if another run has the folder
         self.lr = self.grad_norm = math.nan  # of the last step
         torch.manual_seed(recipe.training.seed + ranks.rank)  # dropout differs between the ranks
 
@@ -160,25 +166,34 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint of the run folder; from step 0 if it has not saved any."""
+        with self.ranks.together():
+            checkpoint = self._resumable()
+        if checkpoint is not None:
+            self._load(checkpoint)
+            self.checkpoint = checkpoint
+            self._emit("resumed", path=str(checkpoint))
+
+    def _resumable(self) -> Path | None:
+        """The newest whole checkpoint, which this run may go on from. UserError if there is
+        something else."""
         checkpoint, passed_over = checkpointing.latest_valid(self.run)
         for path, reason in passed_over:
             self._emit("passed over", path=str(path), reason=reason)
         if checkpoint is not None:
             checkpointing.check_resumable(checkpoint, self.recipe, self.task.fingerprint)
-            self._load(checkpoint)
-            self.checkpoint = checkpoint
-            self._emit("resumed", path=str(checkpoint))
         elif passed_over:
             reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
             raise UserError(f"no checkpoint in {self.run} is whole, so it cannot be resumed:{reasons}")
         elif (self.run / "recipe.yaml").is_file():
             checkpointing.check_same_recipe(self.run / "recipe.yaml", self.recipe)
+        return checkpoint
 
     def _load(self, checkpoint: Path) -> None:
         """Go on exactly where a checkpoint was taken; with other numbers for dropout if by another number of ranks."""
         ranks = self.ranks
         world, context = checkpointing.layout(checkpoint)
-        states = [checkpointing.load_state(checkpoint, rank) for rank in range(0, world, context)]
+        with ranks.together():
+            states = [checkpointing.load_state(checkpoint, rank) for rank in range(0, world, context)]
         self.progress = Progress(**states[0]["progress"])
         checkpointing.load_model_and_optimizer(checkpoint, self.model, self.optimizer, states[0]["optimizer"])
         if self.average is not None:
@@ -241,7 +256,8 @@ class Trainer:
         if ranks.is_sharded:
             grad_norm = math.sqrt(squares)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise UserError(self._not_finite(loss, grad_norm))
+            with ranks.together():  # all of them have found it, and one says so
+                raise UserError(self._not_finite(loss, grad_norm))
         clip_norm = self.recipe.optimizer.clip_norm
         if clip_norm is not None and grad_norm > clip_norm:
             clip_grads_with_norm_(self.parameters, clip_norm, norm.new_tensor(grad_norm))
@@ -265,21 +281,22 @@ class Trainer:
         progress, task, training = self.progress, self.task, self.recipe.training
         loss = progress.window_nats / progress.window_units
         window_steps = progress.step % training.log_every or training.log_every
-        self._emit(
-            "train",
-            loss=loss,
-            **task.figures(loss),
-            lr=self.lr,
-            grad_norm=self.grad_norm,
-            epoch=task.sampler.epoch + task.sampler.index / task.sampler.steps_per_epoch,
-            elapsed=progress.seconds,
-            time_left=(training.steps - progress.step) * progress.window_seconds / window_steps,
-            **{task.unit: progress.units, f"{task.unit}_per_s": progress.window_units / progress.window_seconds},
-        )
+        with self.ranks.together():  # the log may be refused
+            self._emit(
+                "train",
+                loss=loss,
+                **task.figures(loss),
+                lr=self.lr,
+                grad_norm=self.grad_norm,
+                epoch=task.sampler.epoch + task.sampler.index / task.sampler.steps_per_epoch,
+                elapsed=progress.seconds,
+                time_left=(training.steps - progress.step) * progress.window_seconds / window_steps,
+                **{task.unit: progress.units, f"{task.unit}_per_s": progress.window_units / progress.window_seconds},
+            )
         progress.window_nats, progress.window_units, progress.window_seconds = 0.0, 0, 0.0
 
     def _validate(self) -> None:
-        sharded = self.ranks.is_sharded
+        sharded, numbers = self.ranks.is_sharded, None
         if self.ranks.is_main or sharded:  # a sharded model gathers its weights from all ranks
             with self._averaged():
                 numbers = self.task.validate()
@@ -288,9 +305,13 @@ class Trainer:
             metric, best = self.task.metric, self.progress.best
             if not best or self.task.is_better(numbers[metric], than=best[metric]):
                 self.progress.best = {"step": self.progress.step, metric: numbers[metric]}
-            self._emit("validation", **numbers)
+        with self.ranks.together():
+            if numbers is not None:
+                self._emit("validation", **numbers)
 
     def _save(self) -> None:
+        with self.ranks.together():
+            self.check_lock()
         with self._averaged():
             self.checkpoint = checkpointing.save(
                 self.run,
@@ -342,6 +363,10 @@ class Trainer:
 
 
 def _ignore(event: dict[str, Any]) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass
 
 

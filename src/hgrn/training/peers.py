@@ -1,5 +1,6 @@
 """Which processes live: the holder of a lock, and the other ranks of a run."""
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from hgrn.errors import UserError
+from hgrn.files import is_running
 
 _POLL, _GRACE = 0.25, 3.0  # seconds
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "Timed out", "timed out")  # what gloo says
@@ -31,19 +33,29 @@ class Process:
     def this(cls) -> "Process":
         return cls(socket.gethostname(), os.getpid(), _stat(os.getpid())[1])
 
+    @classmethod
+    def read(cls, text: str) -> "Process":
+        """What `json.dumps(asdict(process))` wrote. Raises ValueError for anything else."""
+        try:
+            content = json.loads(text)
+            process = cls(**content)
+        except (TypeError, RecursionError) as error:
+            raise ValueError(str(error)) from error
+        is_number = isinstance(process.pid, int) and not isinstance(process.pid, bool)
+        is_text = isinstance(process.host, str) and isinstance(process.born, str | None)
+        if not (is_text and is_number and 0 < process.pid < 1 << 31):
+            raise ValueError(f"{content} is no process")
+        return process
+
     @property
     def is_gone(self) -> bool:
         """Whether it was on this host and has ended; of one on another host we cannot tell."""
         if self.host != socket.gethostname():
             return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
+        if not is_running(self.pid):
             return True
-        except PermissionError:
-            pass
         state, born = _stat(self.pid)
-        return state == "Z" or born != self.born
+        return state == "Z" or born not in (None, self.born)
 
 
 def _stat(pid: int) -> tuple[str | None, str | None]:
@@ -54,6 +66,13 @@ def _stat(pid: int) -> tuple[str | None, str | None]:
         return None, None
     fields = stat.rpartition(")")[2].split()
     return fields[0], fields[19]
+
+
+def outlive_torchrun() -> None:
+    """Ignore SIGTERM from now on: by it torchrun ends the ranks that are left, which have something
+    to say first."""
+    if threading.current_thread() is threading.main_thread():  # only there Python lets us
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Peers:
@@ -89,17 +108,14 @@ class Peers:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn the error of a rank that has lost another one into a UserError, and from then on ignore SIGTERM.
-
-        By that signal torchrun ends the ranks that are left, which have something to say first.
-        """
+        """Turn the error of a rank that has lost another one into a UserError, and from then on
+        ignore SIGTERM."""
         try:
             yield
         except RuntimeError as error:
             if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in _LOST):
                 raise
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            outlive_torchrun()
             raise UserError(self._message(self.gone(within=_GRACE))) from error
 
     def _watch(self, left: threading.Event) -> None:

@@ -1,84 +1,193 @@
-"""The folder of a run: whose it is, and that only one process group writes to it."""
+"""The folder of a run: whose it is, and that only one process group writes to it.
 
+`run.lock` says who holds the folder: host, process, and when the process began. Whoever judges or
+changes it holds `run.lock.guard` meanwhile and until the end of the run, a lock of the file system
+(of `filelock`), which goes away with its process: so of two runs that find the lock of a dead one
+at the same moment, one takes it over and the other waits and sees. Where the file system knows no
+locks, the guard is `run.lock.marker`, a file that only one process can make; filelock writes into
+it whose it is, and takes over that of a process that has ended.
+"""
+
+import errno
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout, UnixFileLock
+
 from hgrn.errors import UserError
-from hgrn.training.checkpointing import steps_saved
+from hgrn.files import is_draft, reading, remove, whole_file, writing
+from hgrn.training.checkpointing import remove_leftovers, steps_saved
 from hgrn.training.peers import Process
 from hgrn.training.recipe import recipe_to_yaml
 from hgrn.training.specs import Recipe
 
-LOCK = "run.lock"
+LOCK, GUARD, MARKER = "run.lock", "run.lock.guard", "run.lock.marker"
+_ELSEWHERE = "give another folder for the run"
+_NO_LOCKS = {
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+    errno.EINVAL,
+}  # what a file system without locks answers
+_PATIENCE, _POLL = 10.0, 0.05  # seconds: how long a process may take to take over a lock
 
 
 def check_free(run: Path, resume: bool) -> None:
     """Raise UserError unless `run` is missing or empty or, to resume, holds a run."""
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file: give a folder for the run")
-    if not run.exists():
-        return
-    entries = [entry.name for entry in run.iterdir() if not entry.name.startswith(LOCK)]
+    _check_name(run)
+    with reading(run, _ELSEWHERE):
+        if not run.exists():
+            return
+        if not run.is_dir():
+            raise UserError(f"{run} is a file: give a folder for the run")
+        entries = [
+            entry.name
+            for entry in run.iterdir()
+            if not (entry.name.startswith(LOCK) or is_draft(entry.name))
+        ]
     if not entries:
         return
     if "recipe.yaml" not in entries:
-        raise UserError(f"{run} is not empty and holds no run ({min(entries)}, ...): give another folder")
+        raise UserError(
+            f"{run} is not empty and holds no run ({min(entries)}, ...): give another folder"
+        )
     if not resume:
         saved = steps_saved(run)
         at = f", saved up to step {saved[-1][0]}" if saved else ""
-        raise UserError(f"{run} already holds a run{at}: add --resume to go on, or give another folder")
+        raise UserError(
+            f"{run} already holds a run{at}: add --resume to go on, or give another folder"
+        )
+
+
+def _check_name(run: Path) -> None:
+    """Raise UserError for a name that cannot be written into logs and model cards."""
+    try:
+        str(run).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{os.fsencode(run)!r} is not UTF-8: {_ELSEWHERE}") from error
 
 
 def write_recipe(run: Path, recipe: Recipe) -> None:
     """Put the run's recipe.yaml in place, whole at any moment."""
-    draft = run / f"{LOCK}.recipe"
-    draft.write_text(recipe_to_yaml(recipe), encoding="utf-8")
-    os.replace(draft, run / "recipe.yaml")
+    with whole_file(run / "recipe.yaml") as draft:
+        draft.write_text(recipe_to_yaml(recipe), encoding="utf-8")
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Make a run folder if need be and hold its lock.
+def locked(run: Path) -> Iterator[Callable[[], None]]:
+    """Make a run folder if need be, hold its lock, and remove what killed runs have left
+    half-written there.
 
-    Raises UserError if the folder cannot be written, or a live process or any on another host holds the lock.
+    Yields what raises UserError if another run has the folder by now, since somebody has removed
+    the lock; a lock that is only gone is put back.
+
+    Raises UserError if the folder cannot be written, or a live process or any on another host holds
+    the lock.
     """
-    lock = run / LOCK
-    mine = Process.this()
-    # A link to a finished file appears whole or not at all, so a lock is never without its owner.
-    draft = run / f"{LOCK}.{mine.host}.{mine.pid}"
-    try:
+    lock, mine = run / LOCK, Process.this()
+
+    def write() -> None:
+        with whole_file(lock) as draft:
+            draft.write_text(json.dumps(asdict(mine)), encoding="utf-8")
+
+    def check() -> None:
+        holder = _holder(lock)
+        if holder is None:
+            with writing(run, _ELSEWHERE):
+                run.mkdir(parents=True, exist_ok=True)
+            write()
+        elif holder != mine:
+            raise _in_use(lock, holder)
+
+    with writing(run, _ELSEWHERE):
         run.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(asdict(mine)), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{run} cannot be written: {error.strerror}. Give another folder.") from error
-    try:
+    with _guarded(run):
+        holder = _holder(lock)
+        if holder is not None and not holder.is_gone:
+            raise _in_use(lock, holder)
+        with writing(run, _ELSEWHERE):
+            remove_leftovers(run)  # first: they may have all the room that the disk has
+        write()
         try:
-            os.link(draft, lock)
-        except FileExistsError:
-            _remove_stale(lock)
-            os.link(draft, lock)
-    finally:
-        draft.unlink()
+            yield check
+        finally:
+            if _is_ours(lock, mine):
+                remove(lock)
+
+
+@contextmanager
+def _guarded(run: Path) -> Iterator[None]:
+    """Hold the guard of a run folder; UserError where another process keeps it."""
+    guard = FileLock(run / GUARD, fallback_to_soft=False)
+    with writing(run, _ELSEWHERE):
+        try:
+            _acquire(guard, run)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            remove(run / GUARD)
+            guard = SoftFileLock(run / MARKER)
+            _acquire(guard, run)
     try:
         yield
     finally:
-        lock.unlink()
+        if isinstance(guard, UnixFileLock):  # the others remove their file themselves
+            remove(run / GUARD)  # safe while it is held: who waits for a removed one begins anew
+        with writing(run):
+            guard.release()
 
 
-def _remove_stale(lock: Path) -> None:
-    """Remove a lock whose process on this host is dead; raise UserError for any other."""
+def _acquire(guard: BaseFileLock, run: Path) -> None:
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            guard.acquire(timeout=0)
+            return
+        except Timeout:
+            holder = _holder(run / LOCK)
+            if holder is not None and (time.monotonic() > until or not holder.is_gone):
+                raise _in_use(run / LOCK, holder) from None
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{run} is in use by another process, which holds {guard.lock_file}: wait for "
+                    f"it or {_ELSEWHERE}. If there is no such process, remove that file."
+                ) from None
+            time.sleep(_POLL)
+
+
+def _holder(lock: Path) -> Process | None:
+    """Whom the lock names; None where there is no lock. UserError for one that holds something
+    else."""
     try:
-        holder = Process(**json.loads(lock.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{lock} is not readable: if no run writes to its folder now, remove it") from error
-    if holder.is_gone:
-        lock.unlink()
-        return
-    raise UserError(
-        f"{lock.parent} is in use by process {holder.pid} on host {holder.host}: wait for it or give "
-        f"another folder. If that process is gone, remove {lock}."
+        with reading(lock, "if no run writes to its folder now, remove it"):
+            return Process.read(lock.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(
+            f"{lock} is not readable: if no run writes to its folder now, remove it"
+        ) from error
+
+
+def _is_ours(lock: Path, mine: Process) -> bool:
+    """Whether the lock still names this process, at the end of a run, when nothing else matters any
+    more."""
+    try:
+        return _holder(lock) == mine
+    except UserError:
+        return False
+
+
+def _in_use(lock: Path, holder: Process) -> UserError:
+    return UserError(
+        f"{lock.parent} is in use by process {holder.pid} on host {holder.host}: wait for it or "
+        f"{_ELSEWHERE}. If that process is gone, remove {lock} and what else begins with that name."
     )

@@ -5,72 +5,156 @@ The loop emits events, plain dictionaries with `kind` and `step`: "data" (being 
 the rows of training and validation, `Console` shows what a person wants to see.
 """
 
+import io
 import json
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
 from hgrn.errors import pasted
+from hgrn.files import reading, whole_file, writing
 from hgrn.training.recipe import leaves, recipe_to_yaml
 from hgrn.training.specs import Recipe
 
 ROWS = ("train", "validation")
 # What TensorBoard shows beside the settings of runs.
 _COMPARED = ("train/loss", "validation/bits_per_byte", "validation/accuracy")
+_REMEDY = "make room or mend it, and go on with --resume: the checkpoints are whole"
 
 
 class RunLog:
     """`log.jsonl`, one row a line as soon as it is known, and the same numbers for TensorBoard."""
 
     def __init__(self, run: Path, step: int, recipe: Recipe | None = None):
-        """Go on after `step`: rows of later steps, which a killed run has left, are dropped. TensorBoard shows the recipe too."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Go on after `step`: rows of later steps, which a killed run has left, are dropped.
 
-        path = run / "log.jsonl"
-        kept = [row for row in read_rows(path) if row["step"] <= step]
-        draft = path.with_suffix(".draft")
-        draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(draft, path)
-        self._rows = path.open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(run / "tensorboard", purge_step=step + 1 if step else None)
+        TensorBoard shows the recipe too. Raises UserError, here and for each row, if the files cannot be written.
+        """
+        self._path = run / "log.jsonl"
+        kept = [row for row in read_rows(self._path) if row["step"] <= step]
+        with whole_file(self._path) as draft:
+            draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        with writing(self._path, _REMEDY):
+            self._rows = _Appended(self._path, "ab")
+        self._board = EventFile(run / "tensorboard", purge_step=step + 1 if step else None)
         if recipe is not None:
             self._show(recipe, step)
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["kind"] not in ROWS:
             return
-        self._rows.write(json.dumps(event) + "\n")
-        for name, value in event.items():
-            if name not in ("kind", "step"):
-                self._board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+        with writing(self._path, _REMEDY):
+            self._rows.write(json.dumps(event).encode() + b"\n")
+        kind, step = event["kind"], event["step"]
+        scalars = {f"{kind}/{name}": event[name] for name in event if name not in ("kind", "step")}
+        self._board.add(scalars, step)
 
     def _show(self, recipe: Recipe, step: int) -> None:
         """The recipe as a text, and as hyperparameters by which TensorBoard sorts and filters runs."""
-        from torch.utils.tensorboard.summary import hparams
+        from torch.utils.tensorboard.summary import hparams, text
 
         lines = recipe_to_yaml(recipe).splitlines()
-        self._board.add_text("recipe", "\n".join(f"    {line}" for line in lines), step)  # four spaces: code in Markdown
+        shown = "\n".join(f"    {line}" for line in lines)  # four spaces: code in Markdown
+        self._board.add_summary(text("recipe", shown), step)
         settings = leaves(recipe.model_dump(mode="json"))
-        plain = {key: value if isinstance(value, bool | int | float | str) else json.dumps(value) for key, value in settings.items()}
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for key, value in settings.items()
+        }
         definition, values, _ = hparams(plain, dict.fromkeys(_COMPARED, 0.0))
-        self._board.file_writer.add_summary(definition)
-        self._board.file_writer.add_summary(values)
+        self._board.add_summary(definition)
+        self._board.add_summary(values)
 
     def close(self) -> None:
         self._rows.close()
         self._board.close()
 
 
+class EventFile:
+    """The scalars of a run in TensorBoard's own format.
+
+    torch's SummaryWriter writes in a thread, where an error of the disk is a traceback and reaches
+    nobody; this writes at once.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None):
+        """purge_step: rows from this step on, in older files of the folder, are of steps that are
+        taken again."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+        self._path = folder / name
+        with writing(folder, _REMEDY):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = _Appended(self._path, "ab")
+        self._write(file_version="brain.Event:2", step=purge_step or 0)
+        if purge_step is not None:
+            self._write(session_log=SessionLog(status=SessionLog.START), step=purge_step)
+
+    def add(self, scalars: dict[str, float], step: int) -> None:
+        """Numbers of a step by their tags. Raises UserError if they cannot be written."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self.add_summary(Summary(value=values), step)
+
+    def add_summary(self, summary: Any, step: int = 0) -> None:
+        """A summary of TensorBoard's. Raises UserError if it cannot be written."""
+        self._write(summary=summary, step=step)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = Event(wall_time=time.time(), **event).SerializeToString()
+        with writing(self._path, _REMEDY):
+            RecordWriter(self._file).write(record)
+
+
+class _Appended(io.FileIO):
+    """A file of which nothing waits in memory: what is written is with the system, or an OSError
+    says that it is not."""
+
+    def write(self, data: bytes) -> int:
+        """All of `data`; the system may take it in pieces."""
+        left = memoryview(data)
+        while left:
+            left = left[super().write(left) :]
+        return len(data)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log.jsonl, up to a line that a kill or a power cut has spoiled; none without a file."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """The rows of a log.jsonl, none without a file; lines that are no rows of ours are passed over.
+
+    A kill or a power cut may have spoiled the last line, and an editor any. Raises UserError if the
+    file cannot be read.
+    """
+    try:
+        with reading(path):
+            lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [row for line in lines if (row := _row(line)) is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line as `RunLog` writes them: a kind, a step, and numbers by their names."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or row.get("kind") not in ROWS:
+        return None
+    if type(row.get("step")) is not int or row["step"] < 0:
+        return None
+    numbers = [value for name, value in row.items() if name not in ("kind", "step")]
+    return row if all(type(value) in (int, float) for value in numbers) else None
 
 
 class Console:

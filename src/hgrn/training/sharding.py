@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -81,8 +82,13 @@ def split_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dic
 
 
 def save(folder: Path, sharded: dict[str, Tensor]) -> None:
-    """Write this rank's part of a sharded checkpoint; collective."""
-    dcp.save(sharded, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    """Write this rank's part of a sharded checkpoint; collective, and so are its errors."""
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        dcp.save(sharded, storage_writer=writer)
+    except CheckpointException as error:  # a BaseException with those of the ranks
+        failure, _ = error.failures[min(error.failures)]
+        raise failure from error
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

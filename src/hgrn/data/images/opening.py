@@ -12,7 +12,6 @@ Examples, as YAML under `data:` of a recipe:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from hgrn.data.images.cifar import open_cifar
@@ -22,6 +21,7 @@ from hgrn.data.images.idx import open_idx
 from hgrn.data.images.shards import ShardSource, expand_shards
 from hgrn.data.images.source import ImageSource, hold_out
 from hgrn.errors import UserError
+from hgrn.files import expanded
 
 SPLITS = ("train", "validation", "test")
 CHANNELS = {"idx": 1, "cifar": 3}
@@ -72,7 +72,7 @@ def problems(data: ImageData) -> list[str]:
         found += _shard_problems(data)
     elif data.path is None:
         found.append(f"path is missing; format {data.format} needs it")
-    elif data.format != "dataset" and not Path(data.path).expanduser().is_dir():
+    elif data.format != "dataset" and not expanded(data.path).is_dir():
         found.append(f"path: there is no folder {data.path}")
     return found
 
@@ -91,7 +91,7 @@ def open_images(data: ImageData, split: str) -> ImageSource:
 
 
 def _open_fixed(data: ImageData, split: str) -> ImageSource:
-    folder = Path(data.path).expanduser()
+    folder = expanded(data.path)
     published = "test" if split == "test" else "train"
     if data.format == "idx":
         whole = open_idx(folder, published, data.classes if isinstance(data.classes, list) else None)
@@ -107,7 +107,7 @@ def _open_fixed(data: ImageData, split: str) -> ImageSource:
 
 
 def _open_folder(data: ImageData, split: str) -> ImageSource:
-    root = Path(data.path).expanduser()
+    root = expanded(data.path)
     check = check_imagenet if data.format == "imagenet" else (lambda source: source)
     folder = split_folder(root, split)
     train_folder = split_folder(root, "train")

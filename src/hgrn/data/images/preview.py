@@ -16,6 +16,7 @@ from hgrn.data.images.randaugment import rand_augment
 from hgrn.data.images.source import CorruptImage, ImageSource
 from hgrn.data.shuffle import hashed, shuffled
 from hgrn.errors import UserError
+from hgrn.files import whole_file
 
 GAP = 2  # pixels between images
 SMALL = 56  # smaller images are drawn this large
@@ -49,7 +50,8 @@ def preview(source: ImageSource, folder: Path, size: int, settings: Augmentation
     for name, change in [*changes.items(), ("all", _chain(whole))]:
         drawn = [change(images, hashed(seed, row) >> 1) for row in range(rows)]
         path = folder / f"{name}.png"
-        _sheet([images, *drawn]).save(path, optimize=True)
+        with whole_file(path) as draft:
+            _sheet([images, *drawn]).save(draft, optimize=True)
         written.append(path)
     return written
 

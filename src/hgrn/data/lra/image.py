@@ -20,6 +20,7 @@ from hgrn.data.lra.splits import LabelledData, image_data, random_split
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.shuffle import hashed
 from hgrn.errors import UserError
+from hgrn.files import expanded
 
 FORMAT = 1  # raise it when the same files give other arrays
 SIZE = 32
@@ -96,7 +97,7 @@ def augmented(images: np.ndarray, examples: np.ndarray, seed: int, epoch: int) -
 
 def _find(path: str) -> tuple[Path, Layout | None]:
     """The folder, and the form of CIFAR-10 that it has; None for idx files."""
-    outer = Path(path).expanduser()
+    outer = expanded(path)
     for folder in (outer, *(outer / layout.folder for layout in CIFAR10)):
         for layout in CIFAR10:
             if (folder / layout.train[0]).is_file():

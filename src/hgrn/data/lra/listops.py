@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ from hgrn.data.lra.splits import LabelledData, sequence_data, write_sequences
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.lra.vocabulary import build
 from hgrn.errors import UserError
+from hgrn.files import expanded
 
 FORMAT = 1  # raise it when the same files give other arrays
 FILES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
@@ -50,7 +50,7 @@ def prepare(data: ListOpsData) -> LabelledData:
     """The three splits. Raises UserError for files that are missing or not in the format of the release."""
     if data.max_length < 2:
         raise UserError(f"max_length must be at least 2, a token and <eos>; got {data.max_length}")
-    folder = Path(data.path).expanduser()
+    folder = expanded(data.path)
     missing = [name for name in FILES.values() if not (folder / name).is_file()]
     if missing:
         raise UserError(f"path {data.path} has no {', '.join(missing)}; name the folder of the ListOps files of the "

@@ -10,7 +10,6 @@ such trees are not even drawn.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from hgrn.data.files import TextFile
 from hgrn.data.lra.listops import DIGITS, FILES, HEADER, OPERATORS, evaluate, rows, tokenize
 from hgrn.data.lra.parallel import ordered_map
 from hgrn.errors import UserError
+from hgrn.files import expanded, reading, whole_folder
 
 OPERATOR_PROBABILITY = 0.25
 ROOTS = 2048  # trees drawn at a time: a block, with random numbers of its own
@@ -52,28 +52,21 @@ def generate(out: str | Path, seed: int = 0, train: int = 96_000, validation: in
     for numbers that make no sense, and if there are not so many different expressions.
     """
     numbers = {"train": train, "validation": validation, "test": test}
-    out = Path(out).expanduser()
+    out = expanded(out)
     _check(numbers | {"seed": seed}, grammar)
-    if out.exists():
-        raise UserError(f"out {out} exists already; name a new folder")
-    partial_out = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial_out, ignore_errors=True)
-    partial_out.mkdir(parents=True)
-    try:
+    with reading(out, "give another name"):
+        if out.exists():
+            raise UserError(f"out {out} exists already; name a new folder")
+    with whole_folder(out) as draft:
         with ordered_map(partial(_block, grammar=grammar, seed=seed), count(), processes) as blocks:
             lines = _distinct(blocks, grammar)
             for split, number in numbers.items():
-                with open(partial_out / FILES[split], "x", encoding="ascii", newline="") as file:
+                with open(draft / FILES[split], "x", encoding="ascii", newline="") as file:
                     file.write(HEADER + "\n")
                     for _ in range(number):
                         file.write(next(lines) + "\n")
-        result = {"seed": seed, "grammar": asdict(grammar), **report(partial_out)}
-        (partial_out / REPORT).write_text(json.dumps(result, indent=1) + "\n")
-        partial_out.rename(out)
-    except OSError as error:
-        raise UserError(f"out {out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial_out, ignore_errors=True)
+        result = {"seed": seed, "grammar": asdict(grammar), **report(draft)}
+        (draft / REPORT).write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -82,7 +75,7 @@ def report(folder: str | Path) -> dict:
     and of operators."""
     result = {}
     for split, name in FILES.items():
-        file = TextFile(str(Path(folder) / name), Path(folder).expanduser() / name)
+        file = TextFile(str(Path(folder) / name), expanded(folder) / name)
         lengths, depths = [], []
         answers, operators = dict.fromkeys(DIGITS, 0), dict.fromkeys(OPERATORS, 0)
         for _, source, target in rows(file):

@@ -21,6 +21,7 @@ import numpy as np
 from hgrn.data.lra.splits import LabelledData, image_data, random_split
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.errors import UserError
+from hgrn.files import expanded
 
 FORMAT = 1  # raise it when the same files give other arrays
 HARD = "curv_contour_length_14"
@@ -51,7 +52,7 @@ class Sample:
 def prepare(data: PathfinderData) -> LabelledData:
     """The three splits, grey images uint8 [N, 1, H, W]. Empty image files, of which the release has one, are left
     out with a warning. Raises UserError for files that are missing or not what the metadata say."""
-    folder = Path(data.path).expanduser() / data.difficulty
+    folder = expanded(data.path) / data.difficulty
     tables = sorted((folder / "metadata").glob("*.npy"), key=_number)
     if not tables:
         raise UserError(f"path {data.path} has no {data.difficulty}/metadata/*.npy; name the folder of one size of the "

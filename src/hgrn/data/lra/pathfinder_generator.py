@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +16,7 @@ from hgrn.data.lra.parallel import ordered_map
 from hgrn.data.lra.pathfinder_drawing import crossing, draw, label_by_flood
 from hgrn.data.lra.pathfinder_settings import PathfinderSettings
 from hgrn.errors import UserError
+from hgrn.files import expanded, reading, whole_folder
 
 TASK = 100  # images that a process draws at a time
 REPORT = "report.json"
@@ -34,22 +34,16 @@ def generate(out: str | Path, settings: PathfinderSettings, seed: int = 0, numbe
     for name, value, least in (("number", number, 1), ("per_batch", per_batch, 1), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"{name} must be at least {least}; got {value}")
-    folder = Path(out).expanduser() / settings.difficulty
-    if folder.exists():
-        raise UserError(f"{folder} exists already; name another out")
-    partial_folder = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
+    folder = expanded(out) / settings.difficulty
+    with reading(folder, "give another name"):
+        if folder.exists():
+            raise UserError(f"{folder} exists already; name another out")
     draw(settings, seed, 0)  # what cannot be drawn is found here, and the compiled code is on disk for all processes
-    try:
-        (partial_folder / "metadata").mkdir(parents=True)
-        found = _write(partial_folder, settings, seed, number, per_batch, processes, progress)
+    with whole_folder(folder, durable=False) as draft:  # hundreds of thousands of files, which can be drawn again
+        (draft / "metadata").mkdir()
+        found = _write(draft, settings, seed, number, per_batch, processes, progress)
         report = {"seed": seed, "number": number, "settings": asdict(settings), **found}
-        (partial_folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-        partial_folder.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+        (draft / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -68,24 +62,20 @@ def _write(folder: Path, settings: PathfinderSettings, seed: int, number: int, p
            progress: Callable[[int, int], None] | None) -> dict:
     totals = {"label_1": 0, "crossing": 0, "distractors": 0, "pairs": 0, "refused": 0}
     tasks = ((start, min(start + TASK, number)) for start in range(0, number, TASK))
-    metadata, batch = None, -1
     with ordered_map(partial(_draw_some, settings=settings, seed=seed), tasks, processes) as results:
         for index, (png, margin, label, counts) in enumerate(_flat(results)):
-            if index // per_batch != batch:
-                batch = index // per_batch
-                (folder / "imgs" / str(batch)).mkdir(parents=True)
-                if metadata is not None:
-                    metadata.close()
-                metadata = open(folder / "metadata" / f"{batch}.npy", "x", encoding="ascii", newline="")
+            batch = index // per_batch
+            images = folder / "imgs" / str(batch)
+            images.mkdir(parents=True, exist_ok=True)
             name = f"sample_{index % per_batch}.png"
-            (folder / "imgs" / str(batch) / name).write_bytes(png)
-            metadata.write(" ".join(map(str, (
-                f"imgs/{batch}", name, index % per_batch, label, settings.continuity, settings.contour_length,
-                settings.distractor_length, settings.paddle_length, settings.paddle_thickness, margin, 1))) + "\n")
+            (images / name).write_bytes(png)
+            with open(folder / "metadata" / f"{batch}.npy", "a", encoding="ascii", newline="") as metadata:
+                metadata.write(" ".join(map(str, (
+                    f"imgs/{batch}", name, index % per_batch, label, settings.continuity, settings.contour_length,
+                    settings.distractor_length, settings.paddle_length, settings.paddle_thickness, margin, 1))) + "\n")
             totals = {key: totals[key] + count for key, count in zip(totals, (label, *counts))}
             if progress is not None:
                 progress(index + 1, number)
-    metadata.close()
     return totals
 
 

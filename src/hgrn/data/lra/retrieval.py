@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from hgrn.data.files import TextFile
 from hgrn.data.lra.splits import LabelledData
 from hgrn.data.lra.text import Level, Record, Source, json_files, json_source, prepare_source
 from hgrn.errors import UserError
+from hgrn.files import expanded
 
 FILES = {"train": "new_aan_pairs.train.tsv", "validation": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
 CLASSES = ("0", "1")
@@ -39,7 +39,7 @@ class RetrievalData:
 
 def prepare(data: RetrievalData) -> LabelledData:
     """The three splits, of pairs. Raises UserError for whatever is wrong with the files."""
-    folder = Path(data.path).expanduser()
+    folder = expanded(data.path)
     missing = [name for name in FILES.values() if not (folder / name).is_file()]
     if not missing:
         files = {split: TextFile(str(folder / name), folder / name) for split, name in FILES.items()}

@@ -21,6 +21,7 @@ from hgrn.data.lra.splits import LabelledData, sequence_data, write_sequences
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.lra.vocabulary import BYTES, Vocabulary, build_characters, encode_bytes
 from hgrn.errors import UserError
+from hgrn.files import expanded
 
 FORMAT = 1  # raise it when the same text gives other arrays
 IMDB_CLASSES = ("neg", "pos")
@@ -67,7 +68,7 @@ class Source:
 
 def prepare(data: TextClassificationData) -> LabelledData:
     """The three splits. Raises UserError for whatever is wrong with the files."""
-    folder = Path(data.path).expanduser()
+    folder = expanded(data.path)
     if (folder / "train" / IMDB_CLASSES[0]).is_dir():
         source = _imdb(folder)
     elif (files := json_files(folder))["train"] is not None:
