@@ -131,7 +131,8 @@ def test_options_reach_the_stack():
     assert glu.gate_up_proj.out_features == 6 and glu.act == "identity" and glu.down_proj.bias is None
     assert mixer.theta is None and mixer.gate_position == "before_norm" and mixer.gate_act == "sigmoid"
     assert mixer.gate_up.in_features == 2 and mixer.norm.eps == model.stack.norm.eps == 1e-3
-    assert type(mixer.norm) is type(block.mixer_norm) is type(block.glu_norm) is type(model.stack.norm) is torch.nn.RMSNorm
+    assert type(block.mixer_norm) is type(block.glu_norm) is type(model.stack.norm) is torch.nn.RMSNorm
+    assert isinstance(mixer.norm, torch.nn.RMSNorm)
     assert HGRNModel(HGRNConfig(vocab_size=5, hidden_size=4, conv_size=3)).stack.blocks[0].mixer.short_conv.weight.shape == (12, 3)
     assert model.dropout.p == block.dropout.p == 0.25 and model.embed_tokens.padding_idx == 4
 

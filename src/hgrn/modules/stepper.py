@@ -14,6 +14,7 @@ from .glu import GLU
 from .hgru import HGRU
 from .int8 import Int8Linear
 from .linear import Linear
+from .norms import GatedLayerNorm
 from .stack import HGRN
 
 _LARGEST = 8  # sequences; for more, matrix products are faster than the calls that this saves
@@ -145,7 +146,10 @@ def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None)
         return "the stack is in training mode; call eval()"
     if any(block.mixer.bidirectional for block in stack.blocks):
         return "a bidirectional stack reads whole sequences and has no steps"
-    known = (HGRN, Block, HGRU, GLU, Linear, Int8Linear, nn.Linear, nn.LayerNorm, nn.Dropout, nn.ModuleList, LowerBounds)
+    known = (
+        HGRN, Block, HGRU, GLU, Linear, Int8Linear, nn.Linear, nn.LayerNorm, GatedLayerNorm, nn.Dropout, nn.ModuleList,
+        LowerBounds,
+    )  # fmt: skip
     for name, part in [*stack.named_modules(), ("head", head)]:
         if part is not None and type(part) not in known:
             return f"{name} is a {type(part).__name__}, of which there are no compiled steps"
