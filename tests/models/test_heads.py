@@ -45,9 +45,12 @@ def test_logits_to_keep(tiny, ids):
     assert torch.equal(tiny(ids, logits_to_keep=torch.tensor([0, 3])).logits, logits[:, [0, 3]])
 
 
-def test_both_kinds_of_labels_are_an_error(tiny, ids):
-    with pytest.raises(ValueError, match="labels or shift_labels, not both"):
-        tiny(ids, labels=ids, shift_labels=ids)
+def test_shifted_labels_count_before_labels(tiny, ids):
+    shifted = torch.randint(11, ids.shape, generator=torch.Generator().manual_seed(1))
+    expected = tiny(ids, shift_labels=shifted).loss
+    assert torch.equal(tiny(ids, labels=ids, shift_labels=shifted).loss, expected)
+    assert tiny(ids, labels=ids).loss != expected
+
 
 
 def test_what_takes_no_decay(tiny):
