@@ -11,10 +11,12 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
+from hgrn.errors import UserError
 from hgrn.modules import (
     HGRN,
     HGRU,
     BatchNorm,
+    Int8Linear,
     LowerBounds,
     PatchEmbedding,
     ShortConvolution,
@@ -29,6 +31,7 @@ from .cache import HGRNCache
 from .card import write_card
 from .configuration import HGRNConfig
 from .convert import fitted, named_tensors, source_names
+from .custom import check_custom_modules, custom_modules
 from .documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
 from .published import Published
 
@@ -62,11 +65,16 @@ class HGRNPreTrainedModel(PreTrainedModel):
 
         Raises:
             ConversionError: naming every key and tensor of a published checkpoint that does not fit.
+            UserError: the weights would become another model: they are of 8 bits, or of a model with parts of its own that this
+                class does not have.
         """
         path = pretrained_model_name_or_path
         published = None if path is None or kwargs.get("state_dict") is not None else Published.find(path, kwargs)
         if published is None:
-            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+            with_report = kwargs.pop("output_loading_info", False)
+            model, report = super().from_pretrained(path, *model_args, config=config, output_loading_info=True, **kwargs)
+            model._check_loaded(path, report)
+            return (model, report) if with_report else model
         options = published.options(kwargs)
         tensors = published.tensors()
         if config is None:
@@ -144,8 +152,40 @@ class HGRNPreTrainedModel(PreTrainedModel):
         """Names and joined rows of the matrices inside the layers; see `hgrn.modules.layer_matrices`."""
         return layer_matrices(self)
 
+    def custom_modules(self) -> dict[str, str]:
+        """Names and descriptions of the parts of the backbone that are not those that the configuration describes."""
+        with torch.device("meta"):
+            plain = HGRNModel(self.config)
+        return custom_modules(self.base_model, plain)
+
+    def _check_loaded(self, path: str | Path | None, report: Mapping) -> None:
+        names = {name for name, part in self.named_modules() if isinstance(part, nn.Linear)}
+        rounded = sorted(key for key in report["unexpected_keys"] if key.endswith(".scale") and key.removesuffix(".scale") in names)
+        if rounded:
+            raise UserError(
+                f"{path} holds 8-bit weights ({rounded[0]} and {len(rounded) - 1} more scales), which are no weights of a saved model; "
+                "load what was saved before quantize_int8, and quantize it again"
+            )
+        recorded = getattr(self.config, "custom_modules", None)
+        if recorded:
+            check_custom_modules(recorded, self.custom_modules(), path)
+
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs) -> None:
-        """As transformers does, and a model card (README.md) beside it; one that was edited stays as it is."""
+        """As transformers does, and a model card (README.md) beside it; one that was edited stays as it is.
+
+        Raises:
+            UserError: the model has 8-bit weights, which are made for decoding, in a moment, and are not saved.
+        """
+        if rounded := [name for name, part in self.named_modules() if isinstance(part, Int8Linear)]:
+            raise UserError(
+                f"{rounded[0]} has 8-bit weights, which are not saved; save the model before quantize_int8, and quantize it again "
+                "after loading (--int8 of the commands does so)"
+            )
+        is_adapted = getattr(self, "_hf_peft_config_loaded", False)  # then only the adapter is saved
+        if custom := {} if is_adapted else self.custom_modules():
+            self.config.custom_modules = custom
+        elif hasattr(self.config, "custom_modules"):
+            del self.config.custom_modules
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             write_card(self, save_directory, self.card_facts)
