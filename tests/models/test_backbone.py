@@ -119,6 +119,31 @@ def test_checkpointing_changes_nothing_but_memory(model, ids, monkeypatch):
     assert len(runs) == 4
 
 
+@pytest.mark.parametrize("options", [dict(), dict(conv_size=4), dict(complex_state=False, norm_type="rms")])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_does_not_cut_a_carried_state(reentrant, options, ids):
+    torch.manual_seed(0)
+    model = HGRNModel(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, **options)).double().train()
+    embeds = model.embed_tokens(ids[:, :4]).detach().requires_grad_()
+
+    def gradients():
+        state = model(inputs_embeds=embeds, use_cache=True).past_key_values
+        loss = model(ids[:, 4:], past_key_values=state).last_hidden_state.square().mean()
+        return torch.autograd.grad(loss, [embeds]) if not reentrant else backward(loss)
+
+    def backward(loss):  # reentrant checkpointing knows no torch.autograd.grad
+        model.zero_grad()
+        embeds.grad = None
+        loss.backward()
+        return [embeds.grad, *(parameter.grad for parameter in model.parameters())]
+
+    expected = gradients()
+    assert expected[0].abs().sum() > 0
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+    for found, wanted in zip(gradients(), expected, strict=True):
+        assert_close(found, wanted)
+
+
 def test_options_reach_the_stack():
     config = HGRNConfig(
         vocab_size=5, hidden_size=4, num_hidden_layers=1, intermediate_size=3, glu_act="identity",

@@ -3,8 +3,17 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers.utils.generic import find_labels
 
+from hgrn.models import (
+    HGRNForCausalLM,
+    HGRNForImageClassification,
+    HGRNForSequenceClassification,
+    HGRNForSequencePairClassification,
+)
 from tests.tolerances import assert_close
+
+CLASSIFIERS = [HGRNForSequenceClassification, HGRNForSequencePairClassification, HGRNForImageClassification]
 
 
 @pytest.fixture
@@ -58,3 +67,9 @@ def test_what_takes_no_decay(tiny):
     assert names <= parameters.keys()
     assert "model.embed_tokens.weight" in names and "model.stack.bounds.logits" in names
     assert all(name.endswith("_proj.weight") for name in parameters.keys() - names)
+
+
+@pytest.mark.parametrize("kind", [HGRNForCausalLM, *CLASSIFIERS], ids=lambda kind: kind.__name__)
+def test_only_labels_are_labels(kind):
+    """Trainer takes every argument with "label" in its name for one that an evaluation needs."""
+    assert find_labels(kind) == ["labels"]

@@ -158,6 +158,11 @@ class HGRNPreTrainedModel(PreTrainedModel):
             plain = HGRNModel(self.config)
         return custom_modules(self.base_model, plain)
 
+    def check_custom_modules(self, recorded: Mapping[str, str], path: str | Path | None) -> None:
+        """Raises UserError unless the model has the parts that the config.json of a checkpoint at `path` records."""
+        if recorded:
+            check_custom_modules(recorded, self.custom_modules(), path)
+
     def _check_loaded(self, path: str | Path | None, report: Mapping) -> None:
         names = {name for name, part in self.named_modules() if isinstance(part, nn.Linear)}
         rounded = sorted(key for key in report["unexpected_keys"] if key.endswith(".scale") and key.removesuffix(".scale") in names)
@@ -166,9 +171,7 @@ class HGRNPreTrainedModel(PreTrainedModel):
                 f"{path} holds 8-bit weights ({rounded[0]} and {len(rounded) - 1} more scales), which are no weights of a saved model; "
                 "load what was saved before quantize_int8, and quantize it again"
             )
-        recorded = getattr(self.config, "custom_modules", None)
-        if recorded:
-            check_custom_modules(recorded, self.custom_modules(), path)
+        self.check_custom_modules(getattr(self.config, "custom_modules", {}), path)
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs) -> None:
         """As transformers does, and a model card (README.md) beside it; one that was edited stays as it is.

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from hgrn.errors import UserError
-from hgrn.modules import GLU, HGRU, BatchNorm
+from hgrn.modules import GLU, HGRU, BatchNorm, Int8Linear
 
 # Their settings decide, with the weights, what they compute; those of others are sizes, which the weights have.
 _WITH_SETTINGS = (HGRU, GLU, nn.LayerNorm, nn.RMSNorm, BatchNorm)
@@ -42,7 +42,7 @@ def _is_same(module: nn.Module, plain: nn.Module | None) -> bool:
         return True
     if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # those of accelerate move weights and change no numbers
         return False
-    kinds = (type(plain), nn.Linear) if isinstance(plain, nn.Linear) else (type(plain),)
+    kinds = (type(plain), nn.Linear, Int8Linear) if isinstance(plain, nn.Linear) else (type(plain),)
     settings_agree = not isinstance(plain, _WITH_SETTINGS) or module.extra_repr() == plain.extra_repr()
     return _class(module) in kinds and settings_agree
 
