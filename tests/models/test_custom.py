@@ -12,6 +12,7 @@ from hgrn.inference import load
 from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNModel
 from hgrn.models.session import Session
 from hgrn.modules import GLU, HGRU, quantize_int8
+from hgrn.training.checkpointing import load_model_and_optimizer
 
 CONFIG = dict(vocab_size=259, hidden_size=8, num_hidden_layers=2)
 
@@ -56,7 +57,16 @@ def test_a_mixer_of_ones_own_is_loaded_by_its_class_and_refused_by_others(tmp_pa
         Session.load(tmp_path / "talk", other)
 
 
-def _set(path: str, value) -> callable:
+def test_resuming_refuses_a_checkpoint_of_another_mixer(tmp_path):
+    Own(HGRNConfig(**CONFIG)).save_pretrained(tmp_path)
+    model = plain()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(UserError, match="stack.blocks.0.mixer is Squashed"):
+        load_model_and_optimizer(tmp_path, model, torch.optim.SGD(model.parameters()), {})
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def _set(path: str, value):
     def change(model):
         *owner, name = path.split(".")
         setattr(model.get_submodule(".".join(owner)), name, value)
