@@ -119,6 +119,31 @@ def test_checkpointing_changes_nothing_but_memory(model, ids, monkeypatch):
     assert len(runs) == 4
 
 
+@pytest.mark.parametrize("options", [dict(), dict(conv_size=4), dict(complex_state=False, norm_type="rms")])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_does_not_cut_a_carried_state(reentrant, options, ids):
+    torch.manual_seed(0)
+    model = HGRNModel(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, **options)).double().train()
+    embeds = model.embed_tokens(ids[:, :4]).detach().requires_grad_()
+
+    def gradients():
+        state = model(inputs_embeds=embeds, use_cache=True).past_key_values
+        loss = model(ids[:, 4:], past_key_values=state).last_hidden_state.square().mean()
+        return torch.autograd.grad(loss, [embeds]) if not reentrant else backward(loss)
+
+    def backward(loss):  # reentrant checkpointing knows no torch.autograd.grad
+        model.zero_grad()
+        embeds.grad = None
+        loss.backward()
+        return [embeds.grad, *(parameter.grad for parameter in model.parameters())]
+
+    expected = gradients()
+    assert expected[0].abs().sum() > 0
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+    for found, wanted in zip(gradients(), expected, strict=True):
+        assert_close(found, wanted)
+
+
 def test_options_reach_the_stack():
     config = HGRNConfig(
         vocab_size=5, hidden_size=4, num_hidden_layers=1, intermediate_size=3, glu_act="identity",
@@ -131,7 +156,8 @@ def test_options_reach_the_stack():
     assert glu.gate_up_proj.out_features == 6 and glu.act == "identity" and glu.down_proj.bias is None
     assert mixer.theta is None and mixer.gate_position == "before_norm" and mixer.gate_act == "sigmoid"
     assert mixer.gate_up.in_features == 2 and mixer.norm.eps == model.stack.norm.eps == 1e-3
-    assert type(mixer.norm) is type(block.mixer_norm) is type(block.glu_norm) is type(model.stack.norm) is torch.nn.RMSNorm
+    assert type(block.mixer_norm) is type(block.glu_norm) is type(model.stack.norm) is torch.nn.RMSNorm
+    assert isinstance(mixer.norm, torch.nn.RMSNorm)
     assert HGRNModel(HGRNConfig(vocab_size=5, hidden_size=4, conv_size=3)).stack.blocks[0].mixer.short_conv.weight.shape == (12, 3)
     assert model.dropout.p == block.dropout.p == 0.25 and model.embed_tokens.padding_idx == 4
 

@@ -115,3 +115,17 @@ def test_a_step_from_state_to_state():
             step, state = program(token[:, None], state)
             logits.append(step)
         assert_close(torch.cat(logits, 1), model(ids).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporter of transformers is an experiment, and says so in many ways
+@pytest.mark.parametrize("options", [dict(), dict(complex_state=False, norm_type="rms", conv_size=4)])
+def test_the_exporter_of_transformers(options):
+    """Prefill and step by step, from the calls that `generate` makes."""
+    exporter = pytest.importorskip("transformers.exporters.exporter_dynamo")
+    torch.manual_seed(0)
+    model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, **options)).eval()
+    ids = torch.randint(11, (2, 7))
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
+    exported = exporter.DynamoExporter().export_for_generation(model, inputs, exporter.DynamoConfig(dynamic=True))
+    assert set(exported.components) == {"prefill", "decode"}

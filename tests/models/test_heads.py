@@ -3,8 +3,17 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers.utils.generic import find_labels
 
+from hgrn.models import (
+    HGRNForCausalLM,
+    HGRNForImageClassification,
+    HGRNForSequenceClassification,
+    HGRNForSequencePairClassification,
+)
 from tests.tolerances import assert_close
+
+CLASSIFIERS = [HGRNForSequenceClassification, HGRNForSequencePairClassification, HGRNForImageClassification]
 
 
 @pytest.fixture
@@ -45,9 +54,12 @@ def test_logits_to_keep(tiny, ids):
     assert torch.equal(tiny(ids, logits_to_keep=torch.tensor([0, 3])).logits, logits[:, [0, 3]])
 
 
-def test_both_kinds_of_labels_are_an_error(tiny, ids):
-    with pytest.raises(ValueError, match="labels or shift_labels, not both"):
-        tiny(ids, labels=ids, shift_labels=ids)
+def test_shifted_labels_count_before_labels(tiny, ids):
+    shifted = torch.randint(11, ids.shape, generator=torch.Generator().manual_seed(1))
+    expected = tiny(ids, shift_labels=shifted).loss
+    assert torch.equal(tiny(ids, labels=ids, shift_labels=shifted).loss, expected)
+    assert tiny(ids, labels=ids).loss != expected
+
 
 
 def test_what_takes_no_decay(tiny):
@@ -55,3 +67,9 @@ def test_what_takes_no_decay(tiny):
     assert names <= parameters.keys()
     assert "model.embed_tokens.weight" in names and "model.stack.bounds.logits" in names
     assert all(name.endswith("_proj.weight") for name in parameters.keys() - names)
+
+
+@pytest.mark.parametrize("kind", [HGRNForCausalLM, *CLASSIFIERS], ids=lambda kind: kind.__name__)
+def test_only_labels_are_labels(kind):
+    """Trainer takes every argument with "label" in its name for one that an evaluation needs."""
+    assert find_labels(kind) == ["labels"]

@@ -163,3 +163,14 @@ def test_heads_and_configurations_that_do_not_go_together():
         (name,), (value,) = options.keys(), options.values()
         with pytest.raises(ValueError, match=f"its configuration needs {name}=.*, got {value!r}; the classification models"):
             HGRNForCausalLM(HGRNConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1, **options))
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_hidden_states_have_gradients(grid, pixels):
+    model = make(bidirectional=True, grid=grid).model
+    output = model(pixel_values=pixels, output_hidden_states=True)
+    assert all(h.shape == (3, 6, 8) for h in output.hidden_states)
+    gradients = torch.autograd.grad(output.last_hidden_state.square().sum(), output.hidden_states)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    with torch.no_grad():
+        assert torch.equal(model(pixel_values=pixels).last_hidden_state, output.last_hidden_state)

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from hgrn.models import HGRNConfig, HGRNForImageClassification
 from hgrn.modules import quantize_int8
 
 
@@ -27,3 +28,12 @@ def test_eight_bit_weights_cost_a_trained_model_next_to_nothing(trained, rules):
     on_text = (after - before).gather(-1, tokens[:, 1:, None]).mean().item()
     in_expectation = (torch.exp2(-before) * (after - before)).sum(-1).mean().item()  # on text that the model would write
     assert abs(on_text) < 1e-4 and 0 < in_expectation < 2e-6, (on_text, in_expectation)
+
+
+def test_images_are_read_in_float():
+    """The embedding of patches follows the dtype of its weights, but not of rounded ones."""
+    torch.manual_seed(0)
+    config = HGRNConfig(patch_size=2, num_channels=1, hidden_size=64, num_hidden_layers=2, bidirectional=True, num_labels=3)
+    model, pixels = HGRNForImageClassification(config).eval(), torch.rand(2, 1, 8, 8)
+    expected = model(pixel_values=pixels).logits
+    assert (quantize_int8(model)(pixel_values=pixels).logits - expected).abs().max() < 0.03 * expected.abs().max()

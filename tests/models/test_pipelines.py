@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import pipeline
 
 from hgrn.data.tokenizer import byte_tokenizer
 from hgrn.models import (
@@ -109,3 +110,15 @@ def test_image_classification(channels, tmp_path):
         assert {entry["label"]: entry["score"] for entry in alone} == expected
         assert {entry["label"]: entry["score"] for entry in batched} == expected
     assert (scores[0] - scores[1]).abs().max() > 1e-3
+
+
+def test_a_program_that_imports_hgrn_is_not_asked_to_run_code(tmp_path, monkeypatch):
+    HGRNForImageClassification(HGRNConfig(patch_size=4, hidden_size=8, num_hidden_layers=1)).save_pretrained(tmp_path)
+    HGRNImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(tmp_path)
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda *question: questions.append(question) or "n")
+    for task in ("image-classification", "image-feature-extraction"):
+        found = pipeline(task, model=str(tmp_path))
+        assert isinstance(found.image_processor, HGRNImageProcessor)
+        found(Image.new("RGB", (8, 8)))
+    assert not questions

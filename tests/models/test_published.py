@@ -211,6 +211,16 @@ def test_the_width_inside_the_glu_follows_from_the_ratio(folder):
 # What does not fit
 
 
+def test_heads_of_an_older_configuration_mean_nothing(folder):
+    """Releases of flash-linear-attention before September 2024 cut the channels into heads, each computed as they all are."""
+    expected = HGRNForCausalLM.from_pretrained(folder)
+    change(folder, num_heads=4)
+    model = HGRNForCausalLM.from_pretrained(folder)
+    assert model.config == expected.config
+    ids = torch.arange(7)[None]
+    assert torch.equal(model(ids).logits, expected(ids).logits)
+
+
 @pytest.mark.parametrize(
     "keys, message",
     [

@@ -73,3 +73,25 @@ def test_a_stack_with_batch_norms_keeps_layer_norms_inside():
     assert {"norm.weight", "norm.bias", "blocks.0.glu_norm.weight"} <= no_decay_names(rnn)
     with pytest.raises(ValueError, match="norm_type must be one of .*, got 'group'"):
         HGRN(4, 2, norm_type="group")
+
+
+@pytest.mark.parametrize("options", [dict(), dict(norm_type="rms", complex_state=False), dict(gate_position="before_norm")])
+@pytest.mark.parametrize("grid", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_hooks_of_every_module_are_called_and_change_no_number(options, grid, dtype):
+    torch.manual_seed(0)
+    rnn = HGRN(16, 2, grid=grid, **options).to(dtype).eval()
+    x = torch.randn(2, 5, 4, 16, dtype=dtype) if grid else torch.randn(2, 600, 16, dtype=dtype)  # large enough for the operator
+    expected, called = rnn(x)[0], set()
+    for name, part in rnn.named_modules():
+        part.register_forward_hook(lambda *_, name=name: called.add(name))
+    assert torch.equal(rnn(x)[0], expected)
+    assert called == {name for name, part in rnn.named_modules() if not isinstance(part, nn.ModuleList)}
+
+
+def test_what_a_hook_on_the_inner_norm_returns_is_what_goes_on():
+    rnn = HGRN(8, 1)
+    x = torch.randn(1, 3, 8)
+    mixer = rnn.blocks[0].mixer
+    mixer.norm.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    assert torch.equal(mixer(x)[0], mixer.out_proj.bias.expand(1, 3, 8))

@@ -137,3 +137,21 @@ def test_prefix_tuning_is_refused(untrained, other):
     config = peft.PrefixTuningConfig(num_virtual_tokens=4, num_layers=2, token_dim=32, num_attention_heads=2, task_type="CAUSAL_LM")
     with pytest.raises(TypeError, match="past_key_values must be an HGRNCache, got DynamicCache"):
         peft.get_peft_model(untrained, config)(input_ids=other)
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type .*LayerNorm:UserWarning")  # peft does not know the width of any norm
+def test_ln_tuning_learns_in_every_norm(trained, other):
+    """The norm inside a layer is called as a module, so that an adapter can take its place."""
+    targets = ["mixer_norm", "glu_norm", "mixer.norm", "stack.norm"]
+    model = peft.get_peft_model(copy.deepcopy(trained), peft.LNTuningConfig(target_modules=targets, task_type="CAUSAL_LM"))
+    norms = 3 * trained.config.num_hidden_layers + 1
+    assert sum(parameter.requires_grad for parameter in model.parameters()) == 2 * norms
+    assert torch.equal(model(input_ids=other).logits, trained(other).logits)
+    losses = train(model, other)
+    assert losses[-1] < losses[0]
+    for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter.grad.abs().sum() > 0, name
+    ids = other[:, :4]
+    expected = generate(model, ids)
+    assert torch.equal(model.merge_and_unload()(other).logits, model(input_ids=other).logits)
+    assert torch.equal(generate(model, ids), expected)

@@ -5,7 +5,13 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from hgrn.data.tokenizer import byte_tokenizer
 from hgrn.models import HGRNConfig, HGRNForCausalLM
@@ -19,7 +25,7 @@ accelerate = pytest.importorskip("accelerate", reason="accelerate is not install
 LINES = [SENTENCE[:length] for length in (1, 40, 3, 17, 5, 30, 9, 2, 26, 12, 4, 33, 7, 21, 40, 6)]
 
 
-def trainer(model, out, *, per_step=4, at_once=4, steps=6, train_on=LINES, **options) -> Trainer:
+def trainer(model, out, *, per_step=4, at_once=4, steps=6, train_on=LINES, eval_on=(), **options) -> Trainer:
     tokenizer = byte_tokenizer()
     arguments = dict(
         output_dir=str(out), per_device_train_batch_size=at_once, gradient_accumulation_steps=per_step // at_once, max_steps=steps,
@@ -30,6 +36,7 @@ def trainer(model, out, *, per_step=4, at_once=4, steps=6, train_on=LINES, **opt
         model=model,
         args=TrainingArguments(**arguments | options),
         train_dataset=[dict(tokenizer(line)) for line in train_on],
+        eval_dataset=[dict(tokenizer(line)) for line in eval_on] or None,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
 
@@ -77,6 +84,48 @@ def test_a_run_that_is_resumed_ends_like_one_that_was_not_stopped(tmp_path):
     assert torch.equal(weights(resumed.model), weights(whole.model))
     assert losses(resumed) == losses(whole) and len(losses(whole)) == 8
     assert not torch.equal(weights(HGRNForCausalLM.from_pretrained(checkpoint)), weights(whole.model))
+
+
+def test_the_best_model_is_kept_and_training_stops_when_it_gets_no_better(untrained, tmp_path):
+    options = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True)
+    done = trainer(untrained, tmp_path, steps=8, eval_on=LINES, metric_for_best_model="eval_loss", **options)
+    done.add_callback(EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=1e9))  # the second is no better
+    done.train()
+    evaluated = [row["eval_loss"] for row in done.state.log_history if "eval_loss" in row]
+    assert done.state.global_step == len(evaluated) == 2
+    best = HGRNForCausalLM.from_pretrained(done.state.best_model_checkpoint)
+    assert torch.equal(weights(done.model), weights(best))
+    batch = next(iter(done.get_eval_dataloader()))
+    with torch.no_grad():
+        assert_close(torch.tensor(done.evaluate(done.train_dataset[:8])["eval_loss"]), done.model(**batch).loss, torch.float32)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(return_seq_idx=True, return_position_ids=False), dict(return_flash_attn_kwargs=True)])
+def test_batches_without_padding_are_those_with_it(options, untrained, tmp_path):
+    """The loss and the weights after steps on lines laid end to end, and padded."""
+
+    def trained(collator) -> Trainer:
+        done = trainer(copy.deepcopy(untrained), tmp_path, optim="sgd", learning_rate=0.1, steps=3)
+        done.data_collator = collator or done.data_collator
+        done.train()
+        return done
+
+    padded, flat = trained(None), trained(DataCollatorWithFlattening(**options))
+    assert_close(torch.tensor(losses(flat)), torch.tensor(losses(padded)))
+    assert_close(weights(flat.model), weights(padded.model))
+
+
+def test_position_ids_of_a_packed_data_set_are_not_dropped(untrained, tmp_path):
+    """Trainer drops the columns of a data set that `forward` does not name."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    ids, position_ids = [[1, 2, 3, 4, 5, 6]], [[0, 1, 2, 0, 1, 2]]
+    done = trainer(untrained, tmp_path)
+    labels = [[1, 2, 3, -100, 5, 6]]  # or Trainer would count the first of the second document, which no position is scored on
+    data = datasets.Dataset.from_dict(dict(input_ids=ids, labels=labels, position_ids=position_ids))
+    done.data_collator = lambda rows: {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    found = done.evaluate(data)["eval_loss"]
+    parts = torch.tensor(ids).view(2, 3)
+    assert_close(torch.tensor(found), untrained(parts, labels=parts).loss.detach(), torch.float32)
 
 
 def test_label_smoothing_looks_at_the_next_token(untrained, tmp_path):

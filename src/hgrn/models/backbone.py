@@ -11,10 +11,12 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
+from hgrn.errors import UserError
 from hgrn.modules import (
     HGRN,
     HGRU,
     BatchNorm,
+    Int8Linear,
     LowerBounds,
     PatchEmbedding,
     ShortConvolution,
@@ -29,6 +31,8 @@ from .cache import HGRNCache
 from .card import write_card
 from .configuration import HGRNConfig
 from .convert import fitted, named_tensors, source_names
+from .custom import check_custom_modules, custom_modules
+from .documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
 from .published import Published
 
 # Of a published checkpoint, what a model without that head leaves out.
@@ -61,11 +65,16 @@ class HGRNPreTrainedModel(PreTrainedModel):
 
         Raises:
             ConversionError: naming every key and tensor of a published checkpoint that does not fit.
+            UserError: the weights would become another model: they are of 8 bits, or of a model with parts of its own that this
+                class does not have.
         """
         path = pretrained_model_name_or_path
         published = None if path is None or kwargs.get("state_dict") is not None else Published.find(path, kwargs)
         if published is None:
-            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+            with_report = kwargs.pop("output_loading_info", False)
+            model, report = super().from_pretrained(path, *model_args, config=config, output_loading_info=True, **kwargs)
+            model._check_loaded(path, report)
+            return (model, report) if with_report else model
         options = published.options(kwargs)
         tensors = published.tensors()
         if config is None:
@@ -143,8 +152,43 @@ class HGRNPreTrainedModel(PreTrainedModel):
         """Names and joined rows of the matrices inside the layers; see `hgrn.modules.layer_matrices`."""
         return layer_matrices(self)
 
+    def custom_modules(self) -> dict[str, str]:
+        """Names and descriptions of the parts of the backbone that are not those that the configuration describes."""
+        with torch.device("meta"):
+            plain = HGRNModel(self.config)
+        return custom_modules(self.base_model, plain)
+
+    def check_custom_modules(self, recorded: Mapping[str, str], path: str | Path | None) -> None:
+        """Raises UserError unless the model has the parts that the config.json of a checkpoint at `path` records."""
+        if recorded:
+            check_custom_modules(recorded, self.custom_modules(), path)
+
+    def _check_loaded(self, path: str | Path | None, report: Mapping) -> None:
+        names = {name for name, part in self.named_modules() if isinstance(part, nn.Linear)}
+        rounded = sorted(key for key in report["unexpected_keys"] if key.endswith(".scale") and key.removesuffix(".scale") in names)
+        if rounded:
+            raise UserError(
+                f"{path} holds 8-bit weights ({rounded[0]} and {len(rounded) - 1} more scales), which are no weights of a saved model; "
+                "load what was saved before quantize_int8, and quantize it again"
+            )
+        self.check_custom_modules(getattr(self.config, "custom_modules", {}), path)
+
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs) -> None:
-        """As transformers does, and a model card (README.md) beside it; one that was edited stays as it is."""
+        """As transformers does, and a model card (README.md) beside it; one that was edited stays as it is.
+
+        Raises:
+            UserError: the model has 8-bit weights, which are made for decoding, in a moment, and are not saved.
+        """
+        if rounded := [name for name, part in self.named_modules() if isinstance(part, Int8Linear)]:
+            raise UserError(
+                f"{rounded[0]} has 8-bit weights, which are not saved; save the model before quantize_int8, and quantize it again "
+                "after loading (--int8 of the commands does so)"
+            )
+        is_adapted = getattr(self, "_hf_peft_config_loaded", False)  # then only the adapter is saved
+        if custom := {} if is_adapted else self.custom_modules():
+            self.config.custom_modules = custom
+        elif hasattr(self.config, "custom_modules"):
+            del self.config.custom_modules
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             write_card(self, save_directory, self.card_facts)
@@ -200,6 +244,9 @@ class HGRNModel(HGRNPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         pixel_values: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        **flash_attention,
     ) -> BaseModelOutputWithPast:
         """
         Args:
@@ -218,6 +265,11 @@ class HGRNModel(HGRNPreTrainedModel):
             output_attentions: not available; for callers that always pass it.
             pixel_values: `[B, num_channels, height, width]`, floats, for a model of images (config.patch_size), whose only
                 input they are. The positions are its patches, in raster order.
+            position_ids: `[B, T]` or `[1, T]`; where they do not go on by 1 a new document begins, as with cu_seqlens. Those that
+                merely count change nothing: HGRN needs no positions.
+            seq_idx: `[B, T]`, the number of each position's document, in place of cu_seqlens.
+            **flash_attention: cu_seq_lens_q and cu_seq_lens_k in place of cu_seqlens, and max_length_q and max_length_k, which are not
+                needed: what collators for packed batches make.
 
         Returns:
             last_hidden_state `[B, T, hidden_size]`, past_key_values, hidden_states.
@@ -225,10 +277,11 @@ class HGRNModel(HGRNPreTrainedModel):
         Raises:
             ValueError, TypeError: the arguments do not go together; the message names them.
         """
+        refuse_unknown(flash_attention, FLASH_ATTENTION, self)
         if output_attentions:
             raise ValueError("output_attentions=True: HGRN has no attention weights to return")
         if self.config.patch_size is not None:
-            others = (input_ids, attention_mask, inputs_embeds, cu_seqlens)
+            others = (input_ids, attention_mask, inputs_embeds, cu_seqlens, position_ids, seq_idx, *flash_attention.values())
             if pixel_values is None or any(other is not None for other in others):
                 raise ValueError(
                     f"the configuration is one of images (patch_size={self.config.patch_size}), so give pixel_values, and neither "
@@ -262,21 +315,28 @@ class HGRNModel(HGRNPreTrainedModel):
             x = grid.flatten(1, 2)
         else:
             x = self.embed(input_ids) if inputs_embeds is None else self._scaled(inputs_embeds)
-        mask = self.mask(attention_mask, x) if self.config.mask_padding else None
+        rows = x.shape[:2]
+        mask = self.mask(attention_mask, x)
+        cu_seqlens = boundaries(x, mask, cu_seqlens, position_ids, seq_idx, **flash_attention)
+        if cu_seqlens is not None:
+            if past_key_values is not None and past_key_values.is_initialized:
+                _check_states(past_key_values, cu_seqlens)
+            x, mask = end_to_end(x), end_to_end(mask)
+        if not self.config.mask_padding:
+            mask = None
         if self.config.sinusoidal_positions:
             x = x + sinusoids(positions(x, mask, cu_seqlens), x.shape[-1], x.dtype)
         hidden_states = [] if output_hidden_states else None
         state = None if past_key_values is None else past_key_values.state
         x = self.dropout(x)
         if self.config.grid:
-            x, _ = self.stack(x.unflatten(1, grid.shape[1:3]), hidden_states=hidden_states)
-            x, hidden_states = x.flatten(1, 2), hidden_states and [h.flatten(1, 2) for h in hidden_states]
-        else:
-            x, state = self.stack(x, state, mask, cu_seqlens, hidden_states)
+            x = x.unflatten(1, grid.shape[1:3])
+        x, state = self.stack(x, state, mask, cu_seqlens, hidden_states, rows)
+        x = x.reshape(*rows, x.shape[-1])
 
         if use_cache:
             past_key_values = HGRNCache() if past_key_values is None else past_key_values
-            past_key_values.update_state(state, x.shape[1])
+            past_key_values.update_state(state, rows[1])
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values if use_cache else None,
@@ -305,3 +365,12 @@ class HGRNModel(HGRNPreTrainedModel):
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x * math.sqrt(self.config.hidden_size) if self.config.scale_embeddings else x
+
+
+def _check_states(past_key_values: HGRNCache, cu_seqlens: Tensor) -> None:
+    sequences, documents = past_key_values.batch_size, len(cu_seqlens) - 1
+    if sequences != documents:
+        raise ValueError(
+            f"cu_seqlens, seq_idx or position_ids make {documents} documents of the batch, but past_key_values holds the states of "
+            f"{sequences} sequence(s); give each document its own, or begin without past_key_values"
+        )

@@ -77,10 +77,10 @@ class HGRNCache(Cache):
         self.state = self._mapped(lambda part: torch.repeat_interleave(part, repeats, dim=0)).state
 
     def crop(self, tokens_to_remove: int) -> NoReturn:
-        raise NotImplementedError(_NO_WAY_BACK)
+        raise NotImplementedError(NO_WAY_BACK)
 
     def activate_past_recording(self) -> NoReturn:
-        raise NotImplementedError(_NO_WAY_BACK)
+        raise NotImplementedError(NO_WAY_BACK)
 
     def _mapped(self, function) -> Self:
         state = self.state
@@ -89,7 +89,7 @@ class HGRNCache(Cache):
         return type(self)(state, self.seen_tokens)
 
 
-_NO_WAY_BACK = (
+NO_WAY_BACK = (
     "an HGRN cache cannot be cropped: a recurrent state does not hold the tokens that led to it, so none can "
     "be taken back; decode without an assistant model, prompt lookup or contrastive search"
 )

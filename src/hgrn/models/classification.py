@@ -16,6 +16,7 @@ from hgrn.ops.packing import sequence_ids
 
 from .backbone import HGRNModel, HGRNPreTrainedModel
 from .configuration import HGRNConfig
+from .documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
 
 
 def pool(x: Tensor, pooling: str, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -77,7 +78,7 @@ class Classifier(HGRNPreTrainedModel):
         self.loss_type = "ForSequenceClassification"  # transformers finds it by the name of the class, but not for pairs
 
     def _encode(
-        self, ids, attention_mask, embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions, pixel_values=None
+        self, ids, attention_mask, embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions, pixel_values=None, **packing
     ):
         """The pooled sequences `[B, D]` (`[N, D]` if packed), and the hidden states if asked for."""
         if use_cache:
@@ -92,9 +93,14 @@ class Classifier(HGRNPreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
             pixel_values=pixel_values,
+            **packing,
         )
         x = outputs.last_hidden_state
-        pooled = pool(x, self.config.pooling, self.model.mask(attention_mask, x), cu_seqlens)
+        mask = self.model.mask(attention_mask, x)
+        cu_seqlens = boundaries(x, mask, cu_seqlens, **packing)
+        if cu_seqlens is not None:
+            x, mask = end_to_end(x), end_to_end(mask)
+        pooled = pool(x, self.config.pooling, mask, cu_seqlens)
         return self.pooled_norm(pooled), outputs.hidden_states
 
     def _loss(self, logits: Tensor, labels: Tensor | None, num_items_in_batch: int | Tensor | None) -> Tensor | None:
@@ -162,9 +168,13 @@ class HGRNForSequenceClassification(Classifier):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        position_ids: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        **flash_attention,
     ) -> SequenceClassifierOutput:
         """
-        input_ids, attention_mask, inputs_embeds, cu_seqlens and output_hidden_states as `HGRNModel.forward`, and:
+        input_ids, attention_mask, inputs_embeds, output_hidden_states, and what tells of packed sequences (cu_seqlens, position_ids,
+        seq_idx, cu_seq_lens_q, ...) as `HGRNModel.forward`, and:
 
         Args:
             labels: `[B]` (`[N]` if packed): class numbers (-100 is not scored), or values if num_labels is 1;
@@ -178,9 +188,11 @@ class HGRNForSequenceClassification(Classifier):
         Raises:
             ValueError: the arguments do not go together; the message names them.
         """
+        refuse_unknown(flash_attention, FLASH_ATTENTION, self)
         pooled, hidden_states = self._encode(
-            input_ids, attention_mask, inputs_embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions
-        )
+            input_ids, attention_mask, inputs_embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions,
+            position_ids=position_ids, seq_idx=seq_idx, **flash_attention,
+        )  # fmt: skip
         logits = self.score(pooled)
         return SequenceClassifierOutput(
             loss=self._loss(logits, labels, num_items_in_batch), logits=logits, hidden_states=hidden_states

@@ -37,6 +37,7 @@ OF_TRANSFORMERS = {
     "model_type", "auto_map", "name_or_path", "num_labels", "torch_dtype", "output_attentions",
     "attn_implementation", "experts_implementation", "quantization_config", "per_layer_config",
     "tie_last_hidden_states", "tokenizer_class", "transformers_weights",
+    "custom_modules",  # ours: what `save_pretrained` records of a model with parts of its own
 }  # fmt: skip
 
 # A folder that we save names these classes in its config.json and holds the file, so that a program that

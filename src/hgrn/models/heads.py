@@ -2,6 +2,7 @@
 
 from torch import Tensor
 from transformers import GenerationMixin
+from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -9,8 +10,9 @@ from hgrn.modules import Linear
 from hgrn.ops.packing import next_labels
 
 from .backbone import HGRNModel, HGRNPreTrainedModel
-from .cache import HGRNCache
+from .cache import NO_WAY_BACK, HGRNCache
 from .configuration import HGRNConfig
+from .documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
 from .stepping import SteppingMixin
 
 _IGNORE = -100
@@ -28,6 +30,7 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
     # Tells transformers' Trainer to pass num_items_in_batch, though forward takes no arbitrary keyword
     # arguments: a misspelt cu_seqlens must be an error, not a state that leaks from document to document.
     accepts_loss_kwargs = True
+    _is_stateful = True  # a state cannot go back to fewer tokens, as assisted decoding wants
 
     def __init__(self, config: HGRNConfig):
         if config.bidirectional:
@@ -64,8 +67,10 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        position_ids: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        **kwargs,
     ) -> CausalLMOutputWithPast:
         """
         Arguments as `HGRNModel.forward`, and:
@@ -73,10 +78,11 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
         Args:
             labels: `[B, T]`, the tokens themselves; position t is scored on label t + 1 of the same document,
                 -100 is not scored.
-            shift_labels: `[B, T]` in place of labels, already shifted: position t is scored on
-                shift_labels[t].
             num_items_in_batch: divide the summed loss by this; default: by the number of scored positions.
             logits_to_keep: compute logits of so many last positions, or of these positions, only; 0 is all.
+            shift_labels: `[B, T]`, labels that are shifted already: position t is scored on shift_labels[t]. They count where labels
+                are given too. (It is no argument of its own: Trainer takes every one with "label" in its name for one of the labels
+                that an evaluation needs.)
 
         Returns:
             loss if labels are given, logits `[B, T, vocab_size]`, past_key_values, hidden_states.
@@ -84,9 +90,10 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
         Raises:
             ValueError, TypeError: the arguments do not go together; the message names them.
         """
-        if labels is not None and shift_labels is not None:
-            raise ValueError("give labels or shift_labels, not both")
-        only_next = all(x is None for x in (inputs_embeds, labels, shift_labels, cu_seqlens)) and use_cache is not False
+        refuse_unknown(kwargs, ("shift_labels", *FLASH_ATTENTION), self)
+        shift_labels = kwargs.pop("shift_labels", None)
+        only_next = all(x is None for x in (inputs_embeds, labels, shift_labels, cu_seqlens, *kwargs.values()))
+        only_next = only_next and use_cache is not False
         if self.is_stepping and only_next and not (output_attentions or output_hidden_states or self.config.output_hidden_states):
             logits = self._step(input_ids, attention_mask, past_key_values)
             if logits is not None:
@@ -101,13 +108,20 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
+            position_ids=position_ids,
+            seq_idx=seq_idx,
+            **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
 
         loss = None
-        if labels is not None:
-            shift_labels = next_labels(labels, cu_seqlens, _IGNORE)
+        if labels is not None and shift_labels is None:
+            told = position_ids is not None or seq_idx is not None
+            mask = self.model.mask(attention_mask, labels) if told else None
+            cu_seqlens = boundaries(labels, mask, cu_seqlens, position_ids, seq_idx, **kwargs)
+            rows = labels if cu_seqlens is None else end_to_end(labels)
+            shift_labels = next_labels(rows, cu_seqlens, _IGNORE).view(labels.shape)
         if shift_labels is not None:
             loss = self.loss_function(
                 logits=logits,
@@ -130,8 +144,32 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
             return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, tokenizer=None, **kwargs):
-        """As transformers does; the tokenizer that `generate` was given for its stop strings is kept from `forward`."""
-        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        """As transformers does; the tokenizer that `generate` was given for its stop strings is kept from `forward`.
+
+        Raises:
+            ValueError: a row of the prompt is packed of several documents, each of which would go on.
+        """
+        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        told = {name: inputs.pop(name) for name in ("cu_seqlens", "position_ids", "seq_idx", *FLASH_ATTENTION) if name in inputs}
+        if told:
+            x = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+            mask = self.model.mask(inputs.get("attention_mask"), x)
+            documents = boundaries(x, mask, **told)
+            if documents is not None and len(documents) - 1 != len(x):
+                raise ValueError(
+                    f"{', '.join(told)}: generate goes on from the end of each row, so a row must be one document, but there are "
+                    f"{len(documents) - 1} in {len(x)} row(s); give a row for each, padded on the left"
+                )
+        return inputs
+
+    def _validate_generation_mode(self, generation_mode, *args, **kwargs):
+        """As transformers does, with a reason that names what is missing."""
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise NotImplementedError(NO_WAY_BACK)
+        super()._validate_generation_mode(generation_mode, *args, **kwargs)
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> None:
+        """None: HGRN needs no positions, and those of each step would cost time."""
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """Generation starts from our cache: none of transformers' own fits a model without attention."""

@@ -63,7 +63,7 @@ _FIXED = {
 # Published key -> the values that these models can have, first the one that we write; a key that is left out has it too.
 _ALLOWED = {
     "fla": {
-        "model_type": ("hgrn",), "expand_ratio": (1,), "num_heads": (1, None), "use_lower_bound": (True,),
+        "model_type": ("hgrn",), "expand_ratio": (1,), "use_lower_bound": (True,),
         "hidden_act": ("swish", "silu"), "elementwise_affine": (True,), "attn": (None,), "attnres_block_size": (None,),
     },
     # "swish" may have run as the identity there; see docs/checkpoints.md.
@@ -74,7 +74,7 @@ _ALLOWED = {
 # Keys without a meaning for the numbers of the model.
 _IGNORED = {
     "fla": (
-        "attn_mode", "hidden_ratio", "max_position_embeddings", "initializer_range", "fuse_norm", "fuse_swiglu",
+        "attn_mode", "hidden_ratio", "max_position_embeddings", "num_heads", "initializer_range", "fuse_norm", "fuse_swiglu",
         "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_l2warp", "auto_map",
     ),
     "opennlplab": ("use_triton", "init_std", "add_bos_token", "auto_map"),
@@ -188,7 +188,7 @@ def from_fields(config, layout: str) -> dict | None:
     if layout not in _RENAMED:
         return None
     back = {ours: published for published, ours in _RENAMED[layout].items()}
-    written = {key: allowed[0] for key, allowed in _ALLOWED[layout].items() if key not in ("num_heads", "attnres_block_size")}
+    written = {key: allowed[0] for key, allowed in _ALLOWED[layout].items() if key != "attnres_block_size"}
     written |= {back.get(name, name): getattr(config, name) for name in _SHARED_FIELDS}
     if config.dtype is not None:
         written["dtype"] = str(config.dtype).removeprefix("torch.")

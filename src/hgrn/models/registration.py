@@ -13,6 +13,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
 from .backbone import HGRNModel
 from .classification import HGRNForSequenceClassification
@@ -38,6 +39,9 @@ def register(overwrite: bool = False) -> None:
     AutoModelForSequenceClassification.register(HGRNConfig, HGRNForSequenceClassification, exist_ok=True)
     # As AutoImageProcessor.register does, but that class of transformers 5.17 wants torchvision before it answers at all.
     IMAGE_PROCESSOR_MAPPING.register(HGRNConfig, {"pil": HGRNImageProcessor}, exist_ok=True)
+    # A pipeline of images looks for a processor of videos, too. It would make up a name for one from that of the image processor, and
+    # ask to run the code of the folder to find it; here it learns that there is none.
+    VIDEO_PROCESSOR_MAPPING.register(HGRNConfig, {}, exist_ok=True)
     name = HGRNConfig.model_type
     # Trainer's label smoothing does not ask the Auto classes but looks for the name of the class here; without it, it would
     # compare each position with its own token and not with the next.

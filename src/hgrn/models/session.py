@@ -38,6 +38,8 @@ def fingerprint(model: "HGRNForCausalLM") -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    if custom := model.custom_modules():
+        digest.update(json.dumps(custom, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -51,11 +51,20 @@ class Block(nn.Module):
         """As `HGRU.forward`: (x, lower_bound, state, mask, cu_seqlens) -> (y, state)."""
         if not (self.gradient_checkpointing and self.training):
             return self._compute(x, *rest)
-        if not isinstance(self.mixer_norm, BatchNorm):
-            return self._gradient_checkpointing_func(self._compute, x, *rest)
-        return self._gradient_checkpointing_func(
-            self._compute, x, *rest, context_fn=lambda: (nullcontext(), self._same_statistics())
-        )
+        return self._checkpointed(x, *rest)
+
+    def _checkpointed(self, x: Tensor, lower_bound=None, state=None, mask=None, cu_seqlens=None):
+        """As `_compute`. The tensors of the states go in and out one by one: reentrant checkpointing has no gradients for others."""
+        options = {}
+        if isinstance(self.mixer_norm, BatchNorm):
+            options["context_fn"] = lambda: (nullcontext(), self._same_statistics())
+
+        def compute(x, lower_bound, mask, cu_seqlens, *state):
+            y, after = self._compute(x, lower_bound, state or None, mask, cu_seqlens)
+            return y, *(after or ())
+
+        y, *after = self._gradient_checkpointing_func(compute, x, lower_bound, mask, cu_seqlens, *(state or ()), **options)
+        return y, tuple(after) or None
 
     @contextmanager
     def _same_statistics(self) -> Iterator[None]:

@@ -51,7 +51,8 @@ class PatchEmbedding(nn.Module):
                 f"height and width of pixel_values must be multiples of the patch size {self.size}, and at least that, got "
                 f"{height} x {width}; resize or crop the images"
             )
-        pixels = pixels.to(self.proj.weight.dtype)  # those that make images know nothing of the model's precision
+        if self.proj.weight.is_floating_point():  # else it is quantized, and takes floats all the same
+            pixels = pixels.to(self.proj.weight.dtype)  # those that make images know nothing of the model's precision
         rows = pixels.unflatten(3, (-1, self.size)).unflatten(2, (-1, self.size))  # [B, C, H / P, P, W / P, P]
         return self.proj(rows.permute(0, 2, 4, 3, 5, 1).flatten(3))
 

@@ -6,18 +6,17 @@ Shape letters: B batch, T time, D channels, N packed sequences, C = D (real stat
 import torch
 from torch import Tensor, nn
 
-from hgrn.ops import gated_norm, hgru_scan
+from hgrn.ops import hgru_scan
 from hgrn.ops.packing import check_boundaries
 
 from .arguments import check_dtype, check_input, check_recurrent, check_state_tuple
 from .linear import Linear
-from .norms import gated_rms_norm, make_norm
+from .norms import GATED_NORMS
 from .parameters import KeepsFloat32, at_least_float32
 from .short_conv import ShortConvolution
 
 _ACTIVATIONS = ("silu", "sigmoid")
 _GATE_POSITIONS = ("after_norm", "before_norm")
-_NORMS = ("layer", "rms")  # those that each position has for itself
 
 
 def initial_theta(dim: int) -> Tensor:
@@ -78,8 +77,8 @@ class HGRU(KeepsFloat32):
             raise ValueError(f"gate_position must be one of {_GATE_POSITIONS}, got {gate_position!r}")
         if gate_act not in _ACTIVATIONS:
             raise ValueError(f"gate_act must be one of {_ACTIVATIONS}, got {gate_act!r}")
-        if norm_type not in _NORMS:
-            raise ValueError(f"norm_type must be one of {_NORMS}, got {norm_type!r}")
+        if norm_type not in GATED_NORMS:
+            raise ValueError(f"norm_type must be one of {tuple(GATED_NORMS)}, got {norm_type!r}")
         if not shared_theta and not (bidirectional and complex_state):
             raise ValueError("shared_theta=False needs bidirectional=True and complex_state=True")
         if conv_size is not None and (bidirectional or gate_rank is not None):
@@ -97,7 +96,7 @@ class HGRU(KeepsFloat32):
         if conv_size is not None:
             self.short_conv = ShortConvolution(width + dim, conv_size)
             self.joined_rows["short_conv"] = (width, dim)
-        self.norm = make_norm(norm_type, width, norm_eps)
+        self.norm = GATED_NORMS[norm_type](width, eps=norm_eps)
         self.out_proj = Linear(width, dim, bias=bias)
         self.theta = None
         if complex_state:
@@ -206,7 +205,4 @@ class HGRU(KeepsFloat32):
         return h, final
 
     def _read_out(self, h: Tensor, gate: Tensor) -> Tensor:
-        norm, options = self.norm, dict(activation=self.gate_act, gate_first=self.gate_position == "before_norm")
-        if isinstance(norm, nn.RMSNorm):
-            return self.out_proj(gated_rms_norm(h, gate, norm.weight, norm.eps, **options))
-        return self.out_proj(gated_norm(h, gate, norm.weight, norm.bias, norm.eps, **options))
+        return self.out_proj(self.norm(h, gate, self.gate_act, self.gate_position == "before_norm"))

@@ -10,6 +10,16 @@ from hgrn.ops import linear
 class Linear(nn.Linear):
     """`nn.Linear`, with the product that `hgrn.ops.linear` picks: decoding on a CPU reads its weights at the speed of memory."""
 
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        weight = state_dict.get(f"{prefix}weight")
+        if weight is not None and not weight.is_floating_point():
+            errors.append(
+                f"{prefix}weight holds {weight.dtype}, the integers of a quantized weight, which mean another one without their scale; "
+                "load the weights that were saved before quantize_int8, or load into a model that was quantized first"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 

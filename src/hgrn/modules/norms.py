@@ -1,12 +1,13 @@
-"""The norms of HGRN by name, and the output gate of those that have no operator of their own.
+"""The norms of HGRN by name, and those of a read-out, which have an output gate.
 
-Shape letters: P positions, D channels.
+Shape letters: P positions, D channels, C channels of a state.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hgrn.ops import gated_norm
 from hgrn.ops.layer import ACTIVATIONS
 
 from .parameters import KeepsFloat32, at_least_float32
@@ -83,6 +84,29 @@ def make_norm(norm_type: str, dim: int, eps: float) -> nn.Module:
     if norm_type not in NORMS:
         raise ValueError(f"norm_type must be one of {tuple(NORMS)}, got {norm_type!r}")
     return NORMS[norm_type](dim, eps=eps)
+
+
+class GatedLayerNorm(nn.LayerNorm):
+    """`LayerNorm(x) * act(gate)`, or with gate_first `LayerNorm(x * act(gate))`, in one pass.
+
+    It is a module of its own, so that hooks, adapters and offloading see it called.
+
+    Shape:
+        x, gate `[..., C]` -> `[..., C]`.
+    """
+
+    def forward(self, x: Tensor, gate: Tensor, activation: str, gate_first: bool) -> Tensor:
+        return gated_norm(x, gate, self.weight, self.bias, self.eps, activation=activation, gate_first=gate_first)
+
+
+class GatedRMSNorm(nn.RMSNorm):
+    """As `GatedLayerNorm`, with the root mean square in place of mean and deviation, and no offset."""
+
+    def forward(self, x: Tensor, gate: Tensor, activation: str, gate_first: bool) -> Tensor:
+        return gated_rms_norm(x, gate, self.weight, self.eps, activation=activation, gate_first=gate_first)
+
+
+GATED_NORMS = {"layer": GatedLayerNorm, "rms": GatedRMSNorm}
 
 
 def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, activation: str, gate_first: bool) -> Tensor:

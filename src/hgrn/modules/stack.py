@@ -92,6 +92,7 @@ class HGRN(nn.Module):
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         hidden_states: list[Tensor] | None = None,
+        hidden_shape: Sequence[int] | None = None,
     ) -> tuple[Tensor, tuple | None]:
         """A whole sequence, a chunk or a single step; all three give the same numbers.
 
@@ -103,7 +104,8 @@ class HGRN(nn.Module):
             mask: bool `[B, T]`, False where there is no input: on either side, or inside. Such positions are
                 skipped exactly; their outputs mean nothing.
             cu_seqlens: int32 or int64 `[N + 1]`, boundaries of N sequences packed end to end.
-            hidden_states: a list to which the input of every block is appended.
+            hidden_states: a list to which the input of every block is appended; gradients reach it.
+            hidden_shape: the axes in which hidden_states has the positions, such as `[B, H * W]` for a grid; None is those of x.
 
         Returns:
             y like x, and the state after the last position; None if bidirectional or of grids.
@@ -116,7 +118,8 @@ class HGRN(nn.Module):
         states = []
         for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds(), strict=True)):
             if hidden_states is not None:
-                hidden_states.append(x)
+                hidden_states.append(x if hidden_shape is None else x.reshape(*hidden_shape, x.shape[-1]))
+                x = hidden_states[-1].view(x.shape)  # what is kept lies between the blocks, so that it has a gradient
             x, after = block(x, bound, None if state is None else state[index], mask, cu_seqlens)
             states.append(after)
         return self.norm(x), None if None in states else tuple(states)

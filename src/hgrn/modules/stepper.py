@@ -16,6 +16,7 @@ from .glu import GLU
 from .hgru import HGRU
 from .int8 import Int8Linear
 from .linear import Linear
+from .norms import GatedLayerNorm
 from .stack import HGRN
 from .watch import Watch
 
@@ -191,7 +192,10 @@ def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None)
         return "the stack reads one stretch of longer sequences (hgrn.parallel)"
     if _has_any_global_hook():
         return "there are hooks for all modules, which would not be called"
-    known = (HGRN, Block, HGRU, GLU, Linear, Int8Linear, nn.Linear, nn.LayerNorm, nn.Dropout, nn.ModuleList, LowerBounds)
+    known = (
+        HGRN, Block, HGRU, GLU, Linear, Int8Linear, nn.Linear, nn.LayerNorm, GatedLayerNorm, nn.Dropout, nn.ModuleList,
+        LowerBounds,
+    )  # fmt: skip
     for name, part in [*stack.named_modules(), ("head", head)]:
         if part is not None and type(part) not in known:
             return f"{name} is a {type(part).__name__}, of which there are no compiled steps"

@@ -351,7 +351,12 @@ def load_model_and_optimizer(
     """Put a checkpoint into a model of the same configuration and its optimizer, bit for bit, whole or sharded.
 
     optimizer_state: what rank 0 has saved of the optimizer.
+
+    Raises UserError for a checkpoint of a model with parts of its own (a mixer of one's own) that `model` does not have.
     """
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    if "custom_modules" in config:
+        model.check_custom_modules(config["custom_modules"], checkpoint)
     if (checkpoint / SHARDED).is_dir():
         sharding.load(checkpoint / SHARDED, model, optimizer, optimizer_state)
         sharding.load_buffers(checkpoint / "model.safetensors", model)
