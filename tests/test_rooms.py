@@ -9,9 +9,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hgrn"
 OURS = {
-    "ops": set(), "modules": {"ops"}, "parallel": {"ops", "modules"}, "models": {"modules", "ops", "errors"}, "data": {"errors"},
+    "ops": set(), "modules": {"ops"}, "parallel": {"ops", "modules"}, "models": {"modules", "ops", "errors", "untrusted"},
+    "data": {"errors", "untrusted"}, "untrusted": {"errors"},
     "analysis": {"models", "modules", "ops", "data", "errors"}, "doctor": {"ops", "errors", "memory"},
-    "training": {"models", "modules", "data", "analysis", "parallel", "errors", "source"},
+    "training": {"models", "modules", "data", "analysis", "parallel", "errors", "source", "untrusted"},
     "bench": {"ops", "modules", "models", "data", "training", "errors", "memory", "source"},
 }  # fmt: skip
 # Heavy packages, and where they may be imported at the top of a file.
