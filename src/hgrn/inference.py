@@ -57,7 +57,10 @@ def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
         config = HGRNConfig.get_config_dict(folder)[0]
         if (found := config.get("model_type")) != "hgrn":
             raise ValueError(f"its config.json describes a model of type {found!r}, not 'hgrn'")
-        saved_as = (config.get("architectures") or [""])[0]
+        named = config.get("architectures") or [""]
+        if not isinstance(named, list) or not isinstance(named[0], str):
+            raise ValueError(f"architectures in its config.json must be a list of names, got {named!r}")
+        saved_as = named[0]
         with without_bars():
             model, report = kind(saved_as).from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -9,6 +9,8 @@ from hgrn.errors import UserError
 
 LARGEST_JSON = 1 << 26  # bytes; a configuration with the names of a million classes has half of it
 
+DEEPEST_JSON = 50  # levels; code that walks through a value calls itself for each
+
 
 def read_bytes(path: str | Path, largest: int) -> bytes:
     """What a file holds. Raises UserError if it has more bytes than `largest`, or cannot be read."""
@@ -40,4 +42,16 @@ def read_json(path: str | Path) -> dict:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} must hold a JSON object; it holds a {type(found).__name__}")
+    if _levels(found) > DEEPEST_JSON:
+        raise UserError(f"{path} is nested more than {DEEPEST_JSON} levels deep")
     return found
+
+
+def _levels(value: Any) -> int:
+    """How deep lists and objects are nested, counted up to one more than is allowed."""
+    levels, inside = 0, [value]
+    while inside and levels <= DEEPEST_JSON:
+        levels += 1
+        parts = [part.values() if isinstance(part, dict) else part for part in inside if isinstance(part, (dict, list))]
+        inside = [each for part in parts for each in part]
+    return levels

@@ -69,7 +69,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         if path.is_file():
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+        # Without the word, transformers asks on a terminal whether to run code that the folder brings along.
+        return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name, trust_remote_code=False)
     except Exception as error:  # the Rust backend raises plain Exception for a file that it cannot parse
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

@@ -1,6 +1,7 @@
 """HGRNModel: embeddings or patches, the stack, the final norm; and the initialisation that all HGRN models share."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from hgrn.modules.hgru import initial_theta
 from .cache import HGRNCache
 from .card import write_card
 from .configuration import HGRNConfig
-from .convert import fitted, named_tensors, source_names
+from .convert import ConversionError, fitted, named_tensors, source_names
 from .published import Published
+
+_PER_BYTE = 4  # at most so many numbers of a model are in one byte of its files; the smallest known types have two
 
 # Of a published checkpoint, what a model without that head leaves out.
 _OF_HEADS = (
@@ -65,6 +68,8 @@ class HGRNPreTrainedModel(PreTrainedModel):
         path = pretrained_model_name_or_path
         published = None if path is None or kwargs.get("state_dict") is not None else Published.find(path, kwargs)
         if published is None:
+            if path is not None and os.path.isdir(path):
+                _check_files_suffice(path, config)
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         options = published.options(kwargs)
         tensors = published.tensors()
@@ -72,6 +77,8 @@ class HGRNPreTrainedModel(PreTrainedModel):
             dtypes = {key: options.pop(key) for key in ("dtype", "torch_dtype") if key in options}
             config, options = cls.config_class.from_dict(published.fields(tensors), return_unused_kwargs=True, **options)
             options |= dtypes
+        if config.fewest_numbers > _PER_BYTE * sum(tensor.nbytes for tensor in tensors.values()):
+            raise ConversionError(f"{path}: its tensors are only a small part of the model that its configuration describes")
         with torch.device("meta"):
             expected = cls(config, *model_args)
         prefix = f"{cls.base_model_prefix}." if expected.base_model is expected else ""
@@ -305,3 +312,18 @@ class HGRNModel(HGRNPreTrainedModel):
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x * math.sqrt(self.config.hidden_size) if self.config.scale_embeddings else x
+
+
+def _check_files_suffice(folder: str | os.PathLike, config: HGRNConfig | None) -> None:
+    """Raises ValueError for a configuration of a model many times as large as its files.
+
+    transformers makes what is missing there, and says only then that it does not fit: a wrong digit costs all of the memory.
+    """
+    sizes = [file.stat().st_size for file in os.scandir(folder) if file.name.endswith((".safetensors", ".bin"))]
+    if sizes and config is None:
+        config = HGRNConfig.from_pretrained(folder)
+    if sizes and isinstance(config, HGRNConfig) and config.fewest_numbers > _PER_BYTE * sum(sizes):
+        raise ValueError(
+            f"{folder}: the configuration describes a model of {config.fewest_numbers:,} parameters or more, and its files have "
+            f"{sum(sizes):,} bytes; one of them is not the model's"
+        )
