@@ -3,9 +3,10 @@
 Every value is checked here by itself; `combinations` checks them together.
 """
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, get_type_hints
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from hgrn.data.images.augment import Augmentation
 from hgrn.data.images.mixing import Mixing
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from hgrn.models import HGRNConfig
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+LONGEST_PART = 200  # bytes of a name of a folder; file systems take 255
+
+
+def _stays_inside(name: str) -> str:
+    """The name of a run, which is where its folder lies below `runs` as well. Raises ValueError for one that leads elsewhere."""
+    parts = PurePosixPath(name).parts
+    leads_out = name.startswith("/") or ".." in parts or PureWindowsPath(name).drive or "\\" in name
+    if not parts or leads_out or not name.isprintable() or any(len(part.encode()) > LONGEST_PART for part in parts):
+        raise ValueError(f"should be a name, or a path below a folder, of printable characters and without .., of up to {LONGEST_PART} bytes a part")
+    return name
 
 
 class Target(BaseModel):
@@ -181,7 +193,7 @@ class Recipe(BaseModel):
     """
 
     model_config = STRICT
-    name: str = Field(description="what the run is called")
+    name: Annotated[str, AfterValidator(_stays_inside)] = Field(description="what the run is called")
     about: str = Field("", description="one line for people")
     target: Target | None = None
     task: str = Field(description="what is trained")
