@@ -9,7 +9,7 @@ import numpy as np
 NUMPY_MAGIC = b"\x93NUMPY"
 # As numpy writes it; Python 2 put an L behind whole numbers.
 HEADER = re.compile(
-    rb"\{'descr': '([<>|=][USiufb][0-9]{1,4})', 'fortran_order': (True|False), "
+    rb"\{'descr': '([<>|=](?:[US][0-9]{1,4}|[iu][1248]|f[48]|b1))', 'fortran_order': (True|False), "
     rb"'shape': \(([0-9]{1,12})L?, ([0-9]{1,4})L?\), \} *\n"
 )
 
