@@ -8,6 +8,7 @@ import torch
 
 from hgrn.errors import UserError
 from hgrn.training.checkpointing import find_checkpoint, without_bars
+from hgrn.untrusted import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,8 +43,13 @@ def load_classifier(path: str | Path, *, int8: bool = False) -> tuple["Classifie
 
     folder = find_checkpoint(Path(path))
     model = _load_model(folder, kind, int8)
-    reads_files = (folder / "preprocessor_config.json").is_file()
-    return model, models.HGRNImageProcessor.from_pretrained(folder) if reads_files else None, folder
+    settings = folder / "preprocessor_config.json"
+    if not settings.is_file():
+        return model, None, folder
+    try:
+        return model, models.HGRNImageProcessor.from_dict(read_json(settings)), folder
+    except ValueError as error:
+        raise UserError(f"{settings} does not describe an image processor of these models: {error}") from error
 
 
 def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
@@ -159,4 +165,7 @@ def generate(
         pad_token_id=tokenizer.pad_token_id, **sampling,
     )  # fmt: skip
     write(prompt)
-    model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=_Pieces(tokenizer, write))
+    try:
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=_Pieces(tokenizer, write))
+    except (ValueError, TypeError) as error:  # what is not set here comes from the model's generation_config.json
+        raise UserError(f"the model's settings of generation cannot be used: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import numpy as np
 
@@ -29,5 +30,7 @@ def read_table(content: bytes) -> list[list]:
     needed, found = rows * columns * dtype.itemsize, len(content) - start
     if needed == 0 or needed != found:
         raise ValueError(f"{rows} x {columns} values of {dtype} need {needed} bytes, and {found} are there")
+    if dtype.kind == "U" and np.frombuffer(content, dtype.byteorder + "u4", offset=start).max() > sys.maxunicode:
+        raise ValueError("its text has characters that do not exist")
     order = "F" if match[2] == b"True" else "C"
     return np.frombuffer(content, dtype, offset=start).reshape(rows, columns, order=order).tolist()
