@@ -96,7 +96,7 @@ class HGRNImageProcessor(PilBackend):
 
     @staticmethod
     def _check(num_channels, do_normalize, image_mean, image_std) -> None:
-        if num_channels not in _MODES:
+        if num_channels not in tuple(_MODES):
             raise ValueError(f"num_channels must be 3 (colour) or 1 (grey), got {num_channels!r}")
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if do_normalize and isinstance(values, (list, tuple)) and len(values) != num_channels:

@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         event = self.peek_event()
         if getattr(event, "tag", None) not in TEXT_TAGS:
-            raise yaml.MarkedYAMLError(None, None, f"the tag {event.tag[:40]} is not read here; write the value alone", event.start_mark)
+            raise yaml.MarkedYAMLError(None, None, f"the tag {event.tag[:80]} is not read here; write the value alone", event.start_mark)
         if self._depth == DEEPEST:
             raise yaml.MarkedYAMLError(None, None, f"more than {DEEPEST} levels are nested", event.start_mark)
         self._depth += 1
