@@ -3,6 +3,7 @@
 Every value is checked here by itself; `combinations` checks them together.
 """
 
+import os
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
@@ -32,6 +33,15 @@ def _stays_inside(name: str) -> str:
     return name
 
 
+def _memory() -> float:
+    """Bytes of memory of this machine; infinity where the system does not say."""
+    names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
+    if not set(names) <= getattr(os, "sysconf_names", {}).keys():
+        return float("inf")
+    pages, size = map(os.sysconf, names)
+    return pages * size if pages > 0 else float("inf")
+
+
 class Target(BaseModel):
     """The published number that a recipe aims at."""
 
@@ -52,7 +62,8 @@ class ModelSpec(BaseModel):
         """The model's configuration for data of which these `facts` hold: vocab_size, num_channels, id2label, ...
 
         What the recipe sets comes first, then the facts, then the preset; but a preset keeps its vocabulary, which may be larger
-        than the tokenizer's. Raises ValueError with every wrong field, or for another number of classes than the data has.
+        than the tokenizer's. Raises ValueError with every wrong field, for another number of classes than the data has, or for a model
+        that this machine cannot hold.
         """
         from hgrn.models import HGRNConfig
 
@@ -61,9 +72,16 @@ class ModelSpec(BaseModel):
             if (given := self.model_extra.get("num_labels", classes)) != classes:
                 raise ValueError(f"num_labels must be {classes}, the number of classes in the data, got {given!r}; leave it out")
         if self.preset is None:
-            return HGRNConfig(**facts | self.model_extra)
-        facts.pop("vocab_size", None)
-        return HGRNConfig.preset(self.preset, **facts | self.model_extra)
+            config = HGRNConfig(**facts | self.model_extra)
+        else:
+            facts.pop("vocab_size", None)
+            config = HGRNConfig.preset(self.preset, **facts | self.model_extra)
+        if (needed := 4 * config.fewest_numbers) > (there := _memory()):  # before PyTorch asks for it tensor by tensor
+            raise ValueError(
+                f"the model's weights need {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB of memory: lower "
+                "model.hidden_size, model.num_hidden_layers or model.vocab_size"
+            )
+        return config
 
 
 class BatchSpec(BaseModel):
