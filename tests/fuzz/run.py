@@ -55,8 +55,17 @@ class TookTooLong(BaseException):
 
 
 def fuzz(targets: Sequence[Target], mutants: int, seed: int, work: Path, keep: Path | None = None) -> Counts:
-    """Tries so many mutants. The same seed makes the same ones. keep: a folder for those that fail."""
-    counts, done = Counts(), 0
+    """Tries so many mutants; a keyboard interrupt ends it early. The same seed makes the same ones. keep: a folder for those that fail."""
+    counts = Counts()
+    try:
+        _try(counts, targets, mutants, seed, work, keep)
+    except KeyboardInterrupt:
+        pass
+    return counts
+
+
+def _try(counts: Counts, targets: Sequence[Target], mutants: int, seed: int, work: Path, keep: Path | None) -> None:
+    done = 0
     drawn = random.Random(seed).choices(targets, [target.weight for target in targets], k=mutants)
     while done < mutants:
         last = min(done + OF_ONE_CHILD, mutants)
@@ -71,7 +80,6 @@ def fuzz(targets: Sequence[Target], mutants: int, seed: int, work: Path, keep: P
             if keep is not None:
                 _copy(target, number, seed, keep / name)
                 (keep / name / "fault.txt").write_text(outcome)
-    return counts
 
 
 def _in_a_child(drawn: Sequence[Target], numbers: range, seed: int, work: Path):

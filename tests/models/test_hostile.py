@@ -120,7 +120,7 @@ def bin_file(folder, tensors):
 def test_tensors_that_repeat_one_number(fla, tmp_path):
     tensors = load_file(fla / "model.safetensors")
     bin_file(fla, tensors | {"lm_head.weight": torch.ones(1).expand(1 << 20, 1 << 16)})
-    with pytest.raises(UserError, match="not tensors, or not with all of their numbers: lm_head.weight"):
+    with pytest.raises(UserError, match="not tensors: lm_head.weight; or not with all of their numbers"):
         convert_checkpoint(fla, tmp_path / "out")
     bin_file_again = tensors | {f"model.layers.{n}.attn.i_proj.weight": tensors["lm_head.weight"] for n in range(50)}
     torch.save(bin_file_again, fla / "pytorch_model.bin")
@@ -170,3 +170,11 @@ def test_a_tokenizer_that_asks_to_run_code(ours, monkeypatch):
 def test_image_processors(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         HGRNImageProcessor(**settings)
+
+
+@pytest.mark.parametrize("settings", [dict(model_max_length="x"), dict(eos_token=5), dict(extra_special_tokens="x"), dict(padding_side="x")])
+def test_settings_of_a_tokenizer(ours, settings):
+    file = ours / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_tokenizer(str(ours))

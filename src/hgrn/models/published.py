@@ -403,7 +403,7 @@ def _read(files: Iterable[str]) -> dict[str, Tensor]:
         if all(name.startswith("module.") for name in read):  # as wrappers for several devices save
             read = {name.removeprefix("module."): value for name, value in read.items()}
         if strange := [name for name, value in read.items() if not _is_plain(value)]:
-            raise ConversionError(f"{file}: not tensors, or not with all of their numbers: {', '.join(strange[:5])}")
+            raise ConversionError(f"{file}: not tensors: {', '.join(strange[:5])}; or not with all of their numbers")
         if sum(value.nbytes for value in read.values()) > _MOST_SHARING * os.path.getsize(file):
             raise ConversionError(f"{file} holds tensors that share their numbers too often; save each by itself")
         tensors |= read
