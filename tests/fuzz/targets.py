@@ -101,12 +101,12 @@ def _of_models(root: Path) -> list[Target]:
         inference.generate(model, tokenizer, "text", lambda _: None, max_new_tokens=2, seed=0)
 
     return [
-        Target("model config", root / "model", ["config.json"], inference.load, 3),
+        Target("model config", root / "model", ["config.json"], inference.load, 2),
         Target("model weights", root / "model", ["model.safetensors"], inference.load),
         Target("tokenizer", root / "model", ["tokenizer.json", "tokenizer_config.json"], generate, 2),
         Target("generation config", root / "model", ["generation_config.json"], generate),
         Target("classifier", root / "classifier", ["config.json", "preprocessor_config.json"], classify, 2),
-        Target("convert config", root / "published", ["config.json"], convert, 3),
+        Target("convert config", root / "published", ["config.json"], convert, 2),
         Target("convert safetensors", root / "published", ["model.safetensors"], convert),
         Target("convert bin", root / "published-bin", ["pytorch_model.bin"], convert, 3),
         Target("manifest", root / "checkpoint", ["manifest.json"], find_checkpoint, 2),

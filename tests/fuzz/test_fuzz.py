@@ -18,6 +18,7 @@ def targets(tmp_path_factory):
     return make_targets(tmp_path_factory.mktemp("fuzz") / "whole")
 
 
+@pytest.mark.slow
 def test_two_thousand_mutants(targets, tmp_path):
     counts = fuzz(targets, 2000, seed=0, work=tmp_path, keep=tmp_path / "faults")
     print(table(counts))
