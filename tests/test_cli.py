@@ -58,7 +58,18 @@ def test_eval_of_the_recipes_split_and_of_other_text(trained, text, capsys):
     own = capsys.readouterr().out.splitlines()
     assert own[-1].startswith("test bits per byte: ") and "239 bytes" in own[0]
     assert main(["eval", str(trained), "--data", str(text)]) == 0
-    assert "4,799 bytes" in capsys.readouterr().out
+    other = capsys.readouterr().out.splitlines()
+    assert "4,799 bytes" in other[0] and other[-1].startswith(f"{text} bits per byte: ")
+    assert main(["eval", str(trained), "--data", str(text), str(text)]) == 0
+    assert f"\n{text}, {text} bits per byte: " in capsys.readouterr().out
+
+
+def test_data_that_cannot_be_evaluated(trained, tmp_path, fails):
+    assert "the name '' is empty" in fails("eval", trained, "--data", "")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    assert "empty.txt holds no text" in fails("eval", trained, "--data", tmp_path / "empty.txt")
+    (tmp_path / "book.pdf").write_bytes(b"%PDF-1.4")
+    assert "book.pdf is a PDF" in fails("eval", trained, "--data", tmp_path / "book.pdf")
 
 
 def test_generate_repeats_with_a_seed_and_streams_the_prompt_first(trained, capsys):

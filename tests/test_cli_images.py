@@ -64,7 +64,9 @@ def test_eval_of_other_images(trained, folder, tmp_path, capsys):
             Image.new("RGB", (9, 9), COLOURS["red"]).save(tmp_path / split / name / "all_red.png")
     assert main(["eval", str(trained), "--data", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "2 examples" in out and "accuracy: 50.00%" in out
+    assert "2 examples" in out and f"{tmp_path}, test: top-1 accuracy: 50.00%" in out
+    picture = trained / f"confusion_test_{tmp_path.name}.png"  # that of the run's own data stays
+    assert picture.is_file() and out.splitlines()[2].endswith(f"confusion matrix: {picture}")
 
 
 def test_predict_names_the_likeliest_classes(trained, folder, capsys):
@@ -93,6 +95,7 @@ def test_what_cannot_be_done_is_said(trained, folder, tmp_path, fails):
     assert "nowhere.png cannot be read: No such file" in fails("predict", trained, "nowhere.png")
     assert "--top must be at least 1" in fails("predict", trained, folder / "test" / "red" / "0.png", "--top", "0")
     assert "previews are of image-classification" in fails("data", "preview", "quickstart", "--out", tmp_path)
+    assert "--data is an empty path" in fails("eval", trained, "--data", "")
     assert "--data takes one folder for a classifier, got 2" in fails("eval", trained, "--data", "a", "b")
     assert "path: there is no folder nowhere" in fails("eval", trained, "--data", "nowhere")
     assert "split must be one of" in fails("eval", trained, "--split", "tst")

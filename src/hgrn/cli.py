@@ -2,12 +2,14 @@
 
 import argparse
 import difflib
+import json
 import logging
-import os
+import math
+import re
 import sys
 from pathlib import Path
 
-from hgrn import __version__, commands
+from hgrn import __version__, commands, console
 from hgrn.errors import UserError
 
 _DESCRIPTION = "Hierarchically Gated Recurrent Networks: train, evaluate and use them."
@@ -22,26 +24,91 @@ _EPILOG = """start here:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 2 something to mend, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
+    console.prepare()
     logging.basicConfig(format="hgrn: %(message)s")
     logging.getLogger("hgrn").setLevel(logging.INFO)
-    parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
     try:
-        known.overrides = _overrides(rest) if known.takes_overrides else _nothing_left(rest, parser)
-        return known.command(known) or 0
+        status = _run(arguments)
     except UserError as error:
         print(f"hgrn: error: {error}", file=sys.stderr)
-        return 2
+        status = 2
     except KeyboardInterrupt:
         print("hgrn: interrupted", file=sys.stderr)
-        return 130
+        status = 130
     except BrokenPipeError:  # the reader of our output is gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        console.drop_output()
+        status = 0
+    except OSError as error:
+        if error.filename is not None or console.takes_output():
+            raise
+        status = 2
+    except SystemExit:  # of --help and --version
+        if not console.flush():
+            return 2
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        print(
+            f"hgrn: error: there is not enough memory ({reason}): make the model, the batch or its sequences smaller",
+            file=sys.stderr,
+        )
+        status = 2
+    return status if console.flush() else status or 2
+
+
+def _run(arguments: list[str]) -> int:
+    for argument in arguments:
+        try:
+            argument.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the argument {argument!r} holds half of a surrogate pair at character {error.start}, which is no text"
+            ) from None
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    known.words = arguments
+    known.overrides = _overrides(rest) if known.takes_overrides else _nothing_left(rest, parser)
+    commands.check_processes(known.command)
+    return known.command(known) or 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of Python, NumPy or PyTorch says that memory is short, or could never be enough."""
+    words = ("can't allocate memory", "Storage size calculation overflowed", "out of memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in words)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its complaints are UserErrors, as all others of the command line."""
+
+    def error(self, message: str):
+        if message.endswith("expected one argument"):
+            option = message.removeprefix("argument ").partition(":")[0]
+            message += f"; a value that begins with a dash is written as {option}=VALUE"
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text[:40]!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text[:40]!r}")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hgrn", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"hgrn {__version__}")
@@ -79,13 +146,15 @@ def _parser() -> argparse.ArgumentParser:
     generate = add("generate", commands.generate, "continue a prompt, printing as it goes")
     generate.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model")
     generate.add_argument("--prompt", required=True, help="the text to continue")
-    generate.add_argument("--max-new-tokens", type=int, default=300, metavar="N", help="length of the continuation (default: 300)")
-    generate.add_argument("--temperature", type=float, default=0.8, metavar="X",
+    generate.add_argument("--max-new-tokens", type=_whole, default=300, metavar="N", help="length of the continuation (default: 300)")
+    generate.add_argument("--temperature", type=_number, default=0.8, metavar="X",
                           help="0 takes the likeliest token every time, 1 samples as the model says (default: 0.8)")  # fmt: skip
-    generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens only")
-    generate.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of total probability P only")
-    generate.add_argument("--seed", type=int, help="make the sample repeatable")
+    generate.add_argument("--top-k", type=_whole, metavar="K", help="sample from the K likeliest tokens only")
+    generate.add_argument("--top-p", type=_number, metavar="P", help="sample from the likeliest tokens of total probability P only")
+    generate.add_argument("--seed", type=_whole, help="make the sample repeatable")
     for command in (evaluate, generate):
+        command.add_argument("--tokenizer", metavar="NAME", help="bytes, a name on the Hugging Face hub, or a path "
+                             "(default: the one that is saved with the model)")  # fmt: skip
         command.add_argument("--int8", action="store_true", help="round the weights to 8 bits: a quarter of the memory to read, "
                              "so faster one token at a time")  # fmt: skip
 
@@ -93,14 +162,14 @@ def _parser() -> argparse.ArgumentParser:
     kinds = tokenizer.add_subparsers(**groups)
     fit = add("train", commands.tokenizer_train, "train a byte-level BPE tokenizer on text", to=kinds)
     fit.add_argument("files", nargs="+", metavar="PATH", help="text files, folders, JSONL, also compressed")
-    fit.add_argument("--vocab-size", type=int, required=True, metavar="N", help="tokens, with the 256 bytes and 3 special ones")
+    fit.add_argument("--vocab-size", type=_whole, required=True, metavar="N", help="tokens, with the 256 bytes and 3 special ones")
     fit.add_argument("--out", type=Path, required=True, help="a new folder; use it as data.tokenizer in a recipe")
     fit.add_argument("--text-field", default="text", metavar="NAME", help="field of JSONL records (default: text)")
 
     predict = add("predict", commands.predict, "say what is in images")
     predict.add_argument("checkpoint", type=Path, help="a run folder, one of its checkpoints, or a saved model of images")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files that Pillow reads")
-    predict.add_argument("--top", type=int, default=3, metavar="N", help="how many classes to name (default: 3)")
+    predict.add_argument("--top", type=_whole, default=3, metavar="N", help="how many classes to name (default: 3)")
 
     data = add("data", None, "look at training data, and make the two synthetic tasks of Long Range Arena")
     makers = data.add_subparsers(**groups)
@@ -113,15 +182,15 @@ def _parser() -> argparse.ArgumentParser:
     listops.add_argument("out", type=Path, help="a new folder")
     pathfinder = add("pathfinder", commands.data_pathfinder, "draw new Pathfinder images as the release has them", to=makers)
     pathfinder.add_argument("out", type=Path, help="folder, in which the one for this difficulty must be new")
-    pathfinder.add_argument("--size", type=int, default=32, help="pixels: 32, 64, 128 (Path-X) or 256 (default: 32)")
+    pathfinder.add_argument("--size", type=_whole, default=32, help="pixels: 32, 64, 128 (Path-X) or 256 (default: 32)")
     for maker, numbers in ((listops, {"train": 96_000, "validation": 2_000, "test": 2_000, "min-length": 500, "max-length": 2_000,
                                       "max-depth": 10, "max-args": 10}),
                            (pathfinder, {"number": 200_000, "contour-length": 14})):  # fmt: skip
         for name, default in numbers.items():
-            maker.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default, as the release: {default:,}")
-        maker.add_argument("--seed", type=int, default=0, help="other seeds make other data (default: 0)")
-        maker.add_argument("--processes", type=int, metavar="N", help="default: one a core; the data does not depend on it")
-    pathfinder.add_argument("--distractors", type=int, metavar="N", help="short contours of an image (default: as the release)")
+            maker.add_argument(f"--{name}", type=_whole, default=default, metavar="N", help=f"default, as the release: {default:,}")
+        maker.add_argument("--seed", type=_whole, default=0, help="other seeds make other data (default: 0)")
+        maker.add_argument("--processes", type=_whole, metavar="N", help="default: one a core; the data does not depend on it")
+    pathfinder.add_argument("--distractors", type=_whole, metavar="N", help="short contours of an image (default: as the release)")
     pathfinder.add_argument("--no-crossings", action="store_true", help="no image whose two long contours cross")
 
     convert = add("convert", commands.convert, "turn a published checkpoint into one of ours, or one of ours into a published layout",
@@ -137,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = add("bench", commands.bench, "measure speed and memory against the limits of the machine and against other packages",
                 "names: limits, scan, train, decode, length, start, quality; without one, all but quality (about two hours).\n"
-                "Peers that are not installed are left out: pip install 'hgrn[bench]'")  # fmt: skip
+                "Peers that are not installed are left out: pip install mambapy accelerated-scan jax")  # fmt: skip
     bench.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: all but quality)")
     bench.add_argument("--quick", action="store_true", help="small shapes and few repeats: half a minute, numbers not to be quoted")
     bench.add_argument("--out", type=Path, metavar="FOLDER",
@@ -182,9 +251,15 @@ def _overrides(rest: list[str]) -> dict[str, str]:
                 values.append(left.pop(0))
             if not values:
                 raise UserError(f"{key} needs a value: {key} VALUE")
-            value = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
+            value = values[0] if len(values) == 1 else f"[{', '.join(map(_item, values))}]"
         found[key.removeprefix("--")] = value
     return found
+
+
+def _item(text: str) -> str:
+    """A word as an item of a YAML list: quoted if it holds what would end the item, such as a comma."""
+    is_plain = re.fullmatch(r"[\w./~+-][\w./~+:=@%-]*", text) or (text[:1] in "[\"'" and text[-1:] in "]\"'")
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def _nothing_left(rest: list[str], parser: argparse.ArgumentParser) -> dict:

@@ -3,9 +3,26 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from hgrn.errors import UserError
+from hgrn.errors import UserError, pasted
+
+
+def check_processes(command: Callable) -> None:
+    """Raise UserError if torchrun has started several processes of a command of which each would do the same."""
+    world = _processes()
+    if world > 1 and "RANK" in os.environ and command not in (train, doctor):
+        raise UserError(
+            f"only `hgrn train` shares its work out over the processes of torchrun, and there are {world}: "
+            "start this command without torchrun"
+        )
+
+
+def _processes(name: str = "WORLD_SIZE") -> int:
+    """How many processes torchrun says that it has started, in all or on this machine."""
+    given = os.environ.get(name, "1")
+    return int(given) if given.isdecimal() else 1
 
 
 def quickstart(arguments: argparse.Namespace) -> int:
@@ -15,7 +32,7 @@ def quickstart(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     out = arguments.out or quickstart.free_folder(Path("runs/quickstart"))
     if quickstart.run(out) is None:
-        print(f"stopped; go on with: hgrn train quickstart --out {out} --resume")
+        print(f"stopped; go on with: {pasted('hgrn', 'train', 'quickstart', '--out', out, '--resume')}")
         return 130
     return 0
 
@@ -34,11 +51,17 @@ def train(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", 0)) > 0:  # under torchrun, one process speaks
         return 130 if outcome.interrupted else 0
     if outcome.interrupted:
-        repeated = "".join(f" --{key} {value}" for key, value in arguments.overrides.items())
-        print(f"go on with: hgrn train {arguments.recipe} --out {out} --resume{repeated}")
+        print(f"go on with: {_resuming(arguments.words)}")
         return 130
-    print(f"done: {outcome.checkpoint}\nmeasure it with: hgrn eval {out}")
+    print(f"done: {outcome.checkpoint}\nmeasure it with: {pasted('hgrn', 'eval', out)}")
     return 0
+
+
+def _resuming(words: list[str]) -> str:
+    """The command that goes on with the run that these arguments began."""
+    here = _processes("LOCAL_WORLD_SIZE")
+    start = ("torchrun", "--nproc-per-node", here, "-m", "hgrn") if here > 1 else ("hgrn",)
+    return pasted(*start, *words, *(() if "--resume" in words else ("--resume",)))
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -73,23 +96,29 @@ def _evaluate_arena(runs: Path) -> None:
 
 
 def _evaluate_text(arguments: argparse.Namespace, recipe) -> None:
+    from dataclasses import replace
+
     from hgrn import inference
     from hgrn.data.text import TextData, TextSplit
     from hgrn.data.tokens import prepare
     from hgrn.training.tasks.language import evaluate
 
-    model, _, folder = inference.load(arguments.checkpoint, int8=arguments.int8)
+    model, _, folder = inference.load(arguments.checkpoint, int8=arguments.int8, tokenizer=arguments.tokenizer)
     if arguments.data:
-        split = "test"
-        data = TextData(files=arguments.data, tokenizer=str(folder), splits={split: TextSplit()})
+        split, title = "all", _printable(", ".join(arguments.data))
+        tokenizer = arguments.tokenizer or str(folder)
+        data = TextData(files=arguments.data, tokenizer=tokenizer, splits={split: TextSplit()})
     elif recipe is not None:
-        split, data = arguments.split, recipe.data
+        split = title = arguments.split
+        data = recipe.data
+        if arguments.tokenizer is not None:
+            data = replace(data, tokenizer=arguments.tokenizer)
     else:
         raise UserError(f"{folder} was saved without a recipe, so its data is not known: give the text with --data PATH")
     with _Bar("evaluating") as bar:
         result = evaluate(model, prepare(data, split), on_progress=bar)
     print(f"{result.tokens:,} tokens, {result.bytes:,} bytes, {result.nats:.1f} nats")
-    print(f"{split} bits per byte: {result.bits_per_byte:.3f}")
+    print(f"{title} bits per byte: {result.bits_per_byte:.3f}")
 
 
 def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
@@ -100,19 +129,26 @@ def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
     from hgrn.training.tasks import open_examples
     from hgrn.training.tasks.classification import TOP, evaluate
 
+    if arguments.tokenizer is not None:
+        raise UserError(f"--tokenizer is for language models, and {arguments.checkpoint} is a classifier; leave it out")
     model, _, _ = inference.load_classifier(arguments.checkpoint, int8=arguments.int8)
+    split = title = arguments.split
+    picture = arguments.checkpoint / f"confusion_{split}.png"
     if arguments.data:
         if len(arguments.data) > 1:
             raise UserError(f"--data takes one folder for a classifier, got {len(arguments.data)} paths")
-        recipe = recipe.model_copy(update={"data": replace(recipe.data, path=arguments.data[0])})
-    split = arguments.split
+        (path,) = arguments.data
+        if not path.strip():
+            raise UserError("--data is an empty path; name a folder (. is the current folder)")
+        recipe = recipe.model_copy(update={"data": replace(recipe.data, path=path)})
+        title = f"{_printable(path)}, {split}:"
+        picture = picture.with_stem(f"{picture.stem}_{Path(path).resolve().name}")
     examples = open_examples(recipe, split)
     with _Bar("evaluating") as bar:
         result = evaluate(model, examples.batches, on_progress=lambda done: bar(done, examples.size))
     shown = list(zip(examples.classes, result.class_accuracies))
     for name, accuracy in shown if len(shown) <= 100 else []:
         print(f"  {name:24} {'no example' if accuracy is None else f'{accuracy:7.2%}'}")
-    picture = arguments.checkpoint / f"confusion_{split}.png"
     try:
         plots.confusion_matrix(result.confusion, examples.classes, picture)
         drawn = f"confusion matrix: {picture}"
@@ -121,8 +157,8 @@ def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
     print(f"{result.examples:,} examples, {result.loss:.4f} nats each; {drawn}")
     low, high = result.interval
     if len(examples.classes) > TOP:
-        print(f"{split} top-{TOP} accuracy: {result.top_accuracy:.2%}")
-    print(f"{split} top-1 accuracy: {result.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})")
+        print(f"{title} top-{TOP} accuracy: {result.top_accuracy:.2%}")
+    print(f"{title} top-1 accuracy: {result.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%})")
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -133,11 +169,10 @@ def generate(arguments: argparse.Namespace) -> None:
 
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
-    model, tokenizer, _ = inference.load(arguments.checkpoint, int8=arguments.int8)
-    inference.generate(
-        model, tokenizer, arguments.prompt, write, max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,
-    )  # fmt: skip
+    sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    inference.check_sampling(**sampling)  # before the model is loaded
+    model, tokenizer, _ = inference.load(arguments.checkpoint, int8=arguments.int8, tokenizer=arguments.tokenizer)
+    inference.generate(model, tokenizer, arguments.prompt, write, max_new_tokens=arguments.max_new_tokens, **sampling)
     print()
 
 
@@ -147,9 +182,11 @@ def tokenizer_train(arguments: argparse.Namespace) -> None:
     from hgrn.data.tokenizer import train_tokenizer
 
     data = TextData(files=arguments.files, text_field=arguments.text_field, splits={"train": TextSplit()})
-    units = SplitText(data, "train").units(whole_characters=True)
-    train_tokenizer(read_text(units), arguments.vocab_size, arguments.out)
-    print(f"saved {arguments.out}; use it with: hgrn train RECIPE --data.tokenizer {arguments.out}")
+    text = SplitText(data, "train")
+    text.check_content()
+    train_tokenizer(read_text(text.units(whole_characters=True)), arguments.vocab_size, arguments.out)
+    use = pasted("hgrn", "train", "RECIPE", "--data.tokenizer", arguments.out)
+    print(f"saved {arguments.out}; use it with: {use}")
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -238,6 +275,11 @@ def doctor(arguments: argparse.Namespace) -> int:
         if finding.works is False:
             print(f"   {'':26} -> {finding.remedy}")
     return 0 if all(finding.works is not False for finding in findings) else 1
+
+
+def _printable(path: str) -> str:
+    """A path with what is not UTF-8 in it as escapes, which can be printed."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 class _Bar:

@@ -53,7 +53,7 @@ def _engine(engine: str, device: str) -> Finding:
     if device == "cuda" and not torch.cuda.is_available():
         return Finding(label, "no CUDA device here")
     if engine not in available_engines(device):
-        return Finding(label, "cannot be imported", False, f"pip install {engine}")
+        return Finding(label, "cannot be imported", False, f"pip install {_requirement(engine)}")
     generator = torch.Generator().manual_seed(0)
     x, gate, theta = (torch.randn(shape, generator=generator).to(device) for shape in ((2, 50, 64), (2, 50, 32), (32,)))
     try:
@@ -63,6 +63,18 @@ def _engine(engine: str, device: str) -> Finding:
     expected, _ = hgru_scan(x.double(), gate.double(), None, theta.double(), engine="reference")
     off = (h - expected).abs().max().item()
     return Finding(label, f"works, {off:.1e} from the float64 reference", off < 1e-5, "please report this")
+
+
+def _requirement(package: str) -> str:
+    """What pip is to install: the version that PyTorch asks for, where it asks for one.
+
+    Another triton than PyTorch's own breaks `torch.compile`.
+    """
+    for requirement in importlib.metadata.requires("torch") or ():
+        wanted = requirement.split(";")[0].strip()
+        if wanted.startswith(f"{package}=="):
+            return wanted
+    return package
 
 
 def _compiler_cache() -> Finding:

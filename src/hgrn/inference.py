@@ -1,5 +1,6 @@
 """Using a saved model: load it with what belongs to it, write text with it as it is made, name what is in an image."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,12 @@ from hgrn.errors import UserError
 from hgrn.training.checkpointing import find_checkpoint, without_bars
 from hgrn.untrusted import read_json
 
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")  # a folder without any of them has no tokenizer
+
+# Logits over a temperature below this could leave the range of float32.
+_LOWEST_TEMPERATURE = 1e-6
+_LARGEST_SEED = 2**64 - 1  # of torch.manual_seed
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -17,19 +24,27 @@ if TYPE_CHECKING:
     from hgrn.models.classification import Classifier
 
 
-def load(path: str | Path, *, int8: bool = False) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast", Path]:
+def load(
+    path: str | Path, *, int8: bool = False, tokenizer: str | None = None
+) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast", Path]:
     """The language model and tokenizer in `path` (a run folder, a checkpoint or a saved model), and the folder they are in.
 
-    With int8 the weights of its linear maps are rounded to 8 bits (`hgrn.modules.quantize_int8`).
+    With int8 the weights of its linear maps are rounded to 8 bits (`hgrn.modules.quantize_int8`). tokenizer: what
+    `load_tokenizer` takes, for a model that was saved without one; None is the one that is saved with the model.
 
-    Raises UserError for whatever is there instead, and for weights that are not finite.
+    Raises UserError for whatever is there instead, for weights that are not finite, and where there is no tokenizer.
     """
     from hgrn.data.tokenizer import load_tokenizer
     from hgrn.models import HGRNForCausalLM
 
     folder = find_checkpoint(Path(path))
     model = _load_model(folder, lambda _: HGRNForCausalLM, int8)
-    return model, load_tokenizer(str(folder)), folder
+    if tokenizer is None and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
+        raise UserError(
+            f"{folder} has no tokenizer: say with --tokenizer which one the model was trained with (bytes, the name of one on "
+            "the Hugging Face hub, or the path of a folder or tokenizer.json)"
+        )
+    return model, load_tokenizer(tokenizer or str(folder)), folder
 
 
 def load_classifier(path: str | Path, *, int8: bool = False) -> tuple["Classifier", "HGRNImageProcessor | None", Path]:
@@ -90,8 +105,9 @@ def read_image(path: Path, channels: int) -> torch.Tensor:
     from hgrn.data.images.decoding import decode
     from hgrn.data.images.source import CorruptImage
 
+    grey = "the model was trained on grey images; make this one grey too"
     try:
-        return decode(path.read_bytes(), str(path), channels)
+        return decode(path.read_bytes(), str(path), channels, no_colour=grey)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except CorruptImage as error:
@@ -107,14 +123,47 @@ def classify(model: "HGRNForImageClassification", processor: "HGRNImageProcessor
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerFast", prompt: str, vocab_size: int) -> torch.Tensor:
-    """The prompt's ids `[1, T]`. Raises UserError for an empty prompt or text that the vocabulary does not hold."""
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    """The prompt's ids `[1, T]`. Bytes that are not UTF-8 (surrogate escapes, as in `sys.argv`) reach a byte-level model as they are.
+
+    Raises UserError for an empty prompt, one that is no text, or text that the vocabulary does not hold.
+    """
+    from hgrn.data.tokenizer import bytes_to_ids, is_byte_tokenizer
+
+    try:
+        raw = prompt.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt holds half of a surrogate pair at character {error.start}, which is no text") from None
+    if is_byte_tokenizer(tokenizer):
+        ids = bytes_to_ids(raw).tolist()
+    else:
+        try:
+            ids = tokenizer(raw.decode("utf-8"), add_special_tokens=False)["input_ids"]
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"the prompt is not UTF-8 at byte {error.start} (0x{raw[error.start]:02x}), and the tokenizer of this model "
+                "reads UTF-8 only: convert the prompt, for example with iconv"
+            ) from None
     if not ids:
         raise UserError("the prompt is empty: give at least one character to go on from")
     strange = [i for i in ids if i >= vocab_size or (i == tokenizer.unk_token_id and i is not None)]
     if strange:
         raise UserError(f"the prompt {prompt!r} has {len(strange)} token(s) outside of the model's vocabulary; reword it")
     return torch.tensor([ids])
+
+
+def check_sampling(
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int | None = None
+) -> None:
+    """Raise UserError for a number that `generate` cannot follow."""
+    if not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature < math.inf):
+        rule = f"must be at least 0 (0, or a finite number from {_LOWEST_TEMPERATURE:g})"
+        raise UserError(f"temperature {rule}, got {temperature:g}; 0 takes the likeliest token, 1 samples as the model says")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k must be at least 1, got {top_k}; leave it out to sample from all tokens")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1, got {top_p:g}; leave it out to sample from all tokens")
+    if seed is not None and not 0 <= seed <= _LARGEST_SEED:
+        raise UserError(f"seed must be from 0 to 2**64 - 1, got {seed}")
 
 
 class _Pieces:
@@ -150,12 +199,11 @@ def generate(
     """Calls `write` with the prompt, then with each piece of its continuation as it is made.
 
     temperature 0 takes the likeliest token every time; top_k and top_p draw from the likeliest tokens only.
-    Raises UserError as `encode_prompt`, and for a temperature below 0.
+    Raises UserError as `encode_prompt` and `check_sampling`.
     """
     from transformers import GenerationConfig
 
-    if temperature < 0:
-        raise UserError(f"temperature must be at least 0, got {temperature:g}; 0 takes the likeliest token, 1 samples")
+    check_sampling(temperature, top_k, top_p, seed)
     ids = encode_prompt(tokenizer, prompt, model.config.vocab_size)
     if seed is not None:
         torch.manual_seed(seed)

@@ -6,6 +6,7 @@ from typing import Any
 
 from hgrn.analysis import gates, plots
 from hgrn.data.tokens import prepare
+from hgrn.errors import pasted
 from hgrn.training.loop import train
 from hgrn.training.recipe import load_recipe
 from hgrn.training.runlog import Console, read_rows
@@ -68,10 +69,10 @@ Where it is
   {folder}   a model that transformers loads
   {curve}   the learning curve
   {picture}   forget gates and their learned lower bounds, layer by layer
-  {out / "log.jsonl"}   every logged number (`tensorboard --logdir {out}` shows them too)
+  {out / "log.jsonl"}   every logged number (`{pasted('tensorboard', '--logdir', out)}` shows them too)
 
 What to try next
-  hgrn generate {out} --prompt "To be, or not to be"
+  {pasted("hgrn", "generate", out, "--prompt", "To be, or not to be")}
   hgrn train lm/text --data.files YOUR.txt        train on a text of your own
   hgrn train quickstart --model.num_hidden_layers 6 --training.steps 3000
   hgrn doctor                                     what works on this machine

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import re
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,21 @@ def test_what_is_wrong_with_an_entry(tmp_path, entry, message):
         path.write_bytes(b"x")
     found, problem = expand(str(tmp_path / entry))
     assert found == [] and message in problem
+
+
+@pytest.mark.parametrize("entry, message", [
+    ("", "the name '' is empty"), ("  ", "the name '  ' is empty"), ("x" * 300, "cannot be looked up: .*too long"),
+    ("~nobody-of-this-name/a.txt", "cannot be looked up: Could not determine home"), ("a\0b", "not found|cannot be looked up"),
+])  # fmt: skip
+def test_names_that_no_file_can_have(entry, message):
+    found, problem = expand(entry)
+    assert found == [] and re.search(message, problem)
+
+
+def test_the_current_folder_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    assert names(".") == ["a.txt"]
 
 
 def test_unknown_corpus_names_those_there_are():

@@ -12,7 +12,7 @@ from tests.tolerances import assert_close
 from . import strangers
 from .conftest import SENTENCE
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'hgrn[eval]')")
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install -c constraints.txt '.[eval]')")
 pytestmark = pytest.mark.slow  # one process that imports all of lm-eval
 
 CHOICE = """\

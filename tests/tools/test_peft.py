@@ -14,7 +14,7 @@ from tests.tolerances import assert_close
 
 from .conftest import CONFIG
 
-peft = pytest.importorskip("peft", reason="peft is not installed (pip install 'hgrn[peft]')")
+peft = pytest.importorskip("peft", reason="peft is not installed (pip install -c constraints.txt '.[peft]')")
 
 TARGETS = ["in_proj", "out_proj", "gate_up_proj", "down_proj"]
 # peft asks transformers under a name that this release calls outdated.

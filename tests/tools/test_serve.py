@@ -19,7 +19,7 @@ from . import strangers
 from .conftest import SENTENCE
 
 for package in ("openai", "fastapi", "uvicorn", "starlette", "accelerate"):
-    pytest.importorskip(package, reason=f"{package} is not installed (pip install 'hgrn[serve]')")
+    pytest.importorskip(package, reason=f"{package} is not installed (pip install -c constraints.txt '.[serve]')")
 pytestmark = pytest.mark.slow  # it waits for a server that loads all of transformers
 
 PROMPT = SENTENCE[:6]

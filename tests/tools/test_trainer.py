@@ -13,7 +13,7 @@ from tests.tolerances import assert_close
 
 from .conftest import CONFIG, SENTENCE
 
-accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed (pip install 'hgrn[peft]')")
+accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed (pip install -c constraints.txt '.[peft]')")
 
 # Lines of 1 to 50 bytes, so that batches are padded and no two have equally many tokens to predict.
 LINES = [SENTENCE[:length] for length in (1, 40, 3, 17, 5, 30, 9, 2, 26, 12, 4, 33, 7, 21, 40, 6)]

@@ -118,6 +118,54 @@ def test_overrides_of_lists_text_and_null(tmp_path):
     assert recipe.data.splits["test"].span == (0, 1)
 
 
+@pytest.mark.parametrize("null", ["null", "~", "none", "None", "NULL", None])
+@pytest.mark.parametrize("key", ["data__cache", "data__config", "data__splits__test__name", "model__weights", "model__preset",
+                                 "training__eval_tokens", "optimizer__clip_norm", "data__splits__test__files"])  # fmt: skip
+def test_null_is_null_where_a_field_may_be(tmp_path, key, null):
+    value = tiny_recipe(tmp_path, **{key: null})
+    for part in key.split("__"):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    assert value is None
+
+
+def test_a_word_that_a_field_knows_is_that_word(tmp_path):
+    assert tiny_recipe(tmp_path, optimizer__no_decay="none").optimizer.no_decay == "none"
+    assert tiny_recipe(tmp_path, data__cache="./null").data.cache == "./null"
+
+
+@pytest.mark.parametrize("key", ["name", "data__tokenizer", "data__text_field"])
+def test_null_is_an_error_where_a_field_must_be_text(tmp_path, key):
+    (line,) = problems(tmp_path, **{key: "null"})
+    assert line.startswith(f"{key.replace('__', '.')} = 'null': must be text, and cannot be null")
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+@pytest.mark.parametrize("key", ["name", "data__cache", "data__tokenizer", "data__splits__test__name", "model__weights", "model__dropout",
+                                 "optimizer__clip_norm", "training__steps"])  # fmt: skip
+def test_an_empty_value_is_one_mistake(tmp_path, key, empty):
+    lines = problems(tmp_path, **{key: empty})
+    assert [line for line in lines if line.startswith(f"{key.replace('__', '.')} = {empty!r}: is empty")]
+
+
+@pytest.mark.parametrize("files", ["", " ", [""], '["", corpus:shakespeare]'])
+def test_an_empty_name_of_a_file_is_not_the_current_folder(tmp_path, files):
+    (line,) = problems(tmp_path, data__files=files)
+    assert line.startswith("data: files: the name '")
+
+
+def test_an_empty_path_in_a_file_is_a_mistake_too(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    (tmp_path / "own.yaml").write_text(recipe_to_yaml(recipe).replace(f"cache: {recipe.data.cache}", 'cache: ""'))
+    with pytest.raises(UserError, match="data.cache = '': is empty"):
+        load_recipe(tmp_path / "own.yaml")
+
+
+def test_a_field_of_several_types_is_read_as_yaml():
+    names = {"data.path": ".", "data.format": "folder"}
+    assert load_recipe("image/imagenet-small", {**names, "data.classes": "[a, b]"}).data.classes == ["a", "b"]
+    assert load_recipe("image/imagenet-small", {**names, "data.classes": "7"}).data.classes == 7
+
+
 def test_yaml_reads_1e_3_as_a_number_and_a_date_as_text(tmp_path):
     tiny_recipe(tmp_path)
     file = tmp_path / "tiny.yaml"

@@ -76,3 +76,40 @@ def test_the_bar_on_request(tmp_path):
     text = told(tmp_path, bar=True)
     assert "12/12" in text and "bits per byte" in text and "tokens/s" in text
     assert "step 12: validation" in text
+
+
+def test_tensorboard_shows_the_recipe_and_compares_runs_by_it(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    recipe = tiny_recipe(tmp_path, training__steps=3)
+    train(recipe, tmp_path / "run")
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    (shown,) = board.Tensors("recipe/text_summary")
+    text = shown.tensor_proto.string_val[0].decode()
+    assert all(line.strip() in text for line in (tmp_path / "run" / "recipe.yaml").read_text().splitlines())
+    found = board.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    values = metadata.parse_session_start_info_plugin_data(found).hparams
+    assert values["optimizer.lr"].number_value == recipe.optimizer.lr
+    assert values["schedule.name"].string_value == "cosine" and values["optimizer.betas"].string_value == "[0.9, 0.95]"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
+def test_a_run_goes_on_when_nobody_can_read_its_lines(tmp_path, error):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    with Console(stream=Gone()) as console:
+        assert train(tiny_recipe(tmp_path, training__steps=3), tmp_path / "run", on_event=console).step == 3
+
+
+def test_several_processes_are_named():
+    stream = io.StringIO()
+    start = {"kind": "start", "step": 0, "name": "tiny", "device": "cpu", "parameters": 1, "steps": 2, "size": 3, "unit": "tokens"}
+    with Console(stream=stream) as console:
+        console(start | {"processes": 2})
+        console(start | {"processes": 1})
+    two, one = stream.getvalue().splitlines()
+    assert "on cpu by 2 processes: " in two and "on cpu: " in one

@@ -1,7 +1,8 @@
 """Files of text: what an entry of a recipe stands for, and how its bytes or records are read.
 
-Plain text is a stream of bytes; JSON Lines (`.jsonl`) is a stream of records, one JSON object a line. Either
-may be compressed. Nothing here holds more of a file than one block or one record.
+Plain text is a stream of bytes; JSON Lines (`.jsonl`, `.ndjson`), `.json`, `.csv`, `.tsv` and
+`.parquet` are streams of records. Each may be compressed. Nothing here holds more of a file than one
+block or one record.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import glob
 import gzip
 import hashlib
 import importlib.resources
-import json
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
@@ -21,13 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from hgrn.data import records
+from hgrn.data.content import not_text
 from hgrn.errors import UserError
 
 BLOCK = 1 << 22  # bytes read at a time
 CORPUS_PREFIX = "corpus:"
 CORPORA = {"shakespeare": "shakespeare.txt.xz"}
-RECORDS_SUFFIX = ".jsonl"
-SUFFIXES_IN_FOLDERS = (".txt", ".md", RECORDS_SUFFIX)
+JSON_LINES = (".jsonl", ".ndjson")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+PARQUET = ".parquet"
+RECORDS = (*JSON_LINES, ".json", *DELIMITERS, PARQUET)
+PICKLES = (".pkl", ".pickle")  # the oldest kind of them looks like text
+SUFFIXES_IN_FOLDERS = (".txt", ".md", ".jsonl")
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 OTHER_COMPRESSION = (".zst", ".lz4", ".zip", ".7z")
 LONGEST_LINE = 1 << 28  # bytes after decompression: a few bytes of a compressed file can stand for any number of them
@@ -43,7 +50,7 @@ class TextFile:
 
     @property
     def has_records(self) -> bool:
-        return _text_suffix(self.path) == RECORDS_SUFFIX
+        return _text_suffix(self.path) in RECORDS
 
     @property
     def size_on_disk(self) -> int | None:
@@ -64,20 +71,48 @@ class TextFile:
                 yield block
                 left = None if left is None else left - len(block)
 
-    def records(self) -> Iterator[tuple[str, dict]]:
-        """Each record with its place, "file:line". Blank lines are none."""
-        for number, line in self.lines():
-            where = f"{self.name}:{number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{where}: not valid JSON: {error}") from None
-            if not isinstance(record, dict):
-                raise UserError(f"{where}: every line must be a JSON object; got {type(record).__name__}")
-            yield where, record
+    def records(self, text_field: str = "text",
+                number_field: str | None = None) -> Iterator[tuple[str, dict]]:
+        """Each record with its place, as "file:line". Blank lines are none.
+
+        A table has no numbers of its own: `number_field` is read as one. Of parquet only these two
+        columns are read.
+        """
+        suffix = _text_suffix(self.path)
+        if suffix in JSON_LINES:
+            yield from records.json_lines(self.lines(), self.name)
+            return
+        with self._open() as stream:
+            if suffix == PARQUET:
+                wanted = [text_field] if number_field is None else [text_field, number_field]
+                yield from records.parquet_rows(stream, self.name, wanted)
+                return
+            with io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+                if suffix in DELIMITERS:
+                    yield from records.csv_rows(text, self.name, DELIMITERS[suffix], number_field)
+                else:
+                    yield from records.json_values(text, self.name)
 
     def count_records(self) -> int:
-        return sum(1 for _ in self.lines())
+        suffix = _text_suffix(self.path)
+        if suffix in JSON_LINES:
+            return sum(1 for _ in self.lines())
+        if suffix == PARQUET:
+            with self._open() as stream:
+                return records.count_parquet_rows(stream, self.name)
+        return sum(1 for _ in self.records())
+
+    def check_content(self) -> None:
+        """Raises UserError if its first bytes are not those of text; of parquet, its reader tells."""
+        suffix = _text_suffix(self.path)
+        if suffix == PARQUET:
+            return
+        found = not_text(b"".join(self.blocks(0, EDGE)))
+        if suffix in PICKLES:
+            found = found or ("a pickle", "save its text as plain text or JSON Lines")
+        if found is not None:
+            what, remedy = found
+            raise UserError(f"{self.name} is {what}, and is not read as text: {remedy}")
 
     def character_border(self, position: int) -> int:
         """The first byte at or after position that does not continue a UTF-8 character."""
@@ -92,9 +127,9 @@ class TextFile:
         """What changes when the file does, without reading all of it."""
         if self.name.startswith(CORPUS_PREFIX):  # its mtime is that of the installation
             return [self.path.name, hashlib.sha256(self.path.read_bytes()).hexdigest()]
-        stat = self.path.stat()
         digest = hashlib.sha256()
         try:
+            stat = self.path.stat()
             with open(self.path, "rb") as stream:
                 digest.update(stream.read(EDGE))
                 stream.seek(max(0, stat.st_size - EDGE))
@@ -133,14 +168,24 @@ def expand(entry: str) -> tuple[list[TextFile], str | None]:
     """
     if entry.startswith(CORPUS_PREFIX):
         return _expand_corpus(entry)
-    path = Path(entry).expanduser()
+    if not entry.strip():
+        return [], f"the name {entry!r} is empty; name a file or a folder (. is the current folder)"
+    try:
+        return _expand_path(entry, Path(entry).expanduser())
+    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, ~ of nobody, a NUL
+        return [], f"file {entry} cannot be looked up: {error}"
+
+
+def _expand_path(entry: str, path: Path) -> tuple[list[TextFile], str | None]:
     if path.is_file():
         found = [path]
     elif path.is_dir():
         inside = (child for child in path.rglob("*") if child.is_file())
         found = sorted(child for child in inside if _belongs(child.relative_to(path)))
         if not found:
-            return [], f"folder {entry} has no {', '.join(SUFFIXES_IN_FOLDERS)} files (plain or compressed)"
+            kinds = ", ".join(SUFFIXES_IN_FOLDERS)
+            return [], (f"folder {entry} has no {kinds} files (plain or compressed); others are read if "
+                        "they are named one by one, or by a pattern such as 'FOLDER/*.parquet'")
     elif glob.has_magic(entry):
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
         if not found:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hgrn.data.disk import user_path
 from hgrn.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ def load_split(dataset: str, config: str | None, split: str) -> Dataset:
     """The split. dataset: a name, a folder that `datasets` can read, or one that it has saved. Raises UserError."""
     import datasets
 
-    folder = Path(dataset).expanduser()
+    folder = user_path(dataset, "data.dataset")
     try:
         if (folder / "dataset_dict.json").is_file():  # written by `DatasetDict.save_to_disk`
             splits = datasets.load_from_disk(str(folder))

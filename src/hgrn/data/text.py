@@ -66,10 +66,11 @@ class TextSplit:
 class TextData:
     """Text, how it is cut into documents and splits, and its tokenizer.
 
-    files: text files, JSON Lines, folders, globs, `corpus:shakespeare`. dataset: a Hugging Face dataset (name
-    or folder) with its config. text_field: the field of a record or column that holds the text. documents:
-    "file" takes each file or record as one document, "line" each line of them. tokenizer: "bytes", or a
-    name or path for `load_tokenizer`. cache: the folder of tokenised text, None for the user's cache folder.
+    files: text files, files of records (JSON Lines, JSON, CSV, parquet), folders, globs,
+    `corpus:shakespeare`. dataset: a Hugging Face dataset (name or folder) with its config. text_field:
+    the field of a record or column that holds the text. documents: "file" takes each file or record as
+    one document, "line" each line of them. tokenizer: "bytes", or a name or path for `load_tokenizer`.
+    cache: the folder of tokenised text, None for the user's cache folder.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -119,7 +120,8 @@ def split_problems(data: TextData, split: str) -> list[str]:
     entries = part.files if part.files is not None else data.files
     kinds = {file.has_records for file in _expand_all(entries or [])[0]}
     if part.select is not None and False in kinds:
-        found.append("select works on records (.jsonl files or a dataset), and some files are plain text")
+        found.append("select works on records (.jsonl, .json, .csv, .parquet files, a dataset), and "
+                     "some files are plain text")
     if part.span is not None and len(kinds) == 2:
         found.append("span cannot be taken over plain text and .jsonl together; split them by files instead")
     return [f"splits.{split}: {problem}" for problem in found]
@@ -166,7 +168,7 @@ class SplitText:
 
     @property
     def total_bytes(self) -> int | None:
-        """Bytes of text if known without reading, for a progress bar; of JSON Lines, None."""
+        """Bytes of text if known without reading, for a progress bar; of records, None."""
         sizes = [None if file.has_records else file.size_on_disk for file in self.files]
         if not sizes or None in sizes:
             return None
@@ -185,6 +187,11 @@ class SplitText:
         select = None if self.part.select is None else asdict(self.part.select)
         return [source, signatures, self.data.text_field, self.part.span, select]
 
+    def check_content(self) -> None:
+        """Raises UserError for a file that is no text."""
+        for file in self.files:
+            file.check_content()
+
     def units(self, whole_characters: bool) -> Iterator[Unit]:
         """The files and records in order, cut to the split."""
         if self.dataset is not None:
@@ -192,12 +199,12 @@ class SplitText:
         elif self.part.span is None:
             for file in self.files:
                 if file.has_records:
-                    yield from self._record_units(file.records())
+                    yield from self._record_units(self._records(file))
                 else:
                     yield Unit(file.name, 0, file.blocks())
         elif self.files[0].has_records:
             first, last = self._cut(sum(file.count_records() for file in self.files))
-            records = chain.from_iterable(file.records() for file in self.files)
+            records = chain.from_iterable(map(self._records, self.files))
             yield from self._record_units(islice(records, first, last))
         else:
             yield from self._byte_span(whole_characters)
@@ -213,6 +220,10 @@ class SplitText:
                 start, stop = file.character_border(start), file.character_border(stop)
             if start < stop:
                 yield Unit(file.name, start, file.blocks(start, stop))
+
+    def _records(self, file: TextFile) -> Iterator[tuple[str, dict]]:
+        number_field = None if self.part.select is None else self.part.select.field
+        return file.records(self.data.text_field, number_field)
 
     def _record_units(self, records: Iterable[tuple[str, dict]]) -> Iterator[Unit]:
         for where, record in records:
@@ -277,7 +288,7 @@ def _load_dataset(data: TextData, name: str) -> Dataset:
 def _text_of(record: dict[str, Any], field: str, where: str) -> bytes:
     if field not in record:
         raise UserError(f"{where}: the record has no field {field!r}; it has {', '.join(record) or 'none'}. "
-                        "Set text_field")
+                        "Set text_field, or call a file .txt to read it as it is")
     if not isinstance(record[field], str):
         raise UserError(f"{where}: field {field!r} must be a string; got {type(record[field]).__name__}")
     try:
@@ -289,7 +300,7 @@ def _text_of(record: dict[str, Any], field: str, where: str) -> bytes:
 
 def _selected(record: dict[str, Any], select: Select, where: str) -> bool:
     value = record.get(select.field)
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
         raise UserError(f"{where}: select needs a number in field {select.field!r}; got {value!r}")
     return ((select.minimum is None or value >= select.minimum)
             and (select.below is None or value < select.below))

@@ -18,6 +18,7 @@ BYTE_BOS, BYTE_EOS, BYTE_PAD = 256, 257, 258
 BYTE_VOCAB_SIZE = 259
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
 
+LARGEST_VOCABULARY = 2**24
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -85,8 +86,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def missing_local_tokenizer(name: str) -> str | None:
     """What is wrong with a tokenizer named as a path, without loading anything; None if nothing is."""
+    if not name.strip():
+        return "tokenizer is empty; give \"bytes\", a name or a path"
     is_path = name.startswith(("/", "./", "../", "~")) or name.endswith(".json")
-    if is_path and not Path(name).expanduser().exists():
+    try:
+        exists = Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, forbidden, ~ of nobody
+        return f"tokenizer {name!r} cannot be looked up: {error}"
+    if is_path and not exists:
         return f"tokenizer {name!r} is a path that does not exist; `hgrn tokenizer train` makes a tokenizer"
     return None
 
@@ -95,7 +102,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
     """Train a byte-level BPE with `<bos>` 0, `<eos>` 1, `<pad>` 2 and save it where `AutoTokenizer` finds it.
 
     vocab_size counts the special tokens and the 256 bytes; a small text may give fewer. Raises UserError if
-    vocab_size is below 259 or `out` holds files already.
+    vocab_size is below 259 or above 2 ** 24, or `out` holds files already.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -103,6 +110,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
     if vocab_size < smallest:
         raise UserError(f"vocab_size must be at least {smallest}, for 256 bytes and {len(SPECIAL_TOKENS)} "
                         f"special tokens; got {vocab_size}")
+    if vocab_size > LARGEST_VOCABULARY:  # the trainer takes memory for all of it before it reads anything
+        raise UserError(f"vocab_size must be at most {LARGEST_VOCABULARY}; got {vocab_size}")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; choose another folder for the tokenizer")

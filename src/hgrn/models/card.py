@@ -46,7 +46,8 @@ It has {parameters:,} parameters in {dtype}. {state}
 
 ## Use
 
-With the package hgrn installed (`pip install hgrn`; this folder was saved by version {version}):
+This folder was saved by version {version} of the package hgrn. Install it in a clone of its repository with
+`pip install -c constraints.txt .`, and then:
 
 ```python
 folder = "."                                       # where this file is

@@ -1,6 +1,7 @@
 """The configuration of the HGRN models: every field, what it may hold, and the published sizes."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +28,7 @@ _CHOICES = {
 _COUNTS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank", "conv_size", "patch_size", "num_channels",
 )  # fmt: skip
+_LARGEST_COUNT = 2**31 - 1
 _OPTIONAL = ("gate_rank", "conv_size", "patch_size")
 _FLAGS = (
     "bias", "bidirectional", "complex_state", "grid", "mask_padding", "scale_embeddings", "shared_theta", "sinusoidal_positions",
@@ -35,7 +37,7 @@ _FLAGS = (
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Keys that transformers itself writes into any configuration or passes to it, beside its fields.
-_OF_TRANSFORMERS = {
+OF_TRANSFORMERS = {
     "model_type", "auto_map", "name_or_path", "num_labels", "torch_dtype", "output_attentions",
     "attn_implementation", "experts_implementation", "quantization_config", "per_layer_config",
     "tie_last_hidden_states", "tokenizer_class", "transformers_weights",
@@ -59,7 +61,7 @@ _AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_hgrn.HGRNForSequenceClassification",
 }  # and `image_processing` for itself
 _LOADER = '''\
-"""Loads this folder with the installed package hgrn (pip install hgrn); there is no model code in here.
+"""Loads this folder with the installed package hgrn; there is no model code in here.
 
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -228,7 +230,7 @@ class HGRNConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None and isinstance(self.hidden_size, int):
             self.intermediate_size = 2 * self.hidden_size
-        known = {field.name for field in fields(self)} | _OF_TRANSFORMERS
+        known = {field.name for field in fields(self)} | OF_TRANSFORMERS
         self._raise_problems(_transformers_problems(self, kwargs), [key for key in kwargs if key not in known])
         super().__post_init__(**kwargs)
 
@@ -296,6 +298,11 @@ class HGRNConfig(PreTrainedConfig):
             and not (value is None and name in _OPTIONAL)
         ]
         problems += [
+            f"{name}: must be at most {_LARGEST_COUNT}, got {value!r}"
+            for name in _COUNTS
+            if _is_int(value := getattr(self, name)) and value > _LARGEST_COUNT
+        ]
+        problems += [
             f"{name}: must be True or False, got {value!r}"
             for name in _FLAGS
             if not isinstance(value := getattr(self, name), bool)
@@ -311,7 +318,7 @@ class HGRNConfig(PreTrainedConfig):
             if not (_is_number(value := getattr(self, name)) and 0 <= value < 1)
             and not (value is None and name == "embedding_dropout")
         ]
-        if not (_is_number(self.norm_eps) and 0 < self.norm_eps < float("inf")):
+        if not (_is_number(self.norm_eps) and 0 < self.norm_eps < math.inf):
             problems.append(f"norm_eps: must be a positive number, got {self.norm_eps!r}")
         problems += [
             f"{name}: must be a token id below vocab_size ({self.vocab_size}) or None, got {value!r}"

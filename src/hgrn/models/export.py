@@ -149,4 +149,4 @@ def _check_packages() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ImportError(f"the export to ONNX needs the package {name}; pip install 'hgrn[onnx]'") from error
+            raise ImportError(f"the export to ONNX needs the package {name}; pip install onnx onnxscript onnxruntime") from error

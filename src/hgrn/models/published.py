@@ -311,6 +311,8 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
     if not source.exists():
         raise UserError(f"there is no {source}: give a folder or a file of tensors")
     found = Published.find(source, {})
+    if found is None:
+        _check_own(source)
     layout, target = found.layout if found else "hgrn", to or "hgrn"
     if layout.split("-")[0] == target.split("-")[0]:
         raise UserError(f"{source} is in the layout {target!r} already" + ("; say which other with --to" if to is None else ""))
@@ -342,6 +344,17 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return [*lines, f"wrote {out}, layout {target}" + (f", with {', '.join(copied)}" if copied else "")]
+
+
+def _check_own(source: Path) -> None:
+    """Raise ConversionError unless this, in which no published model was found, can hold one of ours."""
+    file = source / CONFIG_NAME
+    if not file.is_file():
+        names = f"{CONFIG_NAME}, {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}"
+        raise ConversionError(f"{source} holds no model (no {names}): give the folder of a saved model, or a file of tensors")
+    kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    if kind != "hgrn":
+        raise ConversionError(f"{source} holds a model of type {kind!r}, and HGRN is converted here")
 
 
 def _own_kind(folder: Path) -> str:

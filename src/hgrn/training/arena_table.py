@@ -3,13 +3,13 @@
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from hgrn.errors import UserError
+from hgrn.errors import UserError, pasted
 from hgrn.training.checkpointing import Manifest, steps_saved
 from hgrn.training.recipe import leaves, load_recipe, recipe_from_yaml, shipped_recipes
 from hgrn.training.runlog import read_rows
@@ -111,8 +111,8 @@ def command(recipe: Recipe, file: Path) -> str:
         changed = {key: value for key, value in after.items() if value != before.get(key)}
         if before.keys() <= after.keys():
             words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in changed.items()}
-            return " ".join([f"hgrn train {name}", *(f"--{key} {shlex.quote(word)}" for key, word in words.items())])
-    return f"hgrn train {shlex.quote(str(file))}"
+            return pasted("hgrn", "train", name, *chain.from_iterable((f"--{key}", word) for key, word in words.items()))
+    return pasted("hgrn", "train", file)
 
 
 def _runs(folder: Path) -> list[Path]:

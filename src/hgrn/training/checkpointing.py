@@ -33,10 +33,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
-from hgrn.errors import UserError
+from hgrn.errors import UserError, pasted
 from hgrn.training import sharding
 from hgrn.training.distributed import Ranks
-from hgrn.training.recipe import blocking_changes, recipe_from_yaml, recipe_to_yaml
+from hgrn.training.recipe import blocking_changes, can_be_longer, recipe_from_yaml, recipe_to_yaml
 from hgrn.training.specs import Recipe
 
 log = logging.getLogger(__name__)
@@ -254,13 +254,17 @@ def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str) -> None:
 
 def check_same_recipe(saved: Path, recipe: Recipe) -> None:
     """Raise UserError if the recipe file of a run differs from `recipe` in what decides the weights."""
-    changes = blocking_changes(recipe_from_yaml(saved), recipe)
+    before = recipe_from_yaml(saved)
+    changes = blocking_changes(before, recipe)
     if changes:
-        raise UserError(
-            f"{saved.parent} was trained with another recipe:\n  "
-            + "\n  ".join(changes)
-            + "\nUndo the changes to resume it, or start a new run in another folder."
-        )
+        remedy = "Undo the changes to resume it, or start a new run in another folder."
+        if recipe.training.steps > before.training.steps and not can_be_longer(recipe):
+            remedy += (
+                " A cosine ends with its run, so a longer run would have had other learning rates from its first steps on; a new "
+                "run can start from these weights"
+                + (f": {pasted('--model.weights', saved.parent)}" if (saved.parent / "manifest.json").is_file() else "")
+            )
+        raise UserError(f"{saved.parent} was trained with another recipe:\n  " + "\n  ".join(changes) + f"\n{remedy}")
 
 
 def layout(checkpoint: Path) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """What is wrong with a recipe although every single value of it is of its type."""
 
+from dataclasses import fields
 from typing import Any
 
 from hgrn.data.images.opening import problems as image_problems
@@ -112,10 +113,10 @@ def _schedule(
     if schedule.name == "inverse_sqrt" and schedule.warmup_steps == 0:
         rule = "must be at least 1 for inverse_sqrt, whose decay starts there"
         found.append(Problem("schedule.warmup_steps", 0, rule, "or choose another schedule.name"))
-    for name in ("min_lr", "total_steps"):
+    for name, unset in (("min_lr", 0), ("total_steps", "null")):
         if schedule.name != "cosine" and getattr(schedule, name):
             rule = f"is for cosine, and schedule.name = {schedule.name}"
-            found.append(Problem(f"schedule.{name}", getattr(schedule, name), rule, "remove it"))
+            found.append(Problem(f"schedule.{name}", getattr(schedule, name), rule, f"set it to {unset}"))
     if schedule.total_steps is not None and schedule.total_steps <= schedule.warmup_steps:
         rule = f"must be above schedule.warmup_steps = {schedule.warmup_steps}"
         found.append(Problem("schedule.total_steps", schedule.total_steps, rule))
@@ -128,8 +129,15 @@ def _schedule(
 
 def _model(spec: ModelSpec) -> list[Problem]:
     """What HGRNConfig says about the model; its message has a line "field: rule" for each."""
-    from hgrn.models import HGRNConfig
+    from transformers import PreTrainedConfig
 
+    from hgrn.models import HGRNConfig
+    from hgrn.models.configuration import OF_TRANSFORMERS
+
+    foreign = (OF_TRANSFORMERS | {field.name for field in fields(PreTrainedConfig)}) - {"num_labels"}
+    if foreign := [name for name in spec.model_extra if name in foreign or name.startswith("_")]:
+        rule = "is not a field of HGRNConfig that a recipe can set"
+        return [Problem(f"model.{name}", spec.model_extra[name], rule, "leave it out") for name in foreign]
     try:
         HGRNConfig(**spec.model_extra) if spec.preset is None else HGRNConfig.preset(
             spec.preset, **spec.model_extra

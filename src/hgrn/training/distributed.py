@@ -18,6 +18,7 @@ from hgrn.training import sharding
 from hgrn.training.peers import Peers
 from hgrn.training.specs import ParallelSpec
 
+_FROM_TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 # Longer than what one rank does alone (validation, tokenising); a rank that dies is noticed without it.
 _TIMEOUT = timedelta(minutes=30)
 
@@ -52,7 +53,13 @@ class Ranks:
             torch.cuda.set_device(device)
         else:
             device = torch.device("cpu")
-        world = int(os.environ.get("WORLD_SIZE", 1))
+        ours = not dist.is_initialized()
+        world = int(os.environ.get("WORLD_SIZE", 1)) if ours else dist.get_world_size()
+        if ours and world > 1 and (missing := [name for name in _FROM_TORCHRUN if name not in os.environ]):
+            raise UserError(
+                f"WORLD_SIZE = {world} in the environment asks for as many processes, but {', '.join(missing)} is not set there: "
+                f"start `torchrun --nproc-per-node {world} -m hgrn train ...`, or unset WORLD_SIZE to train with one process"
+            )
         if world % parallel.context:
             raise UserError(
                 f"parallel.context = {parallel.context} needs a multiple of as many processes, and there {_are(world)}: start "
@@ -61,7 +68,6 @@ class Ranks:
         if world == 1:
             yield cls(0, 1, device, parallel)
             return
-        ours = not dist.is_initialized()
         if ours:
             on_cuda = device.type == "cuda"
             dist.init_process_group(

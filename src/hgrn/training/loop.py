@@ -21,6 +21,7 @@ from hgrn.training import checkpointing
 from hgrn.training.averaging import WeightAverage
 from hgrn.training.distributed import Ranks
 from hgrn.training.optimizer import build_optimizer, local, parameters_of, set_learning_rate
+from hgrn.training.recipe import can_be_longer
 from hgrn.training.runfolder import check_free, locked, write_recipe
 from hgrn.training.runlog import RunLog
 from hgrn.training.schedules import learning_rate
@@ -106,7 +107,7 @@ def train(
             trainer.resume()
         if ranks.is_main:
             write_recipe(run, recipe)
-            log = RunLog(run, trainer.progress.step)
+            log = RunLog(run, trainer.progress.step, recipe)
             stack.callback(log.close)
             trainer.listeners.append(log)
         trainer.stop_requested = stack.enter_context(_stop_signals(second_aborts=ranks.world == 1))
@@ -202,7 +203,10 @@ class Trainer:
             steps=training.steps,
             size=self.task.size,
             unit=self.task.unit,
+            processes=self.ranks.world,
         )
+        if progress.step == training.steps:
+            self._emit("finished", can_be_longer=can_be_longer(self.recipe), path=str(self.checkpoint))
         while progress.step < training.steps:
             stop = self._step()
             last = progress.step == training.steps

@@ -11,6 +11,10 @@ from pydantic import BaseModel
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
+_LARGEST_FLOAT = 3.4e38  # of float32, in which models compute
+_LARGEST_WHOLE = 2**63 - 1
+
+
 class Problem(NamedTuple):
     """One mistake: where it is, what was given there, which rule it breaks and what to do."""
 
@@ -46,15 +50,28 @@ def near(key: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "nothing is known here"
 
 
+def numbers_out_of_range(document: Any, location: tuple[str | int, ...] = ()) -> list[Problem]:
+    """Numbers of a nested document that no field can mean: not finite as float32, or whole and beyond 64 bits."""
+    if isinstance(document, dict | list):
+        parts = document.items() if isinstance(document, dict) else enumerate(document)
+        return [problem for key, part in parts for problem in numbers_out_of_range(part, (*location, key))]
+    if isinstance(document, float) and not abs(document) <= _LARGEST_FLOAT:
+        return [Problem(dotted(location), document, f"must be a finite number, at most {_LARGEST_FLOAT:.1e} in size")]
+    if isinstance(document, int) and not abs(document) <= _LARGEST_WHOLE:
+        return [Problem(dotted(location), document, f"must be at most {_LARGEST_WHOLE} (2**63 - 1) in size")]
+    return []
+
+
 def dotted(location: Sequence[str | int]) -> str:
     """("training", "steps") -> "training.steps"."""
     return ".".join(map(str, location))
 
 
 def strip_optional(kind: Any) -> Any:
-    """X for X | None."""
+    """X for X | None; a union of more than that as it is."""
     if get_origin(kind) in (Union, types.UnionType):
-        (kind,) = [part for part in get_args(kind) if part is not types.NoneType]
+        parts = [part for part in get_args(kind) if part is not types.NoneType]
+        return parts[0] if len(parts) == 1 else kind
     return kind
 
 
@@ -62,14 +79,23 @@ def type_at(root: Any, location: Sequence[str | int]) -> Any:
     """The declared type at a path below the type `root` (models, dataclasses, dicts, tuples), or None."""
     kind = strip_optional(root)
     for key in location:
-        if get_origin(kind) is dict:
-            kind = get_args(kind)[1]
-        elif get_origin(kind) in (tuple, list):
-            kind = get_args(kind)[0]
-        else:
-            kind = children(kind).get(key)
-        kind = strip_optional(kind)
+        kind = strip_optional(_type_below(kind, key))
     return kind
+
+
+def takes_null(root: Any, location: Sequence[str | int]) -> bool:
+    """Whether the value at a path below the type `root` may be null."""
+    declared = _type_below(type_at(root, location[:-1]), location[-1])
+    return types.NoneType in get_args(declared)
+
+
+def _type_below(kind: Any, key: str | int) -> Any:
+    """The declared type of one item or field of a type; None if there is none."""
+    if get_origin(kind) is dict:
+        return get_args(kind)[1]
+    if get_origin(kind) in (tuple, list):
+        return get_args(kind)[0]
+    return children(kind).get(key)
 
 
 def children(kind: Any) -> dict[str, Any]:

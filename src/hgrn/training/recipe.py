@@ -8,7 +8,7 @@ import json
 from fnmatch import fnmatchcase
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 from hgrn.errors import UserError
 from hgrn.training.combinations import combination_problems
 from hgrn.training.plain_yaml import parse_yaml, read_yaml
-from hgrn.training.problems import UNKNOWN_KEY, Problem, describe, near, report, takes_text, type_at
+from hgrn.training.problems import (
+    UNKNOWN_KEY,
+    Problem,
+    describe,
+    near,
+    numbers_out_of_range,
+    report,
+    takes_null,
+    takes_text,
+    type_at,
+)
 from hgrn.training.specs import Recipe, recipe_type
 
 
@@ -29,7 +39,8 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     """The recipe of a shipped name or of a YAML file (a path ending in .yaml or .yml), with overrides.
 
     `overrides` maps dotted keys ("optimizer.lr") to values; a string is read as YAML ("1e-3", "[a, b]"),
-    unless the field holds text, and one value for a list is a list of one. UserError lists all problems.
+    unless the field holds text, and one value for a list is a list of one. null, ~ and none are null for every
+    field that may be null. UserError lists all problems.
     """
     document, found = _read(name_or_path), []
     kind = recipe_type(document)
@@ -79,6 +90,7 @@ def check(document: dict) -> tuple[Recipe | None, list[Problem]]:
         section.pop(error["loc"][-1])
     errors = [error for error in errors if error["type"] not in UNKNOWN_KEY]
     found += [describe(kind, error) for error in errors]
+    found += _empty_texts(document)
     wrong = {error["loc"][0] for error in errors}
     sections = {
         name: TypeAdapter(kind.model_fields[name].annotation).validate_json(json.dumps(value))
@@ -86,8 +98,13 @@ def check(document: dict) -> tuple[Recipe | None, list[Problem]]:
         if name not in wrong
     }
     found += combination_problems(kind, sections)
+    said = {problem.path for problem in found}
+    found += [problem for problem in numbers_out_of_range(document) if problem.path not in said]
     return (None if found else kind.model_validate_json(json.dumps(document))), found
 
+
+_NULLS = ("null", "~", "none")
+_FOR_EMPTY = "give a value, or leave it out; null where it may be null"
 
 _FREE_TO_CHANGE = (
     "name",
@@ -117,17 +134,29 @@ def blocking_changes(saved: Recipe, now: Recipe) -> list[str]:
 
     Names, bookkeeping, validation, threads and how a batch is shared out may change, and so may the path of the
     training data, whose content the checkpoint's fingerprint holds; the run may get longer if its learning rate
-    does not depend on the length.
+    does not depend on the length: a cosine's does, unless it has an end of its own (`schedule.total_steps`).
     """
     before, after = leaves(saved.model_dump(mode="json")), leaves(now.model_dump(mode="json"))
     free = list(_FREE_TO_CHANGE)
-    if now.schedule.name != "cosine" and now.training.steps >= saved.training.steps:
-        free.append("training.steps")
+    if now.training.steps >= saved.training.steps and _end_of_rate(now) == _end_of_rate(saved):
+        free += ["training.steps", "schedule.total_steps"]
     return [
         f"{key}: {before.get(key)!r} in the checkpoint, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
     ]
+
+
+def can_be_longer(recipe: Recipe) -> bool:
+    """Whether a run of this recipe may be resumed with more `training.steps`."""
+    return _end_of_rate(recipe) is None or recipe.schedule.total_steps is not None
+
+
+def _end_of_rate(recipe: Recipe) -> int | None:
+    """The step at which the learning rate has come to its end; None where the schedule has no end."""
+    if recipe.schedule.name != "cosine":
+        return None
+    return recipe.schedule.total_steps or recipe.training.steps
 
 
 def leaves(document: Any, prefix: str = "") -> dict[str, Any]:
@@ -186,9 +215,18 @@ def _read(name_or_path: str | Path) -> dict:
 def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -> list[Problem]:
     """Set one dotted key of the document of a recipe of type `root` in place."""
     kind = type_at(root, path)
-    if isinstance(value, str) and not takes_text(kind):
+    is_word = isinstance(value, str) and value in get_args(kind)  # such as no_decay: none
+    is_null = isinstance(value, str) and value.strip().lower() in _NULLS and not is_word
+    if is_null and takes_null(root, path):
+        value = None
+    elif is_null and kind is str:
+        remedy = "leave it out, or give another value"
+        return [Problem(".".join(path), value, "must be text, and cannot be null", remedy)]
+    elif isinstance(value, str) and not takes_text(kind):
         is_list = get_origin(kind) in (tuple, list)
         keep_text = is_list and takes_text(type_at(kind, [0])) and not value.startswith("[")
+        if not (keep_text or value.strip()):
+            return [Problem(".".join(path), value, "is empty", _FOR_EMPTY)]
         try:
             value = value if keep_text else parse_yaml(value)
         except ValueError:
@@ -205,6 +243,15 @@ def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -
             return [Problem(".".join(path), value, rule, "shorten the key")]
     section[path[-1]] = value
     return []
+
+
+def _empty_texts(document: dict) -> list[Problem]:
+    """An empty path would be the current folder, and comes from a $VARIABLE that is not set."""
+    return [
+        Problem(key, value, "is empty", _FOR_EMPTY)
+        for key, value in leaves(document).items()
+        if isinstance(value, str) and not value.strip() and key != "about"
+    ]
 
 
 def _errors(kind: type[Recipe], document: dict) -> list[dict]:

@@ -1,8 +1,8 @@
 """Where a run tells how it goes: rows in a file, TensorBoard, and the terminal.
 
 The loop emits events, plain dictionaries with `kind` and `step`: "data" (being prepared), "passed over" and
-"resumed", "start", "train", "validation", "saved", "interrupted". `RunLog` keeps the rows of training and
-validation, `Console` shows what a person wants to see.
+"resumed", "start", "finished" (nothing is left to do), "train", "validation", "saved", "interrupted". `RunLog` keeps
+the rows of training and validation, `Console` shows what a person wants to see.
 """
 
 import json
@@ -11,14 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from hgrn.errors import pasted
+from hgrn.training.recipe import leaves, recipe_to_yaml
+from hgrn.training.specs import Recipe
+
 ROWS = ("train", "validation")
+# What TensorBoard shows beside the settings of runs.
+_COMPARED = ("train/loss", "validation/bits_per_byte", "validation/accuracy")
 
 
 class RunLog:
     """`log.jsonl`, one row a line as soon as it is known, and the same numbers for TensorBoard."""
 
-    def __init__(self, run: Path, step: int):
-        """Go on after `step`: rows of later steps, which a killed run has left, are dropped."""
+    def __init__(self, run: Path, step: int, recipe: Recipe | None = None):
+        """Go on after `step`: rows of later steps, which a killed run has left, are dropped. TensorBoard shows the recipe too."""
         from torch.utils.tensorboard import SummaryWriter
 
         path = run / "log.jsonl"
@@ -28,6 +34,8 @@ class RunLog:
         os.replace(draft, path)
         self._rows = path.open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(run / "tensorboard", purge_step=step + 1 if step else None)
+        if recipe is not None:
+            self._show(recipe, step)
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["kind"] not in ROWS:
@@ -36,6 +44,18 @@ class RunLog:
         for name, value in event.items():
             if name not in ("kind", "step"):
                 self._board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+
+    def _show(self, recipe: Recipe, step: int) -> None:
+        """The recipe as a text, and as hyperparameters by which TensorBoard sorts and filters runs."""
+        from torch.utils.tensorboard.summary import hparams
+
+        lines = recipe_to_yaml(recipe).splitlines()
+        self._board.add_text("recipe", "\n".join(f"    {line}" for line in lines), step)  # four spaces: code in Markdown
+        settings = leaves(recipe.model_dump(mode="json"))
+        plain = {key: value if isinstance(value, bool | int | float | str) else json.dumps(value) for key, value in settings.items()}
+        definition, values, _ = hparams(plain, dict.fromkeys(_COMPARED, 0.0))
+        self._board.file_writer.add_summary(definition)
+        self._board.file_writer.add_summary(values)
 
     def close(self) -> None:
         self._rows.close()
@@ -62,6 +82,7 @@ class Console:
     def __init__(self, bar: bool | None = None, stream: TextIO | None = None):
         self._stream = stream or sys.stdout
         self._bar = self._stream.isatty() if bar is None else bar
+        self._is_gone = False
 
     def __enter__(self) -> "Console":
         if self._bar:
@@ -94,17 +115,28 @@ class Console:
             self._say(line)
 
     def _say(self, line: str) -> None:
-        if self._bar:
-            self._progress.console.print(line, markup=False, soft_wrap=True)
-        else:
-            print(line, file=self._stream, flush=True)
+        try:
+            if self._bar:
+                self._progress.console.print(line, markup=False, soft_wrap=True)
+            elif not self._is_gone:
+                print(line, file=self._stream, flush=True)
+        except OSError:  # nobody reads any more, as with `| head`, or a disk is full: no reason to end a run
+            self._is_gone = True
 
     def _line(self, event: dict[str, Any]) -> str | None:
         match event["kind"]:
             case "start":
+                shared = f" by {event['processes']} processes" if event["processes"] > 1 else ""
                 return (
-                    f"training {event['name']} on {event['device']}: {event['parameters']:,} parameters, "
+                    f"training {event['name']} on {event['device']}{shared}: {event['parameters']:,} parameters, "
                     f"{event['steps']:,} steps, {event['size']:,} {event['unit']} to learn from"
+                )
+            case "finished" if event["can_be_longer"]:
+                return f"all {event['step']:,} steps are taken already; with more training.steps the run goes on"
+            case "finished":
+                return (
+                    f"all {event['step']:,} steps are taken already; its cosine ends here, so train on in a new run that starts from "
+                    f"these weights: {pasted('--model.weights', Path(event['path']))}"
                 )
             case "passed over":
                 return f"passed over {event['path']}: {event['reason']}"

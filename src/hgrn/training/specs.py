@@ -7,7 +7,7 @@ import os
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from hgrn.data.images.augment import Augmentation
 from hgrn.data.images.mixing import Mixing
@@ -126,7 +126,7 @@ class ImageSpec(BaseModel):
     resize: int | None = Field(None, gt=0, description="shorter side in evaluation, of which the centre is cut; null is size")
     mean: tuple[float, ...] = Field(description="subtracted from values in [0, 1], one number a channel")
     std: tuple[float, ...] = Field(description="then divided by, one number a channel")
-    workers: int = Field(0, ge=0, description="processes that decode images; 0 decodes in the training process")
+    workers: int = Field(0, ge=0, le=1024, description="processes that decode images; 0 decodes in the training process")
     max_corrupt: int = Field(10, ge=0, description="images that may be skipped because they cannot be decoded")
 
 
@@ -155,10 +155,16 @@ class ScheduleSpec(BaseModel):
     name: Literal["inverse_sqrt", "cosine", "constant"]
     warmup_steps: int = Field(0, ge=0, description="steps of the linear warm-up")
     warmup_init_lr: float = Field(0.0, ge=0, description="rate at which the warm-up starts")
-    min_lr: float = Field(0.0, ge=0, description="rate at the end of a cosine")
+    min_lr: float = Field(0.0, ge=0, description="rate at the end of a cosine; null is 0")
     total_steps: int | None = Field(
         None, gt=0, description="step at which a cosine is at its end, and rises again behind; null is training.steps"
     )
+
+    @field_validator("warmup_init_lr", "min_lr", mode="before")
+    @classmethod
+    def _without_one(cls, rate: Any) -> Any:
+        """Null takes out what a recipe says, as for the other fields that may be left out."""
+        return 0.0 if rate is None else rate
 
 
 class TrainingSpec(BaseModel):
@@ -166,7 +172,7 @@ class TrainingSpec(BaseModel):
 
     model_config = STRICT
     steps: int = Field(gt=0, description="optimizer steps")
-    seed: int = Field(1, ge=0, description="seed of the weights, of the order of the data and of dropout")
+    seed: int = Field(1, ge=0, le=2**63 - 1, description="seed of the weights, of the order of the data and of dropout")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 computes under autocast, weights stay fp32"
     )

@@ -1,5 +1,6 @@
 """Pathfinder: the release's layout read as it is, and new images that follow the rules of the original."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,18 @@ def test_empty_images_are_left_out(release, tmp_path):
         data = load(release, tmp_path)
     assert sum(len(split) for split in data.splits.values()) == NUMBER - 1
     assert 4 not in np.concatenate([split.images[:, 0, 0, 0] for split in data.splits.values()])
+
+
+def test_a_changed_image_in_an_old_folder_is_read_again(release, tmp_path):
+    """Its folder keeps its time: only the file's own tells."""
+    before = load(release, tmp_path)
+    folder = release / HARD / "imgs" / "2"
+    times = folder.stat()
+    Image.fromarray(np.full((32, 32), 99, np.uint8)).save(folder / "sample_4.png")
+    os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = load(release, tmp_path)
+    pixels = np.concatenate([split.images[:, 0, 0, 0] for split in after.splits.values()])
+    assert after.fingerprint != before.fingerprint and 99 in pixels and 4 not in pixels
 
 
 @pytest.mark.parametrize("damage, message", [

@@ -199,6 +199,6 @@ def _kornia():
     try:
         import kornia.augmentation
     except ImportError:
-        raise UserError("augmentation needs kornia: pip install 'hgrn[images]', or turn crop, flip, randaugment and "
+        raise UserError("augmentation needs kornia: pip install kornia, or turn crop, flip, randaugment and "
                         "erasing off") from None
     return kornia.augmentation

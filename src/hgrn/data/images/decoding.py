@@ -22,18 +22,20 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 DEEP_MODES = ("I", "I;16", "F")  # more than 8 bits: a conversion would clip them to white
 
 
-def decode(data: bytes, name: str, channels: int) -> torch.Tensor:
+def decode(
+    data: bytes, name: str, channels: int, no_colour: str = "channels is 1; set channels to 3, or make the images grey"
+) -> torch.Tensor:
     """Image uint8 [channels, H, W].
 
     Grey images, palettes and transparency become RGB where 3 channels are wanted. Raises CorruptImage for data
-    that is not a whole image, UserError for a colour image where one channel is wanted.
+    that is not a whole image, UserError for a colour image where one channel is wanted; no_colour is its reason and advice.
     """
     with opened(io.BytesIO(data), name) as image:
         mode = image.mode
         if mode in DEEP_MODES:
             raise CorruptImage(name, f"pixels of mode {mode}; 8 bits a channel are read")
         if channels == 1 and mode not in GREY_MODES:
-            raise UserError(f"{name} has colour (mode {mode}), and channels is 1; set channels to 3, or make the images grey")
+            raise UserError(f"{name} has colour (mode {mode}), and {no_colour}")
         pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
 
@@ -60,7 +62,7 @@ def pillow():
     try:
         from PIL import Image
     except ImportError:
-        raise UserError("reading images needs Pillow: pip install 'hgrn[images]'") from None
+        raise UserError("reading images needs Pillow: pip install pillow") from None
     return Image
 
 

@@ -53,7 +53,7 @@ def generate(out: str | Path, seed: int = 0, train: int = 96_000, validation: in
     """
     numbers = {"train": train, "validation": validation, "test": test}
     out = Path(out).expanduser()
-    _check(numbers, grammar)
+    _check(numbers | {"seed": seed}, grammar)
     if out.exists():
         raise UserError(f"out {out} exists already; name a new folder")
     partial_out = out.with_name(out.name + ".partial")

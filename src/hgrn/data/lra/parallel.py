@@ -14,9 +14,13 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+LARGEST = 1024  # processes; each has a Python of its own
+
+
 def default_processes() -> int:
     """As many as there are cores for this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, LARGEST)
 
 
 @contextmanager
@@ -27,8 +31,8 @@ def ordered_map(function: Callable[[Task], Result], tasks: Iterable[Task],
     function must be importable, and tasks may be endless: only a few are taken ahead.
     """
     count = default_processes() if processes is None else processes
-    if count < 1:
-        raise UserError(f"processes must be at least 1; got {count}")
+    if not 1 <= count <= LARGEST:
+        raise UserError(f"processes must be at least 1 and at most {LARGEST}; got {count}")
     if count == 1:
         yield map(function, tasks)
         return

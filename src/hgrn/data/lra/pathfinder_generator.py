@@ -31,9 +31,9 @@ def generate(out: str | Path, settings: PathfinderSettings, seed: int = 0, numbe
     and in all. Raises UserError for a folder that exists or cannot be written, numbers that make no sense, and
     contours that do not fit.
     """
-    for name, value in (("number", number), ("per_batch", per_batch)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1; got {value}")
+    for name, value, least in (("number", number, 1), ("per_batch", per_batch, 1), ("seed", seed, 0)):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}; got {value}")
     folder = Path(out).expanduser() / settings.difficulty
     if folder.exists():
         raise UserError(f"{folder} exists already; name another out")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -19,11 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from hgrn.data.tokens import DamagedEntry, locked, sync_folder, default_cache_folder
+from hgrn.data.disk import locked, sync_folder, user_path
+from hgrn.data.tokens import DamagedEntry, default_cache_folder
 from hgrn.errors import UserError
 
 META = "meta.json"
 BLOCK = 1 << 24  # bytes hashed at a time
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def cached(cache: str | None, source: list, write: Callable[[EntryWriter], dict[
     the entry would. write appends the arrays and returns the facts. Processes that ask for the same entry
     wait for the first of them. Raises UserError if the folder cannot be written.
     """
-    root = Path(cache).expanduser() if cache is not None else default_cache_folder().with_name("lra")
+    root = user_path(cache, "data.cache") if cache is not None else default_cache_folder().with_name("lra")
     folder = root / hashlib.sha256(json.dumps(source).encode()).hexdigest()
     try:
         return open_entry(folder)
@@ -100,8 +104,11 @@ def cached(cache: str | None, source: list, write: Callable[[EntryWriter], dict[
         with locked(folder.with_suffix(".lock")):
             try:
                 return open_entry(folder)  # another process was first
-            except (FileNotFoundError, DamagedEntry):
-                shutil.rmtree(folder, ignore_errors=True)
+            except FileNotFoundError:
+                pass
+            except DamagedEntry as error:
+                logger.warning("the data cache is written again: %s", error)
+            shutil.rmtree(folder, ignore_errors=True)
             _write(folder, write)
             return open_entry(folder)
     except OSError as error:
@@ -116,7 +123,8 @@ def open_entry(folder: Path) -> Entry:
             content = json.load(file)
             arrays = {name: _map(folder / name, each) for name, each in content["arrays"].items()}
             fingerprint = content.pop("fingerprint")
-        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError,
+                RecursionError) as error:
             raise DamagedEntry(f"{folder}: {error}") from None
     if fingerprint != _fingerprint(content):
         raise DamagedEntry(f"{folder / META} was changed")
