@@ -9,10 +9,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hgrn"
 OURS = {
-    "ops": set(), "modules": {"ops"}, "parallel": {"ops", "modules"}, "errors": set(), "files": {"errors"},
-    "models": {"modules", "ops", "errors", "files"}, "data": {"errors", "files"},
+    "ops": set(), "modules": {"ops"}, "parallel": {"ops", "modules"}, "errors": set(), "files": {"errors"}, "untrusted": {"errors"},
+    "models": {"modules", "ops", "errors", "files", "untrusted"}, "data": {"errors", "files", "untrusted"},
     "analysis": {"models", "modules", "ops", "data", "errors", "files"}, "doctor": {"ops", "errors", "memory"},
-    "training": {"models", "modules", "data", "analysis", "parallel", "errors", "files", "source"},
+    "training": {"models", "modules", "data", "analysis", "parallel", "errors", "files", "source", "untrusted"},
     "bench": {"ops", "modules", "models", "data", "training", "errors", "files", "memory", "source"},
 }  # fmt: skip
 # Heavy packages, and where they may be imported at the top of a file.

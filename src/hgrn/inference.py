@@ -9,6 +9,7 @@ import torch
 
 from hgrn.errors import UserError
 from hgrn.training.checkpointing import find_checkpoint, without_bars
+from hgrn.untrusted import read_json
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")  # a folder without any of them has no tokenizer
 
@@ -57,8 +58,13 @@ def load_classifier(path: str | Path, *, int8: bool = False) -> tuple["Classifie
 
     folder = find_checkpoint(Path(path))
     model = _load_model(folder, kind, int8)
-    reads_files = (folder / "preprocessor_config.json").is_file()
-    return model, models.HGRNImageProcessor.from_pretrained(folder) if reads_files else None, folder
+    settings = folder / "preprocessor_config.json"
+    if not settings.is_file():
+        return model, None, folder
+    try:
+        return model, models.HGRNImageProcessor.from_dict(read_json(settings)), folder
+    except ValueError as error:
+        raise UserError(f"{settings} does not describe an image processor of these models: {error}") from error
 
 
 def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
@@ -72,7 +78,10 @@ def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
         config = HGRNConfig.get_config_dict(folder)[0]
         if (found := config.get("model_type")) != "hgrn":
             raise ValueError(f"its config.json describes a model of type {found!r}, not 'hgrn'")
-        saved_as = (config.get("architectures") or [""])[0]
+        named = config.get("architectures") or [""]
+        if not isinstance(named, list) or not isinstance(named[0], str):
+            raise ValueError(f"architectures in its config.json must be a list of names, got {named!r}")
+        saved_as = named[0]
         with without_bars():
             model, report = kind(saved_as).from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -204,4 +213,7 @@ def generate(
         pad_token_id=tokenizer.pad_token_id, **sampling,
     )  # fmt: skip
     write(prompt)
-    model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=_Pieces(tokenizer, write))
+    try:
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=_Pieces(tokenizer, write))
+    except (ValueError, TypeError) as error:  # what is not set here comes from the model's generation_config.json
+        raise UserError(f"the model's settings of generation cannot be used: {error}") from error

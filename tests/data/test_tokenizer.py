@@ -101,7 +101,7 @@ def test_unreadable_tokenizers_are_errors_with_a_remedy(tmp_path):
 def test_unknown_hub_name_is_an_error(monkeypatch):
     from transformers import AutoTokenizer
 
-    def offline(name):
+    def offline(name, trust_remote_code):
         raise OSError(f"We couldn't connect to the hub to load {name}\nsecond line")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", offline)

@@ -37,6 +37,7 @@ PICKLES = (".pkl", ".pickle")  # the oldest kind of them looks like text
 SUFFIXES_IN_FOLDERS = (".txt", ".md", ".jsonl")
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 OTHER_COMPRESSION = (".zst", ".lz4", ".zip", ".7z")
+LONGEST_LINE = 1 << 28  # bytes after decompression: a few bytes of a compressed file can stand for any number of them
 EDGE = 1 << 20  # bytes at either end of a file that tell two versions of it apart
 
 
@@ -138,9 +139,14 @@ class TextFile:
         return [self.path.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Each line that is not blank, with its number from 1."""
+        """Each line that is not blank, with its number from 1. Raises UserError for one above `LONGEST_LINE`."""
         with self._open() as stream:
-            for number, line in enumerate(stream, start=1):
+            number = 0
+            while line := stream.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise UserError(f"{self.name}:{number}: the line has more than {LONGEST_LINE:,} bytes, which no record needs; "
+                                    "cut the text into several, or give it as plain text")
                 if not line.isspace():
                     yield number, line
 

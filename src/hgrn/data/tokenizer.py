@@ -70,8 +70,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     path = expanded(name)
     try:
         if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+        else:
+            # Without the word, transformers asks on a terminal whether to run code that the folder brings along.
+            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a")["input_ids"])  # transformers takes settings of any type, and fails over them in use
+        return tokenizer
     except Exception as error:  # the Rust backend raises plain Exception for a file that it cannot parse
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

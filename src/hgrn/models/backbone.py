@@ -1,6 +1,7 @@
 """HGRNModel: embeddings or patches, the stack, the final norm; and the initialisation that all HGRN models share."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,10 +31,12 @@ from hgrn.modules.hgru import initial_theta
 from .cache import HGRNCache
 from .card import write_card
 from .configuration import HGRNConfig
-from .convert import fitted, named_tensors, source_names
+from .convert import ConversionError, fitted, named_tensors, source_names
 from .custom import check_custom_modules, custom_modules
 from .documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
 from .published import Published
+
+_PER_BYTE = 4  # at most so many numbers of a model are in one byte of its files; the smallest known types have two
 
 # Of a published checkpoint, what a model without that head leaves out.
 _OF_HEADS = (
@@ -71,6 +74,8 @@ class HGRNPreTrainedModel(PreTrainedModel):
         path = pretrained_model_name_or_path
         published = None if path is None or kwargs.get("state_dict") is not None else Published.find(path, kwargs)
         if published is None:
+            if path is not None and os.path.isdir(path):
+                _check_files_suffice(path, config)
             with_report = kwargs.pop("output_loading_info", False)
             model, report = super().from_pretrained(path, *model_args, config=config, output_loading_info=True, **kwargs)
             model._check_loaded(path, report)
@@ -81,6 +86,8 @@ class HGRNPreTrainedModel(PreTrainedModel):
             dtypes = {key: options.pop(key) for key in ("dtype", "torch_dtype") if key in options}
             config, options = cls.config_class.from_dict(published.fields(tensors), return_unused_kwargs=True, **options)
             options |= dtypes
+        if config.fewest_numbers > _PER_BYTE * sum(tensor.nbytes for tensor in tensors.values()):
+            raise ConversionError(f"{path}: its tensors are only a small part of the model that its configuration describes")
         with torch.device("meta"):
             expected = cls(config, *model_args)
         prefix = f"{cls.base_model_prefix}." if expected.base_model is expected else ""
@@ -373,4 +380,19 @@ def _check_states(past_key_values: HGRNCache, cu_seqlens: Tensor) -> None:
         raise ValueError(
             f"cu_seqlens, seq_idx or position_ids make {documents} documents of the batch, but past_key_values holds the states of "
             f"{sequences} sequence(s); give each document its own, or begin without past_key_values"
+        )
+
+
+def _check_files_suffice(folder: str | os.PathLike, config: HGRNConfig | None) -> None:
+    """Raises ValueError for a configuration of a model many times as large as its files.
+
+    transformers makes what is missing there, and says only then that it does not fit: a wrong digit costs all of the memory.
+    """
+    sizes = [file.stat().st_size for file in os.scandir(folder) if file.name.endswith((".safetensors", ".bin"))]
+    if sizes and config is None:
+        config = HGRNConfig.from_pretrained(folder)
+    if sizes and isinstance(config, HGRNConfig) and config.fewest_numbers > _PER_BYTE * sum(sizes):
+        raise ValueError(
+            f"{folder}: the configuration describes a model of {config.fewest_numbers:,} parameters or more, and its files have "
+            f"{sum(sizes):,} bytes; one of them is not the model's"
         )

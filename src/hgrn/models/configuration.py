@@ -2,12 +2,16 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Self
 
+import torch
 from transformers import PreTrainedConfig
+
+from hgrn.errors import UserError
+from hgrn.untrusted import read_json
 
 from .published import translated
 
@@ -38,7 +42,15 @@ OF_TRANSFORMERS = {
     "attn_implementation", "experts_implementation", "quantization_config", "per_layer_config",
     "tie_last_hidden_states", "tokenizer_class", "transformers_weights",
     "custom_modules",  # ours: what `save_pretrained` records of a model with parts of its own
+    "_name_or_path", "_commit_hash", "_auto_class", "_from_auto", "_from_pipeline", "_output_attentions",
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+    "_experts_implementation", "_experts_implementation_internal",
 }  # fmt: skip
+_PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+# Sizes beyond which a model is a mistake, or a file that shall fill the memory; the published ones have 10^9 numbers.
+_MOST_LAYERS = 10_000
+_MOST_LABELS = 1_000_000
+_MOST_NUMBERS = 10**13
 
 # A folder that we save names these classes in its config.json and holds the file, so that a program that
 # never imports hgrn finds the installed package (with trust_remote_code=True).
@@ -219,7 +231,8 @@ class HGRNConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None and isinstance(self.hidden_size, int):
             self.intermediate_size = 2 * self.hidden_size
-        self._raise_problems(unknown=[key for key in kwargs if key not in OF_TRANSFORMERS and key[0] != "_"])
+        known = {field.name for field in fields(self)} | OF_TRANSFORMERS
+        self._raise_problems(_transformers_problems(self, kwargs), [key for key in kwargs if key not in known])
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -246,7 +259,18 @@ class HGRNConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As transformers does; a configuration in a published layout becomes ours (hgrn.models.published)."""
-        return super().from_dict(translated(config_dict), **kwargs)
+        given = translated(config_dict)
+        if "self" in given:  # Python would take it for the object itself
+            raise ValueError("HGRNConfig has 1 problem(s):\n  self: no such field")
+        return super().from_dict(given, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        """As transformers does, with one kind of error for whatever is wrong with the file, and without other files that it names."""
+        config = read_json(json_file)
+        if "configuration_files" in config:
+            raise UserError(f"{json_file} names other files to be read in its place (configuration_files), which is not done here")
+        return cls._decode_special_floats(config)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As transformers does, and the loader file for programs that do not import hgrn beside it."""
@@ -259,9 +283,10 @@ class HGRNConfig(PreTrainedConfig):
     def register_for_auto_class(cls, auto_class="AutoConfig"):
         """Does nothing: it would make transformers copy our source files into saved folders."""
 
-    def _raise_problems(self, unknown: Sequence[str] = ()) -> None:
+    def _raise_problems(self, found: Sequence[str] = (), unknown: Sequence[str] = ()) -> None:
         known = [field.name for field in fields(self)]
         problems = [f"{name}: no such field{_near(name, known)}" for name in unknown]
+        problems += found
         problems += [
             f"{name}: must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
             for name, choices in _CHOICES.items()
@@ -301,8 +326,27 @@ class HGRNConfig(PreTrainedConfig):
             for name in _TOKENS
             if (value := getattr(self, name)) is not None and not self._are_tokens(name, value)
         ]
+        if not problems:
+            problems = self._size_problems()
         if problems:
             raise ValueError(f"HGRNConfig has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+
+    @property
+    def fewest_numbers(self) -> int:
+        """At least so many parameters has a model: those of embedding, candidates, output projections and GLUs."""
+        width, inputs = self.hidden_size, self.vocab_size if self.patch_size is None else self.num_channels * self.patch_size**2
+        layer = width * (2 * width + 3 * self.intermediate_size + 2 * (self.conv_size or 0) + (self.gate_rank or 0))
+        return inputs * width + self.num_hidden_layers * layer
+
+    def _size_problems(self) -> list[str]:
+        """What is wrong with sizes that are whole numbers; a model is not begun where it can never end."""
+        problems = []
+        if self.num_hidden_layers > _MOST_LAYERS:
+            problems.append(f"num_hidden_layers: must be at most {_MOST_LAYERS:,}, got {self.num_hidden_layers}")
+        if self.fewest_numbers > _MOST_NUMBERS:
+            sizes = ", ".join(f"{name} {value}" for name in _COUNTS if (value := getattr(self, name)) is not None)
+            problems.append(f"hidden_size: the model would have more than {_MOST_NUMBERS:,} parameters with {sizes}; use smaller ones")
+        return problems
 
     def _are_tokens(self, name: str, value) -> bool:
         values = value if isinstance(value, list) and name == "eos_token_id" else [value]
@@ -314,6 +358,41 @@ def write_loader(folder: str | Path) -> None:
     """Writes the file that lets programs which never import hgrn load this folder, making the folder if need be."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / "modeling_hgrn.py").write_text(_LOADER, encoding="utf-8")
+
+
+def _transformers_problems(config: HGRNConfig, given: Mapping) -> list[str]:
+    """What is wrong with fields of transformers itself, which it takes as they are or fails over in ways of its own."""
+    problems = []
+    dtype = given.get("torch_dtype") if config.dtype is None else config.dtype
+    if dtype is not None and not isinstance(getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype):
+        problems.append(f"dtype: must be the name of a type of PyTorch, such as float32, got {dtype!r}")
+    labels = config.id2label
+    if labels is not None and not (isinstance(labels, Mapping) and len(labels) <= _MOST_LABELS and _are_numbered(labels)):
+        problems.append(f"id2label: must be a name for each number from 0, at most {_MOST_LABELS:,} of them, or None")
+    count = given.get("num_labels")
+    if count is not None and not (_is_int(count) and 0 < count <= _MOST_LABELS):
+        problems.append(f"num_labels: must be an integer from 1 to {_MOST_LABELS:,}, got {count!r}")
+    if not isinstance(config.label2id, Mapping | None):
+        problems.append(f"label2id: must be a number for each name or None, got {config.label2id!r}")
+    if config.problem_type not in _PROBLEM_TYPES:
+        problems.append(f"problem_type: must be one of {', '.join(map(str, _PROBLEM_TYPES))}, got {config.problem_type!r}")
+    problems += [
+        f"{name}: must be True, False or None, got {value!r}"
+        for name in ("output_hidden_states", "return_dict", "is_encoder_decoder")
+        if not isinstance(value := getattr(config, name), bool | None)
+    ]
+    quantization = given.get("quantization_config")
+    if not (quantization is None or isinstance(quantization, Mapping) or hasattr(quantization, "to_dict")):
+        problems.append(f"quantization_config: must be an object or None, got {quantization!r}")
+    for name in ("attn_implementation", "experts_implementation", "per_layer_config"):
+        if (value := given.get(name, given.get(f"_{name}"))) not in (None, "eager", "sdpa"):
+            problems.append(f"{name}: must be None, since there is no such part in these models, got {value!r}")
+    return problems
+
+
+def _are_numbered(labels: Mapping) -> bool:
+    """Whether the keys are 0, 1, 2, ..., as numbers or, as JSON writes them, as text."""
+    return {str(key) for key in labels} == {str(number) for number in range(len(labels))}
 
 
 def _is_int(value) -> bool:

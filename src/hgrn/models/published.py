@@ -6,8 +6,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +25,7 @@ from transformers.utils import (
 
 from hgrn.errors import UserError
 from hgrn.files import reading, whole_folder
+from hgrn.untrusted import read_json
 
 from . import convert, published_classifiers
 from .convert import ConversionError
@@ -33,6 +33,10 @@ from .convert import ConversionError
 if TYPE_CHECKING:
     from .backbone import HGRNPreTrainedModel
 
+_MOST_SHARING = 4  # how often the bytes of a file may be used; tied embeddings use some of them twice
+_OWN_KINDS = (
+    "HGRNForCausalLM", "HGRNForImageClassification", "HGRNForSequenceClassification", "HGRNForSequencePairClassification",
+)  # fmt: skip
 # What only the configuration of this layout has, and how the name of one of its tensors begins; "hgrn" is our own.
 _KEYS = {
     "fla": ("attn_mode", "expand_ratio"),
@@ -152,8 +156,11 @@ def to_fields(config: Mapping, layout: str) -> dict:
         given["conv_size"] = size if has_conv else None
         if has_conv and shared is not None:
             problems.append(f"share_conv_kernel: must be absent where use_short_conv is true (an older form), got {shared!r}")
-        if given.get("intermediate_size") is None and "hidden_size" in given:
-            given["intermediate_size"] = 256 * -(-int(given["hidden_size"] * hidden_ratio * 2 / 3) // 256)
+        width = given.get("hidden_size")
+        if not isinstance(hidden_ratio, (int, float)) or not 0 < hidden_ratio < 1000:
+            problems.append(f"hidden_ratio: must be a positive number, got {hidden_ratio!r}")
+        elif given.get("intermediate_size") is None and isinstance(width, int) and abs(width) < 1 << 31:
+            given["intermediate_size"] = 256 * -(-int(width * hidden_ratio * 2 / 3) // 256)
     else:
         given["scale_embeddings"] = not given.pop("no_scale_embedding", False)
     problems += [
@@ -220,9 +227,14 @@ class Published(NamedTuple):
         if os.path.isfile(path):
             return cls._by_names(path, [path])
         if config_file := _locate(path, CONFIG_NAME, hub):
-            config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+            config = read_json(config_file)
             layout = layout_of_config(config)
-            return None if layout == "hgrn" else cls(path, layout, config, _weight_files(path, hub))
+            if layout != "hgrn":
+                return cls(path, layout, config, _weight_files(path, hub))
+            for index in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):  # transformers takes any path in them
+                if os.path.isfile(os.path.join(path, index)):
+                    _shards(os.path.join(path, index))
+            return None
         files = _weight_files(path, hub)
         return cls._by_names(path, files) if files else None
 
@@ -346,8 +358,9 @@ def _check_own(source: Path) -> None:
 def _own_kind(folder: Path) -> str:
     """The class that saved a folder in our own layout."""
     path = folder / CONFIG_NAME
-    named = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
-    return named[0] if named and named[0].startswith("HGRNFor") else "HGRNForCausalLM"
+    named = read_json(path).get("architectures") if path.is_file() else None
+    first = named[0] if isinstance(named, list) and named else None
+    return first if first in _OWN_KINDS else "HGRNForCausalLM"
 
 
 def _save(model: "HGRNPreTrainedModel", out: Path, layout: str) -> None:
@@ -376,31 +389,55 @@ def _weight_files(path: str, hub: Mapping) -> list[str]:
         if found := _locate(path, name, hub):
             return [found]
         if found := _locate(path, index, hub):
-            shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
-            return [cached_file(path, shard, **hub) for shard in shards]
+            return [cached_file(path, shard, **hub) for shard in _shards(found)]
     return []
+
+
+def _shards(index: str) -> list[str]:
+    """The files that the index of a checkpoint in several names, all of them beside it."""
+    named = read_json(index).get("weight_map")
+    names = list(named.values()) if isinstance(named, dict) else []
+    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name) for name in names):
+        raise ConversionError(f"{index} must give under \"weight_map\" the file of each tensor, by its name alone")
+    return sorted(set(names))
 
 
 def _read(files: Iterable[str]) -> dict[str, Tensor]:
     tensors = {}
     for file in files:
-        try:
-            read = load_file(file) if file.endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
-        except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-            raise ConversionError(
-                f"{file} cannot be read as tensors: {error}. If it holds more than tensors (checkpoints of fairseq and Lightning hold "
-                'their settings too), load it where you trust it and save its entry "model" alone with torch.save ("state_dict" in '
-                "those of Lightning)"
-            ) from error
+        read = _load(file)
         for entry in ("model", "state_dict"):
             if isinstance(read, dict) and isinstance(read.get(entry), dict):
                 read = read[entry]
-        if all(str(name).startswith("module.") for name in read):  # as wrappers for several devices save
+        if not isinstance(read, dict) or not all(isinstance(name, str) for name in read):
+            raise ConversionError(f"{file} does not hold tensors by their names")
+        if all(name.startswith("module.") for name in read):  # as wrappers for several devices save
             read = {name.removeprefix("module."): value for name, value in read.items()}
-        if strange := [name for name, value in read.items() if not isinstance(value, Tensor)]:
-            raise ConversionError(f"{file}: not tensors: {', '.join(map(str, strange[:5]))}")
+        if strange := [name for name, value in read.items() if not _is_plain(value)]:
+            raise ConversionError(f"{file}: not tensors: {', '.join(strange[:5])}; or not with all of their numbers")
+        if sum(value.nbytes for value in read.values()) > _MOST_SHARING * os.path.getsize(file):
+            raise ConversionError(f"{file} holds tensors that share their numbers too often; save each by itself")
         tensors |= read
     return tensors
+
+
+def _load(file: str) -> Any:
+    """What is in a file of safetensors, or in one of `torch.save` that has no more than tensors and plain data."""
+    try:
+        return load_file(file) if file.endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # on a damaged file, PyTorch's reader fails with whatever its own code runs into
+        raise ConversionError(
+            f"{file} cannot be read as tensors: {error}. If it holds more than tensors (checkpoints of fairseq and Lightning hold "
+            'their settings too), load it where you trust it and save its entry "model" alone with torch.save ("state_dict" in '
+            "those of Lightning)"
+        ) from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor with a place in the file for each of its numbers: strides of 0 make few bytes many."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _raise(problems: list[str], what: str) -> None:

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hgrn.errors import UserError
 
+from . import session_file
 from .cache import HGRNCache
 
 if TYPE_CHECKING:
     from .heads import HGRNForCausalLM
     from .stepping import Steppers
 
-_FORMAT = "hgrn-session-1"
 _CHUNK = 4096  # tokens that are read at once
 # What of the configuration decides, with the tensors of the model, what a state means.
 _MEANING = (
@@ -165,10 +164,10 @@ class Session:
             for layer, parts in enumerate(self._begin())
             for part, tensor in enumerate(parts)
         }
-        about = {"format": _FORMAT, "fingerprint": fingerprint(self.model), "lengths": json.dumps(self.lengths)}
         part = path.with_name(f"{path.name}.part-{os.getpid()}")
         try:
-            save_file(tensors, part, about)
+            save_file(tensors, part, session_file.metadata(fingerprint(self.model), self.lengths))
+            session_file.seal(part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -180,26 +179,17 @@ class Session:
         Raises:
             UserError: the file is something else, is damaged, or belongs to another model.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                if about.get("format") != _FORMAT:
-                    raise UserError(f"{path} does not hold conversations; Session.save writes such files")
-                if about["fingerprint"] != fingerprint(model):
-                    raise UserError(
-                        f"{path} belongs to another model: a state means nothing to weights that did not make it; load the "
-                        "model that was there when it was saved, or read the texts again"
-                    )
-                device = model.device
-                layers = {}
-                for name in file.keys():
-                    layer, part = map(int, name.split("."))
-                    layers.setdefault(layer, {})[part] = file.get_tensor(name).to(device)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read as conversations: {error}") from error
+        about, tensors = session_file.read(path)
+        if about.get("fingerprint") != fingerprint(model):
+            raise UserError(
+                f"{path} belongs to another model: a state means nothing to weights that did not make it; load the "
+                "model that was there when it was saved, or read the texts again"
+            )
+        lengths = session_file.lengths(path, about)
+        one = [block.mixer.initial_state(1) for block in model.model.stack.blocks]
         loaded = cls(model)
-        loaded.lengths = json.loads(about["lengths"])
-        loaded._state = tuple(tuple(layers[k][j] for j in range(len(layers[k]))) for k in range(len(layers)))
+        loaded.lengths = lengths
+        loaded._state = session_file.states(path, tensors, one, len(lengths))
         return loaded
 
     def _begin(self) -> tuple[tuple[Tensor, ...], ...]:

@@ -5,7 +5,6 @@ overrides. `load_recipe` finds all of its problems before anything starts and re
 """
 
 import json
-import re
 from fnmatch import fnmatchcase
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hgrn.errors import UserError
 from hgrn.training.combinations import combination_problems
+from hgrn.training.plain_yaml import parse_yaml, read_yaml
 from hgrn.training.problems import (
     UNKNOWN_KEY,
     Problem,
@@ -60,12 +60,14 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 def recipe_from_yaml(file: Path) -> Recipe:
     """The recipe that `recipe_to_yaml` wrote into `file`; its data may be gone. Raises UserError."""
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        document = read_yaml(file)
+        if not isinstance(document, dict):
+            raise ValueError(f"it is a {type(document).__name__}, not a mapping of sections")
         kind = recipe_type(document)
         if isinstance(kind, Problem):
             raise ValueError(f"{kind.path} {kind.rule}")
         return kind.model_validate_json(json.dumps(document))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise UserError(f"{file} is not a recipe that this version of hgrn saved: {error}") from error
 
 
@@ -167,25 +169,6 @@ def leaves(document: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of JSON: 1e-3 is a number, and a date or `on` is text."""
-
-    yaml_implicit_resolvers = {}
-
-
-for _kind, _form, _starts in (
-    ("null", r"~|null|", ["~", "n", ""]),
-    ("bool", r"true|false", ["t", "f"]),
-    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)",
-        list("-+.0123456789"),
-    ),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_form})$"), _starts)
-
-
 def _shipped() -> dict[str, Any]:
     """Name -> the file inside the package."""
     root = package_files("hgrn") / "recipes"
@@ -217,8 +200,10 @@ def _read(name_or_path: str | Path) -> dict:
             f"no shipped recipe is called {name!r}; {near(name, shipped)} (your own end in .yaml)"
         )
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        document = read_yaml(file)
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(f"recipe {name} is not YAML: {error}") from error
     if not isinstance(document, dict):
         raise UserError(
@@ -243,8 +228,8 @@ def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -
         if not (keep_text or value.strip()):
             return [Problem(".".join(path), value, "is empty", _FOR_EMPTY)]
         try:
-            value = value if keep_text else yaml.load(value, _Loader)
-        except (yaml.YAMLError, ValueError):  # ValueError: a number of more digits than Python reads
+            value = value if keep_text else parse_yaml(value)
+        except ValueError:
             return [Problem(".".join(path), value, "not a YAML value", "close every bracket and quote")]
         if is_list and isinstance(value, str | int | float):
             value = [value]

@@ -3,9 +3,11 @@
 Every value is checked here by itself; `combinations` checks them together.
 """
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, get_type_hints
+import os
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from hgrn.data.images.augment import Augmentation
 from hgrn.data.images.mixing import Mixing
@@ -18,6 +20,26 @@ if TYPE_CHECKING:
     from hgrn.models import HGRNConfig
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+LONGEST_PART = 200  # bytes of a name of a folder; file systems take 255
+
+
+def _stays_inside(name: str) -> str:
+    """The name of a run, which is where its folder lies below `runs` as well. Raises ValueError for one that leads elsewhere."""
+    parts = PurePosixPath(name).parts
+    leads_out = name.startswith("/") or ".." in parts or PureWindowsPath(name).drive or "\\" in name
+    if not parts or leads_out or not name.isprintable() or any(len(part.encode()) > LONGEST_PART for part in parts):
+        raise ValueError(f"should be a name, or a path below a folder, of printable characters and without .., of up to {LONGEST_PART} bytes a part")
+    return name
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinity where the system does not say."""
+    names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
+    if not set(names) <= getattr(os, "sysconf_names", {}).keys():
+        return float("inf")
+    pages, size = map(os.sysconf, names)
+    return pages * size if pages > 0 else float("inf")
 
 
 class Target(BaseModel):
@@ -40,7 +62,8 @@ class ModelSpec(BaseModel):
         """The model's configuration for data of which these `facts` hold: vocab_size, num_channels, id2label, ...
 
         What the recipe sets comes first, then the facts, then the preset; but a preset keeps its vocabulary, which may be larger
-        than the tokenizer's. Raises ValueError with every wrong field, or for another number of classes than the data has.
+        than the tokenizer's. Raises ValueError with every wrong field, for another number of classes than the data has, or for a model
+        that this machine cannot hold.
         """
         from hgrn.models import HGRNConfig
 
@@ -49,9 +72,16 @@ class ModelSpec(BaseModel):
             if (given := self.model_extra.get("num_labels", classes)) != classes:
                 raise ValueError(f"num_labels must be {classes}, the number of classes in the data, got {given!r}; leave it out")
         if self.preset is None:
-            return HGRNConfig(**facts | self.model_extra)
-        facts.pop("vocab_size", None)
-        return HGRNConfig.preset(self.preset, **facts | self.model_extra)
+            config = HGRNConfig(**facts | self.model_extra)
+        else:
+            facts.pop("vocab_size", None)
+            config = HGRNConfig.preset(self.preset, **facts | self.model_extra)
+        if (needed := 4 * config.fewest_numbers) > (there := _memory()):  # before PyTorch asks for it tensor by tensor
+            raise ValueError(
+                f"the model's weights need {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB of memory: lower "
+                "model.hidden_size, model.num_hidden_layers or model.vocab_size"
+            )
+        return config
 
 
 class BatchSpec(BaseModel):
@@ -187,7 +217,7 @@ class Recipe(BaseModel):
     """
 
     model_config = STRICT
-    name: str = Field(description="what the run is called")
+    name: Annotated[str, AfterValidator(_stays_inside)] = Field(description="what the run is called")
     about: str = Field("", description="one line for people")
     target: Target | None = None
     task: str = Field(description="what is trained")

@@ -1,25 +1,23 @@
 """CIFAR-10 and CIFAR-100 in their two published formats, binary and Python pickle.
 
-A pickle is a program. The reader here runs only one that builds dictionaries, lists, strings, numbers and
-numpy arrays; anything else is refused before it is called.
+A pickle is a program; `plain_pickle` reads one of plain data, and runs nothing.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from hgrn.data.images.plain_pickle import load_plain_pickle
 from hgrn.data.images.source import TensorSource
 from hgrn.errors import UserError
+from hgrn.untrusted import read_bytes
 
 PIXELS = 3 * 32 * 32
+LARGEST_NAMES = 1 << 20  # bytes of a file of names
 
 
 @dataclass(frozen=True)
@@ -62,45 +60,6 @@ def read_batch(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return (_read_pickle if layout.labels_key else _read_binary)(path, layout)
 
 
-def load_plain_pickle(path: Path) -> Any:
-    """What a pickle of plain data holds, strings of Python 2 as bytes. Raises UserError for one that is not plain."""
-    try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # a damaged pickle fails in any way: EOFError, IndexError, ValueError, KeyError, ...
-        raise UserError(f"{path} is not a whole pickle: {type(error).__name__}: {error}; fetch it again") from None
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        found = _allowed().get((module.replace("numpy.core", "numpy._core"), name))
-        if found is None:
-            raise UserError(f"the pickle asks for {module}.{name}, which plain data never needs; it was not run. "
-                            "Get the file from its publisher, or use the binary version")
-        return found
-
-
-def _allowed() -> dict[tuple[str, str], Callable]:
-    import numpy._core.multiarray as multiarray
-    import numpy._core.numeric as numeric
-
-    return {
-        ("numpy._core.multiarray", "_reconstruct"): multiarray._reconstruct,
-        ("numpy._core.numeric", "_frombuffer"): numeric._frombuffer,
-        ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _encode_latin1,
-    }  # fmt: skip
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Python 3 writes bytes in this way for old readers; other codecs decompress or look modules up."""
-    if encoding not in ("latin1", "latin-1"):
-        raise UserError(f"the pickle asks for the codec {encoding!r}; only latin1 is plain data")
-    return text.encode("latin1")
-
-
 def _layout(folder: Path) -> tuple[Layout, Path]:
     for place in (folder, *(folder / layout.folder for layout in LAYOUTS)):
         for layout in LAYOUTS:
@@ -122,26 +81,40 @@ def _read_binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_pickle(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    content = load_plain_pickle(path)
+    content = _dictionary(path)
     key = layout.labels_key
-    if not isinstance(content, dict) or b"data" not in content or key not in content:
+    if b"data" not in content or key not in content:
         raise UserError(f"{path} must be a dictionary with data and {key.decode()}")
-    images, labels = content[b"data"], np.asarray(content[key])
+    images, labels = content[b"data"], content[key]
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS:
         raise UserError(f"{path}: data must be uint8 [N, {PIXELS}], 3 channels of 32 x 32")
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+    if isinstance(labels, np.ndarray) and labels.ndim == 1:
+        labels = labels.tolist()
+    fits = isinstance(labels, list) and len(labels) == len(images)
+    if not fits or not all(type(label) is int and abs(label) < 2**63 for label in labels):
         raise UserError(f"{path}: {key.decode()} must be {len(images)} integers, one for each image")
-    return images, labels.astype(np.int64)
+    return images, np.array(labels, dtype=np.int64)
+
+
+def _dictionary(path: Path) -> dict[bytes, object]:
+    """The dictionary in a pickle. Python 3 may have written its keys as text."""
+    content = load_plain_pickle(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a dictionary; it is a {type(content).__name__.strip('_')}")
+    return {key.encode("utf-8", "replace") if isinstance(key, str) else key: value for key, value in content.items()}
 
 
 def _names(folder: Path, layout: Layout) -> list[str]:
     path = folder / layout.names
-    if layout.names_key:
-        content = load_plain_pickle(path)
-        names = content.get(layout.names_key, []) if isinstance(content, dict) else []
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-    else:
-        names = path.read_text().split()
-    if len(names) != layout.classes:
+    try:
+        if layout.names_key:
+            found = _dictionary(path).get(layout.names_key)
+            found = found if isinstance(found, list) else []
+            names = [name.decode() if isinstance(name, bytes) else name for name in found]
+        else:
+            names = read_bytes(path, LARGEST_NAMES).decode().split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} must name the classes in UTF-8: {error}") from None
+    if len(names) != layout.classes or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path} must name {layout.classes} classes; it names {len(names)}")
     return names

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -14,32 +16,64 @@ from hgrn.data.images.source import TensorSource
 from hgrn.errors import UserError
 
 UNSIGNED_BYTES = 0x08
+LARGEST = 1 << 31  # bytes of values; the largest published file, of EMNIST, has 547 million
+MOST_EXAMPLES = 10_000_000
+LARGEST_RANK = 4
+BLOCK = 1 << 20  # bytes read at a time
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 DIGITS = [str(digit) for digit in range(10)]
 STEMS = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of unsigned bytes in an idx file, plain or gzip. Raises UserError for any other content."""
+    """The array of unsigned bytes in an idx file, plain or gzip. Raises UserError for any other content.
+
+    No more is decompressed than the header announces, and that is at most `LARGEST` bytes.
+    """
     try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        with open(path, "rb") as file:
+            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
+        with opener(path, "rb") as stream:
+            shape = _read_shape(path, stream)
+            data = _read_values(stream, prod(shape))
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}; the file may be truncated, fetch it again") from None
-    if len(data) < 4 or data[:2] != b"\0\0":
+    expected = prod(shape)
+    if len(data) < expected:
+        raise UserError(f"{path} is truncated: {shape} needs {expected} bytes, and it has {len(data)}; fetch it again")
+    if len(data) > expected:
+        raise UserError(f"{path} is longer than it should be: {shape} needs {expected} bytes, and it has more; fetch it again")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _read_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
+    """The sizes in the header, which is checked. Leaves the stream at the first value."""
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0":
         raise UserError(f"{path} is not an idx file: it must start with two zero bytes")
-    kind, rank = data[2], data[3]
+    kind, rank = start[2], start[3]
     if kind != UNSIGNED_BYTES:
         raise UserError(f"{path} holds values of type 0x{kind:02x}; only unsigned bytes (0x08) are read")
-    start = 4 + 4 * rank
-    if len(data) < start:
+    if not 1 <= rank <= LARGEST_RANK:
+        raise UserError(f"{path} holds an array of {rank} axes; images have 3 and labels 1")
+    sizes = stream.read(4 * rank)
+    if len(sizes) < 4 * rank:
         raise UserError(f"{path} is truncated: it ends within its header")
-    shape = struct.unpack(f">{rank}I", data[4:start])
-    expected = int(np.prod(shape, dtype=np.int64))
-    if len(data) - start != expected:
-        problem = "is truncated" if len(data) - start < expected else "is longer than it should be"
-        raise UserError(f"{path} {problem}: {shape} needs {expected} bytes, and it has {len(data) - start}; fetch it again")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    shape = struct.unpack(f">{rank}I", sizes)
+    if shape[0] > MOST_EXAMPLES or prod(shape) > LARGEST:
+        raise UserError(f"{path} announces an array of {' x '.join(map(str, shape))}; at most {MOST_EXAMPLES:,} examples and "
+                        f"{LARGEST:,} bytes are read")
+    if 0 in shape:
+        raise UserError(f"{path} holds no values: its sizes are {' x '.join(map(str, shape))}")
+    return shape
+
+
+def _read_values(stream: BinaryIO, expected: int) -> bytearray:
+    """The values, and one byte more where there is one, so that a file that is too long is seen."""
+    data = bytearray()
+    while block := stream.read(min(BLOCK, expected + 1 - len(data))):
+        data += block
+    return data
 
 
 def open_idx(folder: Path, split: str, classes: list[str] | None = None) -> TensorSource:
@@ -54,7 +88,7 @@ def open_idx(folder: Path, split: str, classes: list[str] | None = None) -> Tens
                         f"{list(labels.shape)}")
     if classes is None:
         classes = idx_classes(folder)
-    pixels = torch.from_numpy(images.copy()).unsqueeze(1)  # a copy: the file's bytes are read-only
+    pixels = torch.from_numpy(images).unsqueeze(1)
     return TensorSource(f"{folder} {split}", pixels, torch.from_numpy(labels.astype(np.int64)), classes)
 
 

@@ -23,6 +23,7 @@ from hgrn.data.images.source import ImageSource, hold_out
 from hgrn.errors import UserError
 from hgrn.files import expanded
 
+MOST_CLASSES = 1_000_000
 SPLITS = ("train", "validation", "test")
 CHANNELS = {"idx": 1, "cifar": 3}
 
@@ -64,6 +65,8 @@ def problems(data: ImageData) -> list[str]:
         found.append(f"format {data.format} has {needed} channels; got {data.channels}: set channels: {needed}")
     if data.validation < 1:
         found.append(f"validation must be at least 1; got {data.validation}")
+    if isinstance(data.classes, int) and not 1 <= data.classes <= MOST_CLASSES:
+        found.append(f"classes must be from 1 to {MOST_CLASSES:,}; got {data.classes}")
     if data.buffer < 1:
         found.append(f"buffer must be at least 1; got {data.buffer}")
     if odd := [name for name in data.splits if name not in SPLITS]:

@@ -23,11 +23,13 @@ from hgrn.data.images.decoding import SUFFIXES, decode
 from hgrn.data.images.source import CorruptImage
 from hgrn.data.shuffle import shuffled
 from hgrn.errors import UserError
+from hgrn.untrusted import parse_json
 
 LABEL_SUFFIXES = (".cls", ".json", ".txt")
 LARGEST_LABEL = 1 << 20  # bytes
+MOST_SHARDS = 100_000
 BRACES = re.compile(r"\{([^{}]*)\}")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 
 
 class ShardSource:
@@ -90,6 +92,8 @@ class ShardSource:
 
 def expand_shards(pattern: str) -> list[Path]:
     """The files behind a pattern, sorted. Raises UserError for a pattern or a part of its braces without files."""
+    if not pattern.isprintable():
+        raise UserError(f"a pattern of shards must have printable characters only; got {pattern!r}")
     found = []
     for each in _expand_braces(os.path.expanduser(pattern)):
         paths = sorted(glob.glob(each)) if glob.has_magic(each) else [each]
@@ -97,21 +101,27 @@ def expand_shards(pattern: str) -> list[Path]:
         if not paths:
             raise UserError(f"no shard {each}" + (f" (of {pattern})" if each != pattern else ""))
         found += paths
+    if not found:
+        raise UserError(f"no shard {pattern}: a range in braces must go up")
     return [Path(path) for path in dict.fromkeys(found)]
 
 
 def _expand_braces(pattern: str) -> list[str]:
     """a{0..2}b and a{x,y}b, any number of them; numbers keep their leading zeros."""
     parts = BRACES.split(pattern)  # text, braces, text, braces, ..., text
-    choices = []
+    choices, names = [], 1
     for number, part in enumerate(parts):
         if number % 2 == 0:
             choices.append([part])
         elif match := RANGE.fullmatch(part):
             first, last = match.groups()
-            choices.append([str(value).zfill(len(first)) for value in range(int(first), int(last) + 1)])
+            values = range(int(first), min(int(last), int(first) + MOST_SHARDS) + 1)
+            choices.append([str(value).zfill(len(first)) for value in values])
         else:
             choices.append(part.split(","))
+        names *= max(len(choices[-1]), 1)
+        if names > MOST_SHARDS:
+            raise UserError(f"the pattern {pattern[:100]} stands for more than {MOST_SHARDS:,} files")
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
@@ -120,8 +130,11 @@ def _scan(path: Path, number: int, label_key: str, classes: int) -> np.ndarray:
     samples, members = [], {}
     key = None
     try:
+        whole = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             for member in tar:
+                if not 0 <= member.size <= whole - member.offset_data:
+                    raise UserError(f"{path} is truncated: member {member.name!r} is not all there; fetch it again")
                 if member.isdir():
                     _check_path(path, member)
                     continue
@@ -136,13 +149,16 @@ def _scan(path: Path, number: int, label_key: str, classes: int) -> np.ndarray:
             if key is not None:
                 samples.append(_sample(path, tar, key, members, label_key, classes))
             end = tar.offset
-    except (tarfile.TarError, EOFError) as error:
+    except UserError:
+        raise
+    # A damaged header has numbers that are none or too large, and names that continue without end.
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not a whole plain tar file: {error}; decompress it, or fetch it again") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not samples:
         raise UserError(f"{path} holds no samples")
-    if path.stat().st_size < max(end, max(offset + size for offset, size, _ in samples)):
+    if whole < end:
         raise UserError(f"{path} is truncated: its last member is not all there; fetch it again")
     return np.array([(number, *sample) for sample in samples], dtype=np.int64)
 
@@ -156,7 +172,7 @@ def _check_path(path: Path, member: tarfile.TarInfo) -> None:
 def _check(path: Path, member: tarfile.TarInfo) -> tuple[str, str]:
     """Stem and suffix of a member that may be here."""
     _check_path(path, member)
-    if not member.isreg():
+    if not member.isreg() or member.issparse():
         raise UserError(f"{path}: member {member.name!r} is a link or a special file; only plain files are read")
     folder, _, name = member.name.rpartition("/")
     stem, _, suffix = name.partition(".")  # WebDataset: everything after the first dot
@@ -191,7 +207,7 @@ def _label(text: str, suffix: str, label_key: str) -> int | None:
     try:
         if suffix != ".json":
             return int(text.strip())
-        content = json.loads(text)
+        content = parse_json(text)
         label = content.get(label_key) if isinstance(content, dict) else None
         return label if isinstance(label, int) and not isinstance(label, bool) else None
     except ValueError:

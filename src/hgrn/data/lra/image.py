@@ -1,7 +1,7 @@
 """CIFAR-10, pixel by pixel: the arena's Image task, in grey or, as the published runs of HGRN have it, in colour.
 
 Read from the files of its authors, `cifar-10-batches-bin` (a label and 3,072 bytes a record) or
-`cifar-10-batches-py` (pickles, of which nothing is run but what makes arrays). Fashion-MNIST, or MNIST, in its idx files can stand
+`cifar-10-batches-py` (pickles, read as data). Fashion-MNIST, or MNIST, in its idx files can stand
 in for it: grey images of 28 x 28 with a black border, 32 x 32 in all.
 """
 

@@ -13,20 +13,24 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
+from hgrn.data.images.decoding import opened
+from hgrn.data.images.source import CorruptImage
+from hgrn.data.lra.npy import NUMPY_MAGIC, read_table
 from hgrn.data.lra.splits import LabelledData, image_data, random_split
 from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.errors import UserError
 from hgrn.files import expanded
+from hgrn.untrusted import read_bytes
 
 FORMAT = 1  # raise it when the same files give other arrays
 HARD = "curv_contour_length_14"
 SHARE = 0.1  # of the images, for validation and for test each
-NUMPY_MAGIC = b"\x93NUMPY"
+LARGEST_TABLE = 1 << 28  # bytes of one file of metadata; those of the release have some 10,000
 CLASSES = ("different contours", "one contour")
 
 
@@ -77,18 +81,25 @@ def _number(table: Path) -> int:
 
 
 def _samples(folder: Path, table: Path) -> Iterator[Sample]:
-    with open(table, "rb") as file:
-        binary = file.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC
+    content = read_bytes(table, LARGEST_TABLE)
     try:
-        rows = np.load(table, allow_pickle=False).tolist() if binary else (
-            line.split() for line in table.read_text("ascii").splitlines())
+        rows = read_table(content) if content.startswith(NUMPY_MAGIC) else (
+            line.split() for line in content.decode("ascii").splitlines())
     except ValueError as error:  # a damaged array, or bytes that are no text
         raise UserError(f"{table} is neither a table of text nor an array of it: {error}") from None
     for number, row in enumerate(rows, start=1):
         where = f"{table}:{number}"
-        if not isinstance(row, list) or len(row) < 4 or str(row[3]) not in ("0", "1"):
-            raise UserError(f"{where}: a row must start with folder, file, number and a label of 0 or 1; got {row!r}")
-        yield Sample(where, folder / str(row[0]) / str(row[1]), int(row[3]))
+        if len(row) < 4 or str(row[3]) not in ("0", "1"):
+            raise UserError(f"{where}: a row must start with folder, file, number and a label of 0 or 1; got {str(row)[:200]}")
+        yield Sample(where, folder / _inside(where, str(row[0])) / _inside(where, str(row[1])), int(row[3]))
+
+
+def _inside(where: str, name: str) -> str:
+    """The name of a folder or file, if it does not lead out of the folder of the data."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or not name.isprintable():
+        raise UserError(f"{where}: {name[:200]!r} is not a name inside of the folder of the data")
+    return name
 
 
 def _write(writer: EntryWriter, samples: list[Sample], data: PathfinderData) -> dict:
@@ -122,10 +133,8 @@ def _stat(sample: Sample) -> os.stat_result:
 
 def _read(sample: Sample) -> np.ndarray:
     """Grey pixels, uint8 [H, W]."""
-    from PIL import Image
-
     try:
-        with Image.open(sample.path) as image:
+        with opened(sample.path, str(sample.path)) as image:
             return np.array(image.convert("L"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{sample.where}: the image {sample.path} cannot be read: {error}") from None
+    except CorruptImage as error:
+        raise UserError(f"{sample.where}: the image {sample.path} cannot be read: {error.reason}") from None

@@ -64,9 +64,9 @@ def _rows(file: TextFile) -> Iterator[Record]:
             raise UserError(f"{where}: a line must have {COLUMNS} columns between tabs, label, two ids and two texts; "
                             f"got {len(columns)}")
         try:
-            label = int(float(columns[0]))
+            label = float(columns[0])
         except ValueError:
-            label = -1
-        if label not in (0, 1):
+            label = -1.0
+        if label not in (0.0, 1.0):
             raise UserError(f"{where}: the label must be 0.0 or 1.0; got {columns[0]!r}")
-        yield Record(where, (columns[3], columns[4]), label)
+        yield Record(where, (columns[3], columns[4]), int(label))

@@ -25,6 +25,7 @@ from hgrn.files import expanded
 
 FORMAT = 1  # raise it when the same text gives other arrays
 IMDB_CLASSES = ("neg", "pos")
+MOST_WITHOUT_EXAMPLES = 10_000  # classes that numbers may stand for, however few of them there are
 Level = Literal["characters", "bytes"]
 
 
@@ -174,7 +175,10 @@ def _write(writer: EntryWriter, source: Source, level: Level, max_length: int, m
 
 
 def _classes(records: Iterable[Record]) -> tuple[str, ...]:
-    """Names in order; numbers are labels already, and every one up to the largest is a class."""
+    """Names in order; numbers are labels already, and every one up to the largest is a class.
+
+    Raises UserError for a number so large that it is no label: nearly all classes would have no example.
+    """
     found = {record.label for record in records}
     if not found:
         raise UserError("the training split has no records")
@@ -182,6 +186,10 @@ def _classes(records: Iterable[Record]) -> tuple[str, ...]:
         return tuple(sorted(found))
     if any(isinstance(label, str) or label < 0 for label in found):
         raise UserError(f"labels must be all names, or all whole numbers from 0; got {sorted(map(str, found))[:6]}")
+    most = max(MOST_WITHOUT_EXAMPLES, 10 * len(found))
+    if max(found) >= most:
+        raise UserError(f"label {max(found)} is too large: there are {len(found)} different labels, and numbers are read up to {most - 1}; "
+                        "number the classes 0, 1, 2, ..., or name them")
     return tuple(map(str, range(max(found) + 1)))
 
 

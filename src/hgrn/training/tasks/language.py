@@ -132,7 +132,10 @@ class LanguageModelTask(Task):
         special = {
             name: getattr(self.processor, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
         }
-        config = self.recipe.model.config(vocab_size=self.train.vocab_size, **special)
+        try:
+            config = self.recipe.model.config(vocab_size=self.train.vocab_size, **special)
+        except ValueError as error:
+            raise UserError(f"model: {error}") from error
         if config.vocab_size < self.train.vocab_size:
             raise UserError(
                 f"model.vocab_size = {config.vocab_size}, but tokenizer {self.recipe.data.tokenizer} has "
