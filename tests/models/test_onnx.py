@@ -175,7 +175,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **options: SimpleNamespace(save=fail))
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match="step.onnx cannot be written: no space left"):
         export_onnx_step(small_model(), tmp_path / "step.onnx")
     assert not os.listdir(tmp_path)
 

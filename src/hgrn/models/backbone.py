@@ -375,7 +375,7 @@ class HGRNModel(HGRNPreTrainedModel):
 
 
 def _check_states(past_key_values: HGRNCache, cu_seqlens: Tensor) -> None:
-    sequences, documents = past_key_values.batch_size, len(cu_seqlens) - 1
+    sequences, documents = past_key_values.batch_size, cu_seqlens.shape[0] - 1
     if sequences != documents:
         raise ValueError(
             f"cu_seqlens, seq_idx or position_ids make {documents} documents of the batch, but past_key_values holds the states of "

@@ -34,7 +34,7 @@ def pool(x: Tensor, pooling: str, mask: Tensor | None = None, cu_seqlens: Tensor
     filled = x if mask is None else x.masked_fill(~mask[..., None], 0)  # what stands at padding may be anything
     if mask is None:
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    packed = None if cu_seqlens is None else (sequence_ids(cu_seqlens, x.shape[1]), len(cu_seqlens) - 1)
+    packed = None if cu_seqlens is None else (sequence_ids(cu_seqlens, x.shape[1]), cu_seqlens.shape[0] - 1)
     if pooling == "mean":
         total = _total(filled, packed, at_least_float32(x.dtype))
         return (total / _total(mask, packed, torch.long).clamp(min=1)[:, None]).to(x.dtype)

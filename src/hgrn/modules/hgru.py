@@ -146,7 +146,8 @@ class HGRU(KeepsFloat32):
         if cu_seqlens is not None:
             check_boundaries(cu_seqlens)
         if state is not None:
-            self._check_state(state, parts, len(x) if cu_seqlens is None else len(cu_seqlens) - 1)
+            sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1  # len() would be a constant under export
+            self._check_state(state, parts, sequences)
         initial, *window = (None,) * parts if state is None else state
         candidate, forget, gate, *window = self._project(x, *window, mask=mask, cu_seqlens=cu_seqlens)
         h, final = self._scan(candidate, forget, (1,), lower_bound, initial, mask=mask, cu_seqlens=cu_seqlens)

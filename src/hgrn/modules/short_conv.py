@@ -58,7 +58,7 @@ class ShortConvolution(nn.Module):
             ValueError, TypeError: state, mask or cu_seqlens does not fit x.
         """
         self._check(x, state, mask, cu_seqlens)
-        sequences = len(x) if cu_seqlens is None else len(cu_seqlens) - 1
+        sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         state = self.initial_state(sequences) if state is None else state
         wide = at_least_float32(x.dtype)
         state, inputs = state.to(wide), x.to(wide)
@@ -94,8 +94,8 @@ class ShortConvolution(nn.Module):
         total, window = x.shape[0] * x.shape[1], self.weight.shape[1] - 1
         positions = torch.arange(total, device=x.device)
         if cu_seqlens is None:
-            edges = torch.arange(len(x) + 1, device=x.device) * x.shape[1]
-            sequence = torch.arange(len(x), device=x.device).repeat_interleave(x.shape[1])
+            edges = torch.arange(x.shape[0] + 1, device=x.device) * x.shape[1]
+            sequence = torch.arange(x.shape[0], device=x.device).repeat_interleave(x.shape[1])
         else:
             edges, sequence = cu_seqlens.long(), sequence_ids(cu_seqlens, total)
         starts, counts = edges[:-1], edges.diff()
@@ -120,6 +120,6 @@ class ShortConvolution(nn.Module):
         if mask is not None and mask.shape != x.shape[:2]:
             raise ValueError(f"mask must have shape {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
         channels, size = self.weight.shape
-        expected = (len(x) if cu_seqlens is None else len(cu_seqlens) - 1, size - 1, channels)
+        expected = (x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1, size - 1, channels)
         if state is not None and state.shape != expected:
             raise ValueError(f"the convolution's state must have shape {expected}, got {tuple(state.shape)}")
