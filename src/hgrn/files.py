@@ -32,6 +32,8 @@ _REMEDIES = {
 }
 # What the system answers where it cannot flush a folder, or anything; then nothing waits for the disk.
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
+# What a file system without locks answers (Lustre without -o flock, some NFS and FUSE).
+NO_LOCKS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _NO_FOLDER_FSYNC = _NO_FSYNC | {errno.EACCES, errno.EPERM, errno.EISDIR}
 _LONGEST = 190  # bytes of a name that leave room for what a draft's name adds; 255 are allowed
 _numbers = itertools.count()  # so that two threads never share a draft
@@ -148,10 +150,8 @@ def refusal(error: BaseException) -> OSError | None:
     own in its place, when it finds that not all of a file arrived; write into an open file with it,
     which then says why.
     """
-    if isinstance(
-        error, BrokenPipeError
-    ):  # the reader of our output is gone, which no file has to do with
-        return None
+    if isinstance(error, BrokenPipeError):
+        return None  # the reader of our output is gone, which no file has to do with
     if isinstance(error, OSError):
         return error if error.errno is not None else OSError(0, str(error))
     if told := re.search(r"([^:]*) \(os error (\d+)\)", str(error)):

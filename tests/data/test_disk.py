@@ -10,7 +10,7 @@ import time
 import pytest
 
 from hgrn.data import disk
-from hgrn.data.disk import locked, sync_folder, user_path
+from hgrn.data.disk import locked, user_path
 from hgrn.data.tokens import prepare
 from hgrn.errors import UserError
 
@@ -89,15 +89,6 @@ def test_waiting_is_said(tmp_path, monkeypatch, caplog):
         f"waiting for another process that prepares the same data; it holds {tmp_path / 'entry.lock'}"
         in caplog.text
     )
-
-
-def test_a_folder_that_cannot_be_flushed(tmp_path, monkeypatch):
-    for number in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
-        monkeypatch.setattr(os, "fsync", refuse(number))
-        sync_folder(tmp_path)
-    monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        sync_folder(tmp_path)
 
 
 def test_a_system_without_fcntl_and_pread(tmp_path):

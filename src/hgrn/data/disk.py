@@ -1,10 +1,8 @@
-"""What the caches on disk need of a file system: locks, flushed folders, a user's paths."""
+"""What the caches on disk need of a file system: locks, and a user's paths."""
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +10,8 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
 
 from hgrn.errors import UserError
+from hgrn.files import NO_LOCKS
 
-# What file systems say that have no locks (Lustre without -o flock, some NFS and FUSE).
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-# What they say, and Windows, of a folder that is to be opened or flushed like a file.
-NO_FOLDER_SYNC = (*NO_LOCKS, errno.EACCES, errno.EBADF, errno.EISDIR, errno.EPERM)
 PATIENCE = 10  # seconds of waiting for a lock before a word about it
 
 logger = logging.getLogger(__name__)
@@ -42,19 +37,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the entries of a folder are on disk, where the system can say so."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in NO_FOLDER_SYNC:
-            raise
 
 
 def user_path(text: str, setting: str) -> Path:

@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from hgrn.data.disk import locked, sync_folder, user_path
+from hgrn.data.disk import locked, user_path
 from hgrn.data.encoding import ByteEncoder, TextEncoder, make_encoder
 from hgrn.data.text import SplitText, TextData
 from hgrn.errors import UserError
+from hgrn.files import sync
 
 FORMAT = 2  # raise it when the same text and tokenizer give other files
 TOKENS, DOCUMENTS, META = "tokens.bin", "documents.bin", "meta.json"
@@ -207,7 +208,7 @@ def _open_or_write(folder: Path, text: SplitText, encoder: ByteEncoder | TextEnc
         os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(folder.parent)
+    sync(folder.parent)
     return _open(folder)
 
 
@@ -251,7 +252,7 @@ def _write(folder: Path, text: SplitText, encoder: ByteEncoder | TextEncoder,
         json.dump({**asdict(meta), "dtype": dtype.name}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(folder)
+    sync(folder)
 
 
 def _read_meta(folder: Path) -> Meta:

@@ -8,7 +8,6 @@ locks, the guard is `run.lock.marker`, a file that only one process can make; fi
 it whose it is, and takes over that of a process that has ended.
 """
 
-import errno
 import json
 import os
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout, UnixFileLock
 
 from hgrn.errors import UserError
-from hgrn.files import is_draft, reading, remove, whole_file, writing
+from hgrn.files import NO_LOCKS, is_draft, reading, remove, whole_file, writing
 from hgrn.training.checkpointing import remove_leftovers, steps_saved
 from hgrn.training.peers import Process
 from hgrn.training.recipe import recipe_to_yaml
@@ -28,13 +27,6 @@ from hgrn.training.specs import Recipe
 
 LOCK, GUARD, MARKER = "run.lock", "run.lock.guard", "run.lock.marker"
 _ELSEWHERE = "give another folder for the run"
-_NO_LOCKS = {
-    errno.ENOSYS,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOLCK,
-    errno.EINVAL,
-}  # what a file system without locks answers
 _PATIENCE, _POLL = 10.0, 0.05  # seconds: how long a process may take to take over a lock
 
 
@@ -129,7 +121,7 @@ def _guarded(run: Path) -> Iterator[None]:
         try:
             _acquire(guard, run)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             remove(run / GUARD)
             guard = SoftFileLock(run / MARKER)

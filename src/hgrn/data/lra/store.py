@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from hgrn.data.disk import locked, sync_folder, user_path
+from hgrn.data.disk import locked, user_path
 from hgrn.data.tokens import DamagedEntry, default_cache_folder
 from hgrn.errors import UserError
+from hgrn.files import sync
 
 META = "meta.json"
 BLOCK = 1 << 24  # bytes hashed at a time
@@ -79,7 +80,7 @@ class EntryWriter:
             file.flush()
             os.fsync(file.fileno())
         for folder in {self.folder, *((self.folder / name).parent for name in self._open)}:
-            sync_folder(folder)
+            sync(folder)
 
     def close(self) -> None:
         for stream, _ in self._open.values():
@@ -158,7 +159,7 @@ def _write(folder: Path, write: Callable[[EntryWriter], dict[str, Any]]) -> None
     finally:
         writer.close()
         shutil.rmtree(partial, ignore_errors=True)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def _fingerprint(content: dict) -> str:
