@@ -257,4 +257,5 @@ def test_output_into_a_full_disk():
         done = subprocess.run(
             [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True
         )
-    assert (done.returncode, done.stderr) == (2, "hgrn: error: No space left on device\n")
+    said = "hgrn: error: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
