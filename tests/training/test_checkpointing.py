@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import re
@@ -270,3 +271,59 @@ def test_all_files_have_the_permissions_of_new_files(run):
     assert {stat.S_IMODE(file.stat().st_mode) for file in newest(run).iterdir()} == {
         stat.S_IMODE((run / "recipe.yaml").stat().st_mode)
     }
+
+
+def written_again(checkpoint: Path, state: object) -> None:
+    """Other contents of rank-0.pt behind a manifest that holds."""
+    file = checkpoint / "rank-0.pt"
+    if isinstance(state, bytes):
+        file.write_bytes(state)
+    else:
+        torch.save(state, file)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    for row in manifest["files"]:
+        if row["name"] == "rank-0.pt":
+            row["size"] = file.stat().st_size
+            row["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no archive", bytes(5000)])
+def test_a_state_that_cannot_be_read(finished, run, content):
+    written_again(newest(run), content)
+    with pytest.raises(UserError, match="rank-0.pt (is damaged|holds more than tensors)"):
+        resume(finished, run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: 5,
+        lambda state: {},
+        lambda state: state | {"progress": {"steps": 4}},
+        lambda state: state | {"progress": None},
+        lambda state: state | {"optimizer": {}},
+        lambda state: state | {"optimizer": [1]},
+        lambda state: state | {"task": None},
+        lambda state: state | {"rng": {"cpu": torch.zeros(3)}},
+        lambda state: state | {"rng": {"cpu": torch.zeros(3, dtype=torch.uint8)}},
+    ],
+)
+def test_a_state_of_something_else(finished, run, change):
+    state = torch.load(newest(run) / "rank-0.pt", weights_only=True)
+    written_again(newest(run), change(state))
+    with pytest.raises(UserError, match="does not hold the state of (a|this) run"):
+        resume(finished, run)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "", 5, None])
+def test_a_manifest_names_files_of_its_own_folder(run, name):
+    manifest = json.loads((newest(run) / "manifest.json").read_text())
+    manifest["files"].append({"name": name, "size": 0, "sha256": ""})
+    (newest(run) / "manifest.json").write_text(json.dumps(manifest))
+    assert damage(newest(run)) == "manifest.json is not one that hgrn wrote"
+
+
+def test_a_manifest_that_is_nested_too_deeply(run):
+    (newest(run) / "manifest.json").write_text("[" * 100_000)
+    assert damage(newest(run)) == "manifest.json is not one that hgrn wrote"

@@ -25,7 +25,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any
 
@@ -40,6 +40,7 @@ from hgrn.training import sharding
 from hgrn.training.distributed import Ranks
 from hgrn.training.recipe import blocking_changes, can_be_longer, recipe_from_yaml, recipe_to_yaml
 from hgrn.training.specs import Recipe
+from hgrn.untrusted import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ SAVE_POINTS = (
 # Prefixes of the hidden folders.
 SAVING, DROPPED = ".saving-", ".dropped-"
 SHARDED = "sharded"
+_OTHER = "remove that checkpoint to go on from the one before it"
 _REMEDY = "the checkpoints before it are whole: make room or mend it, and go on with --resume"
 
 
@@ -72,6 +74,12 @@ class SavedFile:
     name: str
     size: int
     sha256: str
+
+    @property
+    def is_below(self) -> bool:
+        """Whether the name leads to a place below the folder of the checkpoint."""
+        place = PurePosixPath(self.name)
+        return bool(self.name) and not place.is_absolute() and ".." not in place.parts
 
 
 @dataclass(frozen=True)
@@ -85,9 +93,17 @@ class Manifest:
 
     @classmethod
     def read(cls, checkpoint: Path) -> "Manifest":
-        """As it stands in the folder; `damage` says whether it holds."""
-        content = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-        return cls(**{**content, "files": [SavedFile(**row) for row in content["files"]]})
+        """As it stands in the folder; `damage` says whether it holds.
+
+        Raises ValueError, KeyError or TypeError for what `save` does not write.
+        """
+        content = parse_json((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        manifest = cls(**{**content, "files": [SavedFile(**row) for row in content["files"]]})
+        if not all(file.is_below for file in manifest.files):
+            raise ValueError("a file of a checkpoint lies below its folder")
+        if type(manifest.step) is not int or type(manifest.world) is not int or manifest.world < 1:
+            raise ValueError("step and world are whole numbers")
+        return manifest
 
 
 def save(
@@ -245,7 +261,7 @@ def _unlike_manifest(checkpoint: Path) -> str | None:
     """The first thing that is not as the manifest says."""
     try:
         files = Manifest.read(checkpoint).files
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return "manifest.json is not one that hgrn wrote"
     for listed in files:
         file = checkpoint / listed.name
@@ -366,14 +382,37 @@ def load_model_and_optimizer(
 
 
 def load_state(checkpoint: Path, rank: int) -> dict:
-    """What `save` was given as `state` on this rank, on the CPU. UserError for a file that holds code."""
+    """What `save` was given as `state` on this rank, on the CPU.
+
+    Raises UserError for a file that holds code, is damaged, or holds something else.
+    """
     file = checkpoint / _state_name(rank)
     try:
         with reading(file):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (UserError, FileNotFoundError):
+        raise
     except UnpicklingError as error:
         raise UserError(
             f"{file} holds more than tensors and plain data, so it is refused: it is not ours"
+        ) from error
+    except Exception as error:  # on damage PyTorch's reader fails with whatever its code runs into
+        raise UserError(f"{file} is damaged ({error}): {_OTHER}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{file} does not hold the state of a run: {_OTHER}")
+    return state
+
+
+@contextmanager
+def state_of_ours(checkpoint: Path) -> Iterator[None]:
+    """A UserError if what a checkpoint holds does not have the parts that are taken inside."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{checkpoint} does not hold the state of this run ({error!r}): {_OTHER}"
         ) from error
 
 

@@ -194,19 +194,24 @@ class Trainer:
         world, context = checkpointing.layout(checkpoint)
         with ranks.together():
             states = [checkpointing.load_state(checkpoint, rank) for rank in range(0, world, context)]
-        self.progress = Progress(**states[0]["progress"])
-        checkpointing.load_model_and_optimizer(checkpoint, self.model, self.optimizer, states[0]["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(states[0]["average"])
-            self.average.swap()
-        self.task.load_state_dict([state["task"] for state in states])
-        if world == ranks.world:
-            rng = checkpointing.load_state(checkpoint, ranks.rank)["rng"]
-            torch.set_rng_state(rng["cpu"])
-            if ranks.device.type == "cuda":
-                torch.cuda.set_rng_state(rng["cuda"], ranks.device)
-        else:
-            torch.manual_seed(hashed(self.recipe.training.seed + ranks.rank, self.progress.step))
+        with checkpointing.state_of_ours(checkpoint):
+            self.progress = Progress(**states[0]["progress"])
+            checkpointing.load_model_and_optimizer(
+                checkpoint, self.model, self.optimizer, states[0]["optimizer"]
+            )
+            if self.average is not None:
+                self.average.load_state_dict(states[0]["average"])
+                self.average.swap()
+            self.task.load_state_dict([state["task"] for state in states])
+            if world == ranks.world:
+                rng = checkpointing.load_state(checkpoint, ranks.rank)["rng"]
+                torch.set_rng_state(rng["cpu"])
+                if ranks.device.type == "cuda":
+                    torch.cuda.set_rng_state(rng["cuda"], ranks.device)
+            else:
+                torch.manual_seed(
+                    hashed(self.recipe.training.seed + ranks.rank, self.progress.step)
+                )
 
     def run_to_end(self) -> Outcome:
         """Take the remaining steps, with the log rows, validations and checkpoints between them."""
