@@ -1,5 +1,6 @@
 """Mutants are read in a child process, which may take so much time and memory and no more."""
 
+import faulthandler
 import os
 import random
 import resource
@@ -112,6 +113,7 @@ def _in_a_child(drawn: Sequence[Target], numbers: range, seed: int, work: Path):
 def _child(drawn: Sequence[Target], numbers: range, seed: int, work: Path, writing: int) -> None:
     """Never returns."""
     sys.stdout = sys.stderr = open(os.devnull, "w")
+    faulthandler.disable()  # the parent tells how a child died
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _too_long)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
