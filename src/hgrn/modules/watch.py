@@ -14,6 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from hgrn.ops.addresses import Places
 
 # Attributes that decide what a module computes, in the classes of which there are compiled steps.
+# Training counts for the first module and for what drops something: the others compute the same.
 _OPTIONS = ("training", "eps", "act", "gate_act", "gate_position")
 
 
@@ -38,7 +39,7 @@ class Watch:
             (own, name)
             for own in self._attributes
             for name in _OPTIONS
-            if name in own and _counts(own, name)
+            if name in own and (name != "training" or own is self._attributes[0] or own.get("p"))
         ]
         self._holders, self._names = [own for own, _ in pairs], [name for _, name in pairs]
         self._options = list(map(getitem, self._holders, self._names))
@@ -75,8 +76,3 @@ class Watch:
         except (RuntimeError, TypeError):  # two different tensors have been compared
             return False
         return same and all(held[name] is x for held, name, x in self._single)
-
-
-def _counts(attributes: dict, name: str) -> bool:
-    """Whether the option matters: in training only what drops something is another."""
-    return name != "training" or attributes.get("p") != 0

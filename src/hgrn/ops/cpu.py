@@ -5,6 +5,7 @@ for float64 tensors).
 """
 
 import math
+from functools import cache
 
 import numba  # noqa: F401  (an absent numba must show here, where the choice of engine looks)
 import numpy as np
@@ -94,6 +95,7 @@ class Scan:
         return Launch(kernel.address(name_of(dtype), self.parts), block, self.work, tensors)
 
 
+@cache
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

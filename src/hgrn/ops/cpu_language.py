@@ -179,7 +179,7 @@ class Kernel:
 
     def block(self, tasks: int, **values: int) -> np.ndarray:
         """The block of integers for one call; every field must be given."""
-        return np.array((tasks, 0, *(values.pop(name) for name in self.fields[len(_COMMON) :])), dtype=np.int64)
+        return np.array((tasks, 0, *map(values.__getitem__, self.fields[len(_COMMON) :])), dtype=np.int64)
 
 
 @intrinsic
