@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import venv
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -13,41 +15,65 @@ from tests.conftest import ROOT
 
 COMMANDS = re.findall(r"```sh\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
 INSTALLATIONS = [re.search(r"pip install ([^&]+?) &&", command)[1] for command in COMMANDS]
-PLATFORMS = (
-    "x86_64-unknown-linux-gnu",
-    "aarch64-apple-darwin",
-    "x86_64-pc-windows-msvc",
-)
+PLATFORMS = ("x86_64-unknown-linux-gnu", "aarch64-apple-darwin", "x86_64-pc-windows-msvc")
+SYSTEMS = [(platform, python) for platform in PLATFORMS for python in ("3.11", "3.12", "3.13")]
 # A package that only a PyTorch with CUDA brings, whose own versions are PyTorch's affair.
 CUDA = re.compile(r"(nvidia|cuda)-")
+UNREACHABLE = re.compile(r"NewConnectionError|NameResolutionError|dns error|error sending request")
 
 
-def plain_environment(folder) -> dict[str, str]:
-    """Variables under which pip and uv ask the public index alone: no settings, no local wheels."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))
-    }
-    # The deployment target is the oldest macOS that PyTorch 2.13 has wheels for.
+def ask(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Runs pip or uv as if only the public index existed: no settings, no local wheels."""
+    kept = {name: it for name, it in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
+    certificates = {name: os.environ[name] for name in ("PIP_CERT",) if name in os.environ}
     settings = {
         "PIP_CONFIG_FILE": os.devnull,
         "UV_NO_CONFIG": "1",
-        "MACOSX_DEPLOYMENT_TARGET": "14.0",
+        "UV_CACHE_DIR": str(folder / "uv"),
+        "MACOSX_DEPLOYMENT_TARGET": "14.0",  # the oldest that PyTorch 2.13 has wheels for
     }
-    certificates = {name: os.environ[name] for name in ("PIP_CERT",) if name in os.environ}
-    return kept | settings | certificates | {"UV_CACHE_DIR": str(folder)}
+    variables = kept | certificates | settings
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
 
 
-def run(command: list[str], folder) -> str:
-    """What a resolver says. Skips where no index can be reached, unless CI=true."""
-    done = subprocess.run(
-        command, cwd=ROOT, env=plain_environment(folder), capture_output=True, text=True
-    )
-    said = done.stdout + done.stderr
-    unreachable = r"NewConnectionError|NameResolutionError|dns error|error sending request"
-    if done.returncode != 0 and re.search(unreachable, said) and os.environ.get("CI") != "true":
+def pip_resolves(installation: str, folder: Path) -> subprocess.CompletedProcess:
+    """The newest pip, in an environment of its own; it can resolve without downloading."""
+    place = folder / f"venv{INSTALLATIONS.index(installation)}"
+    venv.create(place, with_pip=True)
+    python = str(place / ("Scripts" if os.name == "nt" else "bin") / "python")
+    newest = ask([python, "-m", "pip", "install", "--quiet", "--upgrade", "pip"], folder)
+    if newest.returncode != 0:
+        return newest
+    options = ["--dry-run", "--use-feature=fast-deps", *installation.replace('"', "").split()]
+    return ask([python, "-m", "pip", "install", *options], folder)
+
+
+def uv_resolves(system: tuple[str, str], folder: Path) -> subprocess.CompletedProcess:
+    """All extras for a system. pip can only resolve for the one that it runs on."""
+    platform, python = system
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header"]
+    command += ["--no-annotate", "--all-extras", "--constraint", "constraints.txt"]
+    command += ["--python-platform", platform, "--python-version", python, "pyproject.toml"]
+    return ask(command, folder)
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict:
+    """What the resolvers say, all asked at once, since they mostly wait for the index."""
+    folder = tmp_path_factory.mktemp("index")
+    with ThreadPoolExecutor(len(INSTALLATIONS) + len(SYSTEMS)) as pool:
+        asked = {it: pool.submit(pip_resolves, it, folder) for it in INSTALLATIONS}
+        asked |= {it: pool.submit(uv_resolves, it, folder) for it in SYSTEMS}
+        return {it: answer.result() for it, answer in asked.items()}
+
+
+def resolved(answer: subprocess.CompletedProcess) -> str:
+    """Skips where no index can be reached; continuous integration must reach it."""
+    said = answer.stdout + answer.stderr
+    if answer.returncode and UNREACHABLE.search(said) and os.environ.get("CI") != "true":
         pytest.skip("the package index cannot be reached")
-    assert done.returncode == 0, said[-3000:]
-    return done.stdout
+    assert answer.returncode == 0, said[-3000:]
+    return answer.stdout
 
 
 @functools.cache
@@ -56,68 +82,30 @@ def pinned() -> set[str]:
     return {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
 
 
-@pytest.fixture(scope="module")
-def new_pip(tmp_path_factory):
-    """The newest pip, in an environment of its own. It can resolve without downloading."""
-    folder = tmp_path_factory.mktemp("pip")
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    run([str(python), "-m", "pip", "install", "--quiet", "--upgrade", "pip"], folder)
-    return [str(python), "-m", "pip"]
-
-
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize("installation", INSTALLATIONS)
-def test_pip_resolves_the_command(installation, new_pip, tmp_path):
+def test_pip_resolves_the_command(installation, answers):
     """As on a new machine: with the PyTorch of the index, and the triton that it asks for."""
-    options = ["--dry-run", "--use-feature=fast-deps"]
-    said = run([*new_pip, "install", *options, *installation.replace('"', "").split()], tmp_path)
-    assert re.search(r"Would install .*\btorch-\d", said)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """What uv has read of the index."""
-    return tmp_path_factory.mktemp("uv")
+    assert re.search(r"Would install .*\btorch-\d", resolved(answers[installation]))
 
 
 @pytest.mark.network
 @pytest.mark.slow
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_every_system_resolves(platform, python, cache):
-    """pip resolves only for the system that it runs on; uv resolves for any."""
-    found = run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "uv",
-                "pip",
-                "compile",
-                "--quiet",
-                "--no-header",
-                "--no-annotate",
-                "--all-extras",
-            ),
-            *("--python-platform", platform, "--python-version", python),
-            *("--constraint", "constraints.txt", "pyproject.toml"),
-        ],
-        cache,
-    )
-    names = {line.split("==")[0] for line in found.splitlines() if "==" in line}
+@pytest.mark.parametrize("system", SYSTEMS, ids="-".join)
+def test_every_system_resolves(system, answers):
+    lines = resolved(answers[system]).splitlines()
+    names = {line.split("==")[0] for line in lines if "==" in line}
     assert {"torch", "numba", "transformers"} <= names
     peers = {"mambapy", "accelerated-scan", "jax", "jaxlib", "opt-einsum"}
     assert {name for name in names - pinned() if not CUDA.match(name)} <= peers
-    assert ("triton" in names) == ("linux" in platform)
+    assert ("triton" in names) == ("linux" in system[0])
 
 
 def test_no_printed_command_asks_an_index_for_this_package():
     """It is on no index yet: installation is from a clone, or of what is missing."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.py")]
-    lines = [
-        line for page in pages for line in page.read_text().splitlines() if "pip install" in line
-    ]
+    texts = [page.read_text().splitlines() for page in pages]
+    lines = [line for text in texts for line in text if "pip install" in line]
     assert len(lines) > 10
     assert not [line for line in lines if re.search(r"pip install[^#;.]*\bhgrn\b", line)]
