@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,23 +22,43 @@ REGISTERS = {("hip", "gfx942"): {"scan bf16 real masked packed": 261}}
 pytest.importorskip("triton", reason="triton is not installed")
 
 
+TARGETS = [("cuda", "90"), ("cuda", "80"), ("hip", "gfx942")]
+
+
+def run(command: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
+    """A program of its own, in which kernels are interpreted or compiled, as the variables say."""
+    kept = {name: it for name, it in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=kept | variables
+    )
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory) -> dict:
+    """How each program ended. Each runs on one core, so two run at a time; the longest begins."""
+    cache = str(tmp_path_factory.mktemp("kernels"))
+    tests = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops/test_triton.py"]
+    with ThreadPoolExecutor(2) as pool:
+        begun = {"interpreter": pool.submit(run, tests, {"TRITON_INTERPRET": "1"})}
+        for target in TARGETS:
+            command = ["-m", "tests.ops.triton_targets", *target]
+            begun[target] = pool.submit(run, command, {"TRITON_CACHE_DIR": cache})
+        return {name: program.result() for name, program in begun.items()}
+
+
 @pytest.mark.slow
-def test_kernels_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops/test_triton.py"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"})
+@pytest.mark.timeout(1200)
+def test_kernels_in_the_interpreter(programs):
+    done = programs["interpreter"]
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     passed = int(re.search(r"(\d+) passed", done.stdout)[1])
     assert passed > 30 and "skipped" not in done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [("cuda", "90"), ("cuda", "80"), ("hip", "gfx942")], ids="-".join)
-def test_kernels_compile_without_spilling(target, tmp_path):
-    """In a process of its own, where kernels are not interpreted."""
-    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    variables["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, "-m", "tests.ops.triton_targets", *target]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables)
+@pytest.mark.parametrize("target", TARGETS, ids="-".join)
+def test_kernels_compile_without_spilling(target, programs):
+    done = programs[target]
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert len(found) == 17
