@@ -37,11 +37,11 @@ def ask(command: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 
 def pip_resolves(installation: str, folder: Path) -> subprocess.CompletedProcess:
-    """The newest pip, in an environment of its own; it can resolve without downloading."""
+    """A pip that can resolve without downloading, in an environment of its own."""
     place = folder / f"venv{INSTALLATIONS.index(installation)}"
     venv.create(place, with_pip=True)
     python = str(place / ("Scripts" if os.name == "nt" else "bin") / "python")
-    newest = ask([python, "-m", "pip", "install", "--quiet", "--upgrade", "pip"], folder)
+    newest = ask([python, "-m", "pip", "install", "--quiet", "pip==26.3"], folder)
     if newest.returncode != 0:
         return newest
     options = ["--dry-run", "--use-feature=fast-deps", *installation.replace('"', "").split()]
