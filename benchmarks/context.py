@@ -39,12 +39,21 @@ def worker(folder: Path, context: int, steps: int, block_size: int) -> None:
         return gather(tensors, tensor, *args, **kwargs)
 
     parallel.dist.all_gather = counted
-    changes = {"parallel.context": context, "training.steps": steps, "schedule.warmup_steps": min(10, steps),
-               "batch.block_size": block_size, "training.threads": 1}  # fmt: skip
+    changes = {
+        "parallel.context": context,
+        "training.steps": steps,
+        "schedule.warmup_steps": min(10, steps),
+        "batch.block_size": block_size,
+        "training.threads": 1,
+    }
     recipe = load_recipe("lm/long-context", changes)
     losses = []
     resident, began = resident_bytes("VmRSS"), time.perf_counter()
-    train(recipe, folder / "run", on_event=lambda event: event["kind"] == "train" and losses.append(event["loss"]))
+    train(
+        recipe,
+        folder / "run",
+        on_event=lambda event: event["kind"] == "train" and losses.append(event["loss"]),
+    )
     used = {
         "losses": losses,
         "imports_mb": resident / 2**20,
@@ -62,14 +71,30 @@ def measured(ranks: int, steps: int, block_size: int) -> list[dict]:
         if ranks > 1:
             start += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
         subprocess.run(
-            [*start, __file__, "--worker", folder, "--ranks", str(ranks), "--steps", str(steps), "--block-size", str(block_size)],
-            check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        return [json.loads((Path(folder) / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
+            [
+                *start,
+                __file__,
+                "--worker",
+                folder,
+                "--ranks",
+                str(ranks),
+                "--steps",
+                str(steps),
+                "--block-size",
+                str(block_size),
+            ],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        return [
+            json.loads((Path(folder) / f"rank-{rank}.json").read_text()) for rank in range(ranks)
+        ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--block-size", type=int, default=131072)
@@ -89,16 +114,28 @@ def main() -> None:
     losses = [abs(a - b) for a, b in zip(alone["losses"], together[0]["losses"], strict=True)]
     rows = []
     for ranks, length, steps, uses in (
-        (1, given.block_size, given.steps, [alone]), (given.ranks, given.block_size, given.steps, together), (given.ranks, short, 1, shorter)
-    ):  # fmt: skip
+        (1, given.block_size, given.steps, [alone]),
+        (given.ranks, given.block_size, given.steps, together),
+        (given.ranks, short, 1, shorter),
+    ):
         for rank, used in enumerate(uses):
-            rows.append({
-                "ranks": ranks, "rank": rank, "tokens": length, "steps": steps,
-                "largest_loss_difference": max(losses) if uses is together else "",
-                "imports_mb": f"{used['imports_mb']:.0f}", "peak_mb": f"{used['peak_mb']:.0f}",
-                "peak_over_one_process": f"{used['peak_mb'] / alone['peak_mb']:.3f}" if length == given.block_size else "",
-                "bytes_sent_per_layer_and_step": f"{used['sent_per_layer']:.0f}", "seconds": f"{used['seconds']:.1f}",
-            } | environment())  # fmt: skip
+            rows.append(
+                {
+                    "ranks": ranks,
+                    "rank": rank,
+                    "tokens": length,
+                    "steps": steps,
+                    "largest_loss_difference": max(losses) if uses is together else "",
+                    "imports_mb": f"{used['imports_mb']:.0f}",
+                    "peak_mb": f"{used['peak_mb']:.0f}",
+                    "peak_over_one_process": f"{used['peak_mb'] / alone['peak_mb']:.3f}"
+                    if length == given.block_size
+                    else "",
+                    "bytes_sent_per_layer_and_step": f"{used['sent_per_layer']:.0f}",
+                    "seconds": f"{used['seconds']:.1f}",
+                }
+                | environment()
+            )
             print({name: rows[-1][name] for name in list(rows[-1])[:10]})
     given.out.parent.mkdir(parents=True, exist_ok=True)
     with given.out.open("w", newline="") as file:

@@ -30,10 +30,18 @@ class ViTTask(ImageTask):
     def _build_model(self) -> ViT:
         ours = self._config()
         config = ViTConfig(
-            image_size=self.recipe.images.size, patch_size=ours.patch_size, num_channels=ours.num_channels, hidden_size=108,
-            num_hidden_layers=5, num_attention_heads=4, intermediate_size=216, hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0, id2label=ours.id2label, label2id=ours.label2id,
-        )  # fmt: skip
+            image_size=self.recipe.images.size,
+            patch_size=ours.patch_size,
+            num_channels=ours.num_channels,
+            hidden_size=108,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            intermediate_size=216,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            id2label=ours.id2label,
+            label2id=ours.label2id,
+        )
         return ViT(config)
 
 
@@ -43,12 +51,20 @@ class CNNTask(ImageTask):
     def _build_model(self) -> ResNetForImageClassification:
         ours = self._config()
         config = ResNetConfig(
-            num_channels=ours.num_channels, embedding_size=26, hidden_sizes=[26, 54, 107], depths=[2, 2, 2], layer_type="basic",
-            downsample_in_first_stage=False, id2label=ours.id2label, label2id=ours.label2id,
-        )  # fmt: skip
+            num_channels=ours.num_channels,
+            embedding_size=26,
+            hidden_sizes=[26, 54, 107],
+            depths=[2, 2, 2],
+            layer_type="basic",
+            downsample_in_first_stage=False,
+            id2label=ours.id2label,
+            label2id=ours.label2id,
+        )
         model = ResNetForImageClassification(config)
         entrance = model.resnet.embedder
-        entrance.embedder.convolution = nn.Conv2d(ours.num_channels, config.embedding_size, 3, padding=1, bias=False)
+        entrance.embedder.convolution = nn.Conv2d(
+            ours.num_channels, config.embedding_size, 3, padding=1, bias=False
+        )
         entrance.pooler = nn.Identity()
         return model
 
@@ -69,7 +85,9 @@ class LSTMForImageClassification(PreTrainedModel):
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
-        self.lstm = nn.LSTM(config.num_channels, config.hidden_size, config.num_layers, batch_first=True)
+        self.lstm = nn.LSTM(
+            config.num_channels, config.hidden_size, config.num_layers, batch_first=True
+        )
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         # The usual start: a forget gate that is open, so that the gradient of the first pixels is not lost.
         for name, bias in self.lstm.named_parameters():
@@ -88,5 +106,10 @@ class LSTMTask(ImageTask):
     def _build_model(self) -> LSTMForImageClassification:
         ours = self._config()
         return LSTMForImageClassification(
-            LSTMConfig(num_channels=ours.num_channels, hidden_size=94, id2label=ours.id2label, label2id=ours.label2id)
+            LSTMConfig(
+                num_channels=ours.num_channels,
+                hidden_size=94,
+                id2label=ours.id2label,
+                label2id=ours.label2id,
+            )
         )

@@ -30,7 +30,9 @@ PERMUTATIONS = 2000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("reference", type=Path)
     parser.add_argument("--size", type=int, choices=sorted(ARENA), required=True)
     parser.add_argument("--images", type=int, default=500, help="how many of each")
@@ -38,23 +40,35 @@ def main() -> None:
     parser.add_argument("--sheets", type=Path, help="a folder for two contact sheets")
     arguments = parser.parse_args()
     settings = arena_settings(arguments.size)
-    files = sorted(arguments.reference.glob("imgs/*/*.png"), key=lambda path: int(path.stem.split("_")[1]))
-    files = files[:arguments.images]
+    files = sorted(
+        arguments.reference.glob("imgs/*/*.png"), key=lambda path: int(path.stem.split("_")[1])
+    )
+    files = files[: arguments.images]
     theirs = [np.array(Image.open(file).convert("L")) for file in files]
     drawings = [draw(settings, arguments.seed, index) for index in range(len(theirs))]
     ours = [drawing.image for drawing in drawings]
-    rows = [(name, function(theirs, settings), function(ours, settings)) for name, function in SEEN.items()]
+    rows = [
+        (name, function(theirs, settings), function(ours, settings))
+        for name, function in SEEN.items()
+    ]
     geometry = arguments.reference / "geometry.jsonl"
     if geometry.is_file():
-        known = [json.loads(line) for line in geometry.read_text().splitlines()[:len(theirs)]]
+        known = [json.loads(line) for line in geometry.read_text().splitlines()[: len(theirs)]]
         mine = [_geometry(drawing) for drawing in drawings]
-        rows += [(name, function(known, settings), function(mine, settings)) for name, function in KNOWN.items()]
-    print(f"{len(theirs)} images each, {settings.size} pixels\n\n| statistic | original | ours | p |\n|---|---|---|---|")
+        rows += [
+            (name, function(known, settings), function(mine, settings))
+            for name, function in KNOWN.items()
+        ]
+    print(
+        f"{len(theirs)} images each, {settings.size} pixels\n\n| statistic | original | ours | p |\n|---|---|---|---|"
+    )
     for name, first, second in rows:
         print(f"| {name} | {_summary(first)} | {_summary(second)} | {p_value(first, second):.3f} |")
     found = [marker_distance([image], settings)[0] for image in ours]
     true = [np.hypot(*np.subtract(*drawing.markers)) for drawing in drawings]
-    print(f"\nmarkers found within 1.5 pixels of where they are: {np.mean(abs(np.subtract(found, true)) < 1.5):.1%} of ours")
+    print(
+        f"\nmarkers found within 1.5 pixels of where they are: {np.mean(abs(np.subtract(found, true)) < 1.5):.1%} of ours"
+    )
     if arguments.sheets:
         arguments.sheets.mkdir(parents=True, exist_ok=True)
         for name, images in (("original", theirs), ("ours", ours)):
@@ -66,7 +80,9 @@ def p_value(first: np.ndarray, second: np.ndarray) -> float:
     pooled = np.concatenate([first, second])
     order = np.argsort(pooled, kind="stable")
     last = np.append(np.diff(pooled[order]) > 0, True)  # ties end where the value changes
-    member = np.concatenate([np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second))])
+    member = np.concatenate(
+        [np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second))]
+    )
     rng = np.random.default_rng(0)
 
     def distance(member: np.ndarray) -> float:
@@ -86,31 +102,42 @@ def mean_ink(images: list[np.ndarray], settings: PathfinderSettings) -> np.ndarr
 
 
 def ink_quantile(share: float):
-    return lambda images, settings: np.array([np.quantile(image[image >= INK], share) for image in images])
+    return lambda images, settings: np.array(
+        [np.quantile(image[image >= INK], share) for image in images]
+    )
 
 
 def centre_of_ink(images: list[np.ndarray], settings: PathfinderSettings) -> np.ndarray:
     """Pixels from the middle of the image."""
     middle = (settings.size - 1) / 2
-    return np.array([np.hypot(*(np.argwhere(image >= INK).mean(axis=0) - middle)) for image in images])
+    return np.array(
+        [np.hypot(*(np.argwhere(image >= INK).mean(axis=0) - middle)) for image in images]
+    )
 
 
 def marker_distance(images: list[np.ndarray], settings: PathfinderSettings) -> np.ndarray:
     """Pixels between the two places where a disc of a marker's size is brightest throughout."""
     radius = settings.marker_radius
     reach = int(radius)
-    offsets = [(dy, dx) for dy in range(-reach, reach + 1) for dx in range(-reach, reach + 1)
-               if dy * dy + dx * dx <= (radius - 0.5) ** 2]
+    offsets = [
+        (dy, dx)
+        for dy in range(-reach, reach + 1)
+        for dx in range(-reach, reach + 1)
+        if dy * dy + dx * dx <= (radius - 0.5) ** 2
+    ]
     found = []
     for image in images:
         padded = np.pad(image.astype(np.float64), reach)
-        views = [padded[reach + dy:reach + dy + len(image), reach + dx:reach + dx + len(image)] for dy, dx in offsets]
+        views = [
+            padded[reach + dy : reach + dy + len(image), reach + dx : reach + dx + len(image)]
+            for dy, dx in offsets
+        ]
         score = np.minimum.reduce(views) + 0.01 * np.mean(views, axis=0)
         places = []
         for _ in range(2):
             y, x = np.unravel_index(np.argmax(score), score.shape)
             places.append((y, x))
-            rows, columns = np.ogrid[:len(image), :len(image)]
+            rows, columns = np.ogrid[: len(image), : len(image)]
             score[(rows - y) ** 2 + (columns - x) ** 2 <= (1.5 * radius) ** 2] = -1
         found.append(np.hypot(*np.subtract(*places)))
     return np.array(found)
@@ -121,13 +148,26 @@ def contour_length(known: list[dict], settings: PathfinderSettings) -> np.ndarra
 
 
 def contour_span(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
-    return np.array([np.mean([np.hypot(*np.subtract(points[0], points[-1])) for points in each["targets"]])
-                     for each in known])
+    return np.array(
+        [
+            np.mean([np.hypot(*np.subtract(points[0], points[-1])) for points in each["targets"]])
+            for each in known
+        ]
+    )
 
 
 def start_to_other_end(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
-    return np.array([np.mean([np.hypot(*np.subtract(one[0], other[-1])) for one, other in
-                              (each["targets"], each["targets"][::-1])]) for each in known])
+    return np.array(
+        [
+            np.mean(
+                [
+                    np.hypot(*np.subtract(one[0], other[-1]))
+                    for one, other in (each["targets"], each["targets"][::-1])
+                ]
+            )
+            for each in known
+        ]
+    )
 
 
 def distractor_number(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
@@ -136,35 +176,55 @@ def distractor_number(known: list[dict], settings: PathfinderSettings) -> np.nda
 
 def distractor_length(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
     """Without the first paddle, of which other generators may know another point."""
-    return np.array([np.mean([_path(points[1:]) for points in each["distractors"]]) for each in known
-                     if each["distractors"]])
+    return np.array(
+        [
+            np.mean([_path(points[1:]) for points in each["distractors"]])
+            for each in known
+            if each["distractors"]
+        ]
+    )
 
 
 def crosses(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
     """Whether lines through the ends of the paddles touch, at a fine resolution."""
     found = []
     for each in known:
-        first, second = (outline(Contour(np.empty((0, 3)), np.array(points, dtype=np.int64)), settings.size)
-                         for points in each["targets"])
+        first, second = (
+            outline(Contour(np.empty((0, 3)), np.array(points, dtype=np.int64)), settings.size)
+            for points in each["targets"]
+        )
         assert first.shape == (settings.size * FINE,) * 2
         found.append(float((widened(first) & second).any()))
     return np.array(found)
 
 
-SEEN = {"ink fraction": ink_fraction, "mean grey level of ink": mean_ink, "lower quartile of ink": ink_quantile(0.25),
-        "median of ink": ink_quantile(0.5), "upper quartile of ink": ink_quantile(0.75),
-        "centre of ink from the middle, pixels": centre_of_ink, "distance of markers, pixels": marker_distance}
-KNOWN = {"length of a long contour, pixels": contour_length, "its start to its end, pixels": contour_span,
-         "its start to the other's end, pixels": start_to_other_end, "distractors": distractor_number,
-         "length of a distractor, pixels": distractor_length, "long contours cross": crosses}
+SEEN = {
+    "ink fraction": ink_fraction,
+    "mean grey level of ink": mean_ink,
+    "lower quartile of ink": ink_quantile(0.25),
+    "median of ink": ink_quantile(0.5),
+    "upper quartile of ink": ink_quantile(0.75),
+    "centre of ink from the middle, pixels": centre_of_ink,
+    "distance of markers, pixels": marker_distance,
+}
+KNOWN = {
+    "length of a long contour, pixels": contour_length,
+    "its start to its end, pixels": contour_span,
+    "its start to the other's end, pixels": start_to_other_end,
+    "distractors": distractor_number,
+    "length of a distractor, pixels": distractor_length,
+    "long contours cross": crosses,
+}
 
 
 def _geometry(drawing: Drawing) -> dict:
     def points(contour: Contour) -> list:
         return [contour.turns[0].tolist(), *contour.paddles[1:, :2].tolist()]
 
-    return {"targets": [points(contour) for contour in drawing.targets],
-            "distractors": [points(contour) for contour in drawing.distractors]}
+    return {
+        "targets": [points(contour) for contour in drawing.targets],
+        "distractors": [points(contour) for contour in drawing.distractors],
+    }
 
 
 def _path(points: list) -> float:

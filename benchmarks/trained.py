@@ -33,18 +33,37 @@ PICTURES = HERE.parent / "docs" / "images"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     default = "all whose data is given or generated"
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"a run or a group of them (default: {default})")
-    parser.add_argument("--data", action="append", default=[], metavar="KEY=PATH", help="where a data set is")
-    parser.add_argument("--list", action="store_true", help="name the runs, and the data that each needs")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help=f"the rows (default: {RESULTS.relative_to(HERE.parent)})")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"a run or a group of them (default: {default})"
+    )
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="KEY=PATH", help="where a data set is"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="name the runs, and the data that each needs"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help=f"the rows (default: {RESULTS.relative_to(HERE.parent)})",
+    )
     given = parser.parse_args()
     if given.list:
         done = {row["run"] for row in read_csv(given.out)}
         for run in RUNS:
-            data = f"{run.data} (generated)" if run.data in GENERATED else f"--data {run.data_key}=PATH"
+            data = (
+                f"{run.data} (generated)"
+                if run.data in GENERATED
+                else f"--data {run.data_key}=PATH"
+            )
             print(f"{run.name:40} {data:40}{'done' if run.name in done else ''}")
         return 0
     keep_freed_memory()
@@ -60,7 +79,9 @@ def main() -> int:
             with locked(given.runs / "rows.lock"):
                 write_csv(given.out, [*read_csv(given.out), row])
             print(f"{run.name}: {row['test_accuracy']} on the test split")
-        draw(read_csv(given.out), given.runs, PICTURES if given.out == RESULTS else given.out.parent)
+        draw(
+            read_csv(given.out), given.runs, PICTURES if given.out == RESULTS else given.out.parent
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -92,7 +113,9 @@ def check_start(run: Run, rows: list[dict[str, str]], runs: Path) -> None:
         first = f"train it first, python -m benchmarks.trained {run.start}"
         raise UserError(f"{run.name} starts from {run.start}, which has no row: {first}")
     if not (runs / run.start).is_dir():
-        raise UserError(f"{run.name} starts from {run.start}, of which {runs} has no folder: remove its row, to train it again")
+        raise UserError(
+            f"{run.name} starts from {run.start}, of which {runs} has no folder: remove its row, to train it again"
+        )
 
 
 def data_of(run: Run, given: dict[str, str], runs: Path) -> str:
@@ -137,7 +160,9 @@ def measured(run: Run, path: str, runs: Path) -> dict[str, str]:
     validation = [row for row in rows if row["kind"] == "validation"][-1]
     (unit,) = [name.removesuffix("_per_s") for name in last if name.endswith("_per_s")]
     low, high = test.interval
-    by_recipe = run.make_task is build_task and run.data not in GENERATED  # or the data, and where it starts, are this command's
+    by_recipe = (
+        run.make_task is build_task and run.data not in GENERATED
+    )  # or the data, and where it starts, are this command's
     overrides = "".join(f" --{key} {value}" for key, value in run.changes.items())
     return {
         "run": run.name,
@@ -153,7 +178,9 @@ def measured(run: Run, path: str, runs: Path) -> dict[str, str]:
         "test_low": f"{low:.4f}",
         "test_high": f"{high:.4f}",
         "test_examples": str(test.examples),
-        "command": f"hgrn train {run.recipe}{overrides}" if by_recipe else f"python -m benchmarks.trained {run.name}",
+        "command": f"hgrn train {run.recipe}{overrides}"
+        if by_recipe
+        else f"python -m benchmarks.trained {run.name}",
     } | where
 
 
@@ -165,12 +192,21 @@ def draw(rows: list[dict[str, str]], runs: Path, folder: Path) -> None:
     from matplotlib.figure import Figure
 
     done = {row["run"]: row for row in rows}
-    known = {run.name: run for run in RUNS if run.name in done and read_rows(runs / run.name / "log.jsonl")}
+    known = {
+        run.name: run
+        for run in RUNS
+        if run.name in done and read_rows(runs / run.name / "log.jsonl")
+    }
     starts = {run.start for run in known.values()}
-    chains = [chain for run in known.values() if run.name not in starts and (chain := _chain(run, known))]
+    chains = [
+        chain for run in known.values() if run.name not in starts and (chain := _chain(run, known))
+    ]
     for group in dict.fromkeys(chain[-1].group for chain in chains):
         members = [chain for chain in chains if chain[-1].group == group]
-        colours = {kind: f"C{number}" for number, kind in enumerate(dict.fromkeys(_kind(chain[-1]) for chain in members))}
+        colours = {
+            kind: f"C{number}"
+            for number, kind in enumerate(dict.fromkeys(_kind(chain[-1]) for chain in members))
+        }
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for chain in members:
@@ -179,9 +215,17 @@ def draw(rows: list[dict[str, str]], runs: Path, folder: Path) -> None:
             label = f"{last.model}, {int(row['parameters']):,} parameters: test {float(row['test_accuracy']):.2%}"
             for run in chain:
                 points = _curve(runs / run.name / "log.jsonl", minutes)
-                axes.plot(*zip(*points), "o-", markersize=3, color=colours[_kind(last)], label=label if run is last else None)
+                axes.plot(
+                    *zip(*points),
+                    "o-",
+                    markersize=3,
+                    color=colours[_kind(last)],
+                    label=label if run is last else None,
+                )
                 minutes += int(done[run.name]["train_seconds"]) / 60
-        axes.set(xlabel="minutes of training, one core", ylabel="accuracy, validation split", title=group)
+        axes.set(
+            xlabel="minutes of training, one core", ylabel="accuracy, validation split", title=group
+        )
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
         figure.savefig(folder / f"trained_{group}.png", dpi=150)

@@ -51,8 +51,15 @@ GENERATED = {
 
 def _adamw(lr: float, steps: int) -> dict[str, Any]:
     """What peers train with; the steps are those of the recipe's time at the peer's speed."""
-    return {"optimizer.name": "adamw", "optimizer.no_decay": "none", "optimizer.lr": lr, "schedule.min_lr": lr / 100,
-            "training.steps": steps, "training.eval_every": steps // 10, "training.save_every": steps // 10}  # fmt: skip
+    return {
+        "optimizer.name": "adamw",
+        "optimizer.no_decay": "none",
+        "optimizer.lr": lr,
+        "schedule.min_lr": lr / 100,
+        "training.steps": steps,
+        "training.eval_every": steps // 10,
+        "training.save_every": steps // 10,
+    }
 
 
 def _shortened(kind: str, seed: int, changes: dict[str, Any]) -> list[Run]:
@@ -61,8 +68,22 @@ def _shortened(kind: str, seed: int, changes: dict[str, Any]) -> list[Run]:
     changes = {"training.seed": seed} | changes
     own = changes | {"batch.batch_size": 64, "training.steps": 1000}
     short = Run(group, f"{kind}-{seed}-short", recipe, "listops-5-100", own)
-    middle = Run(group, f"{kind}-{seed}-middle", recipe, "listops-50-250", changes | {"training.steps": 900}, start=short.name)
-    last = Run(group, f"{kind}-{seed}", recipe, "listops-200-600", changes | {"training.steps": 1400}, start=middle.name)
+    middle = Run(
+        group,
+        f"{kind}-{seed}-middle",
+        recipe,
+        "listops-50-250",
+        changes | {"training.steps": 900},
+        start=short.name,
+    )
+    last = Run(
+        group,
+        f"{kind}-{seed}",
+        recipe,
+        "listops-200-600",
+        changes | {"training.steps": 1400},
+        start=middle.name,
+    )
     return [short, middle, last]
 
 
@@ -70,28 +91,79 @@ def _contours(kind: str, changes: dict[str, Any]) -> list[Run]:
     """Pathfinder from contours of 3 dashes to the arena's, of 14 and with distractors, within about 25 minutes."""
     runs: list[Run] = []
     for length, steps in {3: 3500, 4: 1000, 5: 1000, 6: 3000, 9: 4500, 14: 7000}.items():
-        own = changes | {"data.difficulty": arena_settings(32, length).difficulty, "training.steps": steps}
+        own = changes | {
+            "data.difficulty": arena_settings(32, length).difficulty,
+            "training.steps": steps,
+        }
         if length < 6:
-            own["schedule.min_lr"] = 1e-3  # the peak: what is learned is learned late, and goes on in the next run
+            own["schedule.min_lr"] = (
+                1e-3  # the peak: what is learned is learned late, and goes on in the next run
+            )
         start = runs[-1].name if runs else None
-        runs.append(Run("pathfinder", f"{kind}-{length}", "lra/pathfinder-cpu", f"pathfinder-{length}", own, start=start))
+        runs.append(
+            Run(
+                "pathfinder",
+                f"{kind}-{length}",
+                "lra/pathfinder-cpu",
+                f"pathfinder-{length}",
+                own,
+                start=start,
+            )
+        )
     return runs
 
 
-ARMS = {"bounded": {}, "free": {"model.use_lower_bound": False}}  # with and without lower bounds of the forget gates
+ARMS = {
+    "bounded": {},
+    "free": {"model.use_lower_bound": False},
+}  # with and without lower bounds of the forget gates
 FP32 = {"training.precision": "fp32"}  # which is faster where products are small
 RUNS = [
     Run("fashion-mnist", "hgrn", "image/fashion-mnist", "fashion-mnist"),
-    Run("fashion-mnist", "vit", "image/fashion-mnist", "fashion-mnist", _adamw(1e-3, 5500) | FP32, image_peers.ViTTask),
-    Run("fashion-mnist", "cnn", "image/fashion-mnist", "fashion-mnist", _adamw(3e-3, 5400), image_peers.CNNTask),
+    Run(
+        "fashion-mnist",
+        "vit",
+        "image/fashion-mnist",
+        "fashion-mnist",
+        _adamw(1e-3, 5500) | FP32,
+        image_peers.ViTTask,
+    ),
+    Run(
+        "fashion-mnist",
+        "cnn",
+        "image/fashion-mnist",
+        "fashion-mnist",
+        _adamw(3e-3, 5400),
+        image_peers.CNNTask,
+    ),
     Run("fashion-mnist-pixels", "hgrn", "image/fashion-mnist-pixels", "fashion-mnist"),
-    Run("fashion-mnist-pixels", "lstm", "image/fashion-mnist-pixels", "fashion-mnist", _adamw(1e-2, 4000), image_peers.LSTMTask),
-    Run("listops", "short", "lra/listops-cpu", "listops-5-100", {"batch.batch_size": 64, "training.steps": 1500}),
+    Run(
+        "fashion-mnist-pixels",
+        "lstm",
+        "image/fashion-mnist-pixels",
+        "fashion-mnist",
+        _adamw(1e-2, 4000),
+        image_peers.LSTMTask,
+    ),
+    Run(
+        "listops",
+        "short",
+        "lra/listops-cpu",
+        "listops-5-100",
+        {"batch.batch_size": 64, "training.steps": 1500},
+    ),
     Run("listops", "middle", "lra/listops-cpu", "listops-50-250", start="listops/short"),
     Run("listops", "full", "lra/listops-cpu", "listops", start="listops/middle"),
-    *(run for seed in (1, 2, 3) for kind, changes in ARMS.items() for run in _shortened(kind, seed, changes)),
+    *(
+        run
+        for seed in (1, 2, 3)
+        for kind, changes in ARMS.items()
+        for run in _shortened(kind, seed, changes)
+    ),
     *_contours("bounded", ARMS["bounded"]),
-    *_contours("free", ARMS["free"])[:-1],  # without the arena's own, which takes as long as all others together
+    *_contours("free", ARMS["free"])[
+        :-1
+    ],  # without the arena's own, which takes as long as all others together
     Run("image", "hgrn", "lra/image-cpu", "fashion-mnist"),
     Run("text", "hgrn", "lra/text-cpu", "newsgroups/text"),
     Run("retrieval", "hgrn", "lra/retrieval-cpu", "newsgroups/retrieval"),

@@ -21,7 +21,9 @@ def read(name: str, dtype: torch.dtype = torch.float64, folder: Path = FOLDER) -
         for key in file.keys():
             kind = max((kind for kind in kinds if key.startswith(kind)), key=len)
             tensor = file.get_tensor(key)
-            kinds[kind][key.removeprefix(kind)] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            kinds[kind][key.removeprefix(kind)] = (
+                tensor.to(dtype) if tensor.is_floating_point() else tensor
+            )
     return SimpleNamespace(
         metadata=metadata,
         parameters=kinds[""],

@@ -13,10 +13,27 @@ from safetensors.torch import load_file, save_file
 from hgrn.cli import main
 
 TINY = [
-    "--model.hidden_size", "16", "--model.num_hidden_layers", "2", "--batch.block_size", "32", "--batch.batch_size", "4",
-    "--schedule.warmup_steps", "1", "--training.steps", "4", "--training.eval_every", "2", "--training.eval_tokens", "200",
-    "--training.save_every", "2", "--training.log_every", "1",
-]  # fmt: skip
+    "--model.hidden_size",
+    "16",
+    "--model.num_hidden_layers",
+    "2",
+    "--batch.block_size",
+    "32",
+    "--batch.batch_size",
+    "4",
+    "--schedule.warmup_steps",
+    "1",
+    "--training.steps",
+    "4",
+    "--training.eval_every",
+    "2",
+    "--training.eval_tokens",
+    "200",
+    "--training.save_every",
+    "2",
+    "--training.log_every",
+    "1",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,14 +59,21 @@ def trained(tmp_path_factory, text) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_train_leaves_a_log_checkpoints_and_tensorboard(trained):
     rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [2, 4]
-    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == [
+        "step-000002",
+        "step-000004",
+    ]
     assert list((trained / "tensorboard").glob("events*"))
 
 
@@ -75,7 +99,21 @@ def test_data_that_cannot_be_evaluated(trained, tmp_path, fails):
 def test_generate_repeats_with_a_seed_and_streams_the_prompt_first(trained, capsys):
     outputs = []
     for seed in ("1", "1", "2"):
-        assert main(["generate", str(trained), "--prompt", "Once", "--max-new-tokens", "30", "--seed", seed]) == 0
+        assert (
+            main(
+                [
+                    "generate",
+                    str(trained),
+                    "--prompt",
+                    "Once",
+                    "--max-new-tokens",
+                    "30",
+                    "--seed",
+                    seed,
+                ]
+            )
+            == 0
+        )
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2]
     assert all(out.startswith("Once") and len(out) > 10 for out in outputs)
@@ -83,7 +121,21 @@ def test_generate_repeats_with_a_seed_and_streams_the_prompt_first(trained, caps
 
 def test_temperature_zero_takes_the_likeliest(trained, capsys):
     for _ in range(2):
-        assert main(["generate", str(trained), "--prompt", "A", "--max-new-tokens", "8", "--temperature", "0"]) == 0
+        assert (
+            main(
+                [
+                    "generate",
+                    str(trained),
+                    "--prompt",
+                    "A",
+                    "--max-new-tokens",
+                    "8",
+                    "--temperature",
+                    "0",
+                ]
+            )
+            == 0
+        )
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert first == second
 
@@ -94,15 +146,50 @@ def test_eight_bit_weights_cost_little(trained, capsys):
         assert main(["eval", str(trained), *options]) == 0
         costs.append(float(capsys.readouterr().out.split()[-1]))
     assert costs[1] == pytest.approx(costs[0], abs=0.05)
-    assert main(["generate", str(trained), "--prompt", "A", "--max-new-tokens", "8", "--temperature", "0", "--int8"]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                str(trained),
+                "--prompt",
+                "A",
+                "--max-new-tokens",
+                "8",
+                "--temperature",
+                "0",
+                "--int8",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.startswith("A")
 
 
 def test_tokenizer_train_and_a_run_with_it(text, tmp_path, capsys):
-    assert main(["tokenizer", "train", str(text), "--vocab-size", "300", "--out", str(tmp_path / "bpe")]) == 0
+    assert (
+        main(
+            ["tokenizer", "train", str(text), "--vocab-size", "300", "--out", str(tmp_path / "bpe")]
+        )
+        == 0
+    )
     assert str(tmp_path / "bpe") in capsys.readouterr().out
-    arguments = ["--data.files", str(text), "--data.tokenizer", str(tmp_path / "bpe"), "--out", str(tmp_path / "run")]
-    small = ["--batch.block_size", "8", "--batch.batch_size", "2", "--data.splits.validation.span", "0", "1"]
+    arguments = [
+        "--data.files",
+        str(text),
+        "--data.tokenizer",
+        str(tmp_path / "bpe"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    small = [
+        "--batch.block_size",
+        "8",
+        "--batch.batch_size",
+        "2",
+        "--data.splits.validation.span",
+        "0",
+        "1",
+    ]
     assert main(["train", "lm/text", *TINY, *arguments, *small]) == 0
 
 
@@ -115,15 +202,62 @@ def test_synthetic_tasks_are_made_and_read_back(tmp_path, fails, capsys):
 
     listops, paths = tmp_path / "listops", tmp_path / "paths"
     short = ["--min-length", "5", "--max-length", "40", "--processes", "1"]
-    assert main(["data", "listops", str(listops), "--train", "30", "--validation", "5", "--test", "5", *short]) == 0
+    assert (
+        main(
+            [
+                "data",
+                "listops",
+                str(listops),
+                "--train",
+                "30",
+                "--validation",
+                "5",
+                "--test",
+                "5",
+                *short,
+            ]
+        )
+        == 0
+    )
     assert "train: 30 expressions" in capsys.readouterr().out
     data = prepare(ListOpsData(str(listops), cache=str(tmp_path / "cache")))
     assert [len(split) for split in data.splits.values()] == [30, 5, 5]
-    assert main(["data", "pathfinder", str(paths), "--number", "20", "--contour-length", "9", "--processes", "1"]) == 0
+    assert (
+        main(
+            [
+                "data",
+                "pathfinder",
+                str(paths),
+                "--number",
+                "20",
+                "--contour-length",
+                "9",
+                "--processes",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert "20 images" in capsys.readouterr().out
-    data = prepare(PathfinderData(str(paths), difficulty="curv_contour_length_9", cache=str(tmp_path / "cache")))
+    data = prepare(
+        PathfinderData(
+            str(paths), difficulty="curv_contour_length_9", cache=str(tmp_path / "cache")
+        )
+    )
     assert [len(split) for split in data.splits.values()] == [16, 2, 2]
-    options = ["--size", "64", "--distractors", "2", "--no-crossings", "--seed", "5", "--number", "10", "--processes", "1"]
+    options = [
+        "--size",
+        "64",
+        "--distractors",
+        "2",
+        "--no-crossings",
+        "--seed",
+        "5",
+        "--number",
+        "10",
+        "--processes",
+        "1",
+    ]
     assert main(["data", "pathfinder", str(tmp_path / "larger"), *options]) == 0
     data = prepare(PathfinderData(str(tmp_path / "larger"), cache=str(tmp_path / "cache")))
     assert data.splits["train"].images.shape == (8, 1, 64, 64)
@@ -132,7 +266,9 @@ def test_synthetic_tasks_are_made_and_read_back(tmp_path, fails, capsys):
     for image in sorted(made.rglob("*.png")):
         assert image.read_bytes() == (tmp_path / "larger" / image.relative_to(made)).read_bytes()
     assert "exists already" in fails("data", "listops", listops)
-    assert "size must be one of 32, 64, 128, 256; got 33" in fails("data", "pathfinder", paths, "--size", "33")
+    assert "size must be one of 32, 64, 128, 256; got 33" in fails(
+        "data", "pathfinder", paths, "--size", "33"
+    )
 
 
 def test_resume_goes_on_and_a_second_run_is_refused(text, tmp_path, fails, capsys):
@@ -165,27 +301,47 @@ def test_train_help_lists_every_recipe(capsys):
 
 
 def test_missing_file(fails, tmp_path):
-    assert "nowhere.txt" in fails("train", "lm/text", "--data.files", tmp_path / "nowhere.txt", "--out", tmp_path / "run")
+    assert "nowhere.txt" in fails(
+        "train", "lm/text", "--data.files", tmp_path / "nowhere.txt", "--out", tmp_path / "run"
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_empty_corpus(fails, tmp_path):
     (tmp_path / "empty.txt").touch()
-    assert "empty" in fails("train", "lm/text", "--data.files", tmp_path / "empty.txt", "--out", tmp_path / "run")
+    assert "empty" in fails(
+        "train", "lm/text", "--data.files", tmp_path / "empty.txt", "--out", tmp_path / "run"
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_corpus_shorter_than_one_block(fails, tmp_path):
     (tmp_path / "short.txt").write_text("far too short")
-    message = fails("train", "lm/text", "--data.files", tmp_path / "short.txt", "--out", tmp_path / "run")
+    message = fails(
+        "train", "lm/text", "--data.files", tmp_path / "short.txt", "--out", tmp_path / "run"
+    )
     assert "block" in message and not (tmp_path / "run").exists()
 
 
 def test_bytes_that_the_tokenizer_cannot_take(fails, text, tmp_path):
-    assert main(["tokenizer", "train", str(text), "--vocab-size", "300", "--out", str(tmp_path / "bpe")]) == 0
+    assert (
+        main(
+            ["tokenizer", "train", str(text), "--vocab-size", "300", "--out", str(tmp_path / "bpe")]
+        )
+        == 0
+    )
     (tmp_path / "latin1.txt").write_bytes("caf\xe9 ".encode("latin-1") * 500)
-    message = fails("train", "lm/text", *TINY, "--data.files", tmp_path / "latin1.txt", "--data.tokenizer",
-                    tmp_path / "bpe", "--out", tmp_path / "run")  # fmt: skip
+    message = fails(
+        "train",
+        "lm/text",
+        *TINY,
+        "--data.files",
+        tmp_path / "latin1.txt",
+        "--data.tokenizer",
+        tmp_path / "bpe",
+        "--out",
+        tmp_path / "run",
+    )
     assert "byte 3 (0xe9)" in message
 
 
@@ -204,8 +360,12 @@ def test_five_mistakes_in_a_recipe_are_reported_together(fails, text, tmp_path):
 
 def test_a_folder_that_is_not_a_run(fails, text, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert "holds no run" in fails("train", "lm/text", *TINY, "--data.files", text, "--out", tmp_path)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work" and len(list(tmp_path.iterdir())) == 1
+    assert "holds no run" in fails(
+        "train", "lm/text", *TINY, "--data.files", text, "--out", tmp_path
+    )
+    assert (tmp_path / "thesis.tex").read_text() == "years of work" and len(
+        list(tmp_path.iterdir())
+    ) == 1
 
 
 def test_truncated_checkpoint(fails, trained, tmp_path):
@@ -222,7 +382,9 @@ def test_foreign_checkpoint(fails, tmp_path):
     assert "gpt2" in fails("eval", tmp_path)
     assert "no checkpoint folder" in fails("eval", tmp_path / "missing")
     (tmp_path / "config.json").write_text('{"model_type": "hgrn", "vocab_size": 8}')
-    assert "does not hold a model that can be loaded" in fails("generate", tmp_path, "--prompt", "A")
+    assert "does not hold a model that can be loaded" in fails(
+        "generate", tmp_path, "--prompt", "A"
+    )
 
 
 def test_missing_weights_are_never_made_up(fails, trained, tmp_path):
@@ -262,13 +424,27 @@ def test_unknown_arguments(fails, trained):
     assert "did you mean --prompt?" in fails("generate", trained, "--prompt", "A", "--promt", "B")
     assert "--optimizer.lr needs a value" in fails("train", "quickstart", "--optimizer.lr")
     assert "unknown argument '--lr'" in fails("train", "quickstart", "--lr", "1")
-    assert "temperature must be at least 0" in fails("generate", trained, "--prompt", "A", "--temperature", "-1")
-    assert "--max-new-tokens must be at least 1" in fails("generate", trained, "--prompt", "A", "--max-new-tokens", "0")
+    assert "temperature must be at least 0" in fails(
+        "generate", trained, "--prompt", "A", "--temperature", "-1"
+    )
+    assert "--max-new-tokens must be at least 1" in fails(
+        "generate", trained, "--prompt", "A", "--max-new-tokens", "0"
+    )
 
 
 def test_output_that_nobody_reads_any_more(trained):
     """`hgrn generate ... | head -c 1` ends without a traceback."""
-    command = [sys.executable, "-m", "hgrn", "generate", str(trained), "--prompt", "A", "--max-new-tokens", "200"]
+    command = [
+        sys.executable,
+        "-m",
+        "hgrn",
+        "generate",
+        str(trained),
+        "--prompt",
+        "A",
+        "--max-new-tokens",
+        "200",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)
     process.stdout.close()

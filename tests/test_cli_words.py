@@ -20,7 +20,9 @@ def saved(tmp_path_factory) -> Path:
     """A byte-level model that learned nothing, and its tokenizer."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     torch.manual_seed(0)
-    HGRNForCausalLM(HGRNConfig(vocab_size=259, hidden_size=8, num_hidden_layers=1)).save_pretrained(folder)
+    HGRNForCausalLM(HGRNConfig(vocab_size=259, hidden_size=8, num_hidden_layers=1)).save_pretrained(
+        folder
+    )
     byte_tokenizer().save_pretrained(folder)
     return folder
 
@@ -64,14 +66,32 @@ def recipe(tmp_path) -> Path:
 )
 def test_sampling_options_out_of_range(fails, option, value, rule):
     message = fails("generate", "nowhere", "--prompt", "a", f"--{option}={value}")
-    assert option.replace("-", "_") in message.replace("-", "_") and rule in message and "nowhere" not in message
+    assert (
+        option.replace("-", "_") in message.replace("-", "_")
+        and rule in message
+        and "nowhere" not in message
+    )
 
 
 def test_sampling_options_at_the_edges_of_their_ranges(saved, capsys):
-    for options in (["--temperature", "1e-6"], ["--temperature", "1e308"], ["--top-p", "1e-300"], ["--top-p", "1"],
-                    ["--top-k", "1"], ["--top-k", str(10**12)], ["--seed", str(2**64 - 1)]):  # fmt: skip
-        assert main(["generate", str(saved), "--prompt", "a", "--max-new-tokens", "3", *options]) == 0, options
-    for wrong in ({"temperature": float("nan")}, {"top_p": float("nan")}, {"top_k": 0}, {"seed": 2**64}):
+    for options in (
+        ["--temperature", "1e-6"],
+        ["--temperature", "1e308"],
+        ["--top-p", "1e-300"],
+        ["--top-p", "1"],
+        ["--top-k", "1"],
+        ["--top-k", str(10**12)],
+        ["--seed", str(2**64 - 1)],
+    ):
+        assert (
+            main(["generate", str(saved), "--prompt", "a", "--max-new-tokens", "3", *options]) == 0
+        ), options
+    for wrong in (
+        {"temperature": float("nan")},
+        {"top_p": float("nan")},
+        {"top_k": 0},
+        {"seed": 2**64},
+    ):
         with pytest.raises(UserError, match=next(iter(wrong))):
             inference.generate(None, None, "a", print, max_new_tokens=1, **wrong)
 
@@ -102,10 +122,23 @@ def test_numbers_of_a_recipe_out_of_range(fails, recipe, key, value, rule):
 
 
 @pytest.mark.parametrize(
-    "options", [["--batch.batch_size", str(10**12)], ["--model.hidden_size", str(10**9)], ["--model.intermediate_size", "2147483647"]]
+    "options",
+    [
+        ["--batch.batch_size", str(10**12)],
+        ["--model.hidden_size", str(10**9)],
+        ["--model.intermediate_size", "2147483647"],
+    ],
 )
 def test_what_no_memory_holds_is_one_line(fails, recipe, options):
-    message = fails("train", recipe, "--out", recipe.parent / "run", "--data.splits.train.span", "[0, 1]", *options)
+    message = fails(
+        "train",
+        recipe,
+        "--out",
+        recipe.parent / "run",
+        "--data.splits.train.span",
+        "[0, 1]",
+        *options,
+    )
     assert "memory" in message or "use more text" in message
     assert not (recipe.parent / "run").exists()
 
@@ -125,9 +158,13 @@ def test_numbers_of_the_synthetic_tasks_out_of_range(fails, tmp_path):
     out = tmp_path / "new"
     assert "seed must be at least 0; got -1" in fails("data", "pathfinder", out, "--seed", "-1")
     assert "seed must not be negative; got -1" in fails("data", "listops", out, "--seed", "-1")
-    assert "processes must be at least 1 and at most 1024" in fails("data", "listops", out, "--processes", "100000")
+    assert "processes must be at least 1 and at most 1024" in fails(
+        "data", "listops", out, "--processes", "100000"
+    )
     for size in (10**9, 10**23):
-        assert "vocab_size must be at most" in fails("tokenizer", "train", __file__, "--vocab-size", size, "--out", out)
+        assert "vocab_size must be at most" in fails(
+            "tokenizer", "train", __file__, "--vocab-size", size, "--out", out
+        )
     assert not out.exists()
 
 
@@ -139,10 +176,16 @@ def test_a_value_that_looks_like_an_option(fails):
 # Commands to paste
 
 
-@pytest.mark.parametrize("name", ["my run", "it's", 'a "b"', "-x", "--resume", "a;b&c", "$HOME", "new\nline", "plain"])
+@pytest.mark.parametrize(
+    "name", ["my run", "it's", 'a "b"', "-x", "--resume", "a;b&c", "$HOME", "new\nline", "plain"]
+)
 def test_a_pasted_path_is_that_path(name):
     words = shlex.split(pasted("hgrn", "eval", Path(name)))
-    assert words[:2] == ["hgrn", "eval"] and Path(words[2]) == Path(name) and not words[2].startswith("-")
+    assert (
+        words[:2] == ["hgrn", "eval"]
+        and Path(words[2]) == Path(name)
+        and not words[2].startswith("-")
+    )
     assert len(words) == 3
 
 
@@ -154,7 +197,9 @@ def test_the_hint_after_a_run_can_be_pasted(recipe, capsys):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_hint_of_a_run_that_was_stopped_begins_as_the_run_did(recipe, capsys, monkeypatch, processes):
+def test_the_hint_of_a_run_that_was_stopped_begins_as_the_run_did(
+    recipe, capsys, monkeypatch, processes
+):
     from types import SimpleNamespace
 
     from hgrn.training import loop
@@ -162,7 +207,17 @@ def test_the_hint_of_a_run_that_was_stopped_begins_as_the_run_did(recipe, capsys
     monkeypatch.setattr(loop, "train", lambda *a, **k: SimpleNamespace(interrupted=True))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     text = shutil.copy(recipe.parent / "it's.txt", recipe.parent / "one, two.txt")
-    words = ["train", str(recipe), "--out", "my run", "--data.files", str(text), str(text), "--training.steps", "3"]
+    words = [
+        "train",
+        str(recipe),
+        "--out",
+        "my run",
+        "--data.files",
+        str(text),
+        str(text),
+        "--training.steps",
+        "3",
+    ]
     assert main(words) == 130
     hint = capsys.readouterr().out.splitlines()[-1].removeprefix("go on with: ")
     start = ["hgrn"] if processes == 1 else ["torchrun", "--nproc-per-node", "2", "-m", "hgrn"]
@@ -189,7 +244,10 @@ def test_bytes_of_a_prompt_that_a_tokenizer_cannot_take(tmp_path):
     assert torch.equal(inference.encode_prompt(tokenizer, escaped, 300), expected)
 
 
-@pytest.mark.parametrize("arguments", [["generate", "nowhere", "--prompt", "a\ud800b"], ["train", "quickstart", "--out", "a\ud800b"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["generate", "nowhere", "--prompt", "a\ud800b"], ["train", "quickstart", "--out", "a\ud800b"]],
+)
 def test_half_of_a_surrogate_pair_is_no_text(fails, arguments):
     assert "half of a surrogate pair at character 1" in fails(*arguments)
     with pytest.raises(UserError, match="half of a surrogate pair"):
@@ -197,8 +255,14 @@ def test_half_of_a_surrogate_pair_is_no_text(fails, arguments):
 
 
 def test_a_model_without_a_tokenizer(saved, fails, tmp_path, capsys):
-    shutil.copytree(saved, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "special_tokens_map.json"))
-    assert "has no tokenizer: say with --tokenizer" in fails("generate", tmp_path / "bare", "--prompt", "a")
+    shutil.copytree(
+        saved,
+        tmp_path / "bare",
+        ignore=shutil.ignore_patterns("tokenizer*", "special_tokens_map.json"),
+    )
+    assert "has no tokenizer: say with --tokenizer" in fails(
+        "generate", tmp_path / "bare", "--prompt", "a"
+    )
     (tmp_path / "text.txt").write_text(tiny_text())
     data = ["--data", str(tmp_path / "text.txt")]
     assert "has no tokenizer: say with --tokenizer" in fails("eval", tmp_path / "bare", *data)
@@ -207,7 +271,10 @@ def test_a_model_without_a_tokenizer(saved, fails, tmp_path, capsys):
     assert main(["generate", str(saved), *options]) == 0
     given, own = capsys.readouterr().out.splitlines()
     assert given == own
-    for words in (["eval", str(tmp_path / "bare"), *data, "--tokenizer", "bytes"], ["eval", str(saved), *data]):
+    for words in (
+        ["eval", str(tmp_path / "bare"), *data, "--tokenizer", "bytes"],
+        ["eval", str(saved), *data],
+    ):
         assert main(words) == 0
     given, own = [line for line in capsys.readouterr().out.splitlines() if "per byte" in line]
     assert given == own
@@ -230,14 +297,18 @@ def test_a_folder_without_a_model_is_not_converted(fails, tmp_path):
 def test_a_colour_image_for_a_model_of_grey_ones(tmp_path):
     image_module = pytest.importorskip("PIL.Image")
     image_module.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / "red.png")
-    with pytest.raises(UserError, match="the model was trained on grey images; make this one grey too") as raised:
+    with pytest.raises(
+        UserError, match="the model was trained on grey images; make this one grey too"
+    ) as raised:
         inference.read_image(tmp_path / "red.png", 1)
     assert "channels" not in str(raised.value)
 
 
 def test_only_training_is_shared_out_by_torchrun(fails, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "RANK, MASTER_ADDR, MASTER_PORT is not set" in fails("train", "quickstart", "--out", "never made")
+    assert "RANK, MASTER_ADDR, MASTER_PORT is not set" in fails(
+        "train", "quickstart", "--out", "never made"
+    )
     monkeypatch.setenv("RANK", "0")
     for command in (["eval", "nowhere"], ["generate", "nowhere", "--prompt", "a"], ["quickstart"]):
         assert "there are 2: start this command without torchrun" in fails(*command)
@@ -245,11 +316,23 @@ def test_only_training_is_shared_out_by_torchrun(fails, monkeypatch):
 
 @pytest.mark.parametrize(
     "schedule, longer",
-    [(["--schedule.total_steps", "8"], []), (["--schedule.name", "constant", "--schedule.min_lr", "null"], []), ([], ["--schedule.total_steps", "2"])],
+    [
+        (["--schedule.total_steps", "8"], []),
+        (["--schedule.name", "constant", "--schedule.min_lr", "null"], []),
+        ([], ["--schedule.total_steps", "2"]),
+    ],
     ids=["a cosine with an end of its own", "constant", "a cosine whose end is named later"],
 )
 def test_a_finished_run_is_made_longer(recipe, capsys, schedule, longer):
-    words = ["train", str(recipe), "--out", str(recipe.parent / "run"), "--schedule.warmup_steps", "1", *schedule]
+    words = [
+        "train",
+        str(recipe),
+        "--out",
+        str(recipe.parent / "run"),
+        "--schedule.warmup_steps",
+        "1",
+        *schedule,
+    ]
     assert main([*words, "--training.steps", "2"]) == 0
     assert main([*words, "--training.steps", "2", "--resume"]) == 0
     said = capsys.readouterr().out
@@ -264,18 +347,41 @@ def test_a_cosine_that_ends_with_its_run_says_the_way(recipe, fails, capsys):
     words = ["train", str(recipe), "--out", str(out), "--schedule.warmup_steps", "1"]
     assert main([*words, "--training.steps", "2"]) == 0
     message = fails(*words, "--training.steps", "4", "--resume")
-    assert "training.steps: 2 in the checkpoint, 4 now" in message and "A cosine ends with its run" in message
+    assert (
+        "training.steps: 2 in the checkpoint, 4 now" in message
+        and "A cosine ends with its run" in message
+    )
     way = shlex.split(message[message.index("--model.weights") :])
     assert way == ["--model.weights", str(out / "checkpoints" / "step-000002")]
-    assert main([*words, *way, "--training.steps", "4", "--out", str(recipe.parent / "longer")]) == 0
+    assert (
+        main([*words, *way, "--training.steps", "4", "--out", str(recipe.parent / "longer")]) == 0
+    )
     assert "A cosine ends" not in fails(*words, "--training.steps", "1", "--resume")
 
 
 def test_the_schedules_remedies_can_be_typed(fails, recipe):
     words = ["train", recipe, "--out", recipe.parent / "run", "--schedule.name", "constant"]
     message = fails(*words, "--schedule.min_lr", "1e-4", "--schedule.total_steps", "5")
-    assert "schedule.min_lr = 0.0001: is for cosine, and schedule.name = constant (set it to 0)" in message
-    assert "schedule.total_steps = 5: is for cosine, and schedule.name = constant (set it to null)" in message
+    assert (
+        "schedule.min_lr = 0.0001: is for cosine, and schedule.name = constant (set it to 0)"
+        in message
+    )
+    assert (
+        "schedule.total_steps = 5: is for cosine, and schedule.name = constant (set it to null)"
+        in message
+    )
     for unset in ("0", "null"):
-        words = ["train", recipe, "--schedule.name", "constant", "--schedule.min_lr", unset, "--schedule.total_steps", "null"]
-        assert main([*map(str, words), "--training.steps", "2", "--out", str(recipe.parent / unset)]) == 0
+        words = [
+            "train",
+            recipe,
+            "--schedule.name",
+            "constant",
+            "--schedule.min_lr",
+            unset,
+            "--schedule.total_steps",
+            "null",
+        ]
+        assert (
+            main([*map(str, words), "--training.steps", "2", "--out", str(recipe.parent / unset)])
+            == 0
+        )

@@ -18,7 +18,9 @@ def stdout(monkeypatch):
 
     def make(encoding: str) -> io.BytesIO:
         written = io.BytesIO()
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True))
+        monkeypatch.setattr(
+            sys, "stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True)
+        )
         console.prepare()
         return written
 
@@ -69,7 +71,10 @@ def test_a_full_disk_behind_standard_output_is_one_line(monkeypatch, capsys, buf
     monkeypatch.setattr(sys, "stdout", open("/dev/full", "w", buffering=buffering))
     assert main(["doctor"]) == 2
     sys.stdout.close()
-    assert capsys.readouterr().err == "hgrn: error: standard output cannot be written: No space left on device\n"
+    assert (
+        capsys.readouterr().err
+        == "hgrn: error: standard output cannot be written: No space left on device\n"
+    )
 
 
 def test_an_error_that_is_not_of_standard_output_stays_one(monkeypatch, capsys):

@@ -18,8 +18,17 @@ from hgrn.errors import ToldElsewhere, UserError
 from hgrn.files import reading, refusal, whole_file, whole_folder, writing
 
 REFUSED = (
-    "ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "ENAMETOOLONG", "ENOTDIR", "EMFILE"
-)  # fmt: skip
+    "ENOSPC",
+    "EDQUOT",
+    "EFBIG",
+    "EROFS",
+    "EIO",
+    "EACCES",
+    "EPERM",
+    "ENAMETOOLONG",
+    "ENOTDIR",
+    "EMFILE",
+)
 
 
 def refuse(name):

@@ -38,7 +38,11 @@ assert len(corpus) == 5057321 and corpus.startswith(b"ALL'S WELL THAT ENDS WELL"
 """
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run(
-        [sys.executable, "-c", program, str(installed)], env=environment, cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", program, str(installed)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     suffixes = {path.suffix for path in (installed / "hgrn").rglob("*") if path.is_file()}
@@ -49,7 +53,15 @@ def test_constraints_pin_every_direct_dependency():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [name for names in (project["dependencies"], project["optional-dependencies"]["test"]) for name in names]
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    wanted = [
+        name
+        for names in (project["dependencies"], project["optional-dependencies"]["test"])
+        for name in names
+    ]
+    pinned = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     missing = [w for w in wanted if w.split(">=")[0].lower() not in pinned]
     assert not missing, missing

@@ -9,10 +9,17 @@ import pytest
 from hgrn import quickstart
 
 TINY = {
-    "model.hidden_size": 16, "model.num_hidden_layers": 2, "batch.block_size": 32, "batch.batch_size": 4,
-    "schedule.warmup_steps": 1, "training.steps": 4, "training.eval_every": 2, "training.eval_tokens": 100,
-    "training.log_every": 1, "data.splits.test.span": [0.999, 1.0],
-}  # fmt: skip
+    "model.hidden_size": 16,
+    "model.num_hidden_layers": 2,
+    "batch.block_size": 32,
+    "batch.batch_size": 4,
+    "schedule.warmup_steps": 1,
+    "training.steps": 4,
+    "training.eval_every": 2,
+    "training.eval_tokens": 100,
+    "training.log_every": 1,
+    "data.splits.test.span": [0.999, 1.0],
+}
 
 
 def test_a_tiny_quickstart_leaves_everything_it_names(tmp_path, monkeypatch, capsys):
@@ -24,7 +31,9 @@ def test_a_tiny_quickstart_leaves_everything_it_names(tmp_path, monkeypatch, cap
     named = [word for word in re.findall(r"\S+", printed) if word.startswith(str(out))]
     assert len(named) >= 4
     for name in ("learning_curve.png", "forget_gates.png"):
-        assert (out / name).read_bytes().startswith(b"\x89PNG") and (out / name).stat().st_size > 10_000
+        assert (out / name).read_bytes().startswith(b"\x89PNG") and (
+            out / name
+        ).stat().st_size > 10_000
     assert quickstart.PROMPT in printed
 
 
@@ -39,11 +48,15 @@ def test_the_next_free_folder(tmp_path):
 @pytest.mark.slow
 def test_the_quickstart_reaches_its_figure(tmp_path):
     """The real thing, as a user runs it, and its checkpoint in a program that has never heard of hgrn."""
-    done = subprocess.run([sys.executable, "-m", "hgrn", "quickstart"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hgrn", "quickstart"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert re.fullmatch(r"test bits per byte: \d\.\d{3}", last) and float(last.split()[-1]) <= 2.05
-    (checkpoint,) = re.findall(r"^  (\S+)   a model that transformers loads$", done.stdout, re.MULTILINE)
+    (checkpoint,) = re.findall(
+        r"^  (\S+)   a model that transformers loads$", done.stdout, re.MULTILINE
+    )
     program = f"""
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({checkpoint!r}, trust_remote_code=True)
@@ -51,5 +64,7 @@ tokenizer = AutoTokenizer.from_pretrained({checkpoint!r})
 ids = tokenizer("KING", return_tensors="pt")["input_ids"]
 print(tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0]))
 """
-    loaded = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
     assert loaded.returncode == 0 and loaded.stdout.startswith("KING"), loaded.stderr

@@ -9,18 +9,54 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "hgrn"
 OURS = {
-    "ops": set(), "modules": {"ops"}, "parallel": {"ops", "modules"}, "errors": set(), "files": {"errors"}, "untrusted": {"errors"},
-    "models": {"modules", "ops", "errors", "files", "untrusted"}, "data": {"errors", "files", "untrusted"},
-    "analysis": {"models", "modules", "ops", "data", "errors", "files"}, "doctor": {"ops", "errors", "memory"},
-    "training": {"models", "modules", "data", "analysis", "parallel", "errors", "files", "source", "untrusted"},
-    "bench": {"ops", "modules", "models", "data", "training", "errors", "files", "memory", "source"},
-}  # fmt: skip
+    "ops": set(),
+    "modules": {"ops"},
+    "parallel": {"ops", "modules"},
+    "errors": set(),
+    "files": {"errors"},
+    "untrusted": {"errors"},
+    "models": {"modules", "ops", "errors", "files", "untrusted"},
+    "data": {"errors", "files", "untrusted"},
+    "analysis": {"models", "modules", "ops", "data", "errors", "files"},
+    "doctor": {"ops", "errors", "memory"},
+    "training": {
+        "models",
+        "modules",
+        "data",
+        "analysis",
+        "parallel",
+        "errors",
+        "files",
+        "source",
+        "untrusted",
+    },
+    "bench": {
+        "ops",
+        "modules",
+        "models",
+        "data",
+        "training",
+        "errors",
+        "files",
+        "memory",
+        "source",
+    },
+}
 # Heavy packages, and where they may be imported at the top of a file.
 HEAVY = {
-    "numba": {"ops/cpu.py", "ops/cpu_language.py"}, "llvmlite": {"ops/cpu_language.py"}, "triton": {"ops/triton.py", "ops/triton_kernels.py"},
-    "transformers": {"models/"}, "datasets": set(), "matplotlib": set(), "tensorboard": set(), "kornia": set(), "PIL": {"data/lra/pathfinder_drawing.py", "data/lra/pathfinder_generator.py"},
-    "onnx": set(), "onnxscript": set(), "onnxruntime": set(),
-}  # fmt: skip
+    "numba": {"ops/cpu.py", "ops/cpu_language.py"},
+    "llvmlite": {"ops/cpu_language.py"},
+    "triton": {"ops/triton.py", "ops/triton_kernels.py"},
+    "transformers": {"models/"},
+    "datasets": set(),
+    "matplotlib": set(),
+    "tensorboard": set(),
+    "kornia": set(),
+    "PIL": {"data/lra/pathfinder_drawing.py", "data/lra/pathfinder_generator.py"},
+    "onnx": set(),
+    "onnxscript": set(),
+    "onnxruntime": set(),
+}
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
 
@@ -57,7 +93,9 @@ def test_arrows_point_one_way(file):
 def test_heavy_packages_are_imported_where_they_are_needed(file):
     for name in imports(SOURCE / file, top_only=True):
         allowed = HEAVY.get(name.split(".")[0])
-        assert allowed is None or any(file.startswith(place) for place in allowed), f"{file} imports {name} at its top"
+        assert allowed is None or any(file.startswith(place) for place in allowed), (
+            f"{file} imports {name} at its top"
+        )
 
 
 def test_import_is_cheap_and_silent():
@@ -68,7 +106,9 @@ heavy = loaded & {"torch", "numba", "triton", "transformers", "datasets", "matpl
 assert not heavy, heavy
 assert hgrn.hgru_scan and "numba" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""
 
@@ -77,5 +117,9 @@ def test_every_test_is_collected():
     """pytest only looks into files called test_*.py: a test anywhere else would never run."""
     for path in Path(__file__).parent.rglob("*.py"):
         if not path.name.startswith("test_"):
-            names = [node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+            names = [
+                node.name
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.FunctionDef)
+            ]
             assert not [name for name in names if name.startswith("test_")], path

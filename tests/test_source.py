@@ -12,8 +12,12 @@ def fresh_commit():
     source.commit.cache_clear()
 
 
-@pytest.mark.parametrize("changes, expected", [("", "0123456789"), (" M ops/cpu.py", "0123456789+changes")])
-def test_the_commit_says_whether_the_source_was_changed(monkeypatch, fresh_commit, changes, expected):
+@pytest.mark.parametrize(
+    "changes, expected", [("", "0123456789"), (" M ops/cpu.py", "0123456789+changes")]
+)
+def test_the_commit_says_whether_the_source_was_changed(
+    monkeypatch, fresh_commit, changes, expected
+):
     answers = {"ls-files": "__init__.py", "rev-parse": "0123456789", "status": changes}
     monkeypatch.setattr(source, "_git", lambda command, *rest: answers[command])
     assert source.commit() == expected

@@ -42,30 +42,59 @@ def measure(bench: Bench, parts: tuple[str, ...]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=package.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.gpu",
+        description=package.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, help="folder of gpu.csv (default: benchmarks/results; of a rehearsal, a new one)")
-    parser.add_argument("--plots", type=Path, help="folder of bench_gpu.png (default: docs/images; in a rehearsal, --out)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of gpu.csv (default: benchmarks/results; of a rehearsal, a new one)",
+    )
+    parser.add_argument(
+        "--plots",
+        type=Path,
+        help="folder of bench_gpu.png (default: docs/images; in a rehearsal, --out)",
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--minutes", type=float, default=8, help="then what is left is skipped and named (default: 8)")
-    parser.add_argument("--rehearse", action="store_true", help="tiny shapes on a CPU, in Triton's interpreter")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8,
+        help="then what is left is skipped and named (default: 8)",
+    )
+    parser.add_argument(
+        "--rehearse", action="store_true", help="tiny shapes on a CPU, in Triton's interpreter"
+    )
     options = parser.parse_args(arguments)
     if options.rehearse:
         for name, kept in (("out", RESULTS), ("plots", IMAGES)):
             given = getattr(options, name)
             if given is not None and given.resolve().is_relative_to(kept):
-                parser.error(f"--{name} {given}: a rehearsal's numbers mean nothing, none goes into {kept}; give another folder")
+                parser.error(
+                    f"--{name} {given}: a rehearsal's numbers mean nothing, none goes into {kept}; give another folder"
+                )
         if os.environ.get("TRITON_INTERPRET") != "1":
-            parser.error("a rehearsal runs the kernels in Triton's interpreter; start it with TRITON_INTERPRET=1")
+            parser.error(
+                "a rehearsal runs the kernels in Triton's interpreter; start it with TRITON_INTERPRET=1"
+            )
     elif os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 is set, so no kernel would run on the GPU; unset it, or give --rehearse")
+        parser.error(
+            "TRITON_INTERPRET=1 is set, so no kernel would run on the GPU; unset it, or give --rehearse"
+        )
     elif not torch.cuda.is_available():
         parser.error("no GPU is here; --rehearse runs all of it on a CPU")
     if not options.minutes > 0:
         parser.error(f"--minutes must be above 0, got {options.minutes}")
-    out = options.out or (Path(tempfile.mkdtemp(prefix="hgrn-gpu-")) if options.rehearse else RESULTS)
+    out = options.out or (
+        Path(tempfile.mkdtemp(prefix="hgrn-gpu-")) if options.rehearse else RESULTS
+    )
     plots = options.plots or (out if options.rehearse else IMAGES)
-    hardware = "REHEARSAL, no GPU: these numbers mean nothing" if options.rehearse else torch.cuda.get_device_name()
+    hardware = (
+        "REHEARSAL, no GPU: these numbers mean nothing"
+        if options.rehearse
+        else torch.cuda.get_device_name()
+    )
     print(hardware, flush=True)
     bench = Bench(options.rehearse, options.minutes)
     with bench.guarded(name="the run"), bench.stream(), interpreted(options.rehearse):

@@ -39,7 +39,9 @@ class Bench:
         self.rows: list[Row] = []
         self.failures: list[str] = []
         self.targets: dict[str, tuple[float, float | None]] = {}
-        self._flush = torch.empty(1 << (10 if rehearse else 28), dtype=torch.uint8, device=self.device)  # beyond any L2
+        self._flush = torch.empty(
+            1 << (10 if rehearse else 28), dtype=torch.uint8, device=self.device
+        )  # beyond any L2
         self._stream = None if rehearse else torch.cuda.Stream()
 
     def stream(self):
@@ -74,7 +76,9 @@ class Bench:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
             self.left_out(reason, **cells)
             if cells.get("peer", OURS) == OURS:
-                self.failures.append(f"{cells['name']} {cells.get('shape', '')} {cells.get('dtype', '')}: {reason}")
+                self.failures.append(
+                    f"{cells['name']} {cells.get('shape', '')} {cells.get('dtype', '')}: {reason}"
+                )
 
     def add(self, row: Row) -> Row:
         rate = "" if row.tokens_per_s is None else f", {row.tokens_per_s:.4g} tokens/s"
@@ -96,7 +100,9 @@ class Bench:
         self.wait()
         seconds = time.perf_counter() - began
         name = f"{cells.pop('name')}: first call"
-        self.rows.append(Row.timed(Times.of([seconds]), name=name, note="compiling and tuning included", **cells))
+        self.rows.append(
+            Row.timed(Times.of([seconds]), name=name, note="compiling and tuning included", **cells)
+        )
         return result
 
     def capture(self, function: Callable[[], object]) -> Callable[[], object]:

@@ -14,15 +14,29 @@ def table(bench: Bench) -> str:
     """Every target and whether it holds; "open" is one that nothing was measured for."""
     lines = [f"{'target':64} {'wanted':>7} {'found':>7}"]
     for name, (wanted, found) in bench.targets.items():
-        verdict = "open" if found is None else "rehearsed" if bench.rehearse else "holds" if found >= wanted else "MISSED"
-        lines.append(f"{name:64} {wanted:7.2f} {'' if found is None else f'{found:.2f}':>7} {verdict}")
+        verdict = (
+            "open"
+            if found is None
+            else "rehearsed"
+            if bench.rehearse
+            else "holds"
+            if found >= wanted
+            else "MISSED"
+        )
+        lines.append(
+            f"{name:64} {wanted:7.2f} {'' if found is None else f'{found:.2f}':>7} {verdict}"
+        )
     lines += [f"WRONG: {failure}" for failure in bench.failures]
     return "\n".join(lines)
 
 
 def save(bench: Bench, hardware: str, out: Path, plots: Path) -> list[Path]:
     """Writes gpu.csv and bench_gpu.png; returns the files."""
-    where = environment() | {package: version(package) for package in ("triton", "flash-linear-attention")} | {"gpu": hardware}
+    where = (
+        environment()
+        | {package: version(package) for package in ("triton", "flash-linear-attention")}
+        | {"gpu": hardware}
+    )
     write_csv(out / "gpu.csv", [row.text | where for row in bench.rows])
     plots.mkdir(parents=True, exist_ok=True)
     draw(bench.rows, hardware).savefig(plots / "bench_gpu.png", dpi=150)
@@ -37,10 +51,17 @@ def draw(rows: list[Row], hardware: str):
     models = [row for row in rows if row.tokens_per_s is not None]
     figure = Figure(figsize=(15, 2 + 0.2 * max(len(scans), len(models), 10)), layout="constrained")
     left, right = figure.subplots(1, 2)
-    labels = [f"{row.name.removeprefix('hgru_scan ')} {row.shape} {row.dtype} {row.kind}" for row in scans]
-    bars(left, labels, [row.ratio for row in scans], [_COLOURS[row.kind] for row in scans], "{:.2f}")
+    labels = [
+        f"{row.name.removeprefix('hgru_scan ')} {row.shape} {row.dtype} {row.kind}" for row in scans
+    ]
+    bars(
+        left, labels, [row.ratio for row in scans], [_COLOURS[row.kind] for row in scans], "{:.2f}"
+    )
     left.axvline(1, color=_ACCENT, linestyle="--", linewidth=1)
-    left.set(title="Scans: the time of a copy of as many bytes, over ours", xlabel="share of the copy (1 is the limit)")
+    left.set(
+        title="Scans: the time of a copy of as many bytes, over ours",
+        xlabel="share of the copy (1 is the limit)",
+    )
     labels = [f"{row.peer}: {row.name}, {row.shape}" for row in models]
     colours = [_ACCENT if row.peer == OURS else _COLOURS["op"] for row in models]
     bars(right, labels, [row.tokens_per_s for row in models], colours, "{:.3g}")

@@ -17,7 +17,10 @@ from hgrn.bench.scan_cases import ScanCase, refuse_if_wrong
 from .clock import OURS, Bench, interpreted, label
 
 SHAPES = ((8, 2048, 1024), (8, 2048, 2048), (1, 65536, 1024), (64, 512, 256))
-TINY, TINY_LONG = (1, 24, 16), (1, 600, 8)  # the interpreter is slow: the second, of several tiles, is only checked
+TINY, TINY_LONG = (
+    (1, 24, 16),
+    (1, 600, 8),
+)  # the interpreter is slow: the second, of several tiles, is only checked
 DTYPES = (torch.bfloat16, torch.float32)
 TARGETS = {"forward": 0.7, "backward": 0.8}  # of the speed of the copy, at the first three shapes
 _SAMPLE = 32  # channels that are compared with float64
@@ -32,13 +35,17 @@ class Given:
     grad: Tensor
 
     @classmethod
-    def draw(cls, shape: tuple[int, int, int], dtype: torch.dtype, device: str, is_complex: bool) -> "Given":
+    def draw(
+        cls, shape: tuple[int, int, int], dtype: torch.dtype, device: str, is_complex: bool
+    ) -> "Given":
         """Drawn where they are used; lower bounds up to 0.95, as in the CPU's benchmark."""
         batch, steps, channels = shape
         generator = torch.Generator(device).manual_seed(0)
 
         def normal(width: int) -> Tensor:
-            return torch.randn(batch, steps, width, generator=generator, device=device, dtype=torch.float32).to(dtype)
+            return torch.randn(
+                batch, steps, width, generator=generator, device=device, dtype=torch.float32
+            ).to(dtype)
 
         width = channels * (2 if is_complex else 1)
         bound, theta = (torch.rand(channels, generator=generator, device=device) for _ in range(2))
@@ -56,7 +63,11 @@ class Given:
 
         candidate, *others = self.inputs
         inputs = (pick(candidate, wide), *(pick(tensor, narrow) for tensor in others))
-        return Given(tuple(tensor.requires_grad_() for tensor in inputs), pick(self.grad, wide)), wide, narrow
+        return (
+            Given(tuple(tensor.requires_grad_() for tensor in inputs), pick(self.grad, wide)),
+            wide,
+            narrow,
+        )
 
     def expected(self) -> tuple[list[Tensor], Tensor, Tensor]:
         """h and all gradients of the sampled channels by the CPU engine in float64, and the columns."""
@@ -66,12 +77,19 @@ class Given:
             return [h.detach(), *torch.autograd.grad(h, sample.inputs, sample.grad)], wide, narrow
 
 
-def compare(name: str, dtype: torch.dtype, found, expected: tuple[list[Tensor], Tensor, Tensor]) -> None:
+def compare(
+    name: str, dtype: torch.dtype, found, expected: tuple[list[Tensor], Tensor, Tensor]
+) -> None:
     """Raises UserError where results differ; found may end early."""
     wanted, wide, narrow = expected
     for number, (one, other) in enumerate(zip(found, wanted)):
         columns = wide if number < 2 else narrow
-        refuse_if_wrong(f"{name}, {_PARTS[number]},", dtype, one.detach()[..., columns.to(one.device)].cpu(), other)
+        refuse_if_wrong(
+            f"{name}, {_PARTS[number]},",
+            dtype,
+            one.detach()[..., columns.to(one.device)].cpu(),
+            other,
+        )
 
 
 def run(bench: Bench, check: bool, time: bool) -> None:
@@ -93,7 +111,9 @@ def run(bench: Bench, check: bool, time: bool) -> None:
                     given = Given.draw(shape, dtype, bench.device, is_complex)
                     one_scan(bench, given, shape, dtype, state, time)
             if time:
-                with bench.guarded(name="scan real forward+backward", shape=str(list(shape)), dtype=label(dtype)):
+                with bench.guarded(
+                    name="scan real forward+backward", shape=str(list(shape)), dtype=label(dtype)
+                ):
                     beside_peers(bench, shape, dtype)
 
 
@@ -140,12 +160,21 @@ def one_scan(bench: Bench, given: Given, shape, dtype: torch.dtype, state: str, 
     times = bench.time(functions, 30)
     for way, amount in amounts.items():
         for kind in ("kernel", "op"):
-            row = bench.add(Row.timed(
-                times[way, kind], name=f"{name} {way}", kind=kind, bytes=amount, limit_ms=times[way, "copy"].median,
-                note="limit: a copy of as many bytes", **cells,
-            ))  # fmt: skip
+            row = bench.add(
+                Row.timed(
+                    times[way, kind],
+                    name=f"{name} {way}",
+                    kind=kind,
+                    bytes=amount,
+                    limit_ms=times[way, "copy"].median,
+                    note="limit: a copy of as many bytes",
+                    **cells,
+                )
+            )
             if kind == "kernel":
-                bench.reached(f"{way} {state} {cells['shape']} {cells['dtype']}, of the copy", row.ratio)
+                bench.reached(
+                    f"{way} {state} {cells['shape']} {cells['dtype']}, of the copy", row.ratio
+                )
 
 
 def copy(amount: int, device: str) -> Callable[[], object]:
@@ -166,9 +195,10 @@ def options(bench: Bench) -> None:
     mask = torch.rand(2, steps, generator=generator) > 0.3
     packing = torch.tensor([0, 0, 13, steps])
     wheres = {
-        "mask, reverse": {"mask": mask, "reverse": True}, "packed": {"cu_seqlens": packing},
+        "mask, reverse": {"mask": mask, "reverse": True},
+        "packed": {"cu_seqlens": packing},
         "packed, mask, reverse": {"cu_seqlens": packing, "mask": mask[:1], "reverse": True},
-    }  # fmt: skip
+    }
     for is_complex in (False, True):
         for where_name, where in wheres.items():
             batch = 1 if "cu_seqlens" in where else 2
@@ -181,8 +211,12 @@ def options(bench: Bench) -> None:
             bound, theta = (0.95 * torch.rand(channels, generator=generator) for _ in range(2))
             angle = (theta,) if is_complex else ()
             calls = {
-                "hgru_scan": lambda e, x, f, s, b, *t: ops.hgru_scan(x, f, b, *t or (None,), s, engine=e, **moved(where, x)),
-                "hgru_carry": lambda e, x, f, s, b, *t: ops.hgru_carry(x, f, b, *t, engine=e, **moved(where, x)),
+                "hgru_scan": lambda e, x, f, s, b, *t: ops.hgru_scan(
+                    x, f, b, *t or (None,), s, engine=e, **moved(where, x)
+                ),
+                "hgru_carry": lambda e, x, f, s, b, *t: ops.hgru_carry(
+                    x, f, b, *t, engine=e, **moved(where, x)
+                ),
                 "gated_scan": lambda e, x, f, s, b, *t: ops.gated_scan(
                     x, F.logsigmoid(f), s, theta=t[0] if t else None, engine=e, **moved(where, x)
                 ),
@@ -196,7 +230,10 @@ def options(bench: Bench) -> None:
 
 
 def moved(where: dict, like: Tensor) -> dict:
-    return {name: value.to(like.device) if isinstance(value, Tensor) else value for name, value in where.items()}
+    return {
+        name: value.to(like.device) if isinstance(value, Tensor) else value
+        for name, value in where.items()
+    }
 
 
 def option(bench: Bench, name: str, call, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
@@ -226,7 +263,9 @@ def beside_peers(bench: Bench, shape, dtype: torch.dtype) -> None:
     given = Given.draw(shape, dtype, bench.device, False)
     expected, functions = given.expected(), {}
     schemes = {OURS: lambda: ours(given)} | {
-        f"{kind}, {'compiled' if compiled else 'eager'}": lambda kind=kind, compiled=compiled: peer(bench, kind, compiled, given)
+        f"{kind}, {'compiled' if compiled else 'eager'}": lambda kind=kind, compiled=compiled: peer(
+            bench, kind, compiled, given
+        )
         for kind in ("chunk_hgrn", "fused_recurrent_hgrn")
         for compiled in (False, True)
     }
@@ -252,18 +291,24 @@ def ours(given: Given) -> Callable[[], tuple[Tensor, ...]]:
 def peer(bench: Bench, kind: str, compiled: bool, given: Given) -> Callable[[], tuple[Tensor, ...]]:
     """flash-linear-attention's scan with the operations around it, as its layer has them; in a rehearsal its plain loop."""
     if bench.rehearse:
-        from fla.ops.hgrn.naive import naive_recurrent_hgrn as scan  # its kernels ask for a GPU even if interpreted
+        from fla.ops.hgrn.naive import (
+            naive_recurrent_hgrn as scan,
+        )  # its kernels ask for a GPU even if interpreted
     else:
         from fla.ops import hgrn
 
         scan = getattr(hgrn, kind)
 
     def gates(candidate: Tensor, forget: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-        log_gate = torch.logaddexp(bound.log(), torch.log1p(-bound) + F.logsigmoid(forget)).to(forget.dtype)
+        log_gate = torch.logaddexp(bound.log(), torch.log1p(-bound) + F.logsigmoid(forget)).to(
+            forget.dtype
+        )
         return F.silu(candidate) * (1 - log_gate.exp()), log_gate
 
     if compiled:
-        gates = torch.compile(gates, dynamic=False, backend="aot_eager" if bench.rehearse else "inductor")
+        gates = torch.compile(
+            gates, dynamic=False, backend="aot_eager" if bench.rehearse else "inductor"
+        )
 
     def call():
         x, log_gate = gates(*given.inputs)

@@ -12,9 +12,16 @@ _HOMES = {
     "hgrn.ops": ("hgru_scan", "hgru_carry", "gated_scan", "available_engines"),
     "hgrn.modules": ("HGRN", "HGRU", "HGRU2d", "GLU", "Stepper"),
     "hgrn.models": (
-        "HGRNConfig", "HGRNModel", "HGRNForCausalLM", "HGRNForSequenceClassification", "HGRNForSequencePairClassification",
-        "HGRNForImageClassification", "HGRNImageProcessor", "HGRNCache", "Session",
-    ),  # fmt: skip
+        "HGRNConfig",
+        "HGRNModel",
+        "HGRNForCausalLM",
+        "HGRNForSequenceClassification",
+        "HGRNForSequencePairClassification",
+        "HGRNForImageClassification",
+        "HGRNImageProcessor",
+        "HGRNCache",
+        "Session",
+    ),
     "hgrn.errors": ("UserError",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -32,7 +32,9 @@ def quickstart(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     out = arguments.out or quickstart.free_folder(Path("runs/quickstart"))
     if quickstart.run(out) is None:
-        print(f"stopped; go on with: {pasted('hgrn', 'train', 'quickstart', '--out', out, '--resume')}")
+        print(
+            f"stopped; go on with: {pasted('hgrn', 'train', 'quickstart', '--out', out, '--resume')}"
+        )
         return 130
     return 0
 
@@ -73,7 +75,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from hgrn.training.specs import LanguageRecipe
 
     folder = find_checkpoint(arguments.checkpoint)
-    recipe = recipe_from_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
+    recipe = (
+        recipe_from_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
+    )
     if recipe is None or isinstance(recipe, LanguageRecipe):
         _evaluate_text(arguments, recipe)
     else:
@@ -85,11 +89,15 @@ def _evaluate_arena(runs: Path) -> None:
     from hgrn.training.arena_table import NAME, arena_table
 
     with _Bar("evaluating") as bar:
-        rows, absent = arena_table(runs, load_classifier, on_progress=lambda name, done, total: bar(done, total))
+        rows, absent = arena_table(
+            runs, load_classifier, on_progress=lambda name, done, total: bar(done, total)
+        )
     for row in rows:
         paper = "" if row.paper is None else f", paper {row.paper:.2f}%"
         low, high = row.interval
-        print(f"{row.task:24} {row.accuracy:7.2%} ({low:.2%} to {high:.2%}, majority {row.majority:.2%}{paper})")
+        print(
+            f"{row.task:24} {row.accuracy:7.2%} ({low:.2%} to {high:.2%}, majority {row.majority:.2%}{paper})"
+        )
     for line in absent:
         print(line)
     print(f"wrote {runs / NAME}")
@@ -103,7 +111,9 @@ def _evaluate_text(arguments: argparse.Namespace, recipe) -> None:
     from hgrn.data.tokens import prepare
     from hgrn.training.tasks.language import evaluate
 
-    model, _, folder = inference.load(arguments.checkpoint, int8=arguments.int8, tokenizer=arguments.tokenizer)
+    model, _, folder = inference.load(
+        arguments.checkpoint, int8=arguments.int8, tokenizer=arguments.tokenizer
+    )
     if arguments.data:
         split, title = "all", _printable(", ".join(arguments.data))
         tokenizer = arguments.tokenizer or str(folder)
@@ -114,7 +124,9 @@ def _evaluate_text(arguments: argparse.Namespace, recipe) -> None:
         if arguments.tokenizer is not None:
             data = replace(data, tokenizer=arguments.tokenizer)
     else:
-        raise UserError(f"{folder} was saved without a recipe, so its data is not known: give the text with --data PATH")
+        raise UserError(
+            f"{folder} was saved without a recipe, so its data is not known: give the text with --data PATH"
+        )
     with _Bar("evaluating") as bar:
         result = evaluate(model, prepare(data, split), on_progress=bar)
     print(f"{result.tokens:,} tokens, {result.bytes:,} bytes, {result.nats:.1f} nats")
@@ -130,13 +142,17 @@ def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
     from hgrn.training.tasks.classification import TOP, evaluate
 
     if arguments.tokenizer is not None:
-        raise UserError(f"--tokenizer is for language models, and {arguments.checkpoint} is a classifier; leave it out")
+        raise UserError(
+            f"--tokenizer is for language models, and {arguments.checkpoint} is a classifier; leave it out"
+        )
     model, _, _ = inference.load_classifier(arguments.checkpoint, int8=arguments.int8)
     split = title = arguments.split
     picture = arguments.checkpoint / f"confusion_{split}.png"
     if arguments.data:
         if len(arguments.data) > 1:
-            raise UserError(f"--data takes one folder for a classifier, got {len(arguments.data)} paths")
+            raise UserError(
+                f"--data takes one folder for a classifier, got {len(arguments.data)} paths"
+            )
         (path,) = arguments.data
         if not path.strip():
             raise UserError("--data is an empty path; name a folder (. is the current folder)")
@@ -145,7 +161,9 @@ def _evaluate_classes(arguments: argparse.Namespace, recipe) -> None:
         picture = picture.with_stem(f"{picture.stem}_{Path(path).resolve().name}")
     examples = open_examples(recipe, split)
     with _Bar("evaluating") as bar:
-        result = evaluate(model, examples.batches, on_progress=lambda done: bar(done, examples.size))
+        result = evaluate(
+            model, examples.batches, on_progress=lambda done: bar(done, examples.size)
+        )
     shown = list(zip(examples.classes, result.class_accuracies))
     for name, accuracy in shown if len(shown) <= 100 else []:
         print(f"  {name:24} {'no example' if accuracy is None else f'{accuracy:7.2%}'}")
@@ -169,10 +187,21 @@ def generate(arguments: argparse.Namespace) -> None:
 
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
-    sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    sampling = {
+        name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")
+    }
     inference.check_sampling(**sampling)  # before the model is loaded
-    model, tokenizer, _ = inference.load(arguments.checkpoint, int8=arguments.int8, tokenizer=arguments.tokenizer)
-    inference.generate(model, tokenizer, arguments.prompt, write, max_new_tokens=arguments.max_new_tokens, **sampling)
+    model, tokenizer, _ = inference.load(
+        arguments.checkpoint, int8=arguments.int8, tokenizer=arguments.tokenizer
+    )
+    inference.generate(
+        model,
+        tokenizer,
+        arguments.prompt,
+        write,
+        max_new_tokens=arguments.max_new_tokens,
+        **sampling,
+    )
     print()
 
 
@@ -181,10 +210,14 @@ def tokenizer_train(arguments: argparse.Namespace) -> None:
     from hgrn.data.text import SplitText, TextData, TextSplit
     from hgrn.data.tokenizer import train_tokenizer
 
-    data = TextData(files=arguments.files, text_field=arguments.text_field, splits={"train": TextSplit()})
+    data = TextData(
+        files=arguments.files, text_field=arguments.text_field, splits={"train": TextSplit()}
+    )
     text = SplitText(data, "train")
     text.check_content()
-    train_tokenizer(read_text(text.units(whole_characters=True)), arguments.vocab_size, arguments.out)
+    train_tokenizer(
+        read_text(text.units(whole_characters=True)), arguments.vocab_size, arguments.out
+    )
     use = pasted("hgrn", "train", "RECIPE", "--data.tokenizer", arguments.out)
     print(f"saved {arguments.out}; use it with: {use}")
 
@@ -196,7 +229,9 @@ def predict(arguments: argparse.Namespace) -> None:
         raise UserError(f"--top must be at least 1, got {arguments.top}")
     model, processor, folder = inference.load_classifier(arguments.checkpoint)
     if processor is None:
-        raise UserError(f"{folder} has no image processor (preprocessor_config.json), so it is not a model that reads image files")
+        raise UserError(
+            f"{folder} has no image processor (preprocessor_config.json), so it is not a model that reads image files"
+        )
     images = [inference.read_image(path, processor.num_channels) for path in arguments.images]
     for path, image in zip(arguments.images, images):
         likeliest = inference.classify(model, processor, image)[: arguments.top]
@@ -211,21 +246,36 @@ def data_preview(arguments: argparse.Namespace) -> None:
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if not isinstance(recipe, ImageRecipe):
-        raise UserError(f"recipe {arguments.recipe} is of task {recipe.task}, and previews are of image-classification")
+        raise UserError(
+            f"recipe {arguments.recipe} is of task {recipe.task}, and previews are of image-classification"
+        )
     source = open_images(recipe.data, "train")
-    for path in preview(source, arguments.out, recipe.images.size, recipe.augmentation, recipe.mixing, seed=recipe.training.seed):
+    for path in preview(
+        source,
+        arguments.out,
+        recipe.images.size,
+        recipe.augmentation,
+        recipe.mixing,
+        seed=recipe.training.seed,
+    ):
         print(path)
 
 
 def data_listops(arguments: argparse.Namespace) -> None:
     from hgrn.data.lra.listops_generator import Grammar, generate
 
-    grammar = Grammar(arguments.max_depth, arguments.max_args, arguments.min_length, arguments.max_length)
+    grammar = Grammar(
+        arguments.max_depth, arguments.max_args, arguments.min_length, arguments.max_length
+    )
     numbers = {split: getattr(arguments, split) for split in ("train", "validation", "test")}
-    report = generate(arguments.out, arguments.seed, **numbers, grammar=grammar, processes=arguments.processes)
+    report = generate(
+        arguments.out, arguments.seed, **numbers, grammar=grammar, processes=arguments.processes
+    )
     for split in numbers:
         length = report[split].get("length", {}).get("50%", 0)
-        print(f"{split}: {report[split]['number']:,} expressions, half of them longer than {length:,.0f} tokens")
+        print(
+            f"{split}: {report[split]['number']:,} expressions, half of them longer than {length:,.0f} tokens"
+        )
     print(f"wrote {arguments.out}; its report.json has lengths, depths, operators and answers")
 
 
@@ -233,10 +283,21 @@ def data_pathfinder(arguments: argparse.Namespace) -> None:
     from hgrn.data.lra.pathfinder_generator import generate
     from hgrn.data.lra.pathfinder_settings import arena_settings
 
-    settings = arena_settings(arguments.size, arguments.contour_length, arguments.distractors, not arguments.no_crossings)
+    settings = arena_settings(
+        arguments.size, arguments.contour_length, arguments.distractors, not arguments.no_crossings
+    )
     with _Bar("drawing") as bar:
-        report = generate(arguments.out, settings, arguments.seed, arguments.number, processes=arguments.processes, progress=bar)
-    print(f"{report['number']:,} images, {report['label_1']:,} of them with both marks on one contour; every label found again by a flood")
+        report = generate(
+            arguments.out,
+            settings,
+            arguments.seed,
+            arguments.number,
+            processes=arguments.processes,
+            progress=bar,
+        )
+    print(
+        f"{report['number']:,} images, {report['label_1']:,} of them with both marks on one contour; every label found again by a flood"
+    )
     print(f"wrote {arguments.out / settings.difficulty}")
 
 
@@ -258,7 +319,11 @@ def bench(arguments: argparse.Namespace) -> None:
     from hgrn.memory import keep_freed_memory
 
     kept = keep_freed_memory()
-    print("freed memory is kept by this process, as when hgrn trains" if kept else "freed memory goes back to the system")
+    print(
+        "freed memory is kept by this process, as when hgrn trains"
+        if kept
+        else "freed memory goes back to the system"
+    )
     out = arguments.out or Path("benchmarks") / ("quick" if arguments.quick else "results")
     documents = Path("docs/images")
     pictures = arguments.plots or (documents if documents.is_dir() and not arguments.quick else out)
@@ -289,7 +354,9 @@ class _Bar:
         from rich.console import Console
         from rich.progress import Progress
 
-        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._bar = Progress(
+            console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+        )
         self._task = self._bar.add_task(title)
 
     def __call__(self, done: int, total: int | None) -> None:

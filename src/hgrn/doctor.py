@@ -6,7 +6,17 @@ import platform
 import warnings
 from dataclasses import dataclass
 
-_PACKAGES = ("torch", "numba", "triton", "transformers", "tokenizers", "datasets", "safetensors", "matplotlib", "tensorboard")
+_PACKAGES = (
+    "torch",
+    "numba",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "safetensors",
+    "matplotlib",
+    "tensorboard",
+)
 
 
 @dataclass(frozen=True)
@@ -27,12 +37,19 @@ def examine() -> list[Finding]:
 
     findings = [
         Finding("hgrn", hgrn.__version__),
-        Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Finding(
+            "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+        ),
         Finding("CPU threads", str(torch.get_num_threads())),
         Finding("CUDA devices", str(torch.cuda.device_count())),
     ]
     findings += [_package(name) for name in _PACKAGES]
-    return findings + [_engine("numba", "cpu"), _engine("triton", "cuda"), _compiler_cache(), _kept_memory()]
+    return findings + [
+        _engine("numba", "cpu"),
+        _engine("triton", "cuda"),
+        _compiler_cache(),
+        _kept_memory(),
+    ]
 
 
 def _package(name: str) -> Finding:
@@ -59,14 +76,21 @@ def _engine(engine: str, device: str) -> Finding:
             problem = f"pip install {_requirement(engine)}"
         return Finding(label, "cannot be used; the slow reference takes its place", False, problem)
     generator = torch.Generator().manual_seed(0)
-    x, gate, theta = (torch.randn(shape, generator=generator).to(device) for shape in ((2, 50, 64), (2, 50, 32), (32,)))
+    x, gate, theta = (
+        torch.randn(shape, generator=generator).to(device)
+        for shape in ((2, 50, 64), (2, 50, 32), (32,))
+    )
     try:
         h, _ = hgru_scan(x, gate, None, theta, engine=engine)
     except Exception as error:  # whatever a broken installation raises is what the report is for
-        return Finding(label, f"fails: {error}", False, f"reinstall {engine} as constraints.txt has it")
+        return Finding(
+            label, f"fails: {error}", False, f"reinstall {engine} as constraints.txt has it"
+        )
     expected, _ = hgru_scan(x.double(), gate.double(), None, theta.double(), engine="reference")
     off = (h - expected).abs().max().item()
-    return Finding(label, f"works, {off:.1e} from the float64 reference", off < 1e-5, "please report this")
+    return Finding(
+        label, f"works, {off:.1e} from the float64 reference", off < 1e-5, "please report this"
+    )
 
 
 def _requirement(package: str) -> str:
@@ -93,7 +117,12 @@ def _compiler_cache() -> Finding:
         warnings.simplefilter("ignore")
         folder = cpu_language.cache_folder()
     if folder is None:
-        return Finding(label, f"{again}: no folder for them is writable", False, "set NUMBA_CACHE_DIR to a writable folder")
+        return Finding(
+            label,
+            f"{again}: no folder for them is writable",
+            False,
+            "set NUMBA_CACHE_DIR to a writable folder",
+        )
     if (problem := cpu_cache.problem_of(folder)) is not None:
         return Finding(label, f"{again}: {folder}: {problem}", False, cpu_cache.REMEDY)
     return Finding(label, f"kept in {folder}", True)
@@ -102,4 +131,7 @@ def _compiler_cache() -> Finding:
 def _kept_memory() -> Finding:
     from hgrn.memory import can_keep_freed_memory
 
-    return Finding("malloc keeps freed memory", "when hgrn trains" if can_keep_freed_memory() else "not on this system")
+    return Finding(
+        "malloc keeps freed memory",
+        "when hgrn trains" if can_keep_freed_memory() else "not on this system",
+    )

@@ -11,7 +11,11 @@ from hgrn.errors import UserError
 from hgrn.training.checkpointing import find_checkpoint, without_bars
 from hgrn.untrusted import read_json
 
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")  # a folder without any of them has no tokenizer
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "*.model",
+)  # a folder without any of them has no tokenizer
 
 # Logits over a temperature below this could leave the range of float32.
 _LOWEST_TEMPERATURE = 1e-6
@@ -47,13 +51,17 @@ def load(
     return model, load_tokenizer(tokenizer or str(folder)), folder
 
 
-def load_classifier(path: str | Path, *, int8: bool = False) -> tuple["Classifier", "HGRNImageProcessor | None", Path]:
+def load_classifier(
+    path: str | Path, *, int8: bool = False
+) -> tuple["Classifier", "HGRNImageProcessor | None", Path]:
     """The classifier in `path`, its image processor if it has one, and the folder they are in; as `load`."""
     from hgrn import models
 
     def kind(saved_as: str) -> type:
         if "Classification" not in saved_as or not hasattr(models, saved_as):
-            raise ValueError(f"it is a {saved_as or 'model without a name'}, and a classifier is needed")
+            raise ValueError(
+                f"it is a {saved_as or 'model without a name'}, and a classifier is needed"
+            )
         return getattr(models, saved_as)
 
     folder = find_checkpoint(Path(path))
@@ -64,7 +72,9 @@ def load_classifier(path: str | Path, *, int8: bool = False) -> tuple["Classifie
     try:
         return model, models.HGRNImageProcessor.from_dict(read_json(settings)), folder
     except ValueError as error:
-        raise UserError(f"{settings} does not describe an image processor of these models: {error}") from error
+        raise UserError(
+            f"{settings} does not describe an image processor of these models: {error}"
+        ) from error
 
 
 def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
@@ -80,7 +90,9 @@ def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
             raise ValueError(f"its config.json describes a model of type {found!r}, not 'hgrn'")
         named = config.get("architectures") or [""]
         if not isinstance(named, list) or not isinstance(named[0], str):
-            raise ValueError(f"architectures in its config.json must be a list of names, got {named!r}")
+            raise ValueError(
+                f"architectures in its config.json must be a list of names, got {named!r}"
+            )
         saved_as = named[0]
         with without_bars():
             model, report = kind(saved_as).from_pretrained(folder, output_loading_info=True)
@@ -90,11 +102,16 @@ def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
     if unfit:
         raise UserError(
             f"{folder}: the weights do not fit the model that its config.json describes; "
-            + "; ".join(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}" for kind, names in unfit.items())
+            + "; ".join(
+                f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}"
+                for kind, names in unfit.items()
+            )
         )
     wrong = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     if wrong:
-        raise UserError(f"{folder}: {', '.join(wrong[:3])} hold NaN or infinity; use an earlier checkpoint")
+        raise UserError(
+            f"{folder}: {', '.join(wrong[:3])} hold NaN or infinity; use an earlier checkpoint"
+        )
     if int8:
         quantize_int8(model)
     return model.eval()
@@ -115,14 +132,21 @@ def read_image(path: Path, channels: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def classify(model: "HGRNForImageClassification", processor: "HGRNImageProcessor", image: torch.Tensor) -> list[tuple[str, float]]:
+def classify(
+    model: "HGRNForImageClassification", processor: "HGRNImageProcessor", image: torch.Tensor
+) -> list[tuple[str, float]]:
     """Every class of a model and its probability for an image uint8 [C, H, W], the likeliest first."""
     inputs = processor(image, input_data_format="channels_first", return_tensors="pt")
     shares = model(**inputs).logits[0].float().softmax(0)
-    return [(model.config.id2label[index], shares[index].item()) for index in shares.argsort(descending=True).tolist()]
+    return [
+        (model.config.id2label[index], shares[index].item())
+        for index in shares.argsort(descending=True).tolist()
+    ]
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerFast", prompt: str, vocab_size: int) -> torch.Tensor:
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerFast", prompt: str, vocab_size: int
+) -> torch.Tensor:
     """The prompt's ids `[1, T]`. Bytes that are not UTF-8 (surrogate escapes, as in `sys.argv`) reach a byte-level model as they are.
 
     Raises UserError for an empty prompt, one that is no text, or text that the vocabulary does not hold.
@@ -132,7 +156,9 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerFast", prompt: str, vocab_size:
     try:
         raw = prompt.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise UserError(f"the prompt holds half of a surrogate pair at character {error.start}, which is no text") from None
+        raise UserError(
+            f"the prompt holds half of a surrogate pair at character {error.start}, which is no text"
+        ) from None
     if is_byte_tokenizer(tokenizer):
         ids = bytes_to_ids(raw).tolist()
     else:
@@ -147,21 +173,32 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerFast", prompt: str, vocab_size:
         raise UserError("the prompt is empty: give at least one character to go on from")
     strange = [i for i in ids if i >= vocab_size or (i == tokenizer.unk_token_id and i is not None)]
     if strange:
-        raise UserError(f"the prompt {prompt!r} has {len(strange)} token(s) outside of the model's vocabulary; reword it")
+        raise UserError(
+            f"the prompt {prompt!r} has {len(strange)} token(s) outside of the model's vocabulary; reword it"
+        )
     return torch.tensor([ids], device="cpu")
 
 
 def check_sampling(
-    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int | None = None
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
 ) -> None:
     """Raise UserError for a number that `generate` cannot follow."""
     if not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature < math.inf):
         rule = f"must be at least 0 (0, or a finite number from {_LOWEST_TEMPERATURE:g})"
-        raise UserError(f"temperature {rule}, got {temperature:g}; 0 takes the likeliest token, 1 samples as the model says")
+        raise UserError(
+            f"temperature {rule}, got {temperature:g}; 0 takes the likeliest token, 1 samples as the model says"
+        )
     if top_k is not None and top_k < 1:
-        raise UserError(f"top_k must be at least 1, got {top_k}; leave it out to sample from all tokens")
+        raise UserError(
+            f"top_k must be at least 1, got {top_k}; leave it out to sample from all tokens"
+        )
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p must be above 0 and at most 1, got {top_p:g}; leave it out to sample from all tokens")
+        raise UserError(
+            f"top_p must be above 0 and at most 1, got {top_p:g}; leave it out to sample from all tokens"
+        )
     if seed is not None and not 0 <= seed <= _LARGEST_SEED:
         raise UserError(f"seed must be from 0 to 2**64 - 1, got {seed}")
 
@@ -207,13 +244,28 @@ def generate(
     ids = encode_prompt(tokenizer, prompt, model.config.vocab_size)
     if seed is not None:
         torch.manual_seed(seed)
-    sampling = {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0} if temperature else {}
+    sampling = (
+        {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0}
+        if temperature
+        else {}
+    )
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=temperature > 0, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, **sampling,
-    )  # fmt: skip
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
     write(prompt)
     try:
-        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=_Pieces(tokenizer, write))
-    except (ValueError, TypeError) as error:  # what is not set here comes from the model's generation_config.json
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=settings,
+            streamer=_Pieces(tokenizer, write),
+        )
+    except (
+        ValueError,
+        TypeError,
+    ) as error:  # what is not set here comes from the model's generation_config.json
         raise UserError(f"the model's settings of generation cannot be used: {error}") from error

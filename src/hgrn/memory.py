@@ -23,4 +23,7 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     never, ahead = -1, 64 << 20  # any positive threshold would be one of at most 2 GiB
-    return all(mallopt(*pair) for pair in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, never), (_M_TOP_PAD, ahead)))
+    return all(
+        mallopt(*pair)
+        for pair in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, never), (_M_TOP_PAD, ahead))
+    )

@@ -48,7 +48,9 @@ def run(out: Path, overrides: dict[str, Any] | None = None) -> Evaluation | None
 
     print(f"\nA sample, after the prompt {PROMPT!r}:\n")
     text = []
-    inference.generate(model, tokenizer, PROMPT, text.append, max_new_tokens=400, temperature=0.7, seed=1)
+    inference.generate(
+        model, tokenizer, PROMPT, text.append, max_new_tokens=400, temperature=0.7, seed=1
+    )
     print("".join(text))
 
     import torch
@@ -69,7 +71,7 @@ Where it is
   {folder}   a model that transformers loads
   {curve}   the learning curve
   {picture}   forget gates and their learned lower bounds, layer by layer
-  {out / "log.jsonl"}   every logged number (`{pasted('tensorboard', '--logdir', out)}` shows them too)
+  {out / "log.jsonl"}   every logged number (`{pasted("tensorboard", "--logdir", out)}` shows them too)
 
 What to try next
   {pasted("hgrn", "generate", out, "--prompt", "To be, or not to be")}

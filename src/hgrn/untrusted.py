@@ -52,6 +52,10 @@ def _levels(value: Any) -> int:
     levels, inside = 0, [value]
     while inside and levels <= DEEPEST_JSON:
         levels += 1
-        parts = [part.values() if isinstance(part, dict) else part for part in inside if isinstance(part, (dict, list))]
+        parts = [
+            part.values() if isinstance(part, dict) else part
+            for part in inside
+            if isinstance(part, (dict, list))
+        ]
         inside = [each for part in parts for each in part]
     return levels

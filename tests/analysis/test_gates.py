@@ -18,7 +18,11 @@ def test_statistics_are_those_of_the_formula():
     shares = model.model.stack.bounds.logits.softmax(0)
     for number, layer in enumerate(layers):
         torch.testing.assert_close(layer.lower_bound, shares[:number].sum(0))
-        assert (layer.lower_bound <= layer.low).all() and (layer.low <= layer.mean).all() and (layer.mean <= layer.high).all()
+        assert (
+            (layer.lower_bound <= layer.low).all()
+            and (layer.low <= layer.mean).all()
+            and (layer.mean <= layer.high).all()
+        )
         assert (layer.high < 1).all()
 
     model.eval()
@@ -31,11 +35,15 @@ def test_statistics_are_those_of_the_formula():
 
 
 def test_without_lower_bounds(tmp_path):
-    model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, use_lower_bound=False))
+    model = HGRNForCausalLM(
+        HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, use_lower_bound=False)
+    )
     ids = torch.randint(11, (2, 20))
     layers, block = gate_statistics(model, ids), model.model.stack.blocks[0]
     assert [layer.lower_bound for layer in layers] == [None, None]
     first = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[0]
-    torch.testing.assert_close(layers[0].mean, torch.sigmoid(block.mixer.project(block.mixer_norm(first))[1]).mean((0, 1)))
+    torch.testing.assert_close(
+        layers[0].mean, torch.sigmoid(block.mixer.project(block.mixer_norm(first))[1]).mean((0, 1))
+    )
     forget_gates(layers, tmp_path / "gates.png")
     assert (tmp_path / "gates.png").stat().st_size > 10_000

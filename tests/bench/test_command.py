@@ -19,7 +19,9 @@ def test_limits_and_scan(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scans, "QUICK_PEER_SHAPE", (1, 16, 16))
     assert main(["bench", "limits", "scan", "--quick", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "freed memory is kept" in printed and str(tmp_path / "out" / "scan.csv") in printed.replace("\n", "")
+    assert "freed memory is kept" in printed and str(
+        tmp_path / "out" / "scan.csv"
+    ) in printed.replace("\n", "")
     rows = read_csv(tmp_path / "out" / "scan.csv")
     assert {
         "name",
@@ -35,10 +37,17 @@ def test_limits_and_scan(tmp_path, capsys, monkeypatch):
         "date",
     } <= set(rows[0])
     ours = [row for row in rows if row["ratio"]]
-    assert len(ours) == 2 * len(scans.CASES) * 2 and {row["kind"] for row in ours} == {"kernel", "op"}
-    assert all(float(row["p10_ms"]) <= float(row["median_ms"]) <= float(row["p90_ms"]) for row in ours)
+    assert len(ours) == 2 * len(scans.CASES) * 2 and {row["kind"] for row in ours} == {
+        "kernel",
+        "op",
+    }
+    assert all(
+        float(row["p10_ms"]) <= float(row["median_ms"]) <= float(row["p90_ms"]) for row in ours
+    )
     peers = [row for row in rows if row["shape"].startswith("peers")]
-    assert {"hgrn hgru_scan", "hgrn gated_scan", "PyTorch loop", "JAX lax.scan"} <= {row["peer"] for row in peers}
+    assert {"hgrn hgru_scan", "hgrn gated_scan", "PyTorch loop", "JAX lax.scan"} <= {
+        row["peer"] for row in peers
+    }
     assert all(row["median_ms"] or row["note"] == "not installed" for row in peers)
     assert {row["name"] for row in read_csv(tmp_path / "out" / "limits.csv")} >= {"matrix product"}
     assert (tmp_path / "out" / "bench_scan_limits.png").stat().st_size > 1000
@@ -50,7 +59,9 @@ def test_the_others(tmp_path, monkeypatch, name):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plots = tmp_path / "plots"
     assert main(["bench", name, "--quick", "--out", str(tmp_path), "--plots", str(plots)]) == 0
-    assert read_csv(tmp_path / f"{name}.csv") and (name == "start" or list(plots.glob("bench_*.png")))
+    assert read_csv(tmp_path / f"{name}.csv") and (
+        name == "start" or list(plots.glob("bench_*.png"))
+    )
 
 
 def test_an_unknown_name_is_refused(capsys):

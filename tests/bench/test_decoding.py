@@ -10,7 +10,9 @@ from hgrn.models import HGRNConfig, HGRNForCausalLM
 
 
 def model(**fields) -> HGRNForCausalLM:
-    return HGRNForCausalLM(HGRNConfig(vocab_size=100, hidden_size=16, num_hidden_layers=2, **fields)).eval()
+    return HGRNForCausalLM(
+        HGRNConfig(vocab_size=100, hidden_size=16, num_hidden_layers=2, **fields)
+    ).eval()
 
 
 def test_a_tied_table_is_read_and_an_untied_one_is_not():
@@ -22,7 +24,9 @@ def test_a_tied_table_is_read_and_an_untied_one_is_not():
 def test_8_bit_weights_are_about_a_quarter_and_the_model_stays_as_it_was():
     full = model(bias=False)
     small = decoding.FORMATS["int8"](full)
-    assert 0.25 < decoding.weight_bytes(small) / decoding.weight_bytes(full) < 0.5  # so narrow, scales and norms count
+    assert (
+        0.25 < decoding.weight_bytes(small) / decoding.weight_bytes(full) < 0.5
+    )  # so narrow, scales and norms count
     assert decoding.FORMATS["float32"](full) is full and full.lm_head.weight.dtype == torch.float32
 
 

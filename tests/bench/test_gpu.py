@@ -33,15 +33,27 @@ def test_a_rehearsal_runs_to_its_end(tmp_path):
     rows = read_csv(tmp_path / "gpu.csv")
     measured = {row["name"] for row in rows if row["peer"] == "hgrn" and row["median_ms"]}
     assert measured >= {
-        "hgru_scan real forward", "hgru_scan real backward", "hgru_scan complex forward", "hgru_scan complex backward",
-        "scan real forward+backward", "training step, eager", "training step, compiled", "training step, compiled: first call",
-        "decoding step", "decoding step, CUDA graph",
-    }  # fmt: skip
+        "hgru_scan real forward",
+        "hgru_scan real backward",
+        "hgru_scan complex forward",
+        "hgru_scan complex backward",
+        "scan real forward+backward",
+        "training step, eager",
+        "training step, compiled",
+        "training step, compiled: first call",
+        "decoding step",
+        "decoding step, CUDA graph",
+    }
     assert all("mean nothing" in row["gpu"] for row in rows)
     assert {row["peer"] for row in rows if row["note"].startswith("left out")} <= {
-        "flash-linear-attention", "Transformer", *(f"{kind}, {how}" for kind in ("chunk_hgrn", "fused_recurrent_hgrn")
-                                                   for how in ("eager", "compiled")),
-    }  # fmt: skip
+        "flash-linear-attention",
+        "Transformer",
+        *(
+            f"{kind}, {how}"
+            for kind in ("chunk_hgrn", "fused_recurrent_hgrn")
+            for how in ("eager", "compiled")
+        ),
+    }
     assert (tmp_path / "bench_gpu.png").stat().st_size > 10_000
 
 
@@ -87,13 +99,19 @@ def test_the_sampled_channels_are_those_of_the_whole(is_complex, dtype):
 
 def test_what_is_wrong_of_ours_is_a_failure_and_has_no_time(bench, monkeypatch):
     right = ops.hgru_scan
-    monkeypatch.setattr(ops, "hgru_scan", lambda *inputs, engine=None: tuple(
-        part * (1 if engine is None else 1.1) for part in right(*inputs)
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        ops,
+        "hgru_scan",
+        lambda *inputs, engine=None: tuple(
+            part * (1 if engine is None else 1.1) for part in right(*inputs)
+        ),
+    )
     monkeypatch.setattr(scans, "options", lambda bench: None)
     scans.announce(bench)
     scans.run(bench, check=True, time=True)
-    assert len(bench.failures) == 7 and all("differs from the reference" in failure for failure in bench.failures)
+    assert len(bench.failures) == 7 and all(
+        "differs from the reference" in failure for failure in bench.failures
+    )
     assert not [row for row in bench.rows if row.ratio is not None]
     assert all(found is None for _, found in bench.targets.values())
     assert "WRONG" in table(bench) and "open" in table(bench)
@@ -113,7 +131,11 @@ def test_an_error_of_our_model_is_a_failure(bench, monkeypatch):
 
 def test_a_model_that_is_wrong_is_not_measured(bench, monkeypatch):
     right = models.loss_of
-    monkeypatch.setattr(models, "loss_of", lambda model, ids: right(model, ids) * (1 if model.dtype == torch.float64 else 1.01))
+    monkeypatch.setattr(
+        models,
+        "loss_of",
+        lambda model, ids: right(model, ids) * (1 if model.dtype == torch.float64 else 1.01),
+    )
     passed = models.gates(bench)
     assert "hgrn" not in passed and len(bench.failures) == 2 and "the loss" in bench.failures[0]
     models.train(bench, models.TINY, passed - {"Transformer"}, False, {})
@@ -131,5 +153,7 @@ def test_what_there_was_no_time_for_is_named():
 @pytest.mark.parametrize("size", models.SIZES, ids=lambda size: size.name)
 def test_models_have_about_equally_many_parameters(size):
     with torch.device("meta"):
-        ours, other = (models.parameters(build(size)) for build in (models.ours, models.transformer))
+        ours, other = (
+            models.parameters(build(size)) for build in (models.ours, models.transformer)
+        )
     assert abs(other / ours - 1) < 0.03

@@ -26,18 +26,31 @@ def recipe_of(run, images):
     return load_recipe(run.recipe, images | run.changes | {"training.precision": "fp32"})
 
 
-@pytest.mark.parametrize("run", [run for run in RUNS if run.make_task is not build_task], ids=lambda run: run.name)
+@pytest.mark.parametrize(
+    "run", [run for run in RUNS if run.make_task is not build_task], ids=lambda run: run.name
+)
 def test_peers_are_as_large_as_ours(run, images):
     ranks = Ranks(0, 1, torch.device("cpu"))
-    sizes = [sum(p.numel() for p in make(recipe_of(run, images), ranks).model.parameters()) for make in (build_task, run.make_task)]
+    sizes = [
+        sum(p.numel() for p in make(recipe_of(run, images), ranks).model.parameters())
+        for make in (build_task, run.make_task)
+    ]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
 
 
 @pytest.mark.parametrize("make_task", [ViTTask, CNNTask, LSTMTask])
 def test_peers_train_and_are_saved(make_task, images, tmp_path):
     (run,) = [run for run in RUNS if run.make_task is make_task]
-    short = {"training.steps": 2, "training.eval_every": None, "training.save_every": 2, "schedule.warmup_steps": 1, "batch.batch_size": 4}
-    changes = images | run.changes | short | {"training.precision": "fp32", "training.average": None}
+    short = {
+        "training.steps": 2,
+        "training.eval_every": None,
+        "training.save_every": 2,
+        "schedule.warmup_steps": 1,
+        "batch.batch_size": 4,
+    }
+    changes = (
+        images | run.changes | short | {"training.precision": "fp32", "training.average": None}
+    )
     before = {}
 
     def make(*arguments):
@@ -49,4 +62,7 @@ def test_peers_train_and_are_saved(make_task, images, tmp_path):
     after = load_file(outcome.checkpoint / "model.safetensors")
     moved = [name for name, value in after.items() if not torch.equal(value, before[name])]
     assert len(moved) > 0.8 * len(after) and all(value.isfinite().all() for value in after.values())
-    load_weights(make(load_recipe(run.recipe, changes), Ranks(0, 1, torch.device("cpu"))).model, outcome.checkpoint)
+    load_weights(
+        make(load_recipe(run.recipe, changes), Ranks(0, 1, torch.device("cpu"))).model,
+        outcome.checkpoint,
+    )

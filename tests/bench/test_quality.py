@@ -65,7 +65,9 @@ def test_only_what_is_missing_is_run(finished, tmp_path, monkeypatch):
     path, rows = finished
     write_csv(tmp_path / "quality.csv", rows[:-2])  # as if the last run had been interrupted
     trained, train = [], quality._train
-    monkeypatch.setattr(quality, "_train", lambda *arguments: trained.append(arguments[3]) or train(*arguments))
+    monkeypatch.setattr(
+        quality, "_train", lambda *arguments: trained.append(arguments[3]) or train(*arguments)
+    )
     again = quality.run(tmp_path / "quality.csv", environment(), silent, PLAN)
     assert trained == [PLAN.final_s] and len(again) == len(rows) and again[:-2] == rows[:-2]
 
@@ -110,9 +112,13 @@ def test_every_byte_but_the_first_counts_once(length, window):
 def test_windows_give_at_least_half_a_window_of_context(monkeypatch):
     model, context = FirstSeen(), []
     monkeypatch.setattr(
-        model, "logits", lambda ids: torch.arange(ids.shape[1]).double()[None, :, None].expand(len(ids), -1, 256)
+        model,
+        "logits",
+        lambda ids: torch.arange(ids.shape[1]).double()[None, :, None].expand(len(ids), -1, 256),
     )
-    monkeypatch.setattr(quality, "_nats", lambda found, labels: context.extend(found[:, 0].tolist()) or 0.0)
+    monkeypatch.setattr(
+        quality, "_nats", lambda found, labels: context.extend(found[:, 0].tolist()) or 0.0
+    )
     bits_per_byte(model, Text(torch.arange(31)), 8)
     assert context[:8] == list(range(8)) and len(context) == 30 and min(context[8:]) >= 4
 
@@ -130,7 +136,11 @@ def test_reading_in_chunks_is_reading_at_once(monkeypatch):
 def test_the_rate_rises_then_falls_to_the_end_of_the_time():
     rates = [quality.schedule(k / 1000) for k in range(1001)]
     assert max(rates) == pytest.approx(1) and rates.index(max(rates)) == 30
-    assert rates[0] > 0 and rates[-1] == pytest.approx(0.01) and quality.schedule(1.2) == pytest.approx(0.01)
+    assert (
+        rates[0] > 0
+        and rates[-1] == pytest.approx(0.01)
+        and quality.schedule(1.2) == pytest.approx(0.01)
+    )
     assert all(a >= b for a, b in zip(rates[30:], rates[31:]))
 
 

@@ -38,13 +38,30 @@ COLUMNS = [
 
 
 def test_a_row_comes_back_from_the_file(tmp_path):
-    row = Row.timed(Times(2.0, 1.5, 3.0, 7), limit_ms=1.0, name="scan, real", shape="[8, 2]", bytes=96, note='says "x"')
+    row = Row.timed(
+        Times(2.0, 1.5, 3.0, 7),
+        limit_ms=1.0,
+        name="scan, real",
+        shape="[8, 2]",
+        bytes=96,
+        note='says "x"',
+    )
     write_csv(tmp_path / "new" / "a.csv", [row.text | environment()])
     (read,) = read_csv(tmp_path / "new" / "a.csv")
     assert list(read) == COLUMNS
     assert read["name"] == "scan, real" and read["note"] == 'says "x"' and read["shape"] == "[8, 2]"
-    assert (float(read["median_ms"]), float(read["ratio"]), read["repeats"], read["bytes"]) == (2.0, 0.5, "7", "96")
-    assert read["tokens_per_s"] == "" and read["cpu"] and int(read["cores"]) >= 1 and read["date"].endswith("+00:00")
+    assert (float(read["median_ms"]), float(read["ratio"]), read["repeats"], read["bytes"]) == (
+        2.0,
+        0.5,
+        "7",
+        "96",
+    )
+    assert (
+        read["tokens_per_s"] == ""
+        and read["cpu"]
+        and int(read["cores"]) >= 1
+        and read["date"].endswith("+00:00")
+    )
 
 
 def test_a_row_whose_time_was_used_up_says_so():

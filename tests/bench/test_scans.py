@@ -30,20 +30,28 @@ def test_a_wrong_kernel_is_refused(monkeypatch, kernel, gradient):
         return first + 1e-3 * first.abs().max(), *others
 
     monkeypatch.setattr(cpu, kernel, wrong)
-    with pytest.raises(UserError, match=rf"{kernel.removesuffix('_backward')} real.*in float32 differs .* by 0.001"):
+    with pytest.raises(
+        UserError, match=rf"{kernel.removesuffix('_backward')} real.*in float32 differs .* by 0.001"
+    ):
         check(ScanCase(kernel.removesuffix("_backward"), False, gradient), SHAPE, torch.float32)
 
 
 def test_a_kernel_that_gives_nan_is_refused(monkeypatch):
     right = cpu.hgru_scan
-    monkeypatch.setattr(cpu, "hgru_scan", lambda *arguments: tuple(part * float("nan") for part in right(*arguments)))
+    monkeypatch.setattr(
+        cpu,
+        "hgru_scan",
+        lambda *arguments: tuple(part * float("nan") for part in right(*arguments)),
+    )
     with pytest.raises(UserError, match="nan of the largest"):
         check(ScanCase("hgru_scan", True, False), SHAPE, torch.float32)
 
 
 def test_nothing_is_measured_after_a_refusal(monkeypatch):
     right = cpu.hgru_scan
-    monkeypatch.setattr(cpu, "hgru_scan", lambda *arguments: tuple(2 * part for part in right(*arguments)))
+    monkeypatch.setattr(
+        cpu, "hgru_scan", lambda *arguments: tuple(2 * part for part in right(*arguments))
+    )
     with pytest.raises(UserError, match="no time of it is reported"):
         scans.measure(True, lambda title: lambda done, total: None)
 
@@ -66,7 +74,9 @@ def test_given_outputs_are_the_same_memory_in_every_call():
     case = ScanCase("hgru_scan", False, True)
     given, call = GivenOutputs(), case.call(case.inputs(SHAPE, torch.float32))
     allocate = cpu._empty
-    first = [tensor.data_ptr() for tensor in given.wrap(call)()][:3]  # h and the gradients of candidate and forget
+    first = [tensor.data_ptr() for tensor in given.wrap(call)()][
+        :3
+    ]  # h and the gradients of candidate and forget
     second = [tensor.data_ptr() for tensor in given.wrap(call)()][:3]
     assert first == second and len(set(first)) == 3
     assert cpu._empty is allocate
@@ -82,7 +92,10 @@ def test_given_outputs_are_the_same_memory_in_every_call():
     ],
 )
 def test_minimal_bytes(kernel, complex_state, backward, numbers):
-    assert ScanCase(kernel, complex_state, backward).minimal_bytes((2, 3, 4), torch.float16) == numbers * 24 * 2
+    assert (
+        ScanCase(kernel, complex_state, backward).minimal_bytes((2, 3, 4), torch.float16)
+        == numbers * 24 * 2
+    )
 
 
 @pytest.mark.parametrize("peer", scan_peers.PEERS, ids=lambda peer: peer.name)
@@ -95,5 +108,7 @@ def test_peers_compute_the_same_recurrence(peer):
         prepared = peer.prepare(a, x, grad)
     except ImportError:
         pytest.skip(f"{peer.package} is not installed")
-    for name, actual, wanted in zip(("h", "gradient of a", "gradient of x"), prepared.run(), expected, strict=True):
+    for name, actual, wanted in zip(
+        ("h", "gradient of a", "gradient of x"), prepared.run(), expected, strict=True
+    ):
         assert_close(prepared.back(actual), wanted, torch.float32, name)

@@ -19,8 +19,12 @@ from tests.training.tiny_arena import TINY
 
 
 def test_runs_are_chosen_by_name_group_and_data():
-    assert [run.name for run in chosen(["fashion-mnist/vit"], {"fashion-mnist": "x"})] == ["fashion-mnist/vit"]
-    assert {run.group for run in chosen(["fashion-mnist-pixels"], {"fashion-mnist": "x"})} == {"fashion-mnist-pixels"}
+    assert [run.name for run in chosen(["fashion-mnist/vit"], {"fashion-mnist": "x"})] == [
+        "fashion-mnist/vit"
+    ]
+    assert {run.group for run in chosen(["fashion-mnist-pixels"], {"fashion-mnist": "x"})} == {
+        "fashion-mnist-pixels"
+    }
     assert {run.data for run in chosen([], {})} <= GENERATED.keys()
     with pytest.raises(UserError, match="no run is called 'vit': see --list"):
         chosen(["vit"], {})
@@ -36,12 +40,19 @@ def test_every_run_is_of_a_shipped_recipe_and_starts_from_one_before_it(tmp_path
     assert len(set(names)) == len(names)
     for number, run in enumerate(RUNS):
         recipe = load_recipe(run.recipe, {"data.path": str(tmp_path)} | run.changes)
-        assert recipe.training.eval_every and recipe.training.steps >= recipe.training.eval_every, run.name
+        assert recipe.training.eval_every and recipe.training.steps >= recipe.training.eval_every, (
+            run.name
+        )
         assert run.start is None or run.start in names[:number]
 
 
 def test_a_chain_of_runs_is_trained_once(tmp_path, monkeypatch, capsys):
-    model = {"preset": "lra-listops", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = {
+        "preset": "lra-listops",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+    }
     data = {"task": "listops", "path": "x", "cache": str(tmp_path / "cache")}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"data": data, "model": model}))
     recipe = str(tmp_path / "tiny.yaml")
@@ -51,45 +62,81 @@ def test_a_chain_of_runs_is_trained_once(tmp_path, monkeypatch, capsys):
     ]
     for room in (trained, trained_runs):
         monkeypatch.setattr(room, "RUNS", runs)
-    generated = {"generated": "listops --train 24 --validation 6 --test 6 --min-length 8 --max-length 60 --processes 1"}
+    generated = {
+        "generated": "listops --train 24 --validation 6 --test 6 --min-length 8 --max-length 60 --processes 1"
+    }
     monkeypatch.setattr(trained, "GENERATED", generated)
     generate(tmp_path / "given" / "inside", 1, 24, 6, 6, processes=1)
     out = tmp_path / "rows.csv"
     monkeypatch.setattr(
-        sys, "argv", ["trained", "--data", f"given={tmp_path / 'given'}", "--runs", str(tmp_path / "runs"), "--out", str(out)]
+        sys,
+        "argv",
+        [
+            "trained",
+            "--data",
+            f"given={tmp_path / 'given'}",
+            "--runs",
+            str(tmp_path / "runs"),
+            "--out",
+            str(out),
+        ],
     )
     assert trained.main() == 0
     first, second = read_csv(out)
-    assert (first["run"], first["test_examples"], second["test_examples"]) == ("tiny/first", "6", "6")
+    assert (first["run"], first["test_examples"], second["test_examples"]) == (
+        "tiny/first",
+        "6",
+        "6",
+    )
     assert first["command"] == "python -m benchmarks.trained tiny/first"
     assert second["command"] == f"hgrn train {recipe} --optimizer.lr 1e-09"
-    saved = [tmp_path / "runs" / run.name / "checkpoints" / "step-000002" / "model.safetensors" for run in runs]
+    saved = [
+        tmp_path / "runs" / run.name / "checkpoints" / "step-000002" / "model.safetensors"
+        for run in runs
+    ]
     before, after = map(load_file, saved)
     for name, value in before.items():
         if "running" not in name and "num_batches" not in name:
-            torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6, msg=name)  # a rate of 1e-9 moves nothing
+            torch.testing.assert_close(
+                after[name], value, rtol=0, atol=1e-6, msg=name
+            )  # a rate of 1e-9 moves nothing
     assert (tmp_path / "trained_tiny.png").stat().st_size > 10_000
 
     capsys.readouterr()
     assert trained.main() == 0
-    assert capsys.readouterr().out.splitlines() == ["tiny/first: done before", "tiny/second: done before"]
+    assert capsys.readouterr().out.splitlines() == [
+        "tiny/first: done before",
+        "tiny/second: done before",
+    ]
     assert read_csv(out) == [first, second]
 
     write_csv(out, [first])
     shutil.rmtree(tmp_path / "runs" / "tiny" / "first")
     assert trained.main() == 2
-    assert "tiny/second starts from tiny/first, of which" in capsys.readouterr().err and read_csv(out) == [first]
+    assert "tiny/second starts from tiny/first, of which" in capsys.readouterr().err and read_csv(
+        out
+    ) == [first]
     out.unlink()
     monkeypatch.setattr(trained, "RUNS", runs[1:])
     assert trained.main() == 2
-    assert "which has no row: train it first, python -m benchmarks.trained tiny/first" in capsys.readouterr().err
+    assert (
+        "which has no row: train it first, python -m benchmarks.trained tiny/first"
+        in capsys.readouterr().err
+    )
 
 
 def test_data_whose_generation_was_stopped_are_generated_again(tmp_path, monkeypatch):
     run = Run("tiny", "run", "lra/pathfinder-cpu", "marks")
-    monkeypatch.setattr(trained, "GENERATED", {"marks": "pathfinder --number 10 --contour-length 3 --distractors 0 --processes 1"})
+    monkeypatch.setattr(
+        trained,
+        "GENERATED",
+        {"marks": "pathfinder --number 10 --contour-length 3 --distractors 0 --processes 1"},
+    )
     (tmp_path / "data" / "marks.partial" / "curv_contour_length_3").mkdir(parents=True)
     path = trained.data_of(run, {}, tmp_path)
     assert path == str(tmp_path / "data" / "marks")
-    assert len(list((tmp_path / "data" / "marks").rglob("*.png"))) == 10 and not (tmp_path / "data" / "marks.partial").exists()
+    assert (
+        len(list((tmp_path / "data" / "marks").rglob("*.png"))) == 10
+        and not (tmp_path / "data" / "marks.partial").exists()
+    )
     assert trained.data_of(run, {"marks": "elsewhere"}, tmp_path) == "elsewhere"

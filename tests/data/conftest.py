@@ -8,6 +8,7 @@ import pytest
 from hgrn.data.text import TextData, TextSplit
 from hgrn.data.tokens import TokenFile, prepare
 
+
 @pytest.fixture
 def make_data(tmp_path: Path) -> Callable[..., TextData]:
     """TextData with one split `train` of all the text, unless told otherwise, and a cache of its own."""

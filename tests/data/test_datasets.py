@@ -28,13 +28,19 @@ def folder(datasets, tmp_path):
 
 
 def read(data, split):
-    return [b"".join(unit.blocks).decode() for unit in SplitText(data, split).units(whole_characters=False)]
+    return [
+        b"".join(unit.blocks).decode()
+        for unit in SplitText(data, split).units(whole_characters=False)
+    ]
 
 
 def test_saved_splits(folder, make_data):
-    splits = {"train": TextSplit(), "valid": TextSplit(name="test"),
-              "half": TextSplit(name="train", span=(0.5, 1)),
-              "early": TextSplit(name="train", select=Select("year", below=3))}
+    splits = {
+        "train": TextSplit(),
+        "valid": TextSplit(name="test"),
+        "half": TextSplit(name="train", span=(0.5, 1)),
+        "early": TextSplit(name="train", select=Select("year", below=3)),
+    }
     data = make_data(dataset=str(folder), splits=splits)
     assert read(data, "train") == LINES
     assert read(data, "valid") == ["later"]
@@ -74,26 +80,39 @@ def test_cache_follows_the_content(datasets, tmp_path, make_data):
     assert save("one") == first
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"splits": {"train": TextSplit(name="nope")}}, "split 'nope' cannot be loaded: it has no split 'nope'; "
-                                                    "there is train, test"),
-    ({"text_field": "body"}, "no column 'body'; set text_field to one of text, year"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (
+            {"splits": {"train": TextSplit(name="nope")}},
+            "split 'nope' cannot be loaded: it has no split 'nope'; there is train, test",
+        ),
+        ({"text_field": "body"}, "no column 'body'; set text_field to one of text, year"),
+    ],
+)
 def test_wrong_names(folder, make_data, settings, message):
     with pytest.raises(UserError, match=message):
         SplitText(make_data(dataset=str(folder), **settings), "train")
 
 
 def test_what_datasets_raises_becomes_one_message(datasets, make_data, monkeypatch):
-    errors = [ConnectionError("Couldn't reach 'wikitext' on the Hub\nmore"), ValueError("Unknown split"),
-              datasets.exceptions.DatasetGenerationError("An error occurred"), OSError()]
+    errors = [
+        ConnectionError("Couldn't reach 'wikitext' on the Hub\nmore"),
+        ValueError("Unknown split"),
+        datasets.exceptions.DatasetGenerationError("An error occurred"),
+        OSError(),
+    ]
     for error in errors:
+
         def fail(*args, error=error, **kwargs):
             raise error
 
         monkeypatch.setattr(datasets, "load_dataset", fail)
         data = make_data(dataset="wikitext", config="wikitext-103-raw-v1")
-        with pytest.raises(UserError, match="^dataset 'wikitext', config 'wikitext-103-raw-v1', split "
-                                            "'train' cannot be loaded: .*network connection") as caught:
+        with pytest.raises(
+            UserError,
+            match="^dataset 'wikitext', config 'wikitext-103-raw-v1', split "
+            "'train' cannot be loaded: .*network connection",
+        ) as caught:
             SplitText(data, "train")
         assert "\n" not in str(caught.value)

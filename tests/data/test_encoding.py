@@ -11,7 +11,11 @@ from hgrn.data.text import Unit
 from hgrn.data.tokenizer import BYTE_EOS, byte_tokenizer, train_tokenizer
 from hgrn.errors import UserError
 
-TEXTS = ["the cat sat on the mat\n", "d\u00e9j\u00e0 vu", "one two three four five six seven eight\n"] * 3
+TEXTS = [
+    "the cat sat on the mat\n",
+    "d\u00e9j\u00e0 vu",
+    "one two three four five six seven eight\n",
+] * 3
 EOS = "|"
 
 
@@ -22,8 +26,10 @@ def bpe(tmp_path_factory):
 
 def units(*contents: bytes, block: int = 1000) -> list[Unit]:
     """Files with these contents, read in blocks."""
-    return [Unit(f"file{number}", 0, [content[i:i + block] for i in range(0, len(content), block)])
-            for number, content in enumerate(contents)]
+    return [
+        Unit(f"file{number}", 0, [content[i : i + block] for i in range(0, len(content), block)])
+        for number, content in enumerate(contents)
+    ]
 
 
 def collect(encoder, source) -> tuple[list[int], list[int], int]:
@@ -77,11 +83,14 @@ def test_every_line_is_a_document(kind, contents, expected, block, bpe):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
-@pytest.mark.parametrize("contents, expected", [
-    ((b"a\nb\n", b"c"), "a\nb\n|c"),
-    ((b"a",), "a"),
-    ((b"", b"a", b""), "|a|"),
-])
+@pytest.mark.parametrize(
+    "contents, expected",
+    [
+        ((b"a\nb\n", b"c"), "a\nb\n|c"),
+        ((b"a",), "a"),
+        ((b"", b"a", b""), "|a|"),
+    ],
+)
 def test_every_file_is_a_document(kind, contents, expected, bpe):
     encoder = ByteEncoder(by_line=False) if kind == "bytes" else TextEncoder(bpe, by_line=False)
     tokens, starts, num_bytes = collect(encoder, units(*contents, block=2))
@@ -90,8 +99,11 @@ def test_every_file_is_a_document(kind, contents, expected, bpe):
     assert num_bytes == len(expected) - expected.count(EOS)
 
 
-@given(contents=st.lists(st.binary(max_size=20), min_size=1, max_size=5), by_line=st.booleans(),
-       block=st.integers(1, 9))
+@given(
+    contents=st.lists(st.binary(max_size=20), min_size=1, max_size=5),
+    by_line=st.booleans(),
+    block=st.integers(1, 9),
+)
 def test_bytes_come_back_and_starts_follow_the_end_of_text(contents, by_line, block):
     tokens, starts, _ = collect(ByteEncoder(by_line), units(*contents, block=block))
     ends = np.flatnonzero(np.array(tokens) == BYTE_EOS)
@@ -112,7 +124,9 @@ def test_long_documents_are_cut_after_newlines(bpe, monkeypatch):
     text = "one two\nthree four five six\n\nd\u00e9j\u00e0 vu seven"
     pieces = [text for text, _ in encoding._pieces(units(text.encode(), block=7), by_line=False)]
     assert pieces == ["one two\n", "three four", " five six\n", "\n", "d\u00e9j\u00e0 vu se", "ven"]
-    tokens, starts, num_bytes = collect(TextEncoder(bpe, False), units(text.encode(), b"end", block=7))
+    tokens, starts, num_bytes = collect(
+        TextEncoder(bpe, False), units(text.encode(), b"end", block=7)
+    )
     assert as_text(tokens, bpe) == text + "|end"
     assert len(starts) == 2 and num_bytes == len(text.encode()) + 3
 
@@ -134,16 +148,21 @@ def test_batches_do_not_change_the_tokens(bpe, monkeypatch):
             assert collect(TextEncoder(bpe, True), source) == expected
 
 
-@pytest.mark.parametrize("content, position, byte", [
-    (b"ab\xffcd", 2, "ff"),
-    (b"abc\xc3", 3, "c3"),
-    (b"d\xc3\xa9j\xc3x", 4, "c3"),
-    (b"abcdefgh\xe6\x97 ", 8, "e6"),
-])
+@pytest.mark.parametrize(
+    "content, position, byte",
+    [
+        (b"ab\xffcd", 2, "ff"),
+        (b"abc\xc3", 3, "c3"),
+        (b"d\xc3\xa9j\xc3x", 4, "c3"),
+        (b"abcdefgh\xe6\x97 ", 8, "e6"),
+    ],
+)
 @pytest.mark.parametrize("block", [1, 3, 1000])
 def test_invalid_utf8_is_named_by_file_and_byte(bpe, content, position, byte, block):
     (unit,) = units(content, block=block)
-    with pytest.raises(UserError, match=rf"file0: byte {position + 100} \(0x{byte}\) is not valid UTF-8"):
+    with pytest.raises(
+        UserError, match=rf"file0: byte {position + 100} \(0x{byte}\) is not valid UTF-8"
+    ):
         collect(TextEncoder(bpe, False), [Unit(unit.where, 100, unit.blocks)])
     assert collect(ByteEncoder(False), [unit])[0] == list(content)
 

@@ -25,7 +25,16 @@ def names(entry) -> list[str]:
 
 
 def test_folder_is_searched_for_text_and_sorted(tmp_path):
-    for name in ("b.txt", "a.md", "sub/c.jsonl", "sub/d.TXT.gz", "e.py", ".hidden.txt", ".git/f.md", "g.bak"):
+    for name in (
+        "b.txt",
+        "a.md",
+        "sub/c.jsonl",
+        "sub/d.TXT.gz",
+        "e.py",
+        ".hidden.txt",
+        ".git/f.md",
+        "g.bak",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
@@ -40,17 +49,26 @@ def test_glob_and_any_single_file(tmp_path):
     assert names(tmp_path / "odd[1].txt") == ["odd[1].txt"]
 
 
-@pytest.mark.parametrize("entry, message", [
-    ("shakespere.txt", "not found; did you mean shakespeare.txt?"),
-    ("quite-different", "quite-different not found"),
-    ("nowhere/a.txt", "there is no folder"),
-    ("empty", "has no .txt, .md, .jsonl files"),
-    ("*.py", "no file matches"),
-    ("a.txt.zst", "use .gz, .bz2, .xz"),
-    ("packed", "use .gz, .bz2, .xz"),
-])
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ("shakespere.txt", "not found; did you mean shakespeare.txt?"),
+        ("quite-different", "quite-different not found"),
+        ("nowhere/a.txt", "there is no folder"),
+        ("empty", "has no .txt, .md, .jsonl files"),
+        ("*.py", "no file matches"),
+        ("a.txt.zst", "use .gz, .bz2, .xz"),
+        ("packed", "use .gz, .bz2, .xz"),
+    ],
+)
 def test_what_is_wrong_with_an_entry(tmp_path, entry, message):
-    for name in ("empty/readme.rst", "packed/a.txt", "packed/b.txt.zst", "shakespeare.txt", "a.txt.zst"):
+    for name in (
+        "empty/readme.rst",
+        "packed/a.txt",
+        "packed/b.txt.zst",
+        "shakespeare.txt",
+        "a.txt.zst",
+    ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
@@ -58,10 +76,16 @@ def test_what_is_wrong_with_an_entry(tmp_path, entry, message):
     assert found == [] and message in problem
 
 
-@pytest.mark.parametrize("entry, message", [
-    ("", "the name '' is empty"), ("  ", "the name '  ' is empty"), ("x" * 300, "cannot be looked up: .*too long"),
-    ("~nobody-of-this-name/a.txt", "cannot be looked up: Could not determine home"), ("a\0b", "not found|cannot be looked up"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ("", "the name '' is empty"),
+        ("  ", "the name '  ' is empty"),
+        ("x" * 300, "cannot be looked up: .*too long"),
+        ("~nobody-of-this-name/a.txt", "cannot be looked up: Could not determine home"),
+        ("a\0b", "not found|cannot be looked up"),
+    ],
+)
 def test_names_that_no_file_can_have(entry, message):
     found, problem = expand(entry)
     assert found == [] and re.search(message, problem)
@@ -106,7 +130,9 @@ def test_blocks_are_the_bytes_asked_for(tmp_path, monkeypatch, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
-@pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: b"not compressed"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"not compressed"]
+)
 def test_damaged_compression_is_named(tmp_path, suffix, damage):
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(damage(COMPRESS[suffix](os.urandom(1000))))
@@ -123,11 +149,14 @@ def test_records(tmp_path, suffix):
     assert list(file.records()) == [("a.jsonl:1", {"text": "a"}), ("a.jsonl:4", {"text": "b"})]
 
 
-@pytest.mark.parametrize("line, message", [
-    (b'{"text": ', "a.jsonl:2: not valid JSON"),
-    (b'{"text": "\xff"}', "a.jsonl:2: not valid JSON"),
-    (b'["text"]', "a.jsonl:2: every line must be a JSON object; got list"),
-])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (b'{"text": ', "a.jsonl:2: not valid JSON"),
+        (b'{"text": "\xff"}', "a.jsonl:2: not valid JSON"),
+        (b'["text"]', "a.jsonl:2: every line must be a JSON object; got list"),
+    ],
+)
 def test_bad_records_are_named_by_file_and_line(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n' + line + b"\n")
@@ -141,7 +170,9 @@ def test_character_border(tmp_path_factory, text, data):
     path.write_bytes(text.encode())
     position = data.draw(st.integers(0, len(text.encode())))
     borders = [len(text[:count].encode()) for count in range(len(text) + 1)]
-    assert TextFile("a", path).character_border(position) == min(each for each in borders if each >= position)
+    assert TextFile("a", path).character_border(position) == min(
+        each for each in borders if each >= position
+    )
 
 
 def test_signature_changes_with_the_file(tmp_path):

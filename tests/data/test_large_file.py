@@ -73,8 +73,11 @@ def test_three_gigabytes_in_one_and_a_half(tmp_path):
             lines = "".join(f"line {number} of a long text\n" for number in range(500_000)).encode()
             while file.tell() < SIZE:
                 file.write(lines)
-        done = subprocess.run([sys.executable, "-c", LIMITED, text, tmp_path / "cache", str(ALLOWED)],
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, text, tmp_path / "cache", str(ALLOWED)],
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         print(done.stdout)
     finally:

@@ -39,12 +39,19 @@ def same(a: Batch, b: Batch) -> bool:
         return False
     if a.cu_seqlens is not None and not torch.equal(a.cu_seqlens, b.cu_seqlens):
         return False
-    return (torch.equal(a.input_ids, b.input_ids) and torch.equal(a.labels, b.labels)
-            and (a.restart, a.block_size) == (b.restart, b.block_size))
+    return (
+        torch.equal(a.input_ids, b.input_ids)
+        and torch.equal(a.labels, b.labels)
+        and (a.restart, a.block_size) == (b.restart, b.block_size)
+    )
 
 
-SIZES = {"length": st.integers(2, 300), "block": st.integers(1, 9), "batch": st.integers(1, 5),
-         "seed": st.integers(0, 99)}
+SIZES = {
+    "length": st.integers(2, 300),
+    "block": st.integers(1, 9),
+    "batch": st.integers(1, 5),
+    "seed": st.integers(0, 99),
+}
 
 
 @given(**SIZES)
@@ -97,7 +104,9 @@ def test_documents_are_packed_and_cut(length, block, batch, seed, starts):
         one, rows = packed.next(), plain.next()
         assert torch.equal(one.input_ids, rows.input_ids.reshape(1, -1)) and one.restart
         positions = one.input_ids[0].tolist()
-        borders = {at for at, position in enumerate(positions) if at % block == 0 or position in starts}
+        borders = {
+            at for at, position in enumerate(positions) if at % block == 0 or position in starts
+        }
         assert one.cu_seqlens.dtype == torch.int32
         assert one.cu_seqlens.tolist() == sorted(borders) + [block * batch]
         expected = [IGNORED if position + 1 in starts else position + 1 for position in positions]
@@ -107,8 +116,12 @@ def test_documents_are_packed_and_cut(length, block, batch, seed, starts):
 def test_documents_end_with_the_end_of_text(make_tokens):
     sampler = BlockSampler(make_tokens(b"abc", b"", b"defg", b"h"), 10, 1, "documents", seed=0)
     batch = sampler.next()
-    assert batch.input_ids.tolist() == [[97, 98, 99, BYTE_EOS, BYTE_EOS, 100, 101, 102, 103, BYTE_EOS]]
-    assert batch.labels.tolist() == [[98, 99, BYTE_EOS, IGNORED, IGNORED, 101, 102, 103, BYTE_EOS, IGNORED]]
+    assert batch.input_ids.tolist() == [
+        [97, 98, 99, BYTE_EOS, BYTE_EOS, 100, 101, 102, 103, BYTE_EOS]
+    ]
+    assert batch.labels.tolist() == [
+        [98, 99, BYTE_EOS, IGNORED, IGNORED, 101, 102, 103, BYTE_EOS, IGNORED]
+    ]
     assert batch.cu_seqlens.tolist() == [0, 4, 5, 10]
 
 
@@ -116,7 +129,9 @@ def test_documents_end_with_the_end_of_text(make_tokens):
 def test_batches_are_of_the_documented_types(make_tokens, mode):
     batch = BlockSampler(make_tokens(bytes(range(100))), 8, 3, mode, seed=0).next()
     assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
-    assert batch.input_ids.shape == batch.labels.shape == ((1, 24) if mode == "documents" else (3, 8))
+    assert (
+        batch.input_ids.shape == batch.labels.shape == ((1, 24) if mode == "documents" else (3, 8))
+    )
     assert batch.num_blocks == 3
     assert same(batch.to("cpu"), batch)
 
@@ -126,7 +141,9 @@ def test_batches_are_of_the_documented_types(make_tokens, mode):
 def test_ranks_share_out_the_rows_of_one_process(mode, world):
     tokens = Counting(500, (0, 7, 30, 31, 200))
     whole = BlockSampler(tokens, 5, 6, mode, seed=3)
-    ranks = [BlockSampler(tokens, 5, 6, mode, seed=3, rank=rank, world=world) for rank in range(world)]
+    ranks = [
+        BlockSampler(tokens, 5, 6, mode, seed=3, rank=rank, world=world) for rank in range(world)
+    ]
     for _ in range(2 * whole.steps_per_epoch):
         expected = whole.next().split(world)
         assert all(same(rank.next(), part) for rank, part in zip(ranks, expected))
@@ -141,14 +158,20 @@ def test_micro_batches_are_the_batch_in_parts(mode):
         dim = 1 if mode == "documents" else 0
         assert torch.equal(torch.cat([each.input_ids for each in micro], dim), batch.input_ids)
         assert torch.equal(torch.cat([each.labels for each in micro], dim), batch.labels)
-        assert all(each.num_blocks == 12 // parts and each.restart == batch.restart for each in micro)
+        assert all(
+            each.num_blocks == 12 // parts and each.restart == batch.restart for each in micro
+        )
         if mode == "documents":
             width = 60 // parts
-            borders = torch.cat([each.cu_seqlens + number * width for number, each in enumerate(micro)])
+            borders = torch.cat(
+                [each.cu_seqlens + number * width for number, each in enumerate(micro)]
+            )
             assert torch.equal(borders.unique(), batch.cu_seqlens)
             assert all(each.cu_seqlens[0] == 0 and each.cu_seqlens[-1] == width for each in micro)
     for parts in (0, 5, 24):
-        with pytest.raises(ValueError, match=f"parts must divide the 12 blocks of the batch; got {parts}"):
+        with pytest.raises(
+            ValueError, match=f"parts must divide the 12 blocks of the batch; got {parts}"
+        ):
             batch.split(parts)
 
 
@@ -161,7 +184,11 @@ def test_resumed_equals_never_stopped(mode, before, after):
     for _ in range(before):
         straight.next()
     state = straight.state_dict()
-    assert {type(value) for value in state.values()} == {int} and set(state) == {"epoch", "index", "seed"}
+    assert {type(value) for value in state.values()} == {int} and set(state) == {
+        "epoch",
+        "index",
+        "seed",
+    }
     resumed = BlockSampler(tokens, 6, 4, mode, seed=77)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
@@ -170,7 +197,9 @@ def test_resumed_equals_never_stopped(mode, before, after):
     assert resumed.state_dict() == straight.state_dict()
 
 
-@pytest.mark.parametrize("state", [{"epoch": 0, "index": 9, "seed": 0}, {"epoch": -1, "index": 0, "seed": 0}])
+@pytest.mark.parametrize(
+    "state", [{"epoch": 0, "index": 9, "seed": 0}, {"epoch": -1, "index": 0, "seed": 0}]
+)
 def test_position_of_other_data_is_refused(state):
     sampler = BlockSampler(Counting(230), 6, 4, "reset", seed=5)
     assert sampler.steps_per_epoch == 9
@@ -182,18 +211,26 @@ def test_position_of_other_data_is_refused(state):
 def test_too_short_a_text_names_the_sizes_and_the_remedy(mode, needed):
     BlockSampler(Counting(needed), 8, 3, mode, seed=0).next()
     for length in (1, 8, needed - 1):
-        with pytest.raises(UserError, match=f"has {length} tokens, and one step of 3 sequences of 8 needs "
-                                            f"{needed}; use more text, or a smaller batch or block size"):
+        with pytest.raises(
+            UserError,
+            match=f"has {length} tokens, and one step of 3 sequences of 8 needs "
+            f"{needed}; use more text, or a smaller batch or block size",
+        ):
             BlockSampler(Counting(length), 8, 3, mode, seed=0)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"block_size": 0}, "block_size must be at least 1; got 0"),
-    ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
-    ({"mode": "random"}, "mode must be 'reset', 'carry' or 'documents'; got 'random'"),
-    ({"world": 2}, "batch_size 3 must be a multiple of the 2 ranks"),
-    ({"world": 3, "rank": 3}, r"rank must be in \[0, 3\); got 3"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"block_size": 0}, "block_size must be at least 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"mode": "random"}, "mode must be 'reset', 'carry' or 'documents'; got 'random'"),
+        ({"world": 2}, "batch_size 3 must be a multiple of the 2 ranks"),
+        ({"world": 3, "rank": 3}, r"rank must be in \[0, 3\); got 3"),
+    ],
+)
 def test_sizes_that_do_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
-        BlockSampler(Counting(100), **{"block_size": 8, "batch_size": 3, "mode": "reset", "seed": 0} | change)
+        BlockSampler(
+            Counting(100), **{"block_size": 8, "batch_size": 3, "mode": "reset", "seed": 0} | change
+        )

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hgrn.data.shuffle import hashed, shuffled
 
-SEEDS = st.integers(-2**70, 2**70)
+SEEDS = st.integers(-(2**70), 2**70)
 
 
 @given(length=st.integers(1, 3000), seed=SEEDS, epoch=st.integers(0, 10**6))
@@ -19,19 +19,32 @@ def test_every_element_comes_once(length, seed, epoch):
 def test_any_part_of_the_order_is_the_same_part(length, seed, data):
     positions = np.array(data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=5)))
     together = shuffled(positions, length, seed, 3)
-    alone = [shuffled(positions[at:at + 1], length, seed, 3).item() for at in range(len(positions))]
+    alone = [
+        shuffled(positions[at : at + 1], length, seed, 3).item() for at in range(len(positions))
+    ]
     assert together.tolist() == alone
     assert ((0 <= together) & (together < length)).all()
 
 
 def test_seed_and_epoch_give_orders_of_their_own():
     positions = np.arange(1000)
-    orders = [tuple(shuffled(positions, 1000, seed, epoch)) for seed in range(5) for epoch in range(5)]
+    orders = [
+        tuple(shuffled(positions, 1000, seed, epoch)) for seed in range(5) for epoch in range(5)
+    ]
     assert len(set(orders)) == 25
 
 
 def test_the_order_is_the_same_everywhere():
-    assert shuffled(np.arange(8), 1000, seed=0, epoch=0).tolist() == [405, 749, 830, 571, 382, 353, 103, 701]
+    assert shuffled(np.arange(8), 1000, seed=0, epoch=0).tolist() == [
+        405,
+        749,
+        830,
+        571,
+        382,
+        353,
+        103,
+        701,
+    ]
     assert hashed(1, 2) == 13608149317741381227
 
 

@@ -22,7 +22,11 @@ from hgrn.data.tokenizer import (
 from hgrn.errors import UserError
 
 BYTE = byte_tokenizer()
-TEXTS = ["the cat sat on the mat\n", "d\u00e9j\u00e0 vu, caf\u00e9", "\u65e5\u672c\u8a9e \U0001f600"] * 4
+TEXTS = [
+    "the cat sat on the mat\n",
+    "d\u00e9j\u00e0 vu, caf\u00e9",
+    "\u65e5\u672c\u8a9e \U0001f600",
+] * 4
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +86,9 @@ def test_load_by_name_folder_and_file(tmp_path, bpe):
     assert load_tokenizer(str(tmp_path / "tokenizer.json"))("the mat")["input_ids"] == expected
 
 
-@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "~/no/such/folder", "none.json"])
+@pytest.mark.parametrize(
+    "name", ["./no/such/folder", "/no/such/folder", "~/no/such/folder", "none.json"]
+)
 def test_missing_path_is_an_error_with_a_remedy(name):
     with pytest.raises(UserError, match="does not exist; `hgrn tokenizer train`"):
         load_tokenizer(name)
@@ -105,7 +111,9 @@ def test_unknown_hub_name_is_an_error(monkeypatch):
         raise OSError(f"We couldn't connect to the hub to load {name}\nsecond line")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", offline)
-    with pytest.raises(UserError, match="'nobody/nothing' cannot be loaded: We couldn't connect.*hub"):
+    with pytest.raises(
+        UserError, match="'nobody/nothing' cannot be loaded: We couldn't connect.*hub"
+    ):
         load_tokenizer("nobody/nothing")
 
 
@@ -135,7 +143,7 @@ def test_stream_joins_to_the_text_and_breaks_no_character(text, kind, step, bpe)
     tokenizer = {"byte": BYTE, "bpe": bpe}[kind]
     ids = tokenizer(text)["input_ids"]
     decoder = StreamDecoder(tokenizer)
-    pieces = [decoder.push(ids[start:start + step]) for start in range(0, len(ids), step)]
+    pieces = [decoder.push(ids[start : start + step]) for start in range(0, len(ids), step)]
     assert "".join(pieces) + decoder.finish() == text
     shown = ""
     for piece in pieces:

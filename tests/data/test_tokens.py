@@ -38,7 +38,9 @@ def content(tokens: TokenFile) -> list[int]:
 
 
 def test_shakespeare_bytes_come_back(make_data):
-    tokens = prepare(make_data(["corpus:shakespeare"], splits={"test": TextSplit(span=(0.95, 1))}), "test")
+    tokens = prepare(
+        make_data(["corpus:shakespeare"], splits={"test": TextSplit(span=(0.95, 1))}), "test"
+    )
     assert len(tokens) == tokens.num_bytes == 252_867
     assert (tokens.vocab_size, tokens.eos_id) == (259, 257)
     assert (tokens.num_documents, tokens.first_token_bytes) == (1, 1)
@@ -56,7 +58,11 @@ def test_files_on_disk(novel, tmp_path):
     assert np.fromfile(folder / "tokens.bin", np.uint16).tolist() == content(tokens)
     assert np.fromfile(folder / "documents.bin", np.int64).tolist() == [0]
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["dtype"] == "uint16" and meta["num_tokens"] == len(tokens) and meta["vocab_size"] == 259
+    assert (
+        meta["dtype"] == "uint16"
+        and meta["num_tokens"] == len(tokens)
+        and meta["vocab_size"] == 259
+    )
 
 
 def test_bpe_tokens_and_their_bytes(tmp_path, novel):
@@ -72,9 +78,13 @@ def test_large_vocabulary_takes_four_bytes(tmp_path, make_data):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.WordLevel({str(number): number for number in range(70_000)}, unk_token="0"))
+    backend = Tokenizer(
+        models.WordLevel({str(number): number for number in range(70_000)}, unk_token="0")
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="1").save_pretrained(tmp_path / "words")
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="1").save_pretrained(
+        tmp_path / "words"
+    )
     (tmp_path / "a.txt").write_text("69999 7 65536\n65535")
     data = make_data([tmp_path / "a.txt"], tokenizer=str(tmp_path / "words"), documents="line")
     tokens = prepare(data, "train")
@@ -90,11 +100,14 @@ def test_second_preparation_reads_no_text(novel, monkeypatch):
     assert content(second) == content(first) and second.fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize("change", [
-    lambda data, path: path.write_bytes(path.read_bytes() + b"x"),
-    lambda data, path: replace(data, documents="line"),
-    lambda data, path: replace(data, splits={"train": TextSplit(span=(0, 0.5))}),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data, path: path.write_bytes(path.read_bytes() + b"x"),
+        lambda data, path: replace(data, documents="line"),
+        lambda data, path: replace(data, splits={"train": TextSplit(span=(0, 0.5))}),
+    ],
+)
 def test_another_text_is_another_entry(novel, tmp_path, change):
     before = prepare(novel, "train")
     changed = change(novel, tmp_path / "novel.txt")
@@ -120,13 +133,16 @@ def test_fingerprint_sees_document_borders_and_vocabulary(tmp_path, make_data, m
     assert prepare(replace(data, cache=str(tmp_path / "other")), "train").fingerprint != first
 
 
-@pytest.mark.parametrize("damage", [
-    lambda folder: (folder / "tokens.bin").write_bytes(b"short"),
-    lambda folder: (folder / "documents.bin").unlink(),
-    lambda folder: (folder / "meta.json").write_text("{"),
-    lambda folder: (folder / "meta.json").write_text("{}"),
-    lambda folder: (folder / "meta.json").unlink(),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "tokens.bin").write_bytes(b"short"),
+        lambda folder: (folder / "documents.bin").unlink(),
+        lambda folder: (folder / "meta.json").write_text("{"),
+        lambda folder: (folder / "meta.json").write_text("{}"),
+        lambda folder: (folder / "meta.json").unlink(),
+    ],
+)
 def test_damaged_entry_is_written_again(novel, tmp_path, damage):
     expected = content(prepare(novel, "train"))
     (key,) = entries(novel)
@@ -186,13 +202,16 @@ def test_processes_at_once_write_one_entry(novel, monkeypatch):
     assert len(results) == 4 and len(set(results)) == 1 and written == [1]
 
 
-@pytest.mark.parametrize("files, splits", [
-    ({"a.txt": b""}, TextSplit()),
-    ({"a.txt": b"", "b.txt": b""}, TextSplit()),
-    ({"a.txt": b"abc"}, TextSplit(span=(0, 0.1))),
-    ({"a.jsonl": b"\n"}, TextSplit()),
-    ({"a.jsonl": b'{"text": "x", "year": 5}'}, TextSplit(select=Select("year", below=5))),
-])
+@pytest.mark.parametrize(
+    "files, splits",
+    [
+        ({"a.txt": b""}, TextSplit()),
+        ({"a.txt": b"", "b.txt": b""}, TextSplit()),
+        ({"a.txt": b"abc"}, TextSplit(span=(0, 0.1))),
+        ({"a.jsonl": b"\n"}, TextSplit()),
+        ({"a.jsonl": b'{"text": "x", "year": 5}'}, TextSplit(select=Select("year", below=5))),
+    ],
+)
 def test_split_without_text(tmp_path, make_data, files, splits):
     for name, text in files.items():
         (tmp_path / name).write_bytes(text)
@@ -255,16 +274,26 @@ def test_open_tokens_outlive_the_cache(novel, tmp_path):
     assert content(tokens) == expected and tokens.document_starts(0, 5).tolist() == [0]
 
 
-@given(lengths=st.lists(st.integers(0, 4), min_size=1, max_size=40), bounds=st.tuples(st.integers(-2, 170),
-                                                                                   st.integers(-2, 170)),
-       page=st.integers(1, 5))
+@given(
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=40),
+    bounds=st.tuples(st.integers(-2, 170), st.integers(-2, 170)),
+    page=st.integers(1, 5),
+)
 def test_document_starts_are_found_by_position(tmp_path_factory, lengths, bounds, page):
     folder = tmp_path_factory.mktemp("starts")
     starts = np.cumsum([0, *(length + 1 for length in lengths)])
     np.zeros(starts[-1], np.uint16).tofile(folder / "tokens.bin")
     starts[:-1].tofile(folder / "documents.bin")
-    meta = {"num_tokens": int(starts[-1]), "num_documents": len(lengths), "num_bytes": 1,
-            "first_token_bytes": 1, "vocab_size": 259, "eos_id": 257, "fingerprint": "", "dtype": "uint16"}
+    meta = {
+        "num_tokens": int(starts[-1]),
+        "num_documents": len(lengths),
+        "num_bytes": 1,
+        "first_token_bytes": 1,
+        "vocab_size": 259,
+        "eos_id": 257,
+        "fingerprint": "",
+        "dtype": "uint16",
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
     start, stop = sorted(bounds)
     with pytest.MonkeyPatch.context() as patch:

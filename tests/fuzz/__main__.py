@@ -13,16 +13,29 @@ from .targets import make_targets
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Damage files of every kind and see how they are read.")
+    parser = argparse.ArgumentParser(
+        description="Damage files of every kind and see how they are read."
+    )
     parser.add_argument("--mutants", type=int, default=100_000, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="other seeds make other mutants")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="targets whose name has this in it")
-    parser.add_argument("--keep", type=Path, default=Path("fuzz-faults"), help="folder for mutants that fail (default: fuzz-faults)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="targets whose name has this in it"
+    )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=Path("fuzz-faults"),
+        help="folder for mutants that fail (default: fuzz-faults)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         targets = make_targets(Path(work) / "whole")
-        chosen = [target for target in targets if not options.only or any(name in target.name for name in options.only)]
+        chosen = [
+            target
+            for target in targets
+            if not options.only or any(name in target.name for name in options.only)
+        ]
         began = time.monotonic()
         counts = fuzz(chosen, options.mutants, options.seed, Path(work), options.keep)
     print(table(counts))

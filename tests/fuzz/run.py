@@ -55,7 +55,9 @@ class TookTooLong(BaseException):
     """Of no class that a reader may catch."""
 
 
-def fuzz(targets: Sequence[Target], mutants: int, seed: int, work: Path, keep: Path | None = None) -> Counts:
+def fuzz(
+    targets: Sequence[Target], mutants: int, seed: int, work: Path, keep: Path | None = None
+) -> Counts:
     """Tries so many mutants; a keyboard interrupt ends it early. The same seed makes the same ones. keep: a folder for those that fail."""
     counts = Counts()
     try:
@@ -65,7 +67,14 @@ def fuzz(targets: Sequence[Target], mutants: int, seed: int, work: Path, keep: P
     return counts
 
 
-def _try(counts: Counts, targets: Sequence[Target], mutants: int, seed: int, work: Path, keep: Path | None) -> None:
+def _try(
+    counts: Counts,
+    targets: Sequence[Target],
+    mutants: int,
+    seed: int,
+    work: Path,
+    keep: Path | None,
+) -> None:
     done = 0
     drawn = random.Random(seed).choices(targets, [target.weight for target in targets], k=mutants)
     while done < mutants:
@@ -107,7 +116,12 @@ def _in_a_child(drawn: Sequence[Target], numbers: range, seed: int, work: Path):
         status = os.waitpid(child, 0)[1]
         os.close(reading)
     if number < numbers.stop:
-        yield number, "no answer: the process was stopped" if ready == [] else f"the process died, status {status}"
+        yield (
+            number,
+            "no answer: the process was stopped"
+            if ready == []
+            else f"the process died, status {status}",
+        )
 
 
 def _child(drawn: Sequence[Target], numbers: range, seed: int, work: Path, writing: int) -> None:
@@ -120,7 +134,9 @@ def _child(drawn: Sequence[Target], numbers: range, seed: int, work: Path, writi
     resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, resource.RLIM_INFINITY))
     for number in numbers:
         _copy(drawn[number], number, seed, work / "mutant")
-        os.write(writing, _outcome(drawn[number], work / "mutant").encode("utf-8", "replace") + b"\0")
+        os.write(
+            writing, _outcome(drawn[number], work / "mutant").encode("utf-8", "replace") + b"\0"
+        )
     signal.pause()
 
 
@@ -152,7 +168,16 @@ def _too_long(*_: object) -> None:
 
 def table(counts: Counts) -> str:
     """The counts, a line for each target and one for all."""
-    rows = [(name, counts.tried[name], counts.refused[name], counts.read[name]) for name in sorted(counts.tried)]
+    rows = [
+        (name, counts.tried[name], counts.refused[name], counts.read[name])
+        for name in sorted(counts.tried)
+    ]
     rows.append(("all", *(sum(row[column] for row in rows) for column in (1, 2, 3))))
     lines = [f"{'target':24} {'tried':>8} {'refused':>8} {'read':>8} {'faults':>8}"]
-    return "\n".join(lines + [f"{name:24} {tried:8} {refused:8} {read:8} {tried - refused - read:8}" for name, tried, refused, read in rows])
+    return "\n".join(
+        lines
+        + [
+            f"{name:24} {tried:8} {refused:8} {read:8} {tried - refused - read:8}"
+            for name, tried, refused, read in rows
+        ]
+    )

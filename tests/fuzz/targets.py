@@ -28,7 +28,13 @@ from hgrn.data.lra.text import TextClassificationData
 from hgrn.data.text import SplitText, TextData, TextSplit
 from hgrn.data.tokenizer import byte_tokenizer
 from hgrn.data.tokens import prepare
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForImageClassification, HGRNImageProcessor, Session
+from hgrn.models import (
+    HGRNConfig,
+    HGRNForCausalLM,
+    HGRNForImageClassification,
+    HGRNImageProcessor,
+    Session,
+)
 from hgrn.models.published import convert_checkpoint
 from hgrn.training.checkpointing import Manifest, SavedFile, find_checkpoint, load_state
 from hgrn.training.recipe import load_recipe, recipe_from_yaml, recipe_to_yaml
@@ -42,19 +48,38 @@ from tests.training.tiny_runs import tiny_recipe, tiny_text
 
 from .run import Target
 
-TEXT = "".join(f'{{"text": "line {number} of a text", "label": {number % 3}, "year": {1900 + number}}}\n' for number in range(8))
+TEXT = "".join(
+    f'{{"text": "line {number} of a text", "label": {number % 3}, "year": {1900 + number}}}\n'
+    for number in range(8)
+)
 
 
 def make_targets(root: Path) -> list[Target]:
     """All targets, their whole files in folders below `root`."""
     root.mkdir(parents=True)
-    return [*_of_models(root), *_of_text(root), *_of_images(root), *_of_the_arena(root), *_of_runs(root)]
+    return [
+        *_of_models(root),
+        *_of_text(root),
+        *_of_images(root),
+        *_of_the_arena(root),
+        *_of_runs(root),
+    ]
 
 
 def _language_model(folder: Path) -> HGRNForCausalLM:
     torch.manual_seed(0)
-    model = HGRNForCausalLM(HGRNConfig(vocab_size=259, hidden_size=8, num_hidden_layers=2, complex_state=False, norm_type="rms",
-                                       bias=False, scale_embeddings=False, tie_word_embeddings=False)).eval()  # fmt: skip
+    model = HGRNForCausalLM(
+        HGRNConfig(
+            vocab_size=259,
+            hidden_size=8,
+            num_hidden_layers=2,
+            complex_state=False,
+            norm_type="rms",
+            bias=False,
+            scale_embeddings=False,
+            tie_word_embeddings=False,
+        )
+    ).eval()
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return model
@@ -63,22 +88,32 @@ def _language_model(folder: Path) -> HGRNForCausalLM:
 def _of_models(root: Path) -> list[Target]:
     model = _language_model(root / "model")
     torch.manual_seed(0)
-    images = HGRNConfig(patch_size=4, num_channels=1, hidden_size=8, num_hidden_layers=1, num_labels=3)
-    HGRNForImageClassification(images).save_pretrained(root / "classifier")
-    HGRNImageProcessor(num_channels=1, image_mean=[0.5], image_std=[0.5], do_resize=False, do_center_crop=False).save_pretrained(
-        root / "classifier"
+    images = HGRNConfig(
+        patch_size=4, num_channels=1, hidden_size=8, num_hidden_layers=1, num_labels=3
     )
+    HGRNForImageClassification(images).save_pretrained(root / "classifier")
+    HGRNImageProcessor(
+        num_channels=1, image_mean=[0.5], image_std=[0.5], do_resize=False, do_center_crop=False
+    ).save_pretrained(root / "classifier")
     convert_checkpoint(root / "model", root / "published", "fla")
     (root / "published-bin").mkdir()
     shutil.copy(root / "published" / "config.json", root / "published-bin")
-    torch.save(load_file(root / "published" / "model.safetensors"), root / "published-bin" / "pytorch_model.bin")
+    torch.save(
+        load_file(root / "published" / "model.safetensors"),
+        root / "published-bin" / "pytorch_model.bin",
+    )
     shutil.copytree(root / "model", root / "checkpoint")
-    torch.save({"step": 4, "rng": torch.get_rng_state(), "optimizer": {"state": {0: torch.ones(3)}}}, root / "checkpoint" / "rank-0.pt")
+    torch.save(
+        {"step": 4, "rng": torch.get_rng_state(), "optimizer": {"state": {0: torch.ones(3)}}},
+        root / "checkpoint" / "rank-0.pt",
+    )
     files = [
         SavedFile(file.name, file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())
         for file in sorted((root / "checkpoint").iterdir())
     ]
-    (root / "checkpoint" / "manifest.json").write_text(json.dumps(asdict(Manifest(4, 1, "data", files)), indent=1))
+    (root / "checkpoint" / "manifest.json").write_text(
+        json.dumps(asdict(Manifest(4, 1, "data", files)), indent=1)
+    )
     session = Session(model)
     session.read([[1, 2, 3]])
     (root / "session").mkdir()
@@ -103,14 +138,28 @@ def _of_models(root: Path) -> list[Target]:
     return [
         Target("model config", root / "model", ["config.json"], inference.load, 2),
         Target("model weights", root / "model", ["model.safetensors"], inference.load),
-        Target("tokenizer", root / "model", ["tokenizer.json", "tokenizer_config.json"], generate, 2),
+        Target(
+            "tokenizer", root / "model", ["tokenizer.json", "tokenizer_config.json"], generate, 2
+        ),
         Target("generation config", root / "model", ["generation_config.json"], generate),
-        Target("classifier", root / "classifier", ["config.json", "preprocessor_config.json"], classify, 2),
+        Target(
+            "classifier",
+            root / "classifier",
+            ["config.json", "preprocessor_config.json"],
+            classify,
+            2,
+        ),
         Target("convert config", root / "published", ["config.json"], convert, 2),
         Target("convert safetensors", root / "published", ["model.safetensors"], convert),
         Target("convert bin", root / "published-bin", ["pytorch_model.bin"], convert, 3),
         Target("manifest", root / "checkpoint", ["manifest.json"], find_checkpoint, 2),
-        Target("rank state", root / "checkpoint", ["rank-0.pt"], lambda folder: load_state(folder, 0), 3),
+        Target(
+            "rank state",
+            root / "checkpoint",
+            ["rank-0.pt"],
+            lambda folder: load_state(folder, 0),
+            3,
+        ),
         Target("session", root / "session", ["talk"], load_session, 4),
     ]
 
@@ -120,14 +169,22 @@ def _of_text(root: Path) -> list[Target]:
     folder.mkdir()
     (folder / "plain.txt").write_text(tiny_text())
     (folder / "lines.jsonl").write_text(TEXT)
-    for suffix, compress in ((".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)):
+    for suffix, compress in (
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+    ):
         (folder / f"lines.jsonl{suffix}").write_bytes(compress(TEXT.encode()))
     cached = root / "token cache"
     cached.mkdir()
     (cached / "plain.txt").write_text(tiny_text())
 
     def data(folder: Path, name: str, **settings) -> TextData:
-        return TextData(files=[str(folder / name)], splits={"train": TextSplit(**settings)}, cache=str(folder / "cache"))
+        return TextData(
+            files=[str(folder / name)],
+            splits={"train": TextSplit(**settings)},
+            cache=str(folder / "cache"),
+        )
 
     def read(folder: Path) -> None:
         for file in folder.iterdir():
@@ -140,7 +197,9 @@ def _of_text(root: Path) -> list[Target]:
     expected = whole.read(0, len(whole))
 
     def prepare_again(folder: Path) -> None:
-        tokens = prepare(TextData(files=text.files, splits=text.splits, cache=str(folder / "cache")), "train")
+        tokens = prepare(
+            TextData(files=text.files, splits=text.splits, cache=str(folder / "cache")), "train"
+        )
         assert np.array_equal(tokens.read(0, len(tokens)), expected), "damaged tokens were used"
 
     (entry,) = (cached / "cache").glob("*/meta.json")
@@ -148,8 +207,20 @@ def _of_text(root: Path) -> list[Target]:
     return [
         Target("text", folder, ["plain.txt"], read),
         Target("json lines", folder, ["lines.jsonl"], read, 3),
-        Target("compressed lines", folder, ["lines.jsonl.gz", "lines.jsonl.bz2", "lines.jsonl.xz"], read, 3),
-        Target("token cache", cached, [f"{entry}/{name}" for name in ("meta.json", "tokens.bin", "documents.bin")], prepare_again, 4),
+        Target(
+            "compressed lines",
+            folder,
+            ["lines.jsonl.gz", "lines.jsonl.bz2", "lines.jsonl.xz"],
+            read,
+            3,
+        ),
+        Target(
+            "token cache",
+            cached,
+            [f"{entry}/{name}" for name in ("meta.json", "tokens.bin", "documents.bin")],
+            prepare_again,
+            4,
+        ),
     ]
 
 
@@ -168,7 +239,11 @@ def _of_images(root: Path) -> list[Target]:
         (place / f"{number}.{form.lower()}").write_bytes(encoded(number, form=form))
     (root / "shards").mkdir()
     labels = (("cls", b"1"), ("json", b'{"label": 1, "name": "a"}'), ("txt", b"2\n"))
-    members = [(f"{n}.{suffix}", content) for n, (kind, label) in enumerate(labels) for suffix, content in (("png", encoded(n)), (kind, label))]
+    members = [
+        (f"{n}.{suffix}", content)
+        for n, (kind, label) in enumerate(labels)
+        for suffix, content in (("png", encoded(n)), (kind, label))
+    ]
     write_shard(root / "shards" / "part-0.tar", members)
     (root / "shards" / "pattern").write_text("part-{0..0}.tar")
 
@@ -186,11 +261,40 @@ def _of_images(root: Path) -> list[Target]:
     idx = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"]
     return [
         Target("idx", root / "idx plain", idx, lambda folder: open_idx(folder, "train"), 2),
-        Target("idx compressed", root / "idx", [f"{name}.gz" for name in idx], lambda folder: open_idx(folder, "train"), 2),
-        Target("cifar binary", binary, ["test.bin", "fine_label_names.txt"], lambda folder: open_cifar(folder, "test")),
-        Target("cifar pickle 2", pickles, ["test_batch", "batches.meta"], lambda folder: open_cifar(folder, "test"), 5),
-        Target("cifar pickle 5", root / "cifar pickle 5", ["test_batch", "batches.meta"], lambda folder: open_cifar(folder, "test"), 5),
-        Target("images", root / "images", [f"class/{name}" for name in ("0.png", "1.jpeg", "2.webp")], read_folder, 4),
+        Target(
+            "idx compressed",
+            root / "idx",
+            [f"{name}.gz" for name in idx],
+            lambda folder: open_idx(folder, "train"),
+            2,
+        ),
+        Target(
+            "cifar binary",
+            binary,
+            ["test.bin", "fine_label_names.txt"],
+            lambda folder: open_cifar(folder, "test"),
+        ),
+        Target(
+            "cifar pickle 2",
+            pickles,
+            ["test_batch", "batches.meta"],
+            lambda folder: open_cifar(folder, "test"),
+            5,
+        ),
+        Target(
+            "cifar pickle 5",
+            root / "cifar pickle 5",
+            ["test_batch", "batches.meta"],
+            lambda folder: open_cifar(folder, "test"),
+            5,
+        ),
+        Target(
+            "images",
+            root / "images",
+            [f"class/{name}" for name in ("0.png", "1.jpeg", "2.webp")],
+            read_folder,
+            4,
+        ),
         Target("shards", root / "shards", ["part-0.tar", "part-0.tar", "pattern"], read_shards, 5),
     ]
 
@@ -218,15 +322,41 @@ def _of_the_arena(root: Path) -> list[Target]:
     pictures = [f"{HARD}/imgs/0/{number}.png" for number in range(3)]
 
     def opened(kind: type, **settings):
-        return lambda folder: load.prepare(kind(path=str(folder), cache=str(folder / "cache"), **settings))
+        return lambda folder: load.prepare(
+            kind(path=str(folder), cache=str(folder / "cache"), **settings)
+        )
 
     return [
-        Target("listops", root / "listops", ["basic_train.tsv", "basic_test.tsv"], opened(ListOpsData)),
+        Target(
+            "listops", root / "listops", ["basic_train.tsv", "basic_test.tsv"], opened(ListOpsData)
+        ),
         Target("retrieval", root / "retrieval", list(FILES.values()), opened(RetrievalData), 2),
-        Target("labelled text", root / "labelled text", ["train.jsonl", "test.jsonl"], opened(TextClassificationData, min_count=1), 3),
-        Target("pathfinder", root / "pathfinder", [f"{HARD}/metadata/0.npy", *pictures], opened(PathfinderData)),
-        Target("pathfinder numpy", root / "pathfinder numpy", [f"{HARD}/metadata/0.npy"], opened(PathfinderData), 2),
-        Target("arena image", root / "idx plain", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"], opened(ImageData)),
+        Target(
+            "labelled text",
+            root / "labelled text",
+            ["train.jsonl", "test.jsonl"],
+            opened(TextClassificationData, min_count=1),
+            3,
+        ),
+        Target(
+            "pathfinder",
+            root / "pathfinder",
+            [f"{HARD}/metadata/0.npy", *pictures],
+            opened(PathfinderData),
+        ),
+        Target(
+            "pathfinder numpy",
+            root / "pathfinder numpy",
+            [f"{HARD}/metadata/0.npy"],
+            opened(PathfinderData),
+            2,
+        ),
+        Target(
+            "arena image",
+            root / "idx plain",
+            ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
+            opened(ImageData),
+        ),
         Target("arena cache", cached, files, prepare_again, 2),
     ]
 
@@ -235,7 +365,10 @@ def _of_runs(root: Path) -> list[Target]:
     folder = root / "run"
     recipe = tiny_recipe(folder)
     (folder / "recipe.yaml").write_text(recipe_to_yaml(recipe))
-    rows = [{"kind": "train", "step": step, "loss": 2.5 / step, "tokens_per_s": 1e3, "time_left": 4.0} for step in range(1, 6)]
+    rows = [
+        {"kind": "train", "step": step, "loss": 2.5 / step, "tokens_per_s": 1e3, "time_left": 4.0}
+        for step in range(1, 6)
+    ]
     (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 5.0}))
 
@@ -249,7 +382,13 @@ def _of_runs(root: Path) -> list[Target]:
 
     return [
         Target("recipe", folder, ["tiny.yaml", "recipe.yaml"], load_all, 4),
-        Target("saved recipe", folder, ["recipe.yaml"], lambda folder: recipe_from_yaml(folder / "recipe.yaml"), 4),
+        Target(
+            "saved recipe",
+            folder,
+            ["recipe.yaml"],
+            lambda folder: recipe_from_yaml(folder / "recipe.yaml"),
+            4,
+        ),
         Target("log", folder, ["log.jsonl"], lambda folder: read_rows(folder / "log.jsonl")),
         Target("run lock", folder, [LOCK], lock),
     ]

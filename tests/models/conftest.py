@@ -10,7 +10,11 @@ from hgrn.models import HGRNConfig, HGRNForCausalLM
 def tiny() -> HGRNForCausalLM:
     """An untrained model with random bounds, in float64."""
     torch.manual_seed(0)
-    model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2)).double().eval()
+    model = (
+        HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2))
+        .double()
+        .eval()
+    )
     torch.nn.init.normal_(model.model.stack.bounds.logits)
     return model
 
@@ -50,7 +54,9 @@ def rules() -> Rules:
 def trained(rules) -> HGRNForCausalLM:
     """A model that has learned `Rules`: what it says next hangs on what its state holds."""
     torch.manual_seed(0)
-    config = HGRNConfig(vocab_size=rules.pad + 1, hidden_size=32, num_hidden_layers=2, pad_token_id=rules.pad)
+    config = HGRNConfig(
+        vocab_size=rules.pad + 1, hidden_size=32, num_hidden_layers=2, pad_token_id=rules.pad
+    )
     model = HGRNForCausalLM(config).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(1)

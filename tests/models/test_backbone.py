@@ -35,7 +35,9 @@ def test_padded_is_plain(model, ids, side, kind):
     for n, row in enumerate(rows):
         alone = model(row[None])
         assert_close(output.last_hidden_state[n, mask[n].bool()], alone.last_hidden_state[0])
-        for layer, expected in zip(output.past_key_values.state, alone.past_key_values.state, strict=True):
+        for layer, expected in zip(
+            output.past_key_values.state, alone.past_key_values.state, strict=True
+        ):
             assert_close(layer[0][n], expected[0][0])
 
 
@@ -43,7 +45,9 @@ def test_packed_is_separate(model, ids):
     output = model(ids, cu_seqlens=CU_SEQLENS)
     for n, row in enumerate(ids[0].split(LENGTHS)):
         alone = model(row[None])
-        assert_close(output.last_hidden_state[:, CU_SEQLENS[n] : CU_SEQLENS[n + 1]], alone.last_hidden_state)
+        assert_close(
+            output.last_hidden_state[:, CU_SEQLENS[n] : CU_SEQLENS[n + 1]], alone.last_hidden_state
+        )
         assert_close(output.past_key_values.state[1][0][n], alone.past_key_values.state[1][0][0])
 
 
@@ -119,11 +123,17 @@ def test_checkpointing_changes_nothing_but_memory(model, ids, monkeypatch):
     assert len(runs) == 4
 
 
-@pytest.mark.parametrize("options", [dict(), dict(conv_size=4), dict(complex_state=False, norm_type="rms")])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(conv_size=4), dict(complex_state=False, norm_type="rms")]
+)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_does_not_cut_a_carried_state(reentrant, options, ids):
     torch.manual_seed(0)
-    model = HGRNModel(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, **options)).double().train()
+    model = (
+        HGRNModel(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, **options))
+        .double()
+        .train()
+    )
     embeds = model.embed_tokens(ids[:, :4]).detach().requires_grad_()
 
     def gradients():
@@ -139,26 +149,47 @@ def test_checkpointing_does_not_cut_a_carried_state(reentrant, options, ids):
 
     expected = gradients()
     assert expected[0].abs().sum() > 0
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": reentrant}
+    )
     for found, wanted in zip(gradients(), expected, strict=True):
         assert_close(found, wanted)
 
 
 def test_options_reach_the_stack():
     config = HGRNConfig(
-        vocab_size=5, hidden_size=4, num_hidden_layers=1, intermediate_size=3, glu_act="identity",
-        dropout=0.25, bias=False, norm_eps=1e-3, complex_state=False, gate_position="before_norm",
-        gate_act="sigmoid", gate_rank=2, pad_token_id=4, norm_type="rms",
-    )  # fmt: skip
+        vocab_size=5,
+        hidden_size=4,
+        num_hidden_layers=1,
+        intermediate_size=3,
+        glu_act="identity",
+        dropout=0.25,
+        bias=False,
+        norm_eps=1e-3,
+        complex_state=False,
+        gate_position="before_norm",
+        gate_act="sigmoid",
+        gate_rank=2,
+        pad_token_id=4,
+        norm_type="rms",
+    )
     model = HGRNModel(config)
     block = model.stack.blocks[0]
     mixer, glu = block.mixer, block.glu
-    assert glu.gate_up_proj.out_features == 6 and glu.act == "identity" and glu.down_proj.bias is None
-    assert mixer.theta is None and mixer.gate_position == "before_norm" and mixer.gate_act == "sigmoid"
+    assert (
+        glu.gate_up_proj.out_features == 6 and glu.act == "identity" and glu.down_proj.bias is None
+    )
+    assert (
+        mixer.theta is None and mixer.gate_position == "before_norm" and mixer.gate_act == "sigmoid"
+    )
     assert mixer.gate_up.in_features == 2 and mixer.norm.eps == model.stack.norm.eps == 1e-3
-    assert type(block.mixer_norm) is type(block.glu_norm) is type(model.stack.norm) is torch.nn.RMSNorm
+    assert (
+        type(block.mixer_norm) is type(block.glu_norm) is type(model.stack.norm) is torch.nn.RMSNorm
+    )
     assert isinstance(mixer.norm, torch.nn.RMSNorm)
-    assert HGRNModel(HGRNConfig(vocab_size=5, hidden_size=4, conv_size=3)).stack.blocks[0].mixer.short_conv.weight.shape == (12, 3)
+    assert HGRNModel(HGRNConfig(vocab_size=5, hidden_size=4, conv_size=3)).stack.blocks[
+        0
+    ].mixer.short_conv.weight.shape == (12, 3)
     assert model.dropout.p == block.dropout.p == 0.25 and model.embed_tokens.padding_idx == 4
 
 
@@ -170,7 +201,10 @@ IDS = torch.zeros(2, 3, dtype=torch.long)
     [
         (dict(), "exactly one of input_ids and inputs_embeds"),
         (dict(input_ids=IDS, inputs_embeds=torch.zeros(2, 3, 8)), "exactly one of"),
-        (dict(input_ids=IDS, attention_mask=torch.ones(2, 2)), r"attention_mask .*\[2, 3\].*\(2, 2\)"),
+        (
+            dict(input_ids=IDS, attention_mask=torch.ones(2, 2)),
+            r"attention_mask .*\[2, 3\].*\(2, 2\)",
+        ),
         (dict(input_ids=IDS, attention_mask=torch.ones(2, 1, 3, 3)), "attention_mask must have"),
         (dict(input_ids=IDS, cu_seqlens=torch.tensor([0, 6])), "packed sequences need"),
         (dict(input_ids=IDS, output_attentions=True), "no attention weights"),

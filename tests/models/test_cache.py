@@ -31,19 +31,28 @@ def test_batch_operations():
     cache, order = filled(), torch.tensor([2, 0, 0])
     before = parts(filled())
     cache.reorder_cache(order)
-    assert all(torch.equal(now, part[order]) for now, part in zip(parts(cache), before, strict=True))
+    assert all(
+        torch.equal(now, part[order]) for now, part in zip(parts(cache), before, strict=True)
+    )
     cache.batch_repeat_interleave(2)
     assert cache.batch_size == 6
     cache.batch_select_indices(torch.tensor([1, 5]))
-    assert all(torch.equal(now, part[[2, 0]]) for now, part in zip(parts(cache), before, strict=True))
-    assert cache.get_seq_length() == 5 and repr(cache) == "HGRNCache(2 layers, batch_size=2, seen_tokens=5)"
+    assert all(
+        torch.equal(now, part[[2, 0]]) for now, part in zip(parts(cache), before, strict=True)
+    )
+    assert (
+        cache.get_seq_length() == 5
+        and repr(cache) == "HGRNCache(2 layers, batch_size=2, seen_tokens=5)"
+    )
     cache.reset()
     assert cache.state is None and cache.get_seq_length() == 0
 
 
 @pytest.mark.parametrize("call", [lambda c: c.crop(-1), lambda c: c.activate_past_recording()])
 def test_it_cannot_go_back(call):
-    with pytest.raises(NotImplementedError, match="cannot be cropped.*decode without an assistant model"):
+    with pytest.raises(
+        NotImplementedError, match="cannot be cropped.*decode without an assistant model"
+    ):
         call(filled())
 
 
@@ -72,8 +81,12 @@ def test_a_later_loss_reaches_an_earlier_chunk_unless_detached(tiny):
         state = cache.state
         if cut:
             cache = cache.detach()
-            assert cache.get_seq_length() == 4 and not any(part.requires_grad for part in parts(cache))
-        loss = tiny(inputs_embeds=embedded[:, 4:], past_key_values=cache, shift_labels=ids[:, 4:]).loss
+            assert cache.get_seq_length() == 4 and not any(
+                part.requires_grad for part in parts(cache)
+            )
+        loss = tiny(
+            inputs_embeds=embedded[:, 4:], past_key_values=cache, shift_labels=ids[:, 4:]
+        ).loss
         assert cache.state is not state
         loss.backward()
         return first.grad
@@ -81,7 +94,9 @@ def test_a_later_loss_reaches_an_earlier_chunk_unless_detached(tiny):
     whole = embedded.clone().requires_grad_()
     labels = ids.masked_fill(torch.arange(8) < 4, -100)
     tiny(inputs_embeds=whole, shift_labels=labels).loss.backward()
-    assert_close(gradient(cut=False), whole.grad[:, :4], torch.float32)  # the loss itself is float32
+    assert_close(
+        gradient(cut=False), whole.grad[:, :4], torch.float32
+    )  # the loss itself is float32
     assert whole.grad[:, :4].abs().max() > 1e-4
     assert gradient(cut=True) is None
 

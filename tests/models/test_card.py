@@ -7,9 +7,20 @@ import torch
 import yaml
 
 from hgrn.data.tokenizer import byte_tokenizer
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNForSequencePairClassification, HGRNModel
+from hgrn.models import (
+    HGRNConfig,
+    HGRNForCausalLM,
+    HGRNForSequenceClassification,
+    HGRNForSequencePairClassification,
+    HGRNModel,
+)
 
-KINDS = [HGRNModel, HGRNForCausalLM, HGRNForSequenceClassification, HGRNForSequencePairClassification]
+KINDS = [
+    HGRNModel,
+    HGRNForCausalLM,
+    HGRNForSequenceClassification,
+    HGRNForSequencePairClassification,
+]
 
 
 def make(kind, **options):
@@ -24,10 +35,19 @@ def test_what_it_says_is_so(kind, tmp_path, capsys):
     card = (tmp_path / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "transformers" and header["tags"] == ["hgrn"]
-    assert f"# {kind.__name__}\n" in card and f" {sum(p.numel() for p in model.parameters()):,} parameters in bfloat16." in card
-    size = sum(part.nbytes for layer in getattr(model, "model", model)(torch.tensor([[1]])).past_key_values.state for part in layer)
+    assert (
+        f"# {kind.__name__}\n" in card
+        and f" {sum(p.numel() for p in model.parameters()):,} parameters in bfloat16." in card
+    )
+    size = sum(
+        part.nbytes
+        for layer in getattr(model, "model", model)(torch.tensor([[1]])).past_key_values.state
+        for part in layer
+    )
     assert f" takes {size:,} bytes" in card
-    assert "| norm_eps | 1e-06 |" in card and ("| id2label |" in card) == ("Classification" in kind.__name__)
+    assert "| norm_eps | 1e-06 |" in card and ("| id2label |" in card) == (
+        "Classification" in kind.__name__
+    )
     assert "Not recorded" in card
     (example,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names = {}

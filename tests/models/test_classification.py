@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNForSequencePairClassification, HGRNModel
+from hgrn.models import (
+    HGRNConfig,
+    HGRNForCausalLM,
+    HGRNForSequenceClassification,
+    HGRNForSequencePairClassification,
+    HGRNModel,
+)
 from hgrn.models.classification import pool
 from tests.tolerances import assert_close
 
@@ -14,7 +20,15 @@ CU_SEQLENS = torch.tensor([0, 5, 7, 14], dtype=torch.int32)
 
 def make(kind=HGRNForSequenceClassification, **options):
     torch.manual_seed(0)
-    model = kind(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, **{"num_labels": 3, **options})).double().eval()
+    model = (
+        kind(
+            HGRNConfig(
+                vocab_size=11, hidden_size=8, num_hidden_layers=2, **{"num_labels": 3, **options}
+            )
+        )
+        .double()
+        .eval()
+    )
     torch.nn.init.normal_(model.model.stack.bounds.logits)
     for block in model.model.stack.blocks:
         torch.nn.init.normal_(block.mixer.theta)
@@ -47,7 +61,9 @@ def test_padded_packed_and_alone_are_the_same(pooling, bidirectional, ids):
         assert_close(model(given, mask.bool()).logits, alone)
         assert not torch.allclose(model(given).logits, alone)
     assert_close(model(ids, cu_seqlens=CU_SEQLENS).logits, alone)
-    holes = torch.cat([torch.tensor([4]), ids[0, :5], torch.tensor([3, 3]), ids[0, 5:], torch.tensor([1])])[None]
+    holes = torch.cat(
+        [torch.tensor([4]), ids[0, :5], torch.tensor([3, 3]), ids[0, 5:], torch.tensor([1])]
+    )[None]
     mask = torch.ones_like(holes)
     mask[0, [0, 6, 7, -1]] = 0
     assert_close(model(holes, mask, cu_seqlens=torch.tensor([0, 7, 10, 18])).logits, alone)
@@ -69,7 +85,9 @@ def test_pooling_by_hand(pooling):
 def test_means_of_long_half_precision_sequences_are_exact_and_finite():
     x = torch.full((1, 5000, 2), 100.0, dtype=torch.float16)
     boundaries = torch.tensor([0, 2000, 5000])
-    assert torch.equal(pool(x, "mean"), x[:, 0]) and torch.equal(pool(x, "mean", None, boundaries), x[0, :2])
+    assert torch.equal(pool(x, "mean"), x[:, 0]) and torch.equal(
+        pool(x, "mean", None, boundaries), x[0, :2]
+    )
 
 
 def test_pair_features(ids):
@@ -82,12 +100,20 @@ def test_pair_features(ids):
     wide, _, narrow = model.classifier
     assert wide.weight.shape == (8, 32)
     features = torch.cat([a, b, a - b, a * b], 1)
-    assert_close(logits, F.linear(F.gelu(F.linear(features, wide.weight, wide.bias)), narrow.weight, narrow.bias))
+    assert_close(
+        logits,
+        F.linear(F.gelu(F.linear(features, wide.weight, wide.bias)), narrow.weight, narrow.bias),
+    )
 
     other, mask_b = padded(second, "right", 6)
     assert_close(model(first, mask, other, mask_b).logits, logits)
     embeds = model.model.embed_tokens(second)
-    packed = dict(input_ids=ids, cu_seqlens=CU_SEQLENS, input_ids_b=second.view(1, 12), cu_seqlens_b=torch.tensor([0, 4, 8, 12]))
+    packed = dict(
+        input_ids=ids,
+        cu_seqlens=CU_SEQLENS,
+        input_ids_b=second.view(1, 12),
+        cu_seqlens_b=torch.tensor([0, 4, 8, 12]),
+    )
     assert_close(model(**packed).logits, logits)
     output = model(first, mask, inputs_embeds_b=embeds, output_hidden_states=True)
     assert_close(output.logits, logits)
@@ -96,23 +122,61 @@ def test_pair_features(ids):
 
 
 PROBLEMS = {
-    "classes": (3, None, torch.tensor([2, 0, 1]), lambda logits, labels: F.cross_entropy(logits, labels)),
-    "int32 classes": (3, None, torch.tensor([2, 0, 1]).int(), lambda logits, labels: F.cross_entropy(logits, labels.long())),
-    "some not scored": (3, None, torch.tensor([2, -100, 1]), lambda logits, labels: F.cross_entropy(logits[::2], labels[::2])),
+    "classes": (
+        3,
+        None,
+        torch.tensor([2, 0, 1]),
+        lambda logits, labels: F.cross_entropy(logits, labels),
+    ),
+    "int32 classes": (
+        3,
+        None,
+        torch.tensor([2, 0, 1]).int(),
+        lambda logits, labels: F.cross_entropy(logits, labels.long()),
+    ),
+    "some not scored": (
+        3,
+        None,
+        torch.tensor([2, -100, 1]),
+        lambda logits, labels: F.cross_entropy(logits[::2], labels[::2]),
+    ),
     "several labels": (
-        3, None, torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 0]]).double(), F.binary_cross_entropy_with_logits,
+        3,
+        None,
+        torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 0]]).double(),
+        F.binary_cross_entropy_with_logits,
     ),
     "several labels as integers": (
-        3, "multi_label_classification", torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 0]]),
+        3,
+        "multi_label_classification",
+        torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 0]]),
         lambda logits, labels: F.binary_cross_entropy_with_logits(logits, labels.double()),
     ),
-    "one value": (1, None, torch.tensor([0.5, -2, 3]), lambda logits, labels: F.mse_loss(logits[:, 0], labels.double())),
-    "one whole value": (1, None, torch.tensor([4, -2, 3]), lambda logits, labels: F.mse_loss(logits[:, 0], labels.double())),
-    "a column of values": (
-        1, "regression", torch.tensor([[0.5], [-2], [3]]), lambda logits, labels: F.mse_loss(logits, labels.double()),
+    "one value": (
+        1,
+        None,
+        torch.tensor([0.5, -2, 3]),
+        lambda logits, labels: F.mse_loss(logits[:, 0], labels.double()),
     ),
-    "several values": (3, "regression", torch.arange(9).view(3, 3) / 9, lambda logits, labels: F.mse_loss(logits, labels.double())),
-}  # fmt: skip
+    "one whole value": (
+        1,
+        None,
+        torch.tensor([4, -2, 3]),
+        lambda logits, labels: F.mse_loss(logits[:, 0], labels.double()),
+    ),
+    "a column of values": (
+        1,
+        "regression",
+        torch.tensor([[0.5], [-2], [3]]),
+        lambda logits, labels: F.mse_loss(logits, labels.double()),
+    ),
+    "several values": (
+        3,
+        "regression",
+        torch.arange(9).view(3, 3) / 9,
+        lambda logits, labels: F.mse_loss(logits, labels.double()),
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", [HGRNForSequenceClassification, HGRNForSequencePairClassification])
@@ -139,12 +203,32 @@ def test_losses(problem, kind, ids):
 @pytest.mark.parametrize(
     "num_labels, problem_type, labels, message",
     [
-        (3, None, torch.zeros(2).long(), r"labels must have shape \[3\] .integers, one class each.*got \(2,\) of torch.int64"),
-        (3, None, torch.zeros(3), r"labels must have shape \[3, 3\] .numbers.*got \(3,\) of torch.float32; set problem_type"),
+        (
+            3,
+            None,
+            torch.zeros(2).long(),
+            r"labels must have shape \[3\] .integers, one class each.*got \(2,\) of torch.int64",
+        ),
+        (
+            3,
+            None,
+            torch.zeros(3),
+            r"labels must have shape \[3, 3\] .numbers.*got \(3,\) of torch.float32; set problem_type",
+        ),
         (3, None, torch.zeros(3, 3).long(), r"labels must have shape \[3\]"),
-        (3, None, torch.tensor([0, 3, 1]), r"labels must be class numbers from 0 to 2 .num_labels=3., or -100.*got 3; correct them"),
+        (
+            3,
+            None,
+            torch.tensor([0, 3, 1]),
+            r"labels must be class numbers from 0 to 2 .num_labels=3., or -100.*got 3; correct them",
+        ),
         (3, None, torch.tensor([0, -100, -1]), r"labels must be class numbers from 0 to 2.*got -1"),
-        (1, None, torch.zeros(2), r"labels must have shape \[3\] .numbers. with problem_type=None and num_labels=1"),
+        (
+            1,
+            None,
+            torch.zeros(2),
+            r"labels must have shape \[3\] .numbers. with problem_type=None and num_labels=1",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_named(num_labels, problem_type, labels, message, ids):
@@ -162,8 +246,14 @@ IDS = torch.zeros(2, 3, dtype=torch.long)
         (dict(input_ids=IDS), "exactly one of input_ids_b and inputs_embeds_b"),
         (dict(input_ids_b=IDS), "exactly one of input_ids and inputs_embeds"),
         (dict(input_ids=IDS, input_ids_b=IDS[:1]), "as many second sequences as first, 2; got 1"),
-        (dict(input_ids=IDS, input_ids_b=IDS, attention_mask_b=IDS[:, :2]), r"ending in _b.*attention_mask must have .*\[2, 3\]"),
-        (dict(input_ids=IDS, input_ids_b=IDS, use_cache=True), "use_cache=True: classification reads whole sequences"),
+        (
+            dict(input_ids=IDS, input_ids_b=IDS, attention_mask_b=IDS[:, :2]),
+            r"ending in _b.*attention_mask must have .*\[2, 3\]",
+        ),
+        (
+            dict(input_ids=IDS, input_ids_b=IDS, use_cache=True),
+            "use_cache=True: classification reads whole sequences",
+        ),
         (dict(input_ids=IDS, input_ids_b=IDS, output_attentions=True), "no attention weights"),
     ],
 )
@@ -185,11 +275,20 @@ def test_a_bidirectional_model_keeps_no_state(ids):
     model = make(bidirectional=True).model
     assert model(ids).past_key_values is None
     cache = make().model(ids).past_key_values
-    for arguments in (dict(use_cache=True), dict(past_key_values=cache), dict(past_key_values=cache, use_cache=False)):
-        with pytest.raises(ValueError, match="bidirectional model reads whole sequences and keeps no state.*past_key_values"):
+    for arguments in (
+        dict(use_cache=True),
+        dict(past_key_values=cache),
+        dict(past_key_values=cache, use_cache=False),
+    ):
+        with pytest.raises(
+            ValueError,
+            match="bidirectional model reads whole sequences and keeps no state.*past_key_values",
+        ):
             model(ids, **arguments)
     with pytest.raises(ValueError, match="HGRNForCausalLM.*needs bidirectional=False.*got True"):
-        HGRNForCausalLM(HGRNConfig(vocab_size=5, hidden_size=4, num_hidden_layers=1, bidirectional=True))
+        HGRNForCausalLM(
+            HGRNConfig(vocab_size=5, hidden_size=4, num_hidden_layers=1, bidirectional=True)
+        )
 
 
 def test_wrong_options_are_named_together():
@@ -197,20 +296,29 @@ def test_wrong_options_are_named_together():
         HGRNConfig(shared_theta=False, pooling="max", bidirectional="yes")
     assert all(f"\n  {name}: " in str(error.value) for name in ("pooling", "bidirectional"))
     for options in (dict(), dict(bidirectional=True, complex_state=False)):
-        with pytest.raises(ValueError, match="shared_theta: must be True unless bidirectional and complex_state are"):
+        with pytest.raises(
+            ValueError,
+            match="shared_theta: must be True unless bidirectional and complex_state are",
+        ):
             HGRNConfig(shared_theta=False, **options)
 
 
 def test_another_head_starts_from_the_backbone(tmp_path, capfd):
     language_model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2))
     language_model.save_pretrained(tmp_path / "lm")
-    model, report = HGRNForSequenceClassification.from_pretrained(tmp_path / "lm", num_labels=4, output_loading_info=True)
-    assert report["missing_keys"] == {"score.weight", "score.bias"} and model.score.out_features == 4
+    model, report = HGRNForSequenceClassification.from_pretrained(
+        tmp_path / "lm", num_labels=4, output_loading_info=True
+    )
+    assert (
+        report["missing_keys"] == {"score.weight", "score.bias"} and model.score.out_features == 4
+    )
     for name, parameter in HGRNModel.from_pretrained(tmp_path / "lm").named_parameters():
         assert torch.equal(model.model.get_parameter(name), parameter)
     # A head for pairs has other names, so it is never taken for one of single sequences.
     make(HGRNForSequencePairClassification).float().save_pretrained(tmp_path / "pair")
-    _, report = HGRNForSequenceClassification.from_pretrained(tmp_path / "pair", output_loading_info=True)
+    _, report = HGRNForSequenceClassification.from_pretrained(
+        tmp_path / "pair", output_loading_info=True
+    )
     assert report["missing_keys"] == {"score.weight", "score.bias"}
 
 
@@ -240,7 +348,10 @@ def test_numbers_of_positions_do_not_count_padding(kind, ids):
         given, mask = padded(rows, side)
         assert_close(model.model(given, mask)[0][mask.bool()], alone)
     assert_close(model.model(ids, cu_seqlens=CU_SEQLENS)[0][0], alone)
-    with pytest.raises(ValueError, match="a model with sinusoidal_positions reads whole sequences and keeps no state"):
+    with pytest.raises(
+        ValueError,
+        match="a model with sinusoidal_positions reads whole sequences and keeps no state",
+    ):
         model.model(ids, use_cache=True)
 
 
@@ -257,11 +368,20 @@ def test_pairs_are_one_batch_for_batch_norms(ids):
     output = fresh(first, mask, second, mask_b, output_hidden_states=True)
     assert_close(output.logits, expected)
     assert all(torch.equal(tensor, statistics[name]) for name, tensor in fresh.named_buffers())
-    assert [x.shape for x in output.hidden_states] == [x.shape for x in output.hidden_states_b] == [(3, 9, 8)] * 3
+    assert (
+        [x.shape for x in output.hidden_states]
+        == [x.shape for x in output.hidden_states_b]
+        == [(3, 9, 8)] * 3
+    )
     embed = fresh.model.embed_tokens
     fresh.eval()
     logits = fresh(first, mask, inputs_embeds=None, input_ids_b=second).logits
-    assert_close(fresh(None, mask, inputs_embeds=embed(first), inputs_embeds_b=embed(second)).logits, logits)
+    assert_close(
+        fresh(None, mask, inputs_embeds=embed(first), inputs_embeds_b=embed(second)).logits, logits
+    )
     for wrong in (dict(input_ids_b=second[:, :4]), dict(inputs_embeds_b=embed(second))):
-        with pytest.raises(ValueError, match=r"one batch: give both as ids or both as embeddings, of one shape.*input_ids \(3, 9\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"one batch: give both as ids or both as embeddings, of one shape.*input_ids \(3, 9\)",
+        ):
             fresh(first, **wrong)

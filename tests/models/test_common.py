@@ -50,7 +50,9 @@ class Case:
         if self.is_image:
             arguments = dict(pixel_values=torch.stack([ids, ids.flip(1)], dim=1)[:, None] / 12)
         elif self.is_pair:
-            arguments |= dict(input_ids_b=ids.flip(1), attention_mask_b=None if mask is None else mask.flip(1))
+            arguments |= dict(
+                input_ids_b=ids.flip(1), attention_mask_b=None if mask is None else mask.flip(1)
+            )
         if labels:
             arguments["labels"] = ids if self.is_language_model else torch.arange(len(ids)) % 2
         return arguments | more
@@ -63,12 +65,33 @@ CASES = [
     Case(HGRNForSequenceClassification, bidirectional=True, shared_theta=False, pooling="last"),
     Case(HGRNForSequencePairClassification),
     Case(HGRNForSequencePairClassification, bidirectional=True),
-    Case(HGRNForSequenceClassification, bidirectional=True, norm_type="batch", sinusoidal_positions=True, final_norm="pooled"),
+    Case(
+        HGRNForSequenceClassification,
+        bidirectional=True,
+        norm_type="batch",
+        sinusoidal_positions=True,
+        final_norm="pooled",
+    ),
     Case(HGRNForSequencePairClassification, bidirectional=True, norm_type="batch"),
     Case(HGRNForImageClassification, **PIXELS),
-    Case(HGRNForImageClassification, **PIXELS, bidirectional=True, shared_theta=False, final_norm="pooled"),
-    Case(HGRNForImageClassification, **PIXELS, bidirectional=True, grid=True, norm_type="batch", sinusoidal_positions=True),
-    Case(HGRNForImageClassification, **PIXELS, bidirectional=True, grid=True, use_lower_bound=False),
+    Case(
+        HGRNForImageClassification,
+        **PIXELS,
+        bidirectional=True,
+        shared_theta=False,
+        final_norm="pooled",
+    ),
+    Case(
+        HGRNForImageClassification,
+        **PIXELS,
+        bidirectional=True,
+        grid=True,
+        norm_type="batch",
+        sinusoidal_positions=True,
+    ),
+    Case(
+        HGRNForImageClassification, **PIXELS, bidirectional=True, grid=True, use_lower_bound=False
+    ),
 ]
 
 
@@ -121,7 +144,10 @@ def test_resized_embeddings_stay_tied_and_keep_their_rows(size, text_case, ids, 
     model.save_pretrained(tmp_path)
     again = case.kind.from_pretrained(tmp_path)
     for resized in (model, again):
-        assert resized.config.vocab_size == size and resized.get_input_embeddings().weight.shape == (size, 8)
+        assert (
+            resized.config.vocab_size == size
+            and resized.get_input_embeddings().weight.shape == (size, 8)
+        )
         assert torch.equal(resized.get_input_embeddings().weight[:13], rows[:size])
         logits = resized(**case.inputs(ids % 7)).logits
         if case.is_language_model:
@@ -176,7 +202,10 @@ def test_what_is_missing_is_made_and_what_was_loaded_stays(case, tmp_path):
 def test_padding_on_either_side_changes_nothing(text_case, ids):
     case = text_case
     model = case.model().double()
-    alone = [model(**case.inputs(row[None, :length])).logits[0] for row, length in zip(ids, LENGTHS, strict=True)]
+    alone = [
+        model(**case.inputs(row[None, :length])).logits[0]
+        for row, length in zip(ids, LENGTHS, strict=True)
+    ]
     for side in ("left", "right"):
         padded, mask = torch.full((3, 8), 12), torch.zeros(3, 8, dtype=torch.long)
         for n, length in enumerate(LENGTHS):
@@ -184,7 +213,11 @@ def test_padding_on_either_side_changes_nothing(text_case, ids):
             padded[n, where], mask[n, where] = ids[n, :length], 1
         logits = model(**case.inputs(padded, mask)).logits
         for n, expected in enumerate(alone):
-            assert_close(logits[n, mask[n].bool()] if case.is_language_model else logits[n], expected, name=f"{side} {n}")
+            assert_close(
+                logits[n, mask[n].bool()] if case.is_language_model else logits[n],
+                expected,
+                name=f"{side} {n}",
+            )
 
 
 def test_rows_without_tokens_are_finite_and_change_no_other(text_case, ids):
@@ -195,7 +228,9 @@ def test_rows_without_tokens_are_finite_and_change_no_other(text_case, ids):
     arguments = case.inputs(ids, mask, labels=True)
     output = model(**arguments)
     output.loss.backward()
-    assert output.logits.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters())
+    assert output.logits.isfinite().all() and all(
+        p.grad.isfinite().all() for p in model.parameters()
+    )
     whole = model(**case.inputs(ids)).logits
     assert_close(output.logits[[0, 2]], whole[[0, 2]])
     other = model(**case.inputs(ids.roll(1, 1), mask)).logits
@@ -225,7 +260,9 @@ def gradients(model, **arguments):
     model.zero_grad()
     loss = model(**arguments).loss
     loss.backward()
-    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return loss.detach(), {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters()
+    }
 
 
 def test_checkpointing_gives_equal_gradients(case, ids, monkeypatch):
@@ -234,13 +271,21 @@ def test_checkpointing_gives_equal_gradients(case, ids, monkeypatch):
     # Which of the names transformers has, and which it warns of, depends on its release.
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     runs, compute = [], type(model.model.stack.blocks[0])._compute
-    monkeypatch.setattr(type(model.model.stack.blocks[0]), "_compute", lambda *args: runs.append(1) or compute(*args))
+    monkeypatch.setattr(
+        type(model.model.stack.blocks[0]),
+        "_compute",
+        lambda *args: runs.append(1) or compute(*args),
+    )
     again, found = gradients(model, **case.inputs(ids, labels=True))
     has_batch_norms = model.config.norm_type == "batch"
     assert len(runs) == (8 if case.is_pair and not has_batch_norms else 4)  # each block twice
     assert torch.equal(again, loss)
     # Yet it counts once in the statistics: 3, and one for each of the two steps.
-    counts = [tensor.item() for name, tensor in model.named_buffers() if name.endswith("num_batches_tracked")]
+    counts = [
+        tensor.item()
+        for name, tensor in model.named_buffers()
+        if name.endswith("num_batches_tracked")
+    ]
     assert counts == [5] * len(counts) and bool(counts) == has_batch_norms
     for name, gradient in expected.items():
         assert torch.equal(found[name], gradient), name
@@ -257,14 +302,20 @@ def test_the_loss_of_a_batch_in_parts_is_that_of_the_whole(case, ids):
     expected, wanted = gradients(model, **whole)
     losses, parts = zip(
         *(
-            gradients(model, **{k: v if v is None else v[part] for k, v in whole.items()}, num_items_in_batch=counted)
+            gradients(
+                model,
+                **{k: v if v is None else v[part] for k, v in whole.items()},
+                num_items_in_batch=counted,
+            )
             for part in (slice(0, 2), slice(2, 3))
         ),
         strict=True,
     )
     assert_close(sum(losses), expected)
     for name, gradient in wanted.items():
-        assert_close(sum(part[name] for part in parts), gradient, torch.float32, name)  # losses are made in float32
+        assert_close(
+            sum(part[name] for part in parts), gradient, torch.float32, name
+        )  # losses are made in float32
     assert model.accepts_loss_kwargs
 
 
@@ -323,10 +374,20 @@ def test_half_precision_keeps_theta_and_bounds(how, case, ids, tmp_path):
     whole = named_tensors(model)
     for name, tensor in named_tensors(loaded).items():
         wide = name.endswith((".theta", "bounds.logits", "running_mean", "running_var"))
-        assert tensor.dtype == (torch.float32 if wide else whole[name].dtype if name.endswith("tracked") else torch.bfloat16), name
+        assert tensor.dtype == (
+            torch.float32
+            if wide
+            else whole[name].dtype
+            if name.endswith("tracked")
+            else torch.bfloat16
+        ), name
         assert not wide or torch.equal(tensor, whole[name]), name
     output = loaded(**case.inputs(ids, labels=True))
-    assert output.logits.dtype == torch.bfloat16 and output.loss.dtype == torch.float32 and output.loss.isfinite()
+    assert (
+        output.logits.dtype == torch.bfloat16
+        and output.loss.dtype == torch.float32
+        and output.loss.isfinite()
+    )
 
 
 def test_compiled_it_is_one_graph(case, ids):

@@ -20,12 +20,16 @@ def variant(name: str, model: HGRNForCausalLM) -> dict:
     else:
         arguments["shift_labels"] = ids.roll(-1, 1)
     if "padded" in name:
-        arguments["attention_mask"] = (torch.arange(LENGTH) >= torch.tensor([[4], [0]])[:rows]).long()
+        arguments["attention_mask"] = (
+            torch.arange(LENGTH) >= torch.tensor([[4], [0]])[:rows]
+        ).long()
     if "state" in name:
         sequences = 3 if "packed" in name else rows
         generator = torch.Generator().manual_seed(1)
         blank = [block.mixer.initial_state(sequences) for block in model.model.stack.blocks]
-        state = tuple(tuple(torch.randn(part.shape, generator=generator) for part in layer) for layer in blank)
+        state = tuple(
+            tuple(torch.randn(part.shape, generator=generator) for part in layer) for layer in blank
+        )
         arguments["past_key_values"] = HGRNCache(state, seen_tokens=7)
     return arguments
 
@@ -39,7 +43,9 @@ def step(model, **arguments):
 def small_model(checkpointing: bool, **options) -> HGRNForCausalLM:
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, **options)).train()
+    model = HGRNForCausalLM(
+        HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, **options)
+    ).train()
     if checkpointing:
         model.activation_checkpointing_enable()
     return model
@@ -58,7 +64,9 @@ def small_model(checkpointing: bool, **options) -> HGRNForCausalLM:
     ],
 )
 def test_a_training_step_is_one_graph(name, backend):
-    model = small_model("recomputed" in name, **(dict(norm_type="rms", conv_size=4) if "convolved" in name else {}))
+    model = small_model(
+        "recomputed" in name, **(dict(norm_type="rms", conv_size=4) if "convolved" in name else {})
+    )
     expected = step(model, **variant(name, model))
     gradients = {key: p.grad for key, p in model.named_parameters()}
     model.zero_grad()

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from hgrn.models import HGRNConfig, HGRNForCausalLM
-from hgrn.models.convert import LAYOUTS, ROLL, SAME, ConversionError, from_published, load_published, to_published
+from hgrn.models.convert import (
+    LAYOUTS,
+    ROLL,
+    SAME,
+    ConversionError,
+    from_published,
+    load_published,
+    to_published,
+)
 from hgrn.modules import HGRU
 from tests.golden_files import read
 from tests.tolerances import assert_close, error
@@ -47,7 +55,9 @@ def test_language_models_are_the_authors(name, dtype):
     assert_close(output.logits, golden.output["logits"])
     for index in range(model.config.num_hidden_layers):
         inner = golden.aux[f"inner_state_{index}"]
-        assert_close(output.hidden_states[index], inner if inner.shape[0] == 2 else inner.transpose(0, 1))
+        assert_close(
+            output.hidden_states[index], inner if inner.shape[0] == 2 else inner.transpose(0, 1)
+        )
     assert_close(model.model.stack.bounds(), golden.aux["lower_bounds"])
 
     (output.logits * golden.cotangent["logits"]).sum().backward()
@@ -59,7 +69,10 @@ def test_language_models_are_the_authors(name, dtype):
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_the_tests_above_see_a_table_that_is_not_rolled(name, monkeypatch):
-    lines = [line._replace(change=SAME) if line.change is ROLL else line for line in LAYOUTS["fairseq-lm"]]
+    lines = [
+        line._replace(change=SAME) if line.change is ROLL else line
+        for line in LAYOUTS["fairseq-lm"]
+    ]
     monkeypatch.setitem(LAYOUTS, "fairseq-lm", lines)
     model, golden = language_model(name, torch.float64)
     assert error(model(golden.input["tokens"]).logits, golden.output["logits"]) > 1e-3
@@ -127,12 +140,17 @@ def test_a_tied_model_takes_both_copies_if_they_agree():
 
 
 def test_half_a_pair_of_angles_is_missing():
-    with pytest.raises(ConversionError, match="missing: theta is made of 2 tensors, of which only theta_forward is there, not theta_reverse"):
+    with pytest.raises(
+        ConversionError,
+        match="missing: theta is made of 2 tensors, of which only theta_forward is there, not theta_reverse",
+    ):
         from_published({"theta_forward": torch.zeros(1, 1, 4)}, "bihgru")
 
 
 def test_what_a_layout_cannot_hold_is_named():
     with pytest.raises(ConversionError, match="unexpected: theta"):
         to_published(HGRU(4), "hgru-real")
-    with pytest.raises(ValueError, match="layout must be one of hgru, hgru-low-rank, bihgru, .*'hgrn'"):
+    with pytest.raises(
+        ValueError, match="layout must be one of hgru, hgru-low-rank, bihgru, .*'hgrn'"
+    ):
         from_published({"theta": torch.zeros(1)}, "hgrn")

@@ -44,7 +44,10 @@ def test_a_mixer_of_ones_own_is_loaded_by_its_class_and_refused_by_others(tmp_pa
     model.save_pretrained(tmp_path)
     assert torch.equal(Own.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
     for kind in (HGRNForCausalLM, HGRNModel, HGRNForSequenceClassification):
-        with pytest.raises(UserError, match=r"stack.blocks.0.mixer is Squashed\(.*as plain HGRN its weights would be another model"):
+        with pytest.raises(
+            UserError,
+            match=r"stack.blocks.0.mixer is Squashed\(.*as plain HGRN its weights would be another model",
+        ):
             kind.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="Squashed"):
         load(tmp_path)  # as the commands do
@@ -78,12 +81,30 @@ def _set(path: str, value):
     "change, described",
     [
         (_set("model.stack.blocks.1.mixer", Squashed(8)), "stack.blocks.1.mixer is Squashed"),
-        (_set("model.stack.blocks.1.mixer.__class__", Squashed), "stack.blocks.1.mixer is Squashed"),
-        (_set("model.stack.blocks.0.glu.act", "identity"), r"stack.blocks.0.glu is GLU\(act=identity\)"),
-        (_set("model.stack.blocks.0.mixer.gate_act", "sigmoid"), r"stack.blocks.0.mixer is HGRU\(.*gate=sigmoid"),
-        (_set("model.stack.blocks.0.glu_norm.eps", 1e-3), r"stack.blocks.0.glu_norm is LayerNorm\(.*eps=0.001"),
-        (_set("model.stack.blocks.0.glu", nn.Sequential(nn.Linear(8, 8), nn.GELU())), "stack.blocks.0.glu is Sequential"),
-        (_set("model.stack.blocks.0.glu.forward", torch.tanh), r"stack.blocks.0.glu is GLU\(.*with a forward of its own"),
+        (
+            _set("model.stack.blocks.1.mixer.__class__", Squashed),
+            "stack.blocks.1.mixer is Squashed",
+        ),
+        (
+            _set("model.stack.blocks.0.glu.act", "identity"),
+            r"stack.blocks.0.glu is GLU\(act=identity\)",
+        ),
+        (
+            _set("model.stack.blocks.0.mixer.gate_act", "sigmoid"),
+            r"stack.blocks.0.mixer is HGRU\(.*gate=sigmoid",
+        ),
+        (
+            _set("model.stack.blocks.0.glu_norm.eps", 1e-3),
+            r"stack.blocks.0.glu_norm is LayerNorm\(.*eps=0.001",
+        ),
+        (
+            _set("model.stack.blocks.0.glu", nn.Sequential(nn.Linear(8, 8), nn.GELU())),
+            "stack.blocks.0.glu is Sequential",
+        ),
+        (
+            _set("model.stack.blocks.0.glu.forward", torch.tanh),
+            r"stack.blocks.0.glu is GLU\(.*with a forward of its own",
+        ),
         (_set("model.stack.norm", nn.Identity()), "stack.norm is Identity"),
         (_set("model.stack.blocks.0.glu.extra", nn.ReLU()), "stack.blocks.0.glu.extra is ReLU"),
     ],
@@ -114,7 +135,9 @@ def test_a_record_goes_away_with_the_part(tmp_path):
     kept = model.model.stack.blocks[0].glu
     model.model.stack.blocks[0].glu = nn.Identity()
     model.save_pretrained(tmp_path / "own")
-    assert json.loads((tmp_path / "own" / "config.json").read_text())["custom_modules"] == {"stack.blocks.0.glu": "Identity"}
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["custom_modules"] == {
+        "stack.blocks.0.glu": "Identity"
+    }
     model.model.stack.blocks[0].glu = kept
     model.save_pretrained(tmp_path / "plain")
     HGRNForCausalLM.from_pretrained(tmp_path / "plain")
@@ -131,7 +154,10 @@ def test_a_strange_record_is_refused(recorded, tmp_path):
 
 def test_eight_bit_weights_are_not_saved(tmp_path):
     model = quantize_int8(plain())
-    with pytest.raises(UserError, match="model.stack.blocks.0.mixer.in_proj has 8-bit weights, which are not saved; save the model before"):
+    with pytest.raises(
+        UserError,
+        match="model.stack.blocks.0.mixer.in_proj has 8-bit weights, which are not saved; save the model before",
+    ):
         model.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -141,13 +167,22 @@ def test_eight_bit_weights_are_loaded_by_no_other_model(tmp_path):
     integers = quantize_int8(copy.deepcopy(floats))
     before = floats.lm_head.weight.clone()
     for strict in (True, False):
-        with pytest.raises(RuntimeError, match="lm_head.weight holds torch.int8, the integers of a quantized weight"):
+        with pytest.raises(
+            RuntimeError,
+            match="lm_head.weight holds torch.int8, the integers of a quantized weight",
+        ):
             plain().load_state_dict(integers.state_dict(), strict=strict)
-        with pytest.raises(RuntimeError, match="lm_head.weight is torch.float32 .*but this model has 8-bit weights"):
+        with pytest.raises(
+            RuntimeError, match="lm_head.weight is torch.float32 .*but this model has 8-bit weights"
+        ):
             copy.deepcopy(integers).load_state_dict(floats.state_dict(), strict=strict)
     assert torch.equal(floats.lm_head.weight, before)
-    with pytest.raises(UserError, match="holds 8-bit weights .*load what was saved before quantize_int8"):
-        HGRNForCausalLM.from_pretrained(None, config=floats.config, state_dict=integers.state_dict())
+    with pytest.raises(
+        UserError, match="holds 8-bit weights .*load what was saved before quantize_int8"
+    ):
+        HGRNForCausalLM.from_pretrained(
+            None, config=floats.config, state_dict=integers.state_dict()
+        )
     again = quantize_int8(HGRNForCausalLM(HGRNConfig(**CONFIG)).eval())
     again.load_state_dict(integers.state_dict())
     ids = torch.arange(9)[None]

@@ -49,7 +49,9 @@ def test_what_is_generated_follows_the_rule(trained, rules, prompts):
     ids, mask, lengths = prompts
     for row, length in zip(generate(trained, ids, mask, do_sample=False), lengths, strict=True):
         rule, *letters = row[-NEW - length :].tolist()
-        made = [rules.tables[rule][letter - rules.rules].item() + rules.rules for letter in letters[:-1]]
+        made = [
+            rules.tables[rule][letter - rules.rules].item() + rules.rules for letter in letters[:-1]
+        ]
         assert letters[1:] == made
 
 
@@ -69,7 +71,9 @@ def test_the_tests_above_see_a_lost_state(mode, trained, prompts, monkeypatch):
     update = HGRNCache.update_state
 
     def forget(self, state, tokens):
-        update(self, tuple(tuple(torch.zeros_like(part) for part in layer) for layer in state), tokens)
+        update(
+            self, tuple(tuple(torch.zeros_like(part) for part in layer) for layer in state), tokens
+        )
 
     monkeypatch.setattr(HGRNCache, "update_state", forget)
     assert not torch.equal(generate(trained, ids, mask, **MODES[mode]), expected)
@@ -79,7 +83,9 @@ def test_beams_that_are_not_reordered_are_seen(trained, prompts, monkeypatch):
     ids, mask, _ = prompts
     unsure = copy.deepcopy(trained)
     with torch.no_grad():
-        unsure.model.embed_tokens.weight.mul_(0.1)  # the head is tied to it: nearly flat, so that beams change places
+        unsure.model.embed_tokens.weight.mul_(
+            0.1
+        )  # the head is tied to it: nearly flat, so that beams change places
     mode = dict(do_sample=False, num_beams=4)
     expected = generate(unsure, ids, mask, use_cache=False, **mode)
     assert torch.equal(generate(unsure, ids, mask, **mode), expected)
@@ -91,7 +97,9 @@ def test_generation_goes_on_from_a_returned_cache(trained, rules):
     ids = rules.sample(3, 6, torch.Generator().manual_seed(9))
     whole = trained.generate(ids, max_new_tokens=12, do_sample=False)
     first = trained.generate(ids, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
-    assert first.past_key_values.get_seq_length() == ids.shape[1] + 4  # the newest token is not read yet
+    assert (
+        first.past_key_values.get_seq_length() == ids.shape[1] + 4
+    )  # the newest token is not read yet
     rest = trained.generate(
         first.sequences, past_key_values=first.past_key_values, max_new_tokens=7, do_sample=False
     )
@@ -101,7 +109,11 @@ def test_generation_goes_on_from_a_returned_cache(trained, rules):
     seen = trained.generate(ids, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
     new = seen.sequences[:, seen.past_key_values.get_seq_length() :]
     rest = trained.generate(
-        new, attention_mask=torch.ones_like(seen.sequences), past_key_values=seen.past_key_values, max_new_tokens=7, do_sample=False
+        new,
+        attention_mask=torch.ones_like(seen.sequences),
+        past_key_values=seen.past_key_values,
+        max_new_tokens=7,
+        do_sample=False,
     )
     assert torch.equal(rest[:, new.shape[1] :], whole[:, -7:])
 
@@ -120,11 +132,15 @@ def test_speculative_decoding_is_refused_with_the_reason(speculative, trained, r
     options = dict(assistant_model=trained)
     if speculative == "prompt lookup":
         options = dict(prompt_lookup_num_tokens=2)
-    with pytest.raises(NotImplementedError, match="cannot be cropped: a recurrent state does not hold"):
+    with pytest.raises(
+        NotImplementedError, match="cannot be cropped: a recurrent state does not hold"
+    ):
         trained.generate(ids, max_new_tokens=8, do_sample=False, **options)
 
 
 def test_caches_of_keys_and_values_are_refused(trained, rules):
     ids = rules.sample(1, 6, torch.Generator().manual_seed(9))
-    with pytest.raises(ValueError, match="cache_implementation='static'.*leave cache_implementation out"):
+    with pytest.raises(
+        ValueError, match="cache_implementation='static'.*leave cache_implementation out"
+    ):
         trained.generate(ids, max_new_tokens=2, cache_implementation="static")

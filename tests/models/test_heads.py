@@ -13,7 +13,11 @@ from hgrn.models import (
 )
 from tests.tolerances import assert_close
 
-CLASSIFIERS = [HGRNForSequenceClassification, HGRNForSequencePairClassification, HGRNForImageClassification]
+CLASSIFIERS = [
+    HGRNForSequenceClassification,
+    HGRNForSequencePairClassification,
+    HGRNForImageClassification,
+]
 
 
 @pytest.fixture
@@ -43,7 +47,9 @@ def test_the_loss_is_the_sum_over_the_number_given(tiny, ids):
 def test_no_label_crosses_a_packed_border(tiny, ids):
     packed, cu_seqlens = ids.reshape(1, 14), torch.tensor([0, 5, 5, 6, 14, 14])
     loss = tiny(packed, labels=packed, cu_seqlens=cu_seqlens, num_items_in_batch=1).loss
-    documents = [document for document in packed.split([5, 0, 1, 8, 0], dim=1) if document.shape[1] > 1]
+    documents = [
+        document for document in packed.split([5, 0, 1, 8, 0], dim=1) if document.shape[1] > 1
+    ]
     expected = sum(tiny(d, labels=d, num_items_in_batch=1).loss for d in documents)
     assert_close(loss, expected)
 
@@ -59,7 +65,6 @@ def test_shifted_labels_count_before_labels(tiny, ids):
     expected = tiny(ids, shift_labels=shifted).loss
     assert torch.equal(tiny(ids, labels=ids, shift_labels=shifted).loss, expected)
     assert tiny(ids, labels=ids).loss != expected
-
 
 
 def test_what_takes_no_decay(tiny):

@@ -5,7 +5,13 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForImageClassification
 
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForImageClassification, HGRNForSequenceClassification, HGRNModel
+from hgrn.models import (
+    HGRNConfig,
+    HGRNForCausalLM,
+    HGRNForImageClassification,
+    HGRNForSequenceClassification,
+    HGRNModel,
+)
 from hgrn.modules import HGRU2d
 from tests.tolerances import assert_close
 
@@ -28,7 +34,9 @@ def pixels() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("final_norm", ["tokens", "pooled"])
-@pytest.mark.parametrize("options", [{}, BOTH, BOTH | dict(grid=True)], ids=["causal", "raster", "grid"])
+@pytest.mark.parametrize(
+    "options", [{}, BOTH, BOTH | dict(grid=True)], ids=["causal", "raster", "grid"]
+)
 def test_the_model_by_hand(options, final_norm, pixels):
     model = make(**options, final_norm=final_norm)
     stack = model.model.stack
@@ -51,8 +59,13 @@ def test_a_fixed_table_is_added_in_raster_order(pixels):
         model = make(**options, sinusoidal_positions=True)
         first = model(pixels, output_hidden_states=True).hidden_states[0]
         plain = model.model.embed_patches(pixels).flatten(1, 2)
-        wanted = torch.tensor([[n * 10000.0 ** (-2 * i / 8) for i in range(4)] for n in range(6)], dtype=torch.float64)
-        assert_close(first - plain, torch.stack([wanted.sin(), wanted.cos()], -1).flatten(1).expand(3, -1, -1))
+        wanted = torch.tensor(
+            [[n * 10000.0 ** (-2 * i / 8) for i in range(4)] for n in range(6)], dtype=torch.float64
+        )
+        assert_close(
+            first - plain,
+            torch.stack([wanted.sin(), wanted.cos()], -1).flatten(1).expand(3, -1, -1),
+        )
 
 
 def test_a_grid_treats_rows_and_columns_alike_and_a_raster_does_not(pixels):
@@ -86,9 +99,24 @@ def test_any_size_of_image_goes_and_images_do_not_mix(pixels):
 @pytest.mark.parametrize(
     "num_labels, problem_type, labels, loss",
     [
-        (3, None, torch.tensor([2, 0, -100]), lambda logits, labels: F.cross_entropy(logits[:2], labels[:2])),
-        (3, None, torch.eye(3), lambda logits, labels: F.binary_cross_entropy_with_logits(logits, labels.double())),
-        (1, None, torch.tensor([0.5, -2, 3]), lambda logits, labels: F.mse_loss(logits[:, 0], labels.double())),
+        (
+            3,
+            None,
+            torch.tensor([2, 0, -100]),
+            lambda logits, labels: F.cross_entropy(logits[:2], labels[:2]),
+        ),
+        (
+            3,
+            None,
+            torch.eye(3),
+            lambda logits, labels: F.binary_cross_entropy_with_logits(logits, labels.double()),
+        ),
+        (
+            1,
+            None,
+            torch.tensor([0.5, -2, 3]),
+            lambda logits, labels: F.mse_loss(logits[:, 0], labels.double()),
+        ),
         (3, "regression", torch.eye(3), lambda logits, labels: F.mse_loss(logits, labels.double())),
     ],
     ids=["classes", "several labels", "one value", "several values"],
@@ -106,15 +134,25 @@ def test_checkpoints_of_the_auto_classes(pixels, tmp_path):
     model.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path, dtype="auto")
     assert type(again) is HGRNForImageClassification
-    assert all(torch.equal(again.get_parameter(name), parameter) for name, parameter in model.named_parameters())
+    assert all(
+        torch.equal(again.get_parameter(name), parameter)
+        for name, parameter in model.named_parameters()
+    )
     assert_close(again(pixels).logits, model(pixels).logits)
     assert again.config.id2label[1] == "dog" and again.main_input_name == "pixel_values"
     bare = AutoModel.from_pretrained(tmp_path, dtype="auto")
     assert type(bare) is HGRNModel and bare.main_input_name == "pixel_values"
     assert_close(bare(pixel_values=pixels)[0], model.model(pixel_values=pixels)[0])
-    assert bare.get_input_embeddings() is bare.embed_patches and model.get_input_embeddings() is model.model.embed_patches
+    assert (
+        bare.get_input_embeddings() is bare.embed_patches
+        and model.get_input_embeddings() is model.model.embed_patches
+    )
     card = (tmp_path / "README.md").read_text()
-    assert "classification of images" in card and "whole images, from both ends" in card and "pipeline_tag: image-classification" in card
+    assert (
+        "classification of images" in card
+        and "whole images, from both ends" in card
+        and "pipeline_tag: image-classification" in card
+    )
 
 
 IDS = torch.zeros(2, 3, dtype=torch.long)
@@ -123,14 +161,46 @@ IDS = torch.zeros(2, 3, dtype=torch.long)
 @pytest.mark.parametrize(
     "arguments, kind, message",
     [
-        (dict(), ValueError, r"configuration is one of images \(patch_size=2\), so give pixel_values"),
-        (dict(pixel_values=torch.zeros(2, 1, 4, 4)), ValueError, r"3 channel.s., got \(2, 1, 4, 4\)"),
-        (dict(pixel_values=torch.zeros(2, 3, 4, 5)), ValueError, "multiples of the patch size 2, and at least that, got 4 x 5"),
-        (dict(pixel_values=torch.zeros(2, 3, 1, 1)), ValueError, "multiples of the patch size 2, and at least that, got 1 x 1"),
-        (dict(pixel_values=IDS.view(1, 1, 2, 3).expand(1, 3, 2, 3)), TypeError, "pixel_values must hold floats"),
-        (dict(pixel_values=torch.zeros(2, 3, 4, 4), labels=torch.tensor([0, 3])), ValueError, "class numbers from 0 to 2.*got 3"),
-        (dict(pixel_values=torch.zeros(2, 3, 4, 4), labels=torch.zeros(3).long()), ValueError, r"labels must have shape \[2\]"),
-        (dict(pixel_values=torch.zeros(2, 3, 4, 4), output_attentions=True), ValueError, "no attention weights"),
+        (
+            dict(),
+            ValueError,
+            r"configuration is one of images \(patch_size=2\), so give pixel_values",
+        ),
+        (
+            dict(pixel_values=torch.zeros(2, 1, 4, 4)),
+            ValueError,
+            r"3 channel.s., got \(2, 1, 4, 4\)",
+        ),
+        (
+            dict(pixel_values=torch.zeros(2, 3, 4, 5)),
+            ValueError,
+            "multiples of the patch size 2, and at least that, got 4 x 5",
+        ),
+        (
+            dict(pixel_values=torch.zeros(2, 3, 1, 1)),
+            ValueError,
+            "multiples of the patch size 2, and at least that, got 1 x 1",
+        ),
+        (
+            dict(pixel_values=IDS.view(1, 1, 2, 3).expand(1, 3, 2, 3)),
+            TypeError,
+            "pixel_values must hold floats",
+        ),
+        (
+            dict(pixel_values=torch.zeros(2, 3, 4, 4), labels=torch.tensor([0, 3])),
+            ValueError,
+            "class numbers from 0 to 2.*got 3",
+        ),
+        (
+            dict(pixel_values=torch.zeros(2, 3, 4, 4), labels=torch.zeros(3).long()),
+            ValueError,
+            r"labels must have shape \[2\]",
+        ),
+        (
+            dict(pixel_values=torch.zeros(2, 3, 4, 4), output_attentions=True),
+            ValueError,
+            "no attention weights",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(arguments, kind, message):
@@ -139,29 +209,57 @@ def test_inputs_that_do_not_fit_are_named(arguments, kind, message):
 
 
 def test_the_bare_model_takes_images_or_tokens():
-    images, tokens = make().model.float(), HGRNModel(HGRNConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1)).eval()
+    images, tokens = (
+        make().model.float(),
+        HGRNModel(HGRNConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1)).eval(),
+    )
     pixels = torch.zeros(1, 3, 4, 4)
-    for wrong in (dict(input_ids=IDS), dict(inputs_embeds=torch.zeros(1, 2, 8)), dict(cu_seqlens=torch.tensor([0, 2]))):
-        with pytest.raises(ValueError, match="give pixel_values, and neither input_ids, attention_mask, inputs_embeds nor cu_seqlens"):
+    for wrong in (
+        dict(input_ids=IDS),
+        dict(inputs_embeds=torch.zeros(1, 2, 8)),
+        dict(cu_seqlens=torch.tensor([0, 2])),
+    ):
+        with pytest.raises(
+            ValueError,
+            match="give pixel_values, and neither input_ids, attention_mask, inputs_embeds nor cu_seqlens",
+        ):
             images(pixel_values=pixels, **wrong)
-    with pytest.raises(ValueError, match="pixel_values need a configuration with patch_size, got patch_size=None; give input_ids"):
+    with pytest.raises(
+        ValueError,
+        match="pixel_values need a configuration with patch_size, got patch_size=None; give input_ids",
+    ):
         tokens(pixel_values=pixels)
     assert images(pixel_values=pixels).past_key_values is None
     for wrong in (dict(use_cache=True), dict(past_key_values=tokens(IDS).past_key_values)):
-        with pytest.raises(ValueError, match="a model of images reads whole sequences and keeps no state"):
+        with pytest.raises(
+            ValueError, match="a model of images reads whole sequences and keeps no state"
+        ):
             images(pixel_values=pixels, **wrong)
 
 
 def test_heads_and_configurations_that_do_not_go_together():
-    with pytest.raises(ValueError, match="HGRNForImageClassification reads images, so patch_size .* a positive integer.*got None"):
+    with pytest.raises(
+        ValueError,
+        match="HGRNForImageClassification reads images, so patch_size .* a positive integer.*got None",
+    ):
         HGRNForImageClassification(HGRNConfig(hidden_size=8))
-    with pytest.raises(ValueError, match="HGRNForSequenceClassification reads tokens, so patch_size .* must be None, got 4"):
+    with pytest.raises(
+        ValueError,
+        match="HGRNForSequenceClassification reads tokens, so patch_size .* must be None, got 4",
+    ):
         HGRNForSequenceClassification(HGRNConfig(hidden_size=8, patch_size=4))
     for options in (
-        dict(patch_size=4), dict(sinusoidal_positions=True), dict(mask_padding=False), dict(final_norm="pooled"), dict(norm_type="batch"),
-    ):  # fmt: skip
+        dict(patch_size=4),
+        dict(sinusoidal_positions=True),
+        dict(mask_padding=False),
+        dict(final_norm="pooled"),
+        dict(norm_type="batch"),
+    ):
         (name,), (value,) = options.keys(), options.values()
-        with pytest.raises(ValueError, match=f"its configuration needs {name}=.*, got {value!r}; the classification models"):
+        with pytest.raises(
+            ValueError,
+            match=f"its configuration needs {name}=.*, got {value!r}; the classification models",
+        ):
             HGRNForCausalLM(HGRNConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1, **options))
 
 

@@ -7,7 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForImageClassification, HGRNForSequenceClassification
+from hgrn.models import (
+    HGRNConfig,
+    HGRNForCausalLM,
+    HGRNForImageClassification,
+    HGRNForSequenceClassification,
+)
 from hgrn.models.convert import named_tensors
 from hgrn.modules.hgru import initial_theta
 from tests.tolerances import assert_close
@@ -44,7 +49,9 @@ def test_the_pytorch_scheme():
 
 def test_the_normal_scheme():
     torch.manual_seed(0)
-    model = HGRNForCausalLM(HGRNConfig(**CONFIG, initialization="normal", tie_word_embeddings=False))
+    model = HGRNForCausalLM(
+        HGRNConfig(**CONFIG, initialization="normal", tie_word_embeddings=False)
+    )
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             assert spread(module.weight) == pytest.approx(0.02, rel=0.1), name
@@ -57,7 +64,9 @@ def test_the_normal_scheme():
 def test_rms_norms_and_convolutions(scheme, wanted):
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = HGRNForCausalLM(HGRNConfig(**CONFIG, initialization=scheme, norm_type="rms", conv_size=4))
+        model = HGRNForCausalLM(
+            HGRNConfig(**CONFIG, initialization=scheme, norm_type="rms", conv_size=4)
+        )
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, math.nan)
@@ -66,7 +75,10 @@ def test_rms_norms_and_convolutions(scheme, wanted):
         if name.endswith("norm.weight"):
             assert (parameter == 1).all(), name
         elif name.endswith("short_conv.weight"):
-            assert spread(parameter) == pytest.approx(wanted, rel=0.1) and parameter.abs().max() <= 6 * wanted
+            assert (
+                spread(parameter) == pytest.approx(wanted, rel=0.1)
+                and parameter.abs().max() <= 6 * wanted
+            )
         assert parameter.isfinite().all(), name
 
 
@@ -75,8 +87,15 @@ def test_batch_norms_and_the_scheme_of_long_range_arena(kind):
     """Embeddings N(0, 1), linear maps of tokens and of pixels as PyTorch's, statistics of nothing."""
     torch.manual_seed(0)
     options = dict(patch_size=2, grid=True) if kind is HGRNForImageClassification else {}
-    config = HGRNConfig(vocab_size=40, hidden_size=64, num_hidden_layers=2, bidirectional=True, norm_type="batch",
-                        initialization="lra", **options)  # fmt: skip
+    config = HGRNConfig(
+        vocab_size=40,
+        hidden_size=64,
+        num_hidden_layers=2,
+        bidirectional=True,
+        norm_type="batch",
+        initialization="lra",
+        **options,
+    )
     with torch.device("meta"):
         model = kind(config)
     assert all(tensor.is_meta for tensor in named_tensors(model).values())
@@ -84,13 +103,21 @@ def test_batch_norms_and_the_scheme_of_long_range_arena(kind):
     for tensor in named_tensors(model).values():
         tensor.data.fill_(math.nan if tensor.is_floating_point() else 7)
     model.init_weights()
-    expected = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0, "norm.weight": 1, "norm.bias": 0}
+    expected = {
+        "running_mean": 0,
+        "running_var": 1,
+        "num_batches_tracked": 0,
+        "norm.weight": 1,
+        "norm.bias": 0,
+    }
     for name, tensor in named_tensors(model).items():
         value = next((value for end, value in expected.items() if name.endswith(end)), None)
         assert tensor.isfinite().all() and (value is None or (tensor == value).all()), name
     if kind is HGRNForImageClassification:
         weight = model.model.embed_patches.proj.weight
-        assert weight.abs().max() <= 12**-0.5 and spread(weight) == pytest.approx(12**-0.5 / math.sqrt(3), rel=0.2)
+        assert weight.abs().max() <= 12**-0.5 and spread(weight) == pytest.approx(
+            12**-0.5 / math.sqrt(3), rel=0.2
+        )
     else:
         assert spread(model.model.embed_tokens.weight) == pytest.approx(1, rel=0.1)
 

@@ -26,14 +26,25 @@ def test_eight_bit_weights_cost_a_trained_model_next_to_nothing(trained, rules):
     tokens = rules.sample(8, 200, torch.Generator().manual_seed(9))
     before, after = bits(trained, tokens), bits(quantize_int8(copy.deepcopy(trained)), tokens)
     on_text = (after - before).gather(-1, tokens[:, 1:, None]).mean().item()
-    in_expectation = (torch.exp2(-before) * (after - before)).sum(-1).mean().item()  # on text that the model would write
+    in_expectation = (
+        (torch.exp2(-before) * (after - before)).sum(-1).mean().item()
+    )  # on text that the model would write
     assert abs(on_text) < 1e-4 and 0 < in_expectation < 2e-6, (on_text, in_expectation)
 
 
 def test_images_are_read_in_float():
     """The embedding of patches follows the dtype of its weights, but not of rounded ones."""
     torch.manual_seed(0)
-    config = HGRNConfig(patch_size=2, num_channels=1, hidden_size=64, num_hidden_layers=2, bidirectional=True, num_labels=3)
+    config = HGRNConfig(
+        patch_size=2,
+        num_channels=1,
+        hidden_size=64,
+        num_hidden_layers=2,
+        bidirectional=True,
+        num_labels=3,
+    )
     model, pixels = HGRNForImageClassification(config).eval(), torch.rand(2, 1, 8, 8)
     expected = model(pixel_values=pixels).logits
-    assert (quantize_int8(model)(pixel_values=pixels).logits - expected).abs().max() < 0.03 * expected.abs().max()
+    assert (
+        quantize_int8(model)(pixel_values=pixels).logits - expected
+    ).abs().max() < 0.03 * expected.abs().max()

@@ -72,8 +72,14 @@ def nbytes(cache) -> int:
 def test_memory_stays_as_it_is(how):
     if how == "steps" and "numba" not in available_engines("cpu"):
         pytest.skip("numba is not here")
-    environment = {"PYTHONPATH": str(Path(hgrn.__file__).parents[1]), "PATH": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, env=environment)
+    environment = {
+        "PYTHONPATH": str(Path(hgrn.__file__).parents[1]),
+        "PATH": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["seen"] == TOKENS and found["cache"] == 2 * 2 * 64 * 4
@@ -86,7 +92,9 @@ def test_generate_ends_with_the_cache_and_the_operations_of_the_start(model):
     ids = torch.tensor([[1, 2, 3]])
     start = model.generate(ids, max_new_tokens=10, do_sample=False, return_dict_in_generate=True)
     end = model.generate(ids, max_new_tokens=TOKENS, do_sample=False, return_dict_in_generate=True)
-    assert end.sequences.shape == (1, TOKENS + 3) and torch.equal(end.sequences[:, :13], start.sequences)
+    assert end.sequences.shape == (1, TOKENS + 3) and torch.equal(
+        end.sequences[:, :13], start.sequences
+    )
     assert end.past_key_values.get_seq_length() == TOKENS + 2
     assert nbytes(end.past_key_values) == nbytes(start.past_key_values) == 2 * 2 * 64 * 4
     early, late = operations(model, start.past_key_values), operations(model, end.past_key_values)

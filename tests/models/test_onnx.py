@@ -19,19 +19,28 @@ from hgrn.ops import available_engines
 from tests.conftest import ROOT
 from tests.tolerances import RELATIVE, assert_close, error
 
-pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="no registered engine works here")
+pytestmark = pytest.mark.skipif(
+    "numba" not in available_engines("cpu"), reason="no registered engine works here"
+)
 LAYERS = 2
 OPTIONS = {
     "complex": {},
     "real": dict(
-        complex_state=False, gate_rank=3, gate_position="before_norm", gate_act="sigmoid", glu_act="identity", bias=False
+        complex_state=False,
+        gate_rank=3,
+        gate_position="before_norm",
+        gate_act="sigmoid",
+        glu_act="identity",
+        bias=False,
     ),
-}  # fmt: skip
+}
 
 
 def small_model(**options) -> HGRNForCausalLM:
     torch.manual_seed(0)
-    model = HGRNForCausalLM(HGRNConfig(vocab_size=31, hidden_size=16, num_hidden_layers=LAYERS, **options)).eval()
+    model = HGRNForCausalLM(
+        HGRNConfig(vocab_size=31, hidden_size=16, num_hidden_layers=LAYERS, **options)
+    ).eval()
     torch.nn.init.normal_(model.model.stack.bounds.logits)
     return model
 
@@ -45,13 +54,18 @@ class File:
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits and states; states go in as the list `states`."""
-        states = {f"initial_state.{index}": state for index, state in enumerate(inputs.pop("states", ()))}
+        states = {
+            f"initial_state.{index}": state for index, state in enumerate(inputs.pop("states", ()))
+        }
         feed = {name: tensor.numpy() for name, tensor in (inputs | states).items()}
         logits, *states = (torch.from_numpy(array) for array in self.session.run(None, feed))
         return logits, states
 
     def shapes(self) -> dict[str, list]:
-        return {value.name: value.shape for value in (*self.session.get_inputs(), *self.session.get_outputs())}
+        return {
+            value.name: value.shape
+            for value in (*self.session.get_inputs(), *self.session.get_outputs())
+        }
 
 
 def operators(graph) -> list[str]:
@@ -85,13 +99,18 @@ def test_any_batch_and_length_in_one_graph(options, tmp_path):
     file = File(tmp_path / "model.onnx")
     for batch in (1, 3):
         for length in (1, 7, 500):
-            ids = torch.randint(31, (batch, length), generator=torch.Generator().manual_seed(length))
+            ids = torch.randint(
+                31, (batch, length), generator=torch.Generator().manual_seed(length)
+            )
             assert_all_close(file(input_ids=ids), expected(model, input_ids=ids))
     onnx.checker.check_model(file.proto, full_check=True)
     assert len(file.proto.functions) == 0 and operators(file.proto.graph).count("Scan") == LAYERS
     width = 32 if model.config.complex_state else 16
     states = {f"final_state.{index}": ["batch", width] for index in range(LAYERS)}
-    assert file.shapes() == {"input_ids": ["batch", "length"], "logits": ["batch", "length", 31]} | states
+    assert (
+        file.shapes()
+        == {"input_ids": ["batch", "length"], "logits": ["batch", "length", 31]} | states
+    )
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -122,8 +141,14 @@ def test_many_steps_from_state_to_state(options, tmp_path):
     model = small_model(**options)
     export_onnx_step(model, tmp_path / "step.onnx")
     file, width = File(tmp_path / "step.onnx"), 32 if model.config.complex_state else 16
-    assert not {"Scan", "Loop", "If"} & set(operators(file.proto.graph)) and len(file.proto.functions) == 0
-    assert file.shapes()["input_ids"] == ["batch", 1] and file.shapes()["initial_state.0"] == ["batch", width]
+    assert (
+        not {"Scan", "Loop", "If"} & set(operators(file.proto.graph))
+        and len(file.proto.functions) == 0
+    )
+    assert file.shapes()["input_ids"] == ["batch", 1] and file.shapes()["initial_state.0"] == [
+        "batch",
+        width,
+    ]
     for batch in (1, 3):
         ids, zeros = torch.randint(31, (batch, 300)), [torch.zeros(batch, width)] * LAYERS
         states, logits, without = zeros, [], []
@@ -133,7 +158,9 @@ def test_many_steps_from_state_to_state(options, tmp_path):
             logits.append(step)
         wanted = expected(model, input_ids=ids)
         assert_all_close((torch.cat(logits, 1), states), wanted)
-        assert error(torch.cat(without, 1), wanted[0]) > 100 * RELATIVE[torch.float32]  # states do matter
+        assert (
+            error(torch.cat(without, 1), wanted[0]) > 100 * RELATIVE[torch.float32]
+        )  # states do matter
 
 
 @pytest.mark.slow
@@ -162,7 +189,9 @@ def test_large_weights_go_into_a_second_file(tmp_path, monkeypatch):
     export_onnx_step(model, tmp_path / "step.onnx")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step.onnx", "step.onnx.data"]
     token, states = torch.tensor([[5]]), [torch.randn(1, 32) for _ in range(LAYERS)]
-    wanted = expected(model, input_ids=token, past_key_values=HGRNCache(tuple((state,) for state in states)))
+    wanted = expected(
+        model, input_ids=token, past_key_values=HGRNCache(tuple((state,) for state in states))
+    )
     assert_all_close(File(tmp_path / "step.onnx")(input_ids=token, states=states), wanted)
     (tmp_path / "step.onnx").unlink()
     with pytest.raises(UserError, match=r"step.onnx.data exists and is not overwritten"):
@@ -188,9 +217,17 @@ def test_what_cannot_be_exported_is_named(export, tmp_path, monkeypatch):
         export(HGRNModel(model.config).eval(), path)
     cases = [
         (small_model().train(), path, r"in training mode.*call model.eval\(\)"),
-        (small_model().bfloat16(), path, r"embed_tokens.weight is torch.bfloat16 on cpu.*model.float\(\).cpu\(\)"),
+        (
+            small_model().bfloat16(),
+            path,
+            r"embed_tokens.weight is torch.bfloat16 on cpu.*model.float\(\).cpu\(\)",
+        ),
         (small_model().double(), path, "embed_tokens.weight is torch.float64"),
-        (quantize_int8(small_model()), path, "blocks.0.mixer.in_proj has 8-bit weights.*before quantize_int8"),
+        (
+            quantize_int8(small_model()),
+            path,
+            "blocks.0.mixer.in_proj has 8-bit weights.*before quantize_int8",
+        ),
         (model, tmp_path / "none" / "model.onnx", "the folder .*none does not exist"),
     ]
     for wrong, where, message in cases:
@@ -198,18 +235,25 @@ def test_what_cannot_be_exported_is_named(export, tmp_path, monkeypatch):
             export(wrong, where)
     assert not path.exists()
     path.write_text("mine")
-    with pytest.raises(UserError, match="model.onnx exists and is not overwritten; remove it, or choose another name"):
+    with pytest.raises(
+        UserError,
+        match="model.onnx exists and is not overwritten; remove it, or choose another name",
+    ):
         export(model, path)
     assert path.read_text() == "mine"
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"needs the package onnxscript; pip install onnx onnxscript onnxruntime"):
+    with pytest.raises(
+        ImportError, match=r"needs the package onnxscript; pip install onnx onnxscript onnxruntime"
+    ):
         export(model, tmp_path / "other.onnx")
 
 
 @pytest.mark.slow
 def test_the_page_about_export_keeps_its_word(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    snippets = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL
+    )
     assert len(snippets) == 3
     for number, snippet in enumerate(snippets):
         exec(compile(snippet, f"docs/export.md, snippet {number + 1}", "exec"), {})

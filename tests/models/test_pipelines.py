@@ -19,7 +19,14 @@ from hgrn.models import (
 from tests.models.test_registration import run
 
 TEXTS = ["To be, or not to be", "O", "that is the question: é", "Whether"]
-CONFIG = dict(vocab_size=259, hidden_size=16, num_hidden_layers=2, bos_token_id=256, eos_token_id=257, pad_token_id=258)
+CONFIG = dict(
+    vocab_size=259,
+    hidden_size=16,
+    num_hidden_layers=2,
+    bos_token_id=256,
+    eos_token_id=257,
+    pad_token_id=258,
+)
 
 PROGRAM = """
 import json, logging, sys
@@ -41,14 +48,18 @@ def folder(tmp_path):
 
 
 def pipe(task: str, folder, tmp_path, inputs=TEXTS, **options) -> dict:
-    result = run(PROGRAM, folder, task, json.dumps(inputs), json.dumps(options), home=tmp_path / "home")
+    result = run(
+        PROGRAM, folder, task, json.dumps(inputs), json.dumps(options), home=tmp_path / "home"
+    )
     assert result.returncode == 0, result.stderr
     assert "not supported" not in result.stderr, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
-    "options", [dict(), dict(bidirectional=True, shared_theta=False, pooling="last")], ids=["plain", "bidirectional"]
+    "options",
+    [dict(), dict(bidirectional=True, shared_theta=False, pooling="last")],
+    ids=["plain", "bidirectional"],
 )
 def test_text_classification(options, folder, tmp_path):
     torch.manual_seed(0)
@@ -60,7 +71,10 @@ def test_text_classification(options, folder, tmp_path):
     assert found["kind"] == "HGRNForSequenceClassification"
     for text, alone, batched in zip(TEXTS, found["alone"], found["batched"], strict=True):
         scores = model(torch.tensor([list(text.encode())])).logits.softmax(-1)[0]
-        expected = {config.id2label[n]: pytest.approx(score, abs=1e-5) for n, score in enumerate(scores.tolist())}
+        expected = {
+            config.id2label[n]: pytest.approx(score, abs=1e-5)
+            for n, score in enumerate(scores.tolist())
+        }
         assert {row["label"]: row["score"] for row in alone} == expected
         assert {row["label"]: row["score"] for row in batched} == expected
     assert abs(found["alone"][0][0]["score"] - found["alone"][1][0]["score"]) > 1e-3
@@ -73,9 +87,13 @@ def test_text_generation(folder, tmp_path):
     found = pipe("text-generation", folder, tmp_path, max_new_tokens=12, do_sample=False)
     assert found["kind"] == "HGRNForCausalLM"
     for text, (alone,), (batched,) in zip(TEXTS, found["alone"], found["batched"], strict=True):
-        ids = model.generate(torch.tensor([list(text.encode())]), max_new_tokens=12, do_sample=False)
+        ids = model.generate(
+            torch.tensor([list(text.encode())]), max_new_tokens=12, do_sample=False
+        )
         expected = byte_tokenizer().decode(ids[0], skip_special_tokens=True)
-        assert alone["generated_text"] == batched["generated_text"] == expected and expected.startswith(text)
+        assert alone["generated_text"] == batched[
+            "generated_text"
+        ] == expected and expected.startswith(text)
 
 
 @pytest.mark.parametrize("channels", [3, 1])
@@ -83,20 +101,30 @@ def test_image_classification(channels, tmp_path):
     """From files of several sizes and kinds."""
     torch.manual_seed(0)
     config = HGRNConfig(
-        patch_size=4, num_channels=channels, hidden_size=16, num_hidden_layers=2, bidirectional=True, final_norm="pooled",
+        patch_size=4,
+        num_channels=channels,
+        hidden_size=16,
+        num_hidden_layers=2,
+        bidirectional=True,
+        final_norm="pooled",
         id2label={0: "cat", 1: "dog", 2: "tree"},
-    )  # fmt: skip
+    )
     model = HGRNForImageClassification(config).eval()
     torch.nn.init.normal_(model.score.weight)
     model.save_pretrained(tmp_path / "saved")
     options = {} if channels == 3 else dict(image_mean=[0.4], image_std=[0.2])
     processor = HGRNImageProcessor(
-        num_channels=channels, size={"shortest_edge": 20}, crop_size={"height": 16, "width": 16}, **options
-    )  # fmt: skip
+        num_channels=channels,
+        size={"shortest_edge": 20},
+        crop_size={"height": 16, "width": 16},
+        **options,
+    )
     processor.save_pretrained(tmp_path / "saved")
 
     generator, files, images = np.random.default_rng(0), [], []
-    for n, (kind, size) in enumerate((("RGB", (30, 40, 3)), ("L", (25, 21)), ("RGBA", (20, 20, 4)))):
+    for n, (kind, size) in enumerate(
+        (("RGB", (30, 40, 3)), ("L", (25, 21)), ("RGBA", (20, 20, 4)))
+    ):
         image = Image.fromarray(generator.integers(0, 255, size, dtype=np.uint8))
         assert image.mode == kind
         image.save(tmp_path / f"{n}.png")
@@ -106,14 +134,18 @@ def test_image_classification(channels, tmp_path):
     assert found["kind"] == "HGRNForImageClassification"
     scores = model(**processor(images, return_tensors="pt")).logits.softmax(-1)
     for row, alone, batched in zip(scores.tolist(), found["alone"], found["batched"], strict=True):
-        expected = {config.id2label[n]: pytest.approx(score, abs=1e-5) for n, score in enumerate(row)}
+        expected = {
+            config.id2label[n]: pytest.approx(score, abs=1e-5) for n, score in enumerate(row)
+        }
         assert {entry["label"]: entry["score"] for entry in alone} == expected
         assert {entry["label"]: entry["score"] for entry in batched} == expected
     assert (scores[0] - scores[1]).abs().max() > 1e-3
 
 
 def test_a_program_that_imports_hgrn_is_not_asked_to_run_code(tmp_path, monkeypatch):
-    HGRNForImageClassification(HGRNConfig(patch_size=4, hidden_size=8, num_hidden_layers=1)).save_pretrained(tmp_path)
+    HGRNForImageClassification(
+        HGRNConfig(patch_size=4, hidden_size=8, num_hidden_layers=1)
+    ).save_pretrained(tmp_path)
     HGRNImageProcessor(do_resize=False, do_center_crop=False).save_pretrained(tmp_path)
     questions = []
     monkeypatch.setattr("builtins.input", lambda *question: questions.append(question) or "n")

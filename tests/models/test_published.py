@@ -29,9 +29,14 @@ def continuation(model, ids, mask=None):
     """20 tokens, none of them taken for the end; and the logits that chose them."""
     model.generation_config.eos_token_id = None
     made = model.generate(
-        ids, attention_mask=torch.ones_like(ids) if mask is None else mask, max_new_tokens=20, do_sample=False, pad_token_id=0,
-        output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
+        ids,
+        attention_mask=torch.ones_like(ids) if mask is None else mask,
+        max_new_tokens=20,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
     return made.sequences[:, ids.shape[1] :], torch.stack(made.logits, dim=1)
 
 
@@ -44,7 +49,11 @@ def folder(tmp_path):
 def change(folder, remove=(), **keys) -> None:
     """Sets keys of config.json and removes others."""
     path = folder / "config.json"
-    config = {key: value for key, value in (json.loads(path.read_text()) | keys).items() if key not in remove}
+    config = {
+        key: value
+        for key, value in (json.loads(path.read_text()) | keys).items()
+        if key not in remove
+    }
     path.write_text(json.dumps(config))
 
 
@@ -64,7 +73,9 @@ def test_logits_loss_and_gradients_are_the_authors(name, dtype, shared):
     ids = golden.input["input_ids"]
     output = model(ids, labels=ids, output_hidden_states=True)
     assert_close(output.logits, golden.output["logits"])
-    assert_close(output.loss, golden.output["loss"], torch.float32)  # transformers makes the loss in float32
+    assert_close(
+        output.loss, golden.output["loss"], torch.float32
+    )  # transformers makes the loss in float32
     for index, hidden in enumerate(output.hidden_states):
         assert_close(hidden, golden.aux[f"hidden_states_{index}"], name=f"hidden states {index}")
     assert_close(model.model.stack.bounds(), golden.aux["lower_bounds"])
@@ -89,7 +100,9 @@ def test_padded_logits_and_states_are_the_authors(name, dtype, shared):
     for index, (recurrent, *window) in enumerate(state):
         assert_close(recurrent, golden.output[f"prefill_recurrent_state_{index}"])
         if window:  # the last four inputs there, of which the first is never read again
-            theirs = [golden.output[f"prefill_conv_state_{index}_{part}"][:, :, 1:] for part in (0, 1)]
+            theirs = [
+                golden.output[f"prefill_conv_state_{index}_{part}"][:, :, 1:] for part in (0, 1)
+            ]
             assert_close(window[0], torch.cat(theirs, dim=1).transpose(1, 2))
     assert bool(window) == (name == MODELS[1])
 
@@ -100,8 +113,12 @@ def test_greedy_tokens_are_the_authors(name, dtype, shared):
     model, golden = golden_model(name, dtype, shared)
     tokens, chosen_by = continuation(model, golden.input["prompt_ids"])
     assert torch.equal(tokens, golden.output["generated_ids"])
-    assert_close(chosen_by.to(dtype), golden.output["generation_logits"], torch.float32)  # transformers hands them on in float32
-    tokens, _ = continuation(model, golden.input["padded_ids"], golden.input["padded_attention_mask"])
+    assert_close(
+        chosen_by.to(dtype), golden.output["generation_logits"], torch.float32
+    )  # transformers hands them on in float32
+    tokens, _ = continuation(
+        model, golden.input["padded_ids"], golden.input["padded_attention_mask"]
+    )
     assert torch.equal(tokens, golden.output["padded_generated_ids"])
 
 
@@ -112,7 +129,9 @@ def test_a_folder_loads_directly(name, kind, shared):
     model, report = kind.from_pretrained(FOLDER / f"{name}_hf", output_loading_info=True)
     assert type(model) is HGRNForCausalLM and not any(report.values()) and not model.training
     assert_close(model(golden.input["input_ids"]).logits, golden.output["logits"])
-    assert torch.equal(continuation(model, golden.input["prompt_ids"])[0], golden.output["generated_ids"])
+    assert torch.equal(
+        continuation(model, golden.input["prompt_ids"])[0], golden.output["generated_ids"]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,23 +143,41 @@ def test_the_bounds_are_theirs_and_would_not_be_without_the_roll(monkeypatch):
     for name in MODELS:
         folder = FOLDER / f"{name}_hf"
         shares = load_file(folder / "model.safetensors")["model.lower_bounds"].softmax(0).cumsum(0)
-        assert_close(HGRNForCausalLM.from_pretrained(folder).model.stack.bounds(), shares - shares[0])
+        assert_close(
+            HGRNForCausalLM.from_pretrained(folder).model.stack.bounds(), shares - shares[0]
+        )
     expected = logits(HGRNForCausalLM.from_pretrained(folder))
-    lines = [line._replace(change=SAME if line.change is convert.ROLL else line.change) for line in convert.LAYOUTS["fla"]]
+    lines = [
+        line._replace(change=SAME if line.change is convert.ROLL else line.change)
+        for line in convert.LAYOUTS["fla"]
+    ]
     monkeypatch.setitem(convert.LAYOUTS, "fla", lines)
     spoilt = HGRNForCausalLM.from_pretrained(folder)
-    assert error(spoilt.model.stack.bounds(), shares - shares[0]) > 1e-2 and error(logits(spoilt), expected) > 1e-3
+    assert (
+        error(spoilt.model.stack.bounds(), shares - shares[0]) > 1e-2
+        and error(logits(spoilt), expected) > 1e-3
+    )
 
 
 def test_the_other_auto_classes_and_a_half_precision(folder):
     assert type(AutoConfig.from_pretrained(folder)) is HGRNConfig
     bare = AutoModel.from_pretrained(folder)
     model = HGRNForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    assert type(bare) is HGRNModel and model.dtype == torch.bfloat16 and model.config.name_or_path == str(folder)
+    assert (
+        type(bare) is HGRNModel
+        and model.dtype == torch.bfloat16
+        and model.config.name_or_path == str(folder)
+    )
     stack = model.model.stack
-    assert stack.bounds.logits.dtype == torch.float32 and stack.blocks[0].mixer.short_conv.weight.dtype == torch.bfloat16
+    assert (
+        stack.bounds.logits.dtype == torch.float32
+        and stack.blocks[0].mixer.short_conv.weight.dtype == torch.bfloat16
+    )
     assert torch.equal(bare.stack.bounds.logits, stack.bounds.logits)
-    assert_close(bare(torch.arange(5)[None])[0], HGRNForCausalLM.from_pretrained(folder).model(torch.arange(5)[None])[0])
+    assert_close(
+        bare(torch.arange(5)[None])[0],
+        HGRNForCausalLM.from_pretrained(folder).model(torch.arange(5)[None])[0],
+    )
 
 
 def test_what_is_saved_is_ours_and_the_same_model(folder, tmp_path):
@@ -154,15 +191,22 @@ def test_what_is_saved_is_ours_and_the_same_model(folder, tmp_path):
 
 def test_files_of_every_kind(folder, tmp_path):
     """Shards, a pickled file, a file alone, a repository in the hub's cache: the same model."""
-    expected, tensors = logits(HGRNForCausalLM.from_pretrained(folder)), load_file(folder / "model.safetensors")
-    assert torch.equal(logits(HGRNForCausalLM.from_pretrained(folder / "model.safetensors")), expected)
+    expected, tensors = (
+        logits(HGRNForCausalLM.from_pretrained(folder)),
+        load_file(folder / "model.safetensors"),
+    )
+    assert torch.equal(
+        logits(HGRNForCausalLM.from_pretrained(folder / "model.safetensors")), expected
+    )
 
     snapshot = tmp_path / "hub" / "models--someone--hgrn" / "snapshots" / ("a" * 40)
     (snapshot.parents[1] / "refs").mkdir(parents=True)
     (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
     shutil.copytree(folder, snapshot)
     hub = dict(cache_dir=tmp_path / "hub", local_files_only=True)
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained("someone/hgrn", **hub)), expected)
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained("someone/hgrn", **hub)), expected
+    )
 
     names = sorted(tensors)
     shards = {name: f"model-{1 + (i > 9)}.safetensors" for i, name in enumerate(names)}
@@ -187,7 +231,9 @@ def test_settings_of_generation_come_along(folder):
 def test_tied_embeddings(folder):
     tensors = load_file(folder / "model.safetensors")
     change(folder, tie_word_embeddings=True)
-    with pytest.raises(ConversionError, match="untied: .* differs from the tensor that the model ties it to"):
+    with pytest.raises(
+        ConversionError, match="untied: .* differs from the tensor that the model ties it to"
+    ):
         HGRNForCausalLM.from_pretrained(folder)
     tensors["lm_head.weight"] = tensors["model.embeddings.weight"].clone()
     save_file(tensors, folder / "model.safetensors")
@@ -195,7 +241,9 @@ def test_tied_embeddings(folder):
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors")
     one = HGRNForCausalLM.from_pretrained(folder)
-    assert one.lm_head.weight is one.model.embed_tokens.weight and torch.equal(logits(one), logits(both))
+    assert one.lm_head.weight is one.model.embed_tokens.weight and torch.equal(
+        logits(one), logits(both)
+    )
     assert HGRNForCausalLM.from_pretrained(folder / "model.safetensors").config.tie_word_embeddings
 
 
@@ -230,8 +278,14 @@ def test_heads_of_an_older_configuration_mean_nothing(folder):
         (dict(hidden_act="gelu"), "hidden_act: must be 'swish' or 'silu', got 'gelu'"),
         (dict(elementwise_affine=False), "elementwise_affine: must be True"),
         (dict(model_type="hgrn2"), "model_type: must be 'hgrn', got 'hgrn2'"),
-        (dict(share_conv_kernel=True), "share_conv_kernel: must be absent where use_short_conv is true"),
-        (dict(decoder_embed_dim=20), "ambiguous, with keys of several layouts: fla has attn_mode, expand_ratio; opennlplab has"),
+        (
+            dict(share_conv_kernel=True),
+            "share_conv_kernel: must be absent where use_short_conv is true",
+        ),
+        (
+            dict(decoder_embed_dim=20),
+            "ambiguous, with keys of several layouts: fla has attn_mode, expand_ratio; opennlplab has",
+        ),
         (dict(gate_position="after_norm"), "ambiguous.*hgrn has gate_position"),
         (dict(hidden_multiple=3), "hidden_multiple: no such field"),
     ],
@@ -251,7 +305,11 @@ def test_sizes_that_are_left_out_are_named(folder):
 
 def test_every_tensor_that_does_not_fit_is_named(folder):
     tensors = load_file(folder / "model.safetensors")
-    del tensors["model.norm.weight"], tensors["model.layers.1.attn.f_proj.weight"], tensors["model.lower_bounds"]
+    del (
+        tensors["model.norm.weight"],
+        tensors["model.layers.1.attn.f_proj.weight"],
+        tensors["model.lower_bounds"],
+    )
     tensors["model.layers.0.attn.f_proj.weight"] = torch.zeros(20, 19)
     tensors["model.layers.0.attn.i_conv1d.weight"] = torch.zeros(7)
     tensors["model.layers.2.mlp.down_proj.weight"] = torch.zeros(20, 31)
@@ -280,19 +338,33 @@ def test_damaged_and_missing_files_are_named(folder, tmp_path):
     with pytest.raises(ConversionError, match="model.safetensors cannot be read as tensors"):
         HGRNForCausalLM.from_pretrained(folder)
     path.unlink()
-    with pytest.raises(ConversionError, match="config.json but neither model.safetensors nor pytorch_model.bin"):
+    with pytest.raises(
+        ConversionError, match="config.json but neither model.safetensors nor pytorch_model.bin"
+    ):
         HGRNForCausalLM.from_pretrained(folder)
-    torch.save({"model": {"decoder.version": torch.ones(1)}, "args": open}, folder / "pytorch_model.bin")
+    torch.save(
+        {"model": {"decoder.version": torch.ones(1)}, "args": open}, folder / "pytorch_model.bin"
+    )
     with pytest.raises(ConversionError, match='save its entry "model" alone'):
         HGRNForCausalLM.from_pretrained(folder)
     torch.save({"model.norm.weight": [1.0]}, folder / "pytorch_model.bin")
     with pytest.raises(ConversionError, match="not tensors: model.norm.weight"):
         HGRNForCausalLM.from_pretrained(folder)
     save_file({"input_proj.weight": torch.ones(2)}, tmp_path / "layer.safetensors")
-    with pytest.raises(ConversionError, match="layout of its tensors is none that is known.*input_proj.weight"):
+    with pytest.raises(
+        ConversionError, match="layout of its tensors is none that is known.*input_proj.weight"
+    ):
         HGRNForCausalLM.from_pretrained(tmp_path / "layer.safetensors")
-    save_file({"model.layers.0.attn.i_proj.weight": torch.ones(2, 2), "model.stack.norm.weight": torch.ones(2)}, tmp_path / "two")
-    with pytest.raises(ConversionError, match="cannot be read as tensors"):  # no name of a safetensors file
+    save_file(
+        {
+            "model.layers.0.attn.i_proj.weight": torch.ones(2, 2),
+            "model.stack.norm.weight": torch.ones(2),
+        },
+        tmp_path / "two",
+    )
+    with pytest.raises(
+        ConversionError, match="cannot be read as tensors"
+    ):  # no name of a safetensors file
         HGRNForCausalLM.from_pretrained(tmp_path / "two")
     (tmp_path / "two").rename(tmp_path / "two.safetensors")
     with pytest.raises(ConversionError, match=r"several \(fla, hgrn\)"):
@@ -311,20 +383,30 @@ def test_there_and_back_gives_the_same_bits(name, tmp_path, capsys):
     assert "layout fla" in (printed := capsys.readouterr().out) and "with tokenizer.json" in printed
     assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "fla"]) == 0
     theirs, back = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
-    assert theirs.keys() == back.keys() and all(torch.equal(back[key], theirs[key]) for key in theirs)
-    told, written = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "back"))
-    assert {key: told[key] for key in written if key != "dtype"} == {k: v for k, v in written.items() if k != "dtype"}
+    assert theirs.keys() == back.keys() and all(
+        torch.equal(back[key], theirs[key]) for key in theirs
+    )
+    told, written = (
+        json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "back")
+    )
+    assert {key: told[key] for key in written if key != "dtype"} == {
+        k: v for k, v in written.items() if k != "dtype"
+    }
     assert (tmp_path / "back" / "tokenizer.json").is_file()
 
     assert main(["convert", str(tmp_path / "back"), str(tmp_path / "ours again")]) == 0
-    files = [(tmp_path / place / "model.safetensors").read_bytes() for place in ("ours", "ours again")]
+    files = [
+        (tmp_path / place / "model.safetensors").read_bytes() for place in ("ours", "ours again")
+    ]
     assert files[0] == files[1]
 
 
 def test_there_and_back_in_bfloat16(tmp_path):
     """The bits of every weight; the table of the bounds, which is float32 here, is written in float32 with the same values."""
     folder = shutil.copytree(FOLDER / "13c_fla_hgrn_lm_hf", tmp_path / "theirs")
-    theirs = {key: tensor.bfloat16() for key, tensor in load_file(folder / "model.safetensors").items()}
+    theirs = {
+        key: tensor.bfloat16() for key, tensor in load_file(folder / "model.safetensors").items()
+    }
     save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))
@@ -333,17 +415,23 @@ def test_there_and_back_in_bfloat16(tmp_path):
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert theirs.keys() == back.keys()
     for key, tensor in theirs.items():
-        assert torch.equal(back[key], tensor.float() if key == "model.lower_bounds" else tensor), key
+        assert torch.equal(back[key], tensor.float() if key == "model.lower_bounds" else tensor), (
+            key
+        )
 
 
 def test_opennlplab(tmp_path):
     """The authors' language model under the names and keys of their models for transformers."""
     golden = read("09b_fairseq_lm_silu_glu", torch.float32)
     names = {
-        "decoder.layers.": "model.layers.", "decoder.layer_norm": "model.final_norm", "decoder.": "model.",
-        "self_attn.hgru.": "token_mixer.", "self_attn_layer_norm": "token_norm", "glu.": "channel_mixer.",
+        "decoder.layers.": "model.layers.",
+        "decoder.layer_norm": "model.final_norm",
+        "decoder.": "model.",
+        "self_attn.hgru.": "token_mixer.",
+        "self_attn_layer_norm": "token_norm",
+        "glu.": "channel_mixer.",
         "final_layer_norm": "channel_norm",
-    }  # fmt: skip
+    }
     tensors = {}
     for name, tensor in golden.parameters.items():
         for theirs, new in names.items():
@@ -351,60 +439,115 @@ def test_opennlplab(tmp_path):
         tensors[name] = tensor
     vocab_size, hidden_size = tensors["model.embed_tokens.weight"].shape
     config = dict(
-        decoder_embed_dim=hidden_size, decoder_layers=len(tensors["model.lower_bounds"]), vocab_size=vocab_size, bias=True,
-        glu_dim=tensors["model.layers.0.channel_mixer.l1.weight"].shape[0], act_fun="silu", glu_act="swish", norm_type="layernorm",
-        no_scale_embedding=False, causal=True, use_triton=False, init_std=0.02, add_bos_token=False, model_type="hgrn",
-        bos_token_id=0, eos_token_id=2, pad_token_id=None, torch_dtype="float32", auto_map={"AutoConfig": "configuration_hgrn.X"},
-    )  # fmt: skip
+        decoder_embed_dim=hidden_size,
+        decoder_layers=len(tensors["model.lower_bounds"]),
+        vocab_size=vocab_size,
+        bias=True,
+        glu_dim=tensors["model.layers.0.channel_mixer.l1.weight"].shape[0],
+        act_fun="silu",
+        glu_act="swish",
+        norm_type="layernorm",
+        no_scale_embedding=False,
+        causal=True,
+        use_triton=False,
+        init_std=0.02,
+        add_bos_token=False,
+        model_type="hgrn",
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=None,
+        torch_dtype="float32",
+        auto_map={"AutoConfig": "configuration_hgrn.X"},
+    )
     folder = tmp_path / "theirs"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     torch.save(tensors, folder / "pytorch_model.bin")
-    for model in (AutoModelForCausalLM.from_pretrained(folder), HGRNForCausalLM.from_pretrained(folder / "pytorch_model.bin")):
+    for model in (
+        AutoModelForCausalLM.from_pretrained(folder),
+        HGRNForCausalLM.from_pretrained(folder / "pytorch_model.bin"),
+    ):
         assert_close(model(golden.input["tokens"]).logits, golden.output["logits"])
 
     assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
-    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "opennlplab"]) == 0
+    assert (
+        main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "opennlplab"]) == 0
+    )
     back = load_file(tmp_path / "back" / "model.safetensors")
-    assert back.keys() == tensors.keys() and all(torch.equal(back[key], tensors[key]) for key in tensors)
+    assert back.keys() == tensors.keys() and all(
+        torch.equal(back[key], tensors[key]) for key in tensors
+    )
     again = HGRNForCausalLM.from_pretrained(tmp_path / "back")
     assert torch.equal(logits(again), logits(AutoModelForCausalLM.from_pretrained(folder)))
     config["act_fun"] = "swish"
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConversionError, match="act_fun: must be 'silu', got 'swish'"):
         HGRNForCausalLM.from_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config | dict(act_fun="silu", use_lower_bound=False)))
+    (folder / "config.json").write_text(
+        json.dumps(config | dict(act_fun="silu", use_lower_bound=False))
+    )
     with pytest.raises(ConversionError, match="use_lower_bound: must be True, got False"):
         HGRNForCausalLM.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name, act", [("09a_fairseq_lm_default", None), ("09b_fairseq_lm_silu_glu", "silu")])
+@pytest.mark.parametrize(
+    "name, act", [("09a_fairseq_lm_default", None), ("09b_fairseq_lm_silu_glu", "silu")]
+)
 def test_a_file_of_fairseq(name, act, tmp_path, capsys):
     golden = read(name, torch.float32)
-    torch.save({"model": golden.parameters | {"decoder.version": torch.ones(1)}, "extra_state": {}}, tmp_path / "checkpoint.pt")
+    torch.save(
+        {"model": golden.parameters | {"decoder.version": torch.ones(1)}, "extra_state": {}},
+        tmp_path / "checkpoint.pt",
+    )
     choice = [] if act is None else ["--glu-act", act]
     assert main(["convert", str(tmp_path / "checkpoint.pt"), str(tmp_path / "ours"), *choice]) == 0
     assert f"assumed: glu_act {act or 'identity'}, norm_eps 1e-05" in capsys.readouterr().out
     model = HGRNForCausalLM.from_pretrained(tmp_path / "ours")
     assert_close(model(golden.input["tokens"]).logits, golden.output["logits"])
-    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "fairseq-lm"]) == 0
+    assert (
+        main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "fairseq-lm"]) == 0
+    )
     back = load_file(tmp_path / "back" / "model.safetensors")
-    assert back.keys() == golden.parameters.keys() and all(torch.equal(back[k], golden.parameters[k]) for k in back)
-    assert torch.equal(logits(HGRNForCausalLM.from_pretrained(tmp_path / "back", glu_act=model.config.glu_act)), logits(model))
+    assert back.keys() == golden.parameters.keys() and all(
+        torch.equal(back[k], golden.parameters[k]) for k in back
+    )
+    assert torch.equal(
+        logits(HGRNForCausalLM.from_pretrained(tmp_path / "back", glu_act=model.config.glu_act)),
+        logits(model),
+    )
 
 
 def test_what_a_layout_cannot_hold_is_named(tmp_path, capsys):
-    config = HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, gate_position="before_norm", use_lower_bound=False)
+    config = HGRNConfig(
+        vocab_size=11,
+        hidden_size=8,
+        num_hidden_layers=2,
+        gate_position="before_norm",
+        use_lower_bound=False,
+    )
     model = HGRNForCausalLM(config)
     model.save_pretrained(tmp_path / "ours")
     for layout, names in (
-        ("fla", ("bias", "norm_type", "complex_state", "gate_position", "scale_embeddings", "use_lower_bound")),
+        (
+            "fla",
+            (
+                "bias",
+                "norm_type",
+                "complex_state",
+                "gate_position",
+                "scale_embeddings",
+                "use_lower_bound",
+            ),
+        ),
         ("opennlplab", ("gate_position", "use_lower_bound")),
         ("fairseq-lm", ("gate_position", "use_lower_bound")),
     ):
         assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "out"), "--to", layout]) == 2
         message = capsys.readouterr().err
-        assert all(f"\n  {name}: must be " in message for name in names) and f"{len(names)} problem(s)" in message
+        assert (
+            all(f"\n  {name}: must be " in message for name in names)
+            and f"{len(names)} problem(s)" in message
+        )
         assert [path.name for path in tmp_path.iterdir()] == ["ours"]
     with pytest.raises(ConversionError, match="unexpected: model.stack.norm.bias"):
         to_published(model, "fla")
@@ -420,12 +563,18 @@ def test_the_command_refuses(folder, tmp_path, capsys):
     assert "there is no " in fails(tmp_path / "nothing", tmp_path / "out")
     assert "in the layout 'fla' already" in fails(folder, tmp_path / "out", "--to", "fla")
     HGRNForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "ours")
-    assert "in the layout 'hgrn' already; say which other with --to" in fails(tmp_path / "ours", tmp_path / "out")
-    assert "whose config.json decides glu_act" in fails(tmp_path / "ours", tmp_path / "out", "--to", "fla", "--glu-act", "silu")
+    assert "in the layout 'hgrn' already; say which other with --to" in fails(
+        tmp_path / "ours", tmp_path / "out"
+    )
+    assert "whose config.json decides glu_act" in fails(
+        tmp_path / "ours", tmp_path / "out", "--to", "fla", "--glu-act", "silu"
+    )
     tensors = load_file(tmp_path / "ours" / "model.safetensors")
     del tensors["model.stack.norm.weight"]
     save_file(tensors, tmp_path / "ours" / "model.safetensors", {"format": "pt"})
-    assert "missing_keys: model.stack.norm.weight" in fails(tmp_path / "ours", tmp_path / "out", "--to", "fla")
+    assert "missing_keys: model.stack.norm.weight" in fails(
+        tmp_path / "ours", tmp_path / "out", "--to", "fla"
+    )
     change(folder, expand_ratio=2)
     assert "expand_ratio: must be 1, got 2" in fails(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()

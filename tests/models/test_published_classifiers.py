@@ -16,7 +16,14 @@ from hgrn.models import (
     HGRNModel,
     convert,
 )
-from hgrn.models.convert import ROLL, ConversionError, from_published, load_published, named_tensors, to_published
+from hgrn.models.convert import (
+    ROLL,
+    ConversionError,
+    from_published,
+    load_published,
+    named_tensors,
+    to_published,
+)
 from tests.golden_files import FOLDER, read
 from tests.tolerances import RELATIVE, assert_close, error
 
@@ -35,7 +42,9 @@ class Case:
 
 CASES = [
     Case("10a_hgrn1d_vit", HGRNForImageClassification, "vit", is_shared_file=True),
-    Case("10b_hgrn1d_vit_paramshare", HGRNForImageClassification, "vit-shared", is_shared_file=True),
+    Case(
+        "10b_hgrn1d_vit_paramshare", HGRNForImageClassification, "vit-shared", is_shared_file=True
+    ),
     Case("11a_lra1d_batchnorm", HGRNForSequenceClassification, "lra-text"),
     Case("11b_lra1d_layernorm", HGRNForSequenceClassification, "lra-text-shared"),
     Case("11c_lra1d_retrieval", HGRNForSequencePairClassification, "lra-text"),
@@ -85,22 +94,33 @@ def fields(case: Case, golden) -> dict:
     given = golden.metadata["config"]
     if "img_size" in given:
         return dict(
-            patch_size=given["patch_size"], hidden_size=given["embed_dim"], intermediate_size=given["glu_dim"],
-            num_hidden_layers=given["depth"], num_labels=given["num_classes"], bidirectional=True, final_norm="pooled",
+            patch_size=given["patch_size"],
+            hidden_size=given["embed_dim"],
+            intermediate_size=given["glu_dim"],
+            num_hidden_layers=given["depth"],
+            num_labels=given["num_classes"],
+            bidirectional=True,
+            final_norm="pooled",
             shared_theta=given["param_share"],
-        )  # fmt: skip
+        )
     model, (hgru, glu) = given["model"], given["model"]["layer"]
     is_image = given["n_tokens"] is None
     return dict(
-        hidden_size=model["d_model"], num_hidden_layers=model["n_layers"], norm_type=model["norm"], bidirectional=True,
-        intermediate_size=model["d_model"] * glu["glu_expand_ratio"], num_labels=given["n_classes"], mask_padding=False,
-        shared_theta=hgru["param_share"], sinusoidal_positions="id" not in given["encoder"],
+        hidden_size=model["d_model"],
+        num_hidden_layers=model["n_layers"],
+        norm_type=model["norm"],
+        bidirectional=True,
+        intermediate_size=model["d_model"] * glu["glu_expand_ratio"],
+        num_labels=given["n_classes"],
+        mask_padding=False,
+        shared_theta=hgru["param_share"],
+        sinusoidal_positions="id" not in given["encoder"],
         **(
             dict(patch_size=1, num_channels=given["d_input"], grid=True)
             if is_image
             else dict(vocab_size=given["n_tokens"], scale_embeddings=False)
         ),
-    )  # fmt: skip
+    )
 
 
 def golden_model(case: Case, folder, dtype):
@@ -118,7 +138,11 @@ def test_logits_gradients_and_statistics_are_the_authors(case, dtype, folder):
     if "pixel_values" in arguments:
         arguments["pixel_values"].requires_grad_()
     logits = model.eval()(**arguments).logits
-    assert_close(logits, golden.output.get("logits_eval", golden.output["logits"]), name="logits in evaluation")
+    assert_close(
+        logits,
+        golden.output.get("logits_eval", golden.output["logits"]),
+        name="logits in evaluation",
+    )
     assert_close(model.model.stack.bounds(), golden.aux["lower_bounds"])
 
     logits = model.train()(**arguments).logits
@@ -128,13 +152,19 @@ def test_logits_gradients_and_statistics_are_the_authors(case, dtype, folder):
     assert expected.keys() == dict(model.named_parameters()).keys()
     largest = max(gradient.abs().max() for gradient in expected.values())
     for key, parameter in model.named_parameters():
-        if expected[key].abs().max() < 1e-13:  # biases in front of a batch norm, which takes them away
+        if (
+            expected[key].abs().max() < 1e-13
+        ):  # biases in front of a batch norm, which takes them away
             assert parameter.grad.abs().max() <= RELATIVE[dtype] * largest, key
         else:
             assert_close(parameter.grad, expected[key], name=f"grad {key}")
     if golden.grad_input:
         (theirs,) = golden.grad_input.values()
-        assert_close(inputs_as_theirs(arguments["pixel_values"].grad, theirs), theirs, name="grad of the pixels")
+        assert_close(
+            inputs_as_theirs(arguments["pixel_values"].grad, theirs),
+            theirs,
+            name="grad of the pixels",
+        )
 
     after = from_published(golden.after_train_forward, case.layout)
     assert after.keys() == dict(model.named_buffers()).keys()
@@ -150,7 +180,8 @@ def inputs_as_theirs(pixels: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor
 def test_the_test_above_sees_a_table_that_is_rolled(case, folder, monkeypatch):
     """Language models need the roll (tests/models/test_convert.py); with it these differ."""
     lines = [
-        line._replace(change=ROLL) if (line.ours or "").endswith("bounds.logits") else line for line in convert.LAYOUTS[case.layout]
+        line._replace(change=ROLL) if (line.ours or "").endswith("bounds.logits") else line
+        for line in convert.LAYOUTS[case.layout]
     ]
     monkeypatch.setitem(convert.LAYOUTS, case.layout, lines)
     model, golden = golden_model(case, folder, torch.float64)
@@ -169,7 +200,10 @@ def test_a_file_loads_directly(case, file, folder):
     golden = read(case.name, torch.float32, folder)
     model, report = case.kind.from_pretrained(file, output_loading_info=True)
     assert not any(report.values()) and not model.training
-    assert_close(model(**inputs(case, golden)).logits, golden.output.get("logits_eval", golden.output["logits"]))
+    assert_close(
+        model(**inputs(case, golden)).logits,
+        golden.output.get("logits_eval", golden.output["logits"]),
+    )
     wanted = HGRNConfig(**fields(case, golden))
     for name in fields(case, golden):
         assert getattr(model.config, name) == getattr(wanted, name), name
@@ -189,7 +223,10 @@ def test_there_and_back_gives_the_same_bits(case, file, tmp_path, capsys):
     back = load_file(tmp_path / "back" / "model.safetensors")
     # The fixed table is made by whoever runs the model.
     assert back.keys() == {name for name in theirs if not name.endswith(".pe")}
-    assert all(torch.equal(back[name], theirs[name]) and back[name].dtype == theirs[name].dtype for name in back)
+    assert all(
+        torch.equal(back[name], theirs[name]) and back[name].dtype == theirs[name].dtype
+        for name in back
+    )
     assert main(["convert", str(tmp_path / "back"), str(tmp_path / "again"), "--to", to]) == 2
     assert f"is in the layout '{to}' already" in capsys.readouterr().err
 
@@ -198,8 +235,13 @@ def test_files_of_their_programs(tmp_path):
     """Lightning's, with more around the tensors, and one that a wrapper for several devices saved."""
     case = CASES[2]
     golden = read(case.name, torch.float32)
-    torch.save({"state_dict": golden.parameters, "epoch": 3, "global_step": 17}, tmp_path / "last.ckpt")
-    torch.save({"model": {f"module.{name}": tensor for name, tensor in golden.parameters.items()}}, tmp_path / "wrapped.pth")
+    torch.save(
+        {"state_dict": golden.parameters, "epoch": 3, "global_step": 17}, tmp_path / "last.ckpt"
+    )
+    torch.save(
+        {"model": {f"module.{name}": tensor for name, tensor in golden.parameters.items()}},
+        tmp_path / "wrapped.pth",
+    )
     for name in ("last.ckpt", "wrapped.pth"):
         model = case.kind.from_pretrained(tmp_path / name)
         assert_close(model(**inputs(case, golden)).logits, golden.output["logits_eval"])
@@ -208,7 +250,10 @@ def test_files_of_their_programs(tmp_path):
 def test_everything_that_does_not_fit_is_named(tmp_path):
     golden = read("11a_lra1d_batchnorm", torch.float32)
     tensors = dict(golden.parameters)
-    del tensors["model.layers.1.norm.norm.running_var"], tensors["model.layers.2.layer.hgru.gate.weight"]
+    del (
+        tensors["model.layers.1.norm.norm.running_var"],
+        tensors["model.layers.2.layer.hgru.gate.weight"],
+    )
     tensors["encoder.1.pe"] = tensors["encoder.1.pe"] + 0.1
     tensors["model.layers.3.layer.l4.weight"] = torch.zeros(3)
     tensors["model.layers.0.layer.l1.weight"] = torch.zeros(3)  # of a layer that has an HGRU
@@ -230,7 +275,10 @@ def test_everything_that_does_not_fit_is_named(tmp_path):
 
 def test_another_head_than_the_files_is_an_error(tmp_path):
     save_file(read("11c_lra1d_retrieval", torch.float32).parameters, tmp_path / "pairs.safetensors")
-    with pytest.raises(ConversionError, match="missing: score.weight, which comes from decoder.output_transform.weight"):
+    with pytest.raises(
+        ConversionError,
+        match="missing: score.weight, which comes from decoder.output_transform.weight",
+    ):
         HGRNForSequenceClassification.from_pretrained(tmp_path / "pairs.safetensors")
     with pytest.raises(ValueError, match="HGRNForImageClassification reads images.*got None"):
         HGRNForImageClassification.from_pretrained(tmp_path / "pairs.safetensors")
@@ -242,11 +290,24 @@ def test_what_the_layouts_cannot_hold_is_named(tmp_path, capsys):
         return capsys.readouterr().err
 
     HGRNForImageClassification(
-        HGRNConfig(patch_size=2, hidden_size=8, num_hidden_layers=1, bidirectional=True, glu_act="identity")
+        HGRNConfig(
+            patch_size=2, hidden_size=8, num_hidden_layers=1, bidirectional=True, glu_act="identity"
+        )
     ).save_pretrained(tmp_path / "ours")
     message = fails("vit")
-    assert all(f"\n  {name}: must be " in message for name in ("glu_act", "final_norm")) and "2 problem(s)" in message
-    assert all(f"\n  {name}: must be " in fails("lra") for name in ("glu_act", "mask_padding", "patch_size"))
+    assert (
+        all(f"\n  {name}: must be " in message for name in ("glu_act", "final_norm"))
+        and "2 problem(s)" in message
+    )
+    assert all(
+        f"\n  {name}: must be " in fails("lra")
+        for name in ("glu_act", "mask_padding", "patch_size")
+    )
     assert "bias: must be False there" in fails("fla") and not (tmp_path / "out").exists()
-    with pytest.raises(ConversionError, match="unexpected: lm_head.weight|unexpected: model.embed_tokens.weight"):
-        to_published(HGRNForCausalLM(HGRNConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1)), "vit-shared")
+    with pytest.raises(
+        ConversionError, match="unexpected: lm_head.weight|unexpected: model.embed_tokens.weight"
+    ):
+        to_published(
+            HGRNForCausalLM(HGRNConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1)),
+            "vit-shared",
+        )

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import hgrn
@@ -50,7 +56,13 @@ def folder(tmp_path):
 
 def run(program: str, *arguments, home) -> subprocess.CompletedProcess:
     source = str(Path(hgrn.__file__).parents[1])  # these tests' own, whatever is installed
-    environment = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    environment = {
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": source,
+    }
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
@@ -59,7 +71,10 @@ def test_the_auto_classes_know_the_models(folder):
     assert type(AutoConfig.from_pretrained(folder)) is HGRNConfig
     assert type(AutoModel.from_pretrained(folder)) is HGRNModel
     assert type(AutoModelForCausalLM.from_pretrained(folder)) is HGRNForCausalLM
-    assert type(AutoModelForSequenceClassification.from_pretrained(folder)) is HGRNForSequenceClassification
+    assert (
+        type(AutoModelForSequenceClassification.from_pretrained(folder))
+        is HGRNForSequenceClassification
+    )
 
 
 def test_a_stranger_loads_a_saved_folder(folder, tmp_path):
@@ -67,7 +82,13 @@ def test_a_stranger_loads_a_saved_folder(folder, tmp_path):
     result = run(STRANGER, folder, again, home=tmp_path / "home")
     assert result.returncode == 0, result.stderr
     files = {path.name for path in again.iterdir()}
-    assert files == {"README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_hgrn.py"}
+    assert files == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "modeling_hgrn.py",
+    }
     for name in ("config.json", "modeling_hgrn.py", "model.safetensors"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 

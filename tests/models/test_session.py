@@ -60,7 +60,9 @@ def test_branches_go_their_own_ways(single):
     branches = told.branch(3)
     rows = [[1], [2], [3, 4]]
     assert_close(branches.read(rows), predictions(single, [prompt + row for row in rows]))
-    assert told.lengths == [8] and all(torch.equal(a[0], b[0]) for a, b in zip(told.cache.state, kept))
+    assert told.lengths == [8] and all(
+        torch.equal(a[0], b[0]) for a, b in zip(told.cache.state, kept)
+    )
 
 
 def test_different_histories_take_one_step_together(single):
@@ -74,7 +76,10 @@ def test_different_histories_take_one_step_together(single):
     assert_close(joined.read(torch.full((4, 1), 7)), expected)
     picked = joined.pick([2, -1, 2])
     assert picked.lengths == [3, 1, 3]
-    assert_close(picked.read(torch.full((3, 1), 5)), predictions(single, [rows[2] + [7, 5], [7, 5], rows[2] + [7, 5]]))
+    assert_close(
+        picked.read(torch.full((3, 1), 5)),
+        predictions(single, [rows[2] + [7, 5], [7, 5], rows[2] + [7, 5]]),
+    )
 
 
 def test_saved_and_loaded_it_goes_on(single, tmp_path):
@@ -90,7 +95,14 @@ def test_saved_and_loaded_it_goes_on(single, tmp_path):
 
 def test_the_inputs_of_a_convolution_are_part_of_the_conversation(tmp_path):
     torch.manual_seed(0)
-    config = HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, norm_type="rms", conv_size=4, complex_state=False)
+    config = HGRNConfig(
+        vocab_size=11,
+        hidden_size=8,
+        num_hidden_layers=2,
+        norm_type="rms",
+        conv_size=4,
+        complex_state=False,
+    )
     model = HGRNForCausalLM(config).eval()
     rows = texts(5, 1, 2)
     told = Session(model)
@@ -118,7 +130,9 @@ def test_a_state_is_not_loaded_into_another_model(single, tmp_path):
     others[1].config.gate_position = "before_norm"
     quantize_int8(others[2])
     for other in others:
-        with pytest.raises(UserError, match="belongs to another model: a state means nothing to weights"):
+        with pytest.raises(
+            UserError, match="belongs to another model: a state means nothing to weights"
+        ):
             Session.load(path, other)
     assert fingerprint(copy.deepcopy(single)) == fingerprint(single)
 
@@ -128,8 +142,12 @@ def test_other_files_are_refused(single, tmp_path):
     (tmp_path / "text").write_text("hello" * 100)
     Session(single).save(tmp_path / "cut")
     (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:-10])
-    for name, message in (("weights.safetensors", "does not hold conversations"), ("text", "cannot be read"),
-                          ("cut", "cannot be read"), ("nothing", "cannot be read")):  # fmt: skip
+    for name, message in (
+        ("weights.safetensors", "does not hold conversations"),
+        ("text", "cannot be read"),
+        ("cut", "cannot be read"),
+        ("nothing", "cannot be read"),
+    ):
         with pytest.raises(UserError, match=message):
             Session.load(tmp_path / name, single)
 
@@ -170,7 +188,9 @@ def by_torch(session):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda session: pickle.loads(pickle.dumps(session)), by_torch])
+@pytest.mark.parametrize(
+    "way", [copy.copy, copy.deepcopy, lambda session: pickle.loads(pickle.dumps(session)), by_torch]
+)
 def test_a_copy_answers_as_the_original(way, single):
     (prompt,) = texts(6)
     told = Session(single)
@@ -196,7 +216,14 @@ def bounds_moved(model):
 
 
 @pytest.mark.parametrize(
-    "change", [averaged, bounds_moved, lambda model: model.half().float(), torch.nn.Module.share_memory, quantize_int8]
+    "change",
+    [
+        averaged,
+        bounds_moved,
+        lambda model: model.half().float(),
+        torch.nn.Module.share_memory,
+        quantize_int8,
+    ],
 )
 def test_a_session_goes_on_with_the_weights_as_they_are(change, single):
     (prompt,) = texts(6)
@@ -232,7 +259,9 @@ def test_a_thousand_conversations(single):
     many = session.branch(1000)
     logits = many.read(torch.arange(1000)[:, None] % 11)
     assert logits.shape == (1000, 11) and len(logits.unique(dim=0)) == 11
-    assert many.nbytes == 1000 * 2 * 2 * 8 * 4 and json.dumps(many.lengths) == json.dumps([51] * 1000)
+    assert many.nbytes == 1000 * 2 * 2 * 8 * 4 and json.dumps(many.lengths) == json.dumps(
+        [51] * 1000
+    )
 
 
 def test_what_does_not_fit_is_named(single):

@@ -15,7 +15,9 @@ from hgrn.models.session import fingerprint
 
 @pytest.fixture(scope="module")
 def model():
-    return HGRNForCausalLM(HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, conv_size=3)).eval()
+    return HGRNForCausalLM(
+        HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, conv_size=3)
+    ).eval()
 
 
 @pytest.fixture
@@ -48,29 +50,50 @@ def rewritten(path, model, tensors=None, **changes):
         session_file.seal(path)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"format": None}, "does not hold conversations"),
-    ({"format": "hgrn-session-3"}, "does not hold conversations"),
-    ({"sha256": None}, "is damaged: its checksum does not match"),
-    ({"fingerprint": None}, "belongs to another model"),
-    *(({"lengths": lengths}, "does not say how many tokens") for lengths in (None, "[9", "[" * 100_000, "[]", "3", "[true]", "[-1]", "[1.5]")),
-    ({"lengths": json.dumps([9] * 7)}, r"state 0.0 must be torch.float32 \[7, 16\]; it is torch.float32 \[3, 16\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"format": None}, "does not hold conversations"),
+        ({"format": "hgrn-session-3"}, "does not hold conversations"),
+        ({"sha256": None}, "is damaged: its checksum does not match"),
+        ({"fingerprint": None}, "belongs to another model"),
+        *(
+            ({"lengths": lengths}, "does not say how many tokens")
+            for lengths in (None, "[9", "[" * 100_000, "[]", "3", "[true]", "[-1]", "[1.5]")
+        ),
+        (
+            {"lengths": json.dumps([9] * 7)},
+            r"state 0.0 must be torch.float32 \[7, 16\]; it is torch.float32 \[3, 16\]",
+        ),
+    ],
+)
 def test_metadata_that_does_not_fit(model, saved, changes, message):
     rewritten(saved, model, **changes)
     with pytest.raises(UserError, match=message):
         Session.load(saved, model)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.pop("1.0"), "does not hold the states of this model's layers: 1.0"),
-    (lambda t: t.update({"2.0": t["1.0"].clone()}), "layers: 2.0"),
-    (lambda t: t.update(x=torch.ones(1)), "layers: x"),
-    (lambda t: t.update({"0.1": t["0.1"][:, :1].contiguous()}), r"state 0.1 must be torch.float32 \[3, 2, 24\]"),
-    (lambda t: t.update({"0.0": t["0.0"].long()}), "must be torch.float32 .* it is torch.int64"),
-    (lambda t: t.update({"0.0": t["0.0"].double()}), "must be torch.float32 .* it is torch.float64"),
-    (lambda t: t["1.0"].fill_(float("nan")), "state 1.0 holds NaN or infinity"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("1.0"), "does not hold the states of this model's layers: 1.0"),
+        (lambda t: t.update({"2.0": t["1.0"].clone()}), "layers: 2.0"),
+        (lambda t: t.update(x=torch.ones(1)), "layers: x"),
+        (
+            lambda t: t.update({"0.1": t["0.1"][:, :1].contiguous()}),
+            r"state 0.1 must be torch.float32 \[3, 2, 24\]",
+        ),
+        (
+            lambda t: t.update({"0.0": t["0.0"].long()}),
+            "must be torch.float32 .* it is torch.int64",
+        ),
+        (
+            lambda t: t.update({"0.0": t["0.0"].double()}),
+            "must be torch.float32 .* it is torch.float64",
+        ),
+        (lambda t: t["1.0"].fill_(float("nan")), "state 1.0 holds NaN or infinity"),
+    ],
+)
 def test_states_that_do_not_fit(model, saved, change, message):
     tensors = load_file(saved)
     change(tensors)

@@ -32,7 +32,9 @@ def decode(model, ids, **options):
     logits, cache = [], None
     with torch.no_grad():
         for token in ids.T:
-            output = model(input_ids=token[:, None], past_key_values=cache, use_cache=True, **options)
+            output = model(
+                input_ids=token[:, None], past_key_values=cache, use_cache=True, **options
+            )
             cache = output.past_key_values
             logits.append(output.logits)
     return torch.cat(logits, 1), cache
@@ -63,7 +65,10 @@ def test_generate_steps_and_stops(model, counted):
 
 
 def test_weights_that_were_trained_between_calls_are_used(model):
-    ids, options = torch.randint(0, 31, (2, 5)), dict(max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0)
+    ids, options = (
+        torch.randint(0, 31, (2, 5)),
+        dict(max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0),
+    )
     first = model.generate(ids, **options)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -105,11 +110,17 @@ def test_what_does_not_suit_is_computed_by_the_model(model, counted):
 @pytest.mark.parametrize("options", [dict(norm_type="rms"), dict(conv_size=4)])
 def test_a_model_without_compiled_steps_generates_all_the_same(options, counted):
     torch.manual_seed(0)
-    model = HGRNForCausalLM(HGRNConfig(vocab_size=31, hidden_size=16, num_hidden_layers=3, **options)).eval()
+    model = HGRNForCausalLM(
+        HGRNConfig(vocab_size=31, hidden_size=16, num_hidden_layers=3, **options)
+    ).eval()
     ids, mask = torch.randint(0, 31, (2, 7)), torch.ones(2, 7, dtype=torch.long)
     mask[0, :3] = 0
-    choice = dict(attention_mask=mask, max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0)
-    assert torch.equal(model.generate(ids, **choice), model.generate(ids, use_cache=False, **choice))
+    choice = dict(
+        attention_mask=mask, max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0
+    )
+    assert torch.equal(
+        model.generate(ids, **choice), model.generate(ids, use_cache=False, **choice)
+    )
     assert not counted
 
 
@@ -147,7 +158,9 @@ def changes_of_a_model():
             p.data = 1.1 * p.data
 
     def hook(model):
-        model.model.register_forward_hook(lambda module, inputs, output: setattr(output, "last_hidden_state", 0 * output[0]))
+        model.model.register_forward_hook(
+            lambda module, inputs, output: setattr(output, "last_hidden_state", 0 * output[0])
+        )
 
     def own_forward(model):
         model.model.stack.norm.forward = torch.zeros_like
@@ -174,7 +187,9 @@ class Quantized(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         with torch._C.DisableTorchFunctionSubclass():
-            plain = [2 * x.as_subclass(torch.Tensor) if isinstance(x, Quantized) else x for x in args]
+            plain = [
+                2 * x.as_subclass(torch.Tensor) if isinstance(x, Quantized) else x for x in args
+            ]
             return function(*plain, **kwargs or {})
 
 

@@ -25,24 +25,42 @@ BAD_CALLS = {
     ("x", "[B, H, W, D] with D = 8, got (1, 6, 8)", "x[None]"): lambda: GRID(X),
     ("x", "torch.int64", "torch.nn.Embedding"): lambda: STACK(X.long()),
     ("x", "torch.float64", "x.to(torch.float32)"): lambda: STACK(X.double()),
-    ("x", "torch.float64, but the weights it meets (in_proj.weight)", "x.to(torch.float32)"): lambda: LAYER(X.double()),
+    (
+        "x",
+        "torch.float64, but the weights it meets (in_proj.weight)",
+        "x.to(torch.float32)",
+    ): lambda: LAYER(X.double()),
     ("x", "torch.float32", "x.to(torch.bfloat16)"): lambda: HALF(X),
     ("x", "torch.bfloat16", "x.to(torch.float32)"): lambda: STACK(X.bfloat16()),
     ("state", "got Tensor", "each of 2 blocks"): lambda: STACK(X, torch.zeros(2, 1, 16)),
     ("state[0]", "got Tensor", "no (h, c)"): lambda: STACK(X, (torch.zeros(2, 1, 16),) * 2),
-    ("state[1]", "a tuple of NoneType", "the call before returned"): lambda: STACK(X, (STATE[0], (None,))),
+    ("state[1]", "a tuple of NoneType", "the call before returned"): lambda: STACK(
+        X, (STATE[0], (None,))
+    ),
     ("state", "each of 2 blocks, got 1", "or None"): lambda: STACK(X, STATE[:1]),
-    ("state[0]", "(3, 16) (sequences, channels), got (1, 16)", "None to start anew"): lambda: STACK(X.expand(3, 6, 8), STATE),
-    ("state[0]", "(1, 16) (sequences, channels), got (1, 8)", "None"): lambda: LAYER(X, state=(torch.zeros(1, 8),)),
+    ("state[0]", "(3, 16) (sequences, channels), got (1, 16)", "None to start anew"): lambda: STACK(
+        X.expand(3, 6, 8), STATE
+    ),
+    ("state[0]", "(1, 16) (sequences, channels), got (1, 8)", "None"): lambda: LAYER(
+        X, state=(torch.zeros(1, 8),)
+    ),
     ("state", "got Tensor", "no (h, c)"): lambda: LAYER(X, state=torch.zeros(1, 16)),
     ("mask", "torch.int64", "mask.bool()"): lambda: STACK(X, mask=torch.ones(1, 6).long()),
     ("mask", "(1, 6), got (1, 5)", "expand"): lambda: STACK(X, mask=torch.ones(1, 5).bool()),
     ("mask", "got list", "torch.as_tensor(mask)"): lambda: STACK(X, mask=[[True] * 6]),
     ("mask", "got list", "bool tensor"): lambda: CONV(X, mask=[[True] * 6]),
-    ("cu_seqlens", "got list", "torch.as_tensor(cu_seqlens)"): lambda: STACK(X, cu_seqlens=[0, 2, 6]),
-    ("cu_seqlens", "got ndarray", "torch.as_tensor(cu_seqlens)"): lambda: CONV(X, cu_seqlens=np.array([0, 2, 6])),
-    ("cu_seqlens", "got tuple", "torch.as_tensor(cu_seqlens)"): lambda: hgru_carry(X, X, cu_seqlens=(0, 6)),
-    ("cu_seqlens", "torch.float32", "int32 or int64"): lambda: CONV(X, cu_seqlens=torch.tensor([0.0, 6.0])),
+    ("cu_seqlens", "got list", "torch.as_tensor(cu_seqlens)"): lambda: STACK(
+        X, cu_seqlens=[0, 2, 6]
+    ),
+    ("cu_seqlens", "got ndarray", "torch.as_tensor(cu_seqlens)"): lambda: CONV(
+        X, cu_seqlens=np.array([0, 2, 6])
+    ),
+    ("cu_seqlens", "got tuple", "torch.as_tensor(cu_seqlens)"): lambda: hgru_carry(
+        X, X, cu_seqlens=(0, 6)
+    ),
+    ("cu_seqlens", "torch.float32", "int32 or int64"): lambda: CONV(
+        X, cu_seqlens=torch.tensor([0.0, 6.0])
+    ),
     ("dim", "'time'", "integer"): lambda: hgru_scan(X, X, dim="time"),
     ("forget", "got list", "torch.as_tensor(forget)"): lambda: hgru_scan(X, [1.0]),
     ("x", "got list", "tensor"): lambda: gated_unit([1.0, 2.0]),
@@ -86,6 +104,9 @@ def test_what_worked_before_the_checks_works():
 
 
 def test_quantize_dynamic_says_that_it_does_nothing():
-    with pytest.warns(UserWarning, match=r"leaves hgrn.modules.Linear as it is; .* hgrn.modules.quantize_int8\(model\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"leaves hgrn.modules.Linear as it is; .* hgrn.modules.quantize_int8\(model\)",
+    ):
         with pytest.warns(DeprecationWarning):
             torch.ao.quantization.quantize_dynamic(HGRN(8, 1), {torch.nn.Linear}, dtype=torch.qint8)

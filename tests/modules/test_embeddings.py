@@ -29,12 +29,32 @@ def test_patches_are_read_by_row_column_and_channel(size):
 @pytest.mark.parametrize(
     "pixels, kind, message",
     [
-        (torch.zeros(2, 1, 4, 4), ValueError, r"pixel_values must have shape .* with 3 channel.s., got \(2, 1, 4, 4\); .*num_channels"),
+        (
+            torch.zeros(2, 1, 4, 4),
+            ValueError,
+            r"pixel_values must have shape .* with 3 channel.s., got \(2, 1, 4, 4\); .*num_channels",
+        ),
         (torch.zeros(3, 4, 4), ValueError, r"pixel_values must have shape .*got \(3, 4, 4\)"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), TypeError, "pixel_values must hold floats.*got torch.uint8; use an image processor"),
-        (torch.zeros(2, 3, 4, 5), ValueError, "must be multiples of the patch size 2, and at least that, got 4 x 5; resize or crop"),
-        (torch.zeros(2, 3, 1, 4), ValueError, "must be multiples of the patch size 2, and at least that, got 1 x 4"),
-        (torch.zeros(2, 3, 0, 4), ValueError, "must be multiples of the patch size 2, and at least that, got 0 x 4"),
+        (
+            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+            TypeError,
+            "pixel_values must hold floats.*got torch.uint8; use an image processor",
+        ),
+        (
+            torch.zeros(2, 3, 4, 5),
+            ValueError,
+            "must be multiples of the patch size 2, and at least that, got 4 x 5; resize or crop",
+        ),
+        (
+            torch.zeros(2, 3, 1, 4),
+            ValueError,
+            "must be multiples of the patch size 2, and at least that, got 1 x 4",
+        ),
+        (
+            torch.zeros(2, 3, 0, 4),
+            ValueError,
+            "must be multiples of the patch size 2, and at least that, got 0 x 4",
+        ),
     ],
 )
 def test_images_that_do_not_fit_are_named(pixels, kind, message):
@@ -63,5 +83,9 @@ def test_the_table_by_hand(dim):
     for n, row in zip(numbers[0].tolist(), table[0], strict=True):
         for channel, value in enumerate(row.tolist()):
             angle = n * 10000.0 ** (-2 * (channel // 2) / dim)
-            assert value == pytest.approx(math.cos(angle) if channel % 2 else math.sin(angle), abs=1e-10)
-    assert_close(sinusoids(numbers, dim, torch.float32), table)  # angles are made in float64 all the same
+            assert value == pytest.approx(
+                math.cos(angle) if channel % 2 else math.sin(angle), abs=1e-10
+            )
+    assert_close(
+        sinusoids(numbers, dim, torch.float32), table
+    )  # angles are made in float64 all the same

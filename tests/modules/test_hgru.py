@@ -22,7 +22,11 @@ LAYERS = {
     "06a_hgrureal1d_causal": (HGRU, "hgru-real", dict(complex_state=False)),
     "06b_hgrureal1d_noncausal": (HGRU, "hgru-real", BI | dict(complex_state=False)),
     "06c_hgrureal2d": (HGRU2d, "hgru-real", BI | dict(complex_state=False)),
-    "07_hgru1d_v3": (HGRU, "hgru-low-rank", dict(gate_rank=6, gate_act="sigmoid", gate_position="before_norm")),
+    "07_hgru1d_v3": (
+        HGRU,
+        "hgru-low-rank",
+        dict(gate_rank=6, gate_act="sigmoid", gate_position="before_norm"),
+    ),
     "07b_hgru1d_v2": (HGRU, "hgru-low-rank", dict(gate_rank=5, gate_act="sigmoid")),
     "08_hgru1d_stepwise": (HGRU, "hgru", {}),
 }
@@ -68,7 +72,11 @@ def test_single_steps_are_the_authors(start, dtype):
     x = batch_first(golden.input["x"])
     state = None
     if start:
-        state = (torch.cat([golden.input["initial_state_real"], golden.input["initial_state_imag"]], dim=-1),)
+        state = (
+            torch.cat(
+                [golden.input["initial_state_real"], golden.input["initial_state_imag"]], dim=-1
+            ),
+        )
     for t in range(x.shape[1]):
         y, state = layer(x[:, t : t + 1], golden.input["lower_bound"], state)
         assert_close(y[:, 0], golden.output[f"y{start}"][t], name=f"y at {t}")
@@ -113,7 +121,10 @@ def test_a_state_that_the_layer_cannot_take_is_an_error():
         (dict(gate_act="relu"), "gate_act must be one of .*'relu'"),
         (dict(norm_type="batch"), r"norm_type must be one of \('layer', 'rms'\), got 'batch'"),
         (dict(shared_theta=False), "shared_theta=False needs bidirectional=True"),
-        (dict(shared_theta=False, bidirectional=True, complex_state=False), "shared_theta=False needs"),
+        (
+            dict(shared_theta=False, bidirectional=True, complex_state=False),
+            "shared_theta=False needs",
+        ),
     ],
 )
 def test_wrong_options_are_named(options, message):
@@ -121,7 +132,9 @@ def test_wrong_options_are_named(options, message):
         HGRU(4, **options)
 
 
-@pytest.mark.parametrize("layer, x", [(HGRU(4), (2, 3, 5)), (HGRU(4), (3, 4)), (HGRU2d(4), (2, 3, 4))])
+@pytest.mark.parametrize(
+    "layer, x", [(HGRU(4), (2, 3, 5)), (HGRU(4), (3, 4)), (HGRU2d(4), (2, 3, 4))]
+)
 def test_wrong_shapes_are_named(layer, x):
     with pytest.raises(ValueError, match=r"x must have shape \[B.*D = 4"):
         layer(torch.randn(x))

@@ -36,7 +36,10 @@ def test_a_batch_norm_is_pytorchs_over_all_positions(shape):
 
 def test_statistics_stay_float32_and_so_do_the_sums():
     norm = BatchNorm(3).to(torch.bfloat16)
-    assert norm.weight.dtype == torch.bfloat16 and norm.running_var.dtype == norm.running_mean.dtype == torch.float32
+    assert (
+        norm.weight.dtype == torch.bfloat16
+        and norm.running_var.dtype == norm.running_mean.dtype == torch.float32
+    )
     x = (torch.randn(4, 500, 3) + 40).bfloat16()
     assert norm(x).dtype == torch.bfloat16
     assert_close(norm.running_mean, 0.1 * x.double().mean((0, 1)), torch.float32)
@@ -61,7 +64,9 @@ def test_a_norm_without_weights_by_hand():
     y.sum().backward()
     assert torch.equal(y, zeros) and zeros.grad.isfinite().all()
     assert SimpleRMSNorm()(torch.full((1, 7), 1e4, dtype=torch.float16)).dtype == torch.float16
-    assert SimpleRMSNorm()(torch.full((1, 7), 1e4, dtype=torch.float16)).eq(1).all()  # its square is no float16
+    assert (
+        SimpleRMSNorm()(torch.full((1, 7), 1e4, dtype=torch.float16)).eq(1).all()
+    )  # its square is no float16
 
 
 def test_a_stack_with_batch_norms_keeps_layer_norms_inside():
@@ -75,18 +80,25 @@ def test_a_stack_with_batch_norms_keeps_layer_norms_inside():
         HGRN(4, 2, norm_type="group")
 
 
-@pytest.mark.parametrize("options", [dict(), dict(norm_type="rms", complex_state=False), dict(gate_position="before_norm")])
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(norm_type="rms", complex_state=False), dict(gate_position="before_norm")],
+)
 @pytest.mark.parametrize("grid", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_hooks_of_every_module_are_called_and_change_no_number(options, grid, dtype):
     torch.manual_seed(0)
     rnn = HGRN(16, 2, grid=grid, **options).to(dtype).eval()
-    x = torch.randn(2, 5, 4, 16, dtype=dtype) if grid else torch.randn(2, 600, 16, dtype=dtype)  # large enough for the operator
+    x = (
+        torch.randn(2, 5, 4, 16, dtype=dtype) if grid else torch.randn(2, 600, 16, dtype=dtype)
+    )  # large enough for the operator
     expected, called = rnn(x)[0], set()
     for name, part in rnn.named_modules():
         part.register_forward_hook(lambda *_, name=name: called.add(name))
     assert torch.equal(rnn(x)[0], expected)
-    assert called == {name for name, part in rnn.named_modules() if not isinstance(part, nn.ModuleList)}
+    assert called == {
+        name for name, part in rnn.named_modules() if not isinstance(part, nn.ModuleList)
+    }
 
 
 def test_what_a_hook_on_the_inner_norm_returns_is_what_goes_on():

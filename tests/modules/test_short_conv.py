@@ -14,7 +14,9 @@ LAYERS = {"13a_fla_hgrn_layer": {}, "13b_fla_hgrn_layer_conv": dict(conv_size=4)
 
 
 def noise(*shape, dtype=torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64
+    ).to(dtype)
 
 
 @DTYPES
@@ -23,7 +25,10 @@ def test_the_layer_is_that_of_flash_linear_attention(name, dtype):
     golden = read(name, dtype)
     layer = HGRU(16, complex_state=False, bias=False, norm_type="rms", **LAYERS[name]).to(dtype)
     load_published(layer, golden.parameters, "fla-layer")
-    x, lower_bound = golden.input["x"].requires_grad_(), golden.input["lower_bound"].requires_grad_()
+    x, lower_bound = (
+        golden.input["x"].requires_grad_(),
+        golden.input["lower_bound"].requires_grad_(),
+    )
     y, _ = layer(x, lower_bound)
     (y * golden.cotangent["y"]).sum().backward()
 
@@ -67,15 +72,21 @@ def test_masked_positions_are_not_there(size, packed):
     alone = [conv(x[n : n + 1, keep[n]], state[n : n + 1]) for n in range(5)]
     assert_close(y[keep], torch.cat([y[0] for y, _ in alone]))
     assert_close(after, torch.cat([after for _, after in alone]))
-    loss = (torch.cat([y[0] for y, _ in alone]) * weight[keep]).sum() + (torch.cat([s for _, s in alone]) * weight_after).sum()
-    for name, grad, expected in zip("xsw", grads, torch.autograd.grad(loss, (x, state, conv.weight))):
+    loss = (torch.cat([y[0] for y, _ in alone]) * weight[keep]).sum() + (
+        torch.cat([s for _, s in alone]) * weight_after
+    ).sum()
+    for name, grad, expected in zip(
+        "xsw", grads, torch.autograd.grad(loss, (x, state, conv.weight))
+    ):
         assert_close(grad, expected, name=name)
     assert (grads[0][~keep] == 0).all()
 
 
 def test_single_steps_may_be_masked():
     layer, x = HGRU(3, conv_size=4).double(), noise(2, 6, 3)
-    keep = torch.tensor([[False, True, True, False, True, True], [True, True, False, False, False, True]])
+    keep = torch.tensor(
+        [[False, True, True, False, True, True], [True, True, False, False, False, True]]
+    )
     whole, after = layer(x, mask=keep)
     state, steps = None, []
     for t in range(6):
@@ -91,13 +102,21 @@ def test_nan_does_not_leave_its_sequence_or_a_masked_position():
     keep = torch.ones(1, 12, dtype=torch.bool)
     x[0, [3, 6]], keep[0, 6] = torch.nan, False
     y, state = conv(x, mask=keep, cu_seqlens=torch.tensor([0, 4, 4, 12]))
-    assert y[0, 3].isnan().all() and y[0, :3].isfinite().all() and y[0, 4:][keep[0, 4:]].isfinite().all()
+    assert (
+        y[0, 3].isnan().all()
+        and y[0, :3].isfinite().all()
+        and y[0, 4:][keep[0, 4:]].isfinite().all()
+    )
     assert state[0].isnan().any() and state[1:].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precisions_are_rounded_once(dtype):
-    conv, x, gate = ShortConvolution(3, 4), noise(2, 6, 3, dtype=dtype), noise(3, 6, 3, dtype=dtype)[:2]
+    conv, x, gate = (
+        ShortConvolution(3, 4),
+        noise(2, 6, 3, dtype=dtype),
+        noise(3, 6, 3, dtype=dtype)[:2],
+    )
     conv.weight.data = conv.weight.data.to(dtype)
     y, state = conv(x)
     assert y.dtype == dtype and state.dtype == torch.float32
@@ -116,8 +135,12 @@ def test_rms_norm_before_and_after_the_gate():
         return x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
 
     options = dict(eps=1e-3, activation="sigmoid")
-    assert_close(gated_rms_norm(x, gate, weight, **options, gate_first=False), norm(x) * gate.sigmoid())
-    assert_close(gated_rms_norm(x, gate, weight, **options, gate_first=True), norm(x * gate.sigmoid()))
+    assert_close(
+        gated_rms_norm(x, gate, weight, **options, gate_first=False), norm(x) * gate.sigmoid()
+    )
+    assert_close(
+        gated_rms_norm(x, gate, weight, **options, gate_first=True), norm(x * gate.sigmoid())
+    )
 
 
 def test_the_initial_state_is_that_of_no_state():
@@ -126,26 +149,38 @@ def test_the_initial_state_is_that_of_no_state():
         expected, after = layer(x)
         y, again = layer(x, state=layer.initial_state(2))
         assert torch.equal(y, expected)
-        assert [(p.shape, p.dtype) for p in layer.initial_state(2)] == [(p.shape, p.dtype) for p in after]
+        assert [(p.shape, p.dtype) for p in layer.initial_state(2)] == [
+            (p.shape, p.dtype) for p in after
+        ]
 
 
 def test_what_does_not_go_together_is_named():
-    with pytest.raises(ValueError, match="conv_size=4 goes neither with bidirectional=True nor with gate_rank"):
+    with pytest.raises(
+        ValueError, match="conv_size=4 goes neither with bidirectional=True nor with gate_rank"
+    ):
         HGRU(4, conv_size=4, bidirectional=True)
     with pytest.raises(ValueError, match="conv_size=4 goes neither with"):
         HGRU(4, conv_size=4, gate_rank=2)
     with pytest.raises(ValueError, match="conv_size=4: an HGRU2d has no convolution"):
         HGRU2d(4, conv_size=4)
-    with pytest.raises(ValueError, match=r"norm_type must be one of \('layer', 'rms', 'batch'\), got 'group'"):
+    with pytest.raises(
+        ValueError, match=r"norm_type must be one of \('layer', 'rms', 'batch'\), got 'group'"
+    ):
         Block(4, HGRU(4), torch.nn.Identity(), norm_type="group")
     layer, x = HGRU(4, conv_size=3), torch.randn(2, 5, 4)
-    with pytest.raises(ValueError, match=r"a tuple of 2 tensor\(s\), as this layer returns it, got 1"):
+    with pytest.raises(
+        ValueError, match=r"a tuple of 2 tensor\(s\), as this layer returns it, got 1"
+    ):
         layer(x, state=(torch.zeros(2, 8),))
-    with pytest.raises(ValueError, match=r"convolution's state must have shape \(2, 2, 12\), got \(2, 3, 12\)"):
+    with pytest.raises(
+        ValueError, match=r"convolution's state must have shape \(2, 2, 12\), got \(2, 3, 12\)"
+    ):
         layer(x, state=(torch.zeros(2, 8), torch.zeros(2, 3, 12)))
     with pytest.raises(TypeError, match="mask must be a bool tensor"):
         layer(x, mask=torch.ones(2, 5))
     with pytest.raises(ValueError, match=r"mask must have shape \(2, 5\), got \(2, 4\)"):
         layer(x, mask=torch.ones(2, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"cu_seqlens must start at 0, never fall, and end at the number .* \(5\)"):
+    with pytest.raises(
+        ValueError, match=r"cu_seqlens must start at 0, never fall, and end at the number .* \(5\)"
+    ):
         layer(x[:1], cu_seqlens=torch.tensor([0, 4]))

@@ -15,9 +15,13 @@ FLA = dict(conv_size=3, norm_type="rms", complex_state=False, bias=False)
 OPTIONS = pytest.mark.parametrize(
     "options",
     [
-        {}, dict(complex_state=False), dict(use_lower_bound=False),
-        dict(gate_position="before_norm", gate_act="sigmoid", gate_rank=3), dict(conv_size=4), FLA,
-    ],  # fmt: skip
+        {},
+        dict(complex_state=False),
+        dict(use_lower_bound=False),
+        dict(gate_position="before_norm", gate_act="sigmoid", gate_rank=3),
+        dict(conv_size=4),
+        FLA,
+    ],
 )
 DIM, DEPTH = 7, 3
 
@@ -58,9 +62,15 @@ def assert_same_gradients(actual, expected):
 
 @DTYPES
 @OPTIONS
-@pytest.mark.parametrize("cut", [[1] * 12, [5, 7], [0, 3, 0, 9]], ids=["steps", "chunks", "empty chunks"])
+@pytest.mark.parametrize(
+    "cut", [[1] * 12, [5, 7], [0, 3, 0, 9]], ids=["steps", "chunks", "empty chunks"]
+)
 def test_steps_and_chunks_are_the_whole(cut, dtype, options):
-    rnn, x, weight = make(dtype, **options), noise(2, 12, DIM, dtype=dtype), noise(2, 12, DIM, dtype=dtype)
+    rnn, x, weight = (
+        make(dtype, **options),
+        noise(2, 12, DIM, dtype=dtype),
+        noise(2, 12, DIM, dtype=dtype),
+    )
     whole, after_whole = rnn(x)
     state, pieces = None, []
     for piece in x.split(cut, dim=1):
@@ -74,7 +84,14 @@ def test_steps_and_chunks_are_the_whole(cut, dtype, options):
 
 @DTYPES
 @pytest.mark.parametrize(
-    "options", [{}, dict(complex_state=False), dict(bidirectional=True, shared_theta=False), dict(conv_size=4), FLA]
+    "options",
+    [
+        {},
+        dict(complex_state=False),
+        dict(bidirectional=True, shared_theta=False),
+        dict(conv_size=4),
+        FLA,
+    ],
 )
 def test_packed_is_separate(dtype, options):
     rnn, lengths = make(dtype, **options), [4, 1, 0, 7]
@@ -85,11 +102,15 @@ def test_packed_is_separate(dtype, options):
     assert_close(packed, separate)
     assert_same_gradients(gradients(rnn, packed, weight), gradients(rnn, separate, weight))
     if after is not None:
-        assert_same_states(after, [map(torch.cat, zip(*layers)) for layers in zip(*(state for _, state in runs))])
+        assert_same_states(
+            after, [map(torch.cat, zip(*layers)) for layers in zip(*(state for _, state in runs))]
+        )
 
 
 @DTYPES
-@pytest.mark.parametrize("options", [{}, dict(complex_state=False), dict(bidirectional=True), dict(conv_size=4), FLA])
+@pytest.mark.parametrize(
+    "options", [{}, dict(complex_state=False), dict(bidirectional=True), dict(conv_size=4), FLA]
+)
 @pytest.mark.parametrize(
     "row",
     ["..xxxxxx", "xxxxxx..", "xx.xxx.x", "xxxxxxxx", "........"],
@@ -162,10 +183,17 @@ def test_what_takes_no_decay():
     names = no_decay_names(rnn)
     decayed = {name for name, _ in rnn.named_parameters()} - names
     assert names <= dict(rnn.named_parameters()).keys()
-    assert {"bounds.logits", "norm.weight", "blocks.0.mixer.theta", "blocks.0.mixer.norm.bias"} <= names
+    assert {
+        "bounds.logits",
+        "norm.weight",
+        "blocks.0.mixer.theta",
+        "blocks.0.mixer.norm.bias",
+    } <= names
     assert "blocks.0.mixer.forget_up.bias" in names
     assert no_decay_names(torch.nn.Embedding(3, 2)) == {"weight"}
-    assert decayed == {name for name, p in rnn.named_parameters() if p.ndim == 2} - {"bounds.logits"}
+    assert decayed == {name for name, p in rnn.named_parameters() if p.ndim == 2} - {
+        "bounds.logits"
+    }
     assert "blocks.0.mixer.short_conv.weight" in no_decay_names(HGRN(4, 1, conv_size=2))
 
 
@@ -181,9 +209,14 @@ def test_glu_activations():
 
 def test_without_lower_bounds_the_layers_are_bounded_by_zero():
     rnn, x = make(use_lower_bound=False), noise(2, 9, DIM)
-    assert list(rnn.lower_bounds()) == [None] * DEPTH and not any("bounds" in name for name, _ in rnn.named_parameters())
+    assert list(rnn.lower_bounds()) == [None] * DEPTH and not any(
+        "bounds" in name for name, _ in rnn.named_parameters()
+    )
     bounded = make()
-    bounded.load_state_dict(rnn.state_dict() | {"bounds.logits": torch.tensor([[-1e4], [-1e4], [0.0]]).expand(DEPTH, DIM)})
+    bounded.load_state_dict(
+        rnn.state_dict()
+        | {"bounds.logits": torch.tensor([[-1e4], [-1e4], [0.0]]).expand(DEPTH, DIM)}
+    )
     assert bounded.bounds().count_nonzero() == 0  # all of the softmax is in the last row
     assert_close(rnn(x)[0], bounded(x)[0])
     assert (rnn(x)[0] - make()(x)[0]).abs().max() > 1e-2
@@ -211,7 +244,10 @@ def test_a_stack_of_grids_is_its_parts(dtype):
         expected = expected + block.mixer(block.mixer_norm(expected), bounds[index])[0]
         expected = expected + block.glu(block.glu_norm(expected))
     assert_close(y, rnn.norm(expected))
-    assert_close(make(dtype, grid=True, bidirectional=True, shared_theta=False, final_norm=False)(x)[0], expected)
+    assert_close(
+        make(dtype, grid=True, bidirectional=True, shared_theta=False, final_norm=False)(x)[0],
+        expected,
+    )
     # The two axes are treated alike, and every position sees its whole row and column.
     assert_close(rnn(x.transpose(1, 2))[0], y.transpose(1, 2))
     changed = x.clone()
@@ -222,8 +258,12 @@ def test_a_stack_of_grids_is_its_parts(dtype):
 @pytest.mark.parametrize("name", ["state", "mask", "cu_seqlens"])
 def test_a_grid_has_nothing_that_belongs_to_sequences(name):
     rnn, x = make(grid=True), noise(2, 3, 5, DIM)
-    given = dict(state=[()] * DEPTH, mask=torch.ones(2, 3, dtype=torch.bool), cu_seqlens=torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match=f"a grid is read whole and has no {name}.*pass {name}=None"):
+    given = dict(
+        state=[()] * DEPTH, mask=torch.ones(2, 3, dtype=torch.bool), cu_seqlens=torch.tensor([0, 3])
+    )
+    with pytest.raises(
+        ValueError, match=f"a grid is read whole and has no {name}.*pass {name}=None"
+    ):
         rnn(x, **{name: given[name]})
 
 

@@ -75,14 +75,19 @@ def test_states_go_in_and_out():
     middle = step.state
     kept = copy.deepcopy(middle)
     first = [step(x) for x in xs[1:]]
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(middle, kept)), "a state that was read out changed"
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(middle, kept)), (
+        "a state that was read out changed"
+    )
     for given in (middle, kept):  # the second is not the tuple that the stepper returned
         step.state = given
         assert all(torch.equal(step(x), y) for x, y in zip(xs[1:], first))
     step.state = None
     fresh = Stepper(rnn, 2)
     assert torch.equal(step(xs[0]), fresh(xs[0]))
-    with pytest.raises(ValueError, match=r"state must have an entry for each of 3 blocks, with a tensor of shape \(2, 38\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"state must have an entry for each of 3 blocks, with a tensor of shape \(2, 38\)",
+    ):
         step.state = middle[:2]
 
 
@@ -103,7 +108,9 @@ def test_made_in_inference_mode_it_serves_outside_and_the_other_way_round():
         first = inside(x)
     outside = Stepper(rnn)
     assert torch.equal(outside(x), first)
-    outside.state = inside.state = [(part.requires_grad_(),) for (part,) in outside.state]  # as a training chunk returns it
+    outside.state = inside.state = [
+        (part.requires_grad_(),) for (part,) in outside.state
+    ]  # as a training chunk returns it
     with torch.inference_mode():
         second = outside(x)
     assert torch.equal(inside(x), second)
@@ -123,7 +130,10 @@ def test_steppers_of_several_threads_do_not_meet():
         worker.start()
     for worker in workers:
         worker.join()
-    assert all(torch.equal(a, b) for rows in found.values() for a, b in zip(rows, expected)) and len(found) == 4
+    assert (
+        all(torch.equal(a, b) for rows in found.values() for a, b in zip(rows, expected))
+        and len(found) == 4
+    )
 
 
 def test_what_cannot_be_stepped_says_why():
@@ -132,12 +142,27 @@ def test_what_cannot_be_stepped_says_why():
         (stack().train(), 1, None, "training mode"),
         (stack().double(), 1, None, r"bounds.logits is torch.float64 on cpu"),
         (stack(), 9, None, "between 1 and 8, got 9"),
-        (stack(), 1, quantize_int8(torch.nn.Sequential(Linear(19, 3)))[0].bfloat16(), "scale is torch.bfloat16 on cpu"),
+        (
+            stack(),
+            1,
+            quantize_int8(torch.nn.Sequential(Linear(19, 3)))[0].bfloat16(),
+            "scale is torch.bfloat16 on cpu",
+        ),
         (stack(), 1, torch.nn.Identity(), "head is a Identity"),
     ]
     cases += [
-        (stack(norm_type="rms"), 1, None, "blocks.0.mixer_norm is a RMSNorm, of which there are no compiled steps"),
-        (stack(conv_size=4), 1, None, "blocks.0.mixer.short_conv is a ShortConvolution, of which there are no compiled steps"),
+        (
+            stack(norm_type="rms"),
+            1,
+            None,
+            "blocks.0.mixer_norm is a RMSNorm, of which there are no compiled steps",
+        ),
+        (
+            stack(conv_size=4),
+            1,
+            None,
+            "blocks.0.mixer.short_conv is a ShortConvolution, of which there are no compiled steps",
+        ),
     ]
     hooked = stack()
     hooked.blocks[1].register_forward_hook(lambda *_: None)

@@ -8,12 +8,18 @@ from torch.nn.utils.parametrize import register_parametrization
 from hgrn.modules import HGRN, layer_matrices, no_decay_names, quantize_int8
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # PyTorch's own rules for jvp use it
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script`:DeprecationWarning"
+)  # PyTorch's own rules for jvp use it
 FLA = dict(conv_size=3, norm_type="rms", complex_state=False)
 STACKS = {
-    "plain": {}, "bidirectional": dict(bidirectional=True, shared_theta=False), "fla": FLA,
-    "low rank": dict(gate_rank=3, gate_position="before_norm"), "batch norm": dict(norm_type="batch"), "grid": dict(grid=True),
-}  # fmt: skip
+    "plain": {},
+    "bidirectional": dict(bidirectional=True, shared_theta=False),
+    "fla": FLA,
+    "low rank": dict(gate_rank=3, gate_position="before_norm"),
+    "batch norm": dict(norm_type="batch"),
+    "grid": dict(grid=True),
+}
 
 
 @pytest.mark.parametrize("options", STACKS.values(), ids=STACKS.keys())
@@ -41,10 +47,17 @@ def test_tangents_with_mask_packing_and_state(options):
     """Of the input, of the state that enters, and of every parameter."""
     torch.manual_seed(0)
     rnn, x = HGRN(8, 2, **options).double(), torch.randn(1, 6, 8).double()
-    kinds = {"mask": torch.tensor([[True, False, True, True, False, True]])}, {"cu_seqlens": torch.tensor([0, 2, 6])}
+    kinds = (
+        {"mask": torch.tensor([[True, False, True, True, False, True]])},
+        {"cu_seqlens": torch.tensor([0, 2, 6])},
+    )
     for where in kinds:
         _, state = rnn(x, **where)
-        inputs = (x, *(part.detach() for entry in state for part in entry), *(p.detach() for p in rnn.parameters()))
+        inputs = (
+            x,
+            *(part.detach() for entry in state for part in entry),
+            *(p.detach() for p in rnn.parameters()),
+        )
         names = [name for name, _ in rnn.named_parameters()]
         parts = len(state[0])
 
@@ -71,7 +84,10 @@ def test_parametrized_parameters_stay_wide_are_not_decayed_and_learn():
     register_parametrization(rnn.blocks[0].mixer, "theta", Same())
     register_parametrization(rnn.bounds, "logits", Same())
     register_parametrization(rnn.blocks[1].mixer.in_proj, "weight", Same())
-    names = {"blocks.0.mixer.parametrizations.theta.original", "bounds.parametrizations.logits.original"}
+    names = {
+        "blocks.0.mixer.parametrizations.theta.original",
+        "bounds.parametrizations.logits.original",
+    }
     assert names < no_decay_names(rnn)
     assert "blocks.1.mixer.in_proj.parametrizations.weight.original" not in no_decay_names(rnn)
     assert layer_matrices(rnn).keys() < dict(rnn.named_parameters()).keys()

@@ -113,10 +113,26 @@ def vocabulary_cut(rnn):
 
 
 CHANGES = [
-    new_memory, an_average, half_and_back, nn.Module.share_memory, other_state_dict, swapped, other_parameter, other_module,
-    other_block, quantized, trained_in_place, bounds_in_place, bounds_behind_the_version_counter, angles_by_numpy, a_single_angle,
-    without_bounds, another_epsilon, another_gate, vocabulary_cut,
-]  # fmt: skip
+    new_memory,
+    an_average,
+    half_and_back,
+    nn.Module.share_memory,
+    other_state_dict,
+    swapped,
+    other_parameter,
+    other_module,
+    other_block,
+    quantized,
+    trained_in_place,
+    bounds_in_place,
+    bounds_behind_the_version_counter,
+    angles_by_numpy,
+    a_single_angle,
+    without_bounds,
+    another_epsilon,
+    another_gate,
+    vocabulary_cut,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -250,11 +266,20 @@ def part_of_longer_sequences(rnn):
 
 
 OBSTACLES = {
-    hooked: "blocks.1.glu has hooks", hooked_before: "in_proj has hooks", hooked_everywhere: "hooks for all modules",
-    own_forward: "a forward of its own", training: "training mode", parametrized: "is a ParametrizedHGRU",
-    weight_norm: "is a ParametrizedLinear", double: "torch.float64", on_meta: "on meta", freed: "without memory",
-    negated: "negated lazily", no_offset: r"bias must have shape \(19,\), got None", part_of_longer_sequences: "longer sequences",
-}  # fmt: skip
+    hooked: "blocks.1.glu has hooks",
+    hooked_before: "in_proj has hooks",
+    hooked_everywhere: "hooks for all modules",
+    own_forward: "a forward of its own",
+    training: "training mode",
+    parametrized: "is a ParametrizedHGRU",
+    weight_norm: "is a ParametrizedLinear",
+    double: "torch.float64",
+    on_meta: "on meta",
+    freed: "without memory",
+    negated: "negated lazily",
+    no_offset: r"bias must have shape \(19,\), got None",
+    part_of_longer_sequences: "longer sequences",
+}
 
 
 @pytest.mark.parametrize(

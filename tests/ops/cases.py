@@ -27,13 +27,25 @@ class Case:
         """The tensors rounded to dtype (per-channel parameters and states: to the state's dtype), as leaves."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         dtypes = (dtype, dtype, wide, wide, wide)
-        return [None if x is None else x.to(d).requires_grad_() for x, d in zip(self.tensors, dtypes)]
+        return [
+            None if x is None else x.to(d).requires_grad_() for x, d in zip(self.tensors, dtypes)
+        ]
 
 
 def make(
-    batch=2, steps=5, channels=3, *, complex_state=True, bound=True, initial=True, mask=False, lengths=None, extreme=False,
-    seed=0, **options,
-) -> Case:  # fmt: skip
+    batch=2,
+    steps=5,
+    channels=3,
+    *,
+    complex_state=True,
+    bound=True,
+    initial=True,
+    mask=False,
+    lengths=None,
+    extreme=False,
+    seed=0,
+    **options,
+) -> Case:
     """A random case; `lengths` packs sequences; `extreme` puts gates near 0 and 1 and angles at 1 radian."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -50,14 +62,20 @@ def make(
     theta = 3 * normal(channels) if complex_state else None
     if extreme:
         forget = forget * 30
-        lower_bound = None if lower_bound is None else torch.where(lower_bound > 0.5, 0.9999, 1e-4).double()
+        lower_bound = (
+            None if lower_bound is None else torch.where(lower_bound > 0.5, 0.9999, 1e-4).double()
+        )
         theta = None if theta is None else torch.ones_like(theta)
     if mask:
         options["mask"] = torch.rand(batch, steps, generator=generator) > 0.3
     return Case(
-        normal(batch, steps, parts * channels), forget, lower_bound, theta,
-        normal(sequences, parts * channels) if initial else None, options,
-    )  # fmt: skip
+        normal(batch, steps, parts * channels),
+        forget,
+        lower_bound,
+        theta,
+        normal(sequences, parts * channels) if initial else None,
+        options,
+    )
 
 
 # Every option pair appears at least once; lengths 1, 2, 63, 64, 65, 500; odd and even numbers of channels; batch 1.
@@ -70,7 +88,9 @@ CASES = {
     "64 steps, mask": make(steps=64, channels=8, mask=True, complex_state=False),
     "65 steps, mask, reverse": make(steps=65, channels=9, mask=True, reverse=True),
     "500 steps": make(steps=500, channels=5, batch=1),
-    "500 steps, extreme, real": make(steps=500, channels=5, extreme=True, complex_state=False, mask=True),
+    "500 steps, extreme, real": make(
+        steps=500, channels=5, extreme=True, complex_state=False, mask=True
+    ),
     # Rotation by a cosine and sine rounded to float32 is off by up to 6e-8 a step, and a gate of 0.9999 forgets none of it.
     "130 steps, extreme": make(steps=130, channels=5, batch=1, extreme=True),
     "130 steps, extreme, mask": make(steps=130, channels=5, extreme=True, mask=True, initial=False),
@@ -79,7 +99,9 @@ CASES = {
     "packed, empty, complex": make(lengths=[2, 0, 0, 5], mask=True, bound=False),
     "packed, mask, reverse": make(lengths=[4, 6, 0], mask=True, reverse=True, initial=False),
     "packed, all empty": make(lengths=[0, 0]),
-    "real, no state, no bound": make(complex_state=False, initial=False, bound=False, mask=True, reverse=True),
+    "real, no state, no bound": make(
+        complex_state=False, initial=False, bound=False, mask=True, reverse=True
+    ),
     "no time": make(steps=0),
     "wide": make(steps=3, channels=1037, batch=1),
 }

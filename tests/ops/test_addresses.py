@@ -12,9 +12,18 @@ from torch.autograd.functional import hessian, jacobian
 
 from hgrn.modules import HGRN
 from hgrn.ops import (
-    addresses, available_engines, gated_norm, gated_scan, gated_unit, hgru_carry, hgru_scan, int8_linear, library, linear,
+    addresses,
+    available_engines,
+    gated_norm,
+    gated_scan,
+    gated_unit,
+    hgru_carry,
+    hgru_scan,
+    int8_linear,
+    library,
+    linear,
     quantize_rows,
-)  # fmt: skip
+)
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(
@@ -223,10 +232,15 @@ def test_pytorchs_defaults_do_not_matter_to_masks_packing_and_8_bits(defaults):
     found = []
     for context in (contextlib.nullcontext, defaults):
         with context():
-            found.append((
-                *hgru_scan(x, x, cu_seqlens=cu_seqlens, mask=mask), *gated_scan(x, -x.abs(), cu_seqlens=cu_seqlens, reverse=True),
-                int8_linear(x[0, :3], weight, scale), rnn(long, cu_seqlens=cu_seqlens)[0], rnn(long, mask=mask)[0],
-            ))  # fmt: skip
+            found.append(
+                (
+                    *hgru_scan(x, x, cu_seqlens=cu_seqlens, mask=mask),
+                    *gated_scan(x, -x.abs(), cu_seqlens=cu_seqlens, reverse=True),
+                    int8_linear(x[0, :3], weight, scale),
+                    rnn(long, cu_seqlens=cu_seqlens)[0],
+                    rnn(long, mask=mask)[0],
+                )
+            )
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
@@ -245,9 +259,13 @@ def test_shapes_on_the_meta_device(call, shapes):
 
 
 STACKS = {
-    "default": {}, "both directions": dict(bidirectional=True), "convolution": dict(conv_size=4, norm_type="rms"),
-    "batch norms": dict(norm_type="batch"), "low rank": dict(gate_rank=4), "grid": dict(grid=True),
-}  # fmt: skip
+    "default": {},
+    "both directions": dict(bidirectional=True),
+    "convolution": dict(conv_size=4, norm_type="rms"),
+    "batch norms": dict(norm_type="batch"),
+    "low rank": dict(gate_rank=4),
+    "grid": dict(grid=True),
+}
 
 
 @pytest.mark.parametrize("options", STACKS.values(), ids=STACKS)

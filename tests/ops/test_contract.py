@@ -22,8 +22,10 @@ def by_definition(case):
     theta = torch.zeros(width, dtype=torch.float64) if case.theta is None else case.theta
     turn = torch.polar(torch.ones_like(theta), theta)
     gamma = 0 if case.lower_bound is None else case.lower_bound
-    bounds = [(b, 0, steps) for b in range(forget.shape[0])] if cu is None else (
-        [(0, a, b) for a, b in zip(cu.tolist(), cu.tolist()[1:])]
+    bounds = (
+        [(b, 0, steps) for b in range(forget.shape[0])]
+        if cu is None
+        else ([(0, a, b) for a, b in zip(cu.tolist(), cu.tolist()[1:])])
     )
     parts = candidate if case.theta is None else torch.complex(*candidate.chunk(2, -1))
     h, finals = torch.zeros_like(parts), []
@@ -41,7 +43,11 @@ def by_definition(case):
             h[row, t] = state
         finals.append(state)
     final = torch.stack(finals)
-    return (h, final) if case.theta is None else (torch.cat([h.real, h.imag], -1), torch.cat([final.real, final.imag], -1))
+    return (
+        (h, final)
+        if case.theta is None
+        else (torch.cat([h.real, h.imag], -1), torch.cat([final.real, final.imag], -1))
+    )
 
 
 @cases
@@ -50,7 +56,9 @@ def test_scan_is_its_definition(case, dtype, engine):
     expected_h, expected_final = by_definition(case)
     with torch.no_grad():
         h, final = hgru_scan(*case.inputs(dtype), **case.options, engine=engine)
-    assert h.dtype == dtype and final.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert h.dtype == dtype and final.dtype == (
+        torch.float64 if dtype == torch.float64 else torch.float32
+    )
     assert_close(h, expected_h, name="h")
     assert_close(final, expected_final, dtype, name="final state")
 
@@ -62,7 +70,9 @@ def test_gated_scan_is_the_same_recurrence(case, engine):
     write = (1 - gamma) * torch.sigmoid(-case.forget)
     write = write if case.theta is None else torch.cat([write, write], -1)
     x = write * torch.nn.functional.silu(case.candidate)
-    h, final = gated_scan(x, keep.log(), case.initial_state, theta=case.theta, **case.options, engine=engine)
+    h, final = gated_scan(
+        x, keep.log(), case.initial_state, theta=case.theta, **case.options, engine=engine
+    )
     expected_h, expected_final = by_definition(case)
     assert_close(h, expected_h, name="h")
     assert_close(final, expected_final, name="final state")
@@ -101,8 +111,15 @@ def test_step_equals_chunks_equals_full(reverse, engine):
         starts = range(0, 65, size)
         for a in reversed(starts) if reverse else starts:
             cut = slice(a, a + size)
-            part, s = hgru_scan(candidate[:, cut], forget[:, cut], *channel, s, reverse=reverse,
-                                mask=case.options["mask"][:, cut], engine=engine)  # fmt: skip
+            part, s = hgru_scan(
+                candidate[:, cut],
+                forget[:, cut],
+                *channel,
+                s,
+                reverse=reverse,
+                mask=case.options["mask"][:, cut],
+                engine=engine,
+            )
             pieces.append(part)
         assert_close(torch.cat(pieces[::-1] if reverse else pieces, 1), h)
         assert_close(s, final)
@@ -123,7 +140,10 @@ def test_packed_equals_separate_with_gradients(reverse, engine):
         own = [inputs[0][:, a:b], inputs[1][:, a:b], inputs[2], inputs[3], inputs[4][n : n + 1]]
         h_n, final_n = hgru_scan(*own, mask=mask[:, a:b], reverse=reverse, engine=engine)
         grads = torch.autograd.grad(
-            [h_n, final_n], inputs, [weights[0][:, a:b], weights[1][n : n + 1]], materialize_grads=True
+            [h_n, final_n],
+            inputs,
+            [weights[0][:, a:b], weights[1][n : n + 1]],
+            materialize_grads=True,
         )
         separate = [total + grad for total, grad in zip(separate, grads)]
         separate_h.append(h_n)
@@ -153,7 +173,11 @@ def test_held_state_is_exact(engine):
     case = make(steps=4, channels=3, batch=1)
     mask = torch.tensor([[True, False, False, True]])
     h, _ = hgru_scan(*case.inputs(torch.float32), mask=mask, engine=engine)
-    assert torch.equal(h[:, 0], h[:, 1]) and torch.equal(h[:, 0], h[:, 2]) and not torch.equal(h[:, 0], h[:, 3])
+    assert (
+        torch.equal(h[:, 0], h[:, 1])
+        and torch.equal(h[:, 0], h[:, 2])
+        and not torch.equal(h[:, 0], h[:, 3])
+    )
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, 3, -2])
@@ -168,7 +192,10 @@ def test_any_axis_can_be_time(dim, engine):
     h, final = hgru_scan(x, gate, bound, theta, initial, dim=dim, mask=mask, engine=engine)
     positive = dim % 5
     to_front = (*(a for a in range(4) if a != positive), positive)
-    flat = [t.permute(*to_front, *range(4, t.ndim)).reshape(-1, x.shape[dim], *t.shape[4:]) for t in (x, gate, mask)]
+    flat = [
+        t.permute(*to_front, *range(4, t.ndim)).reshape(-1, x.shape[dim], *t.shape[4:])
+        for t in (x, gate, mask)
+    ]
     expected_h, expected_final = hgru_scan(
         flat[0], flat[1], bound, theta, initial.reshape(-1, 12), mask=flat[2], engine=engine
     )
@@ -190,13 +217,17 @@ class _Copies(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func.namespace == "aten" and func in (
-            torch.ops.aten.clone.default, torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default,
-        ):  # fmt: skip
+            torch.ops.aten.clone.default,
+            torch.ops.aten.copy_.default,
+            torch.ops.aten._to_copy.default,
+        ):
             self.copied += out.numel()
         return out
 
 
-@pytest.mark.skipif("numba" not in available_engines("cpu"), reason="the reference loop copies by design")
+@pytest.mark.skipif(
+    "numba" not in available_engines("cpu"), reason="the reference loop copies by design"
+)
 @pytest.mark.parametrize("dim", [1, 2])
 def test_neither_axis_of_a_grid_is_copied(dim):
     """Slices of one fused projection, scanned along rows and along columns."""
@@ -205,8 +236,14 @@ def test_neither_axis_of_a_grid_is_copied(dim):
         hgru_scan(fused[..., :16], fused[..., 16:], None, torch.ones(8), dim=dim, engine="numba")
     assert copies.copied == 0
     with _Copies() as copies:
-        hgru_scan(fused[..., :16].transpose(-1, -2).contiguous().transpose(-1, -2), fused[..., 16:], None,
-                  torch.ones(8), dim=dim, engine="numba")  # fmt: skip
+        hgru_scan(
+            fused[..., :16].transpose(-1, -2).contiguous().transpose(-1, -2),
+            fused[..., 16:],
+            None,
+            torch.ones(8),
+            dim=dim,
+            engine="numba",
+        )
     assert copies.copied > 0  # the count does see copies: here the channels are not contiguous
 
 
@@ -214,11 +251,15 @@ def test_neither_axis_of_a_grid_is_copied(dim):
 def test_strided_inputs(layout, engine):
     base = torch.randn(3, 10, 16, dtype=torch.float64)
     x = {
-        "slice": base[:, 2:9, 3:11], "step": base[:, ::2, ::2], "transposed": base.transpose(1, 2)[:, :, :8],
+        "slice": base[:, 2:9, 3:11],
+        "step": base[:, ::2, ::2],
+        "transposed": base.transpose(1, 2)[:, :, :8],
         "expanded": base[:1, :, :8].expand(4, -1, -1),
-    }[layout]  # fmt: skip
+    }[layout]
     gate = torch.randn_like(x)
-    assert_close(hgru_scan(x, gate, engine=engine)[0], hgru_scan(x.contiguous(), gate, engine=engine)[0])
+    assert_close(
+        hgru_scan(x, gate, engine=engine)[0], hgru_scan(x.contiguous(), gate, engine=engine)[0]
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -227,7 +268,9 @@ def test_half_precision_is_the_wide_result_rounded_once(dtype, engine):
     inputs = [x.detach() for x in case.inputs(dtype)]
     h, final = hgru_scan(*inputs, engine=engine)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    wide_h, wide_final = hgru_scan(inputs[0].to(wide), inputs[1].to(wide), *inputs[2:], engine=engine)
+    wide_h, wide_final = hgru_scan(
+        inputs[0].to(wide), inputs[1].to(wide), *inputs[2:], engine=engine
+    )
     assert torch.equal(h, wide_h.to(dtype)) and torch.equal(final, wide_final)
 
 
@@ -246,10 +289,19 @@ def test_saturated_gates(engine):
     """Pre-activations of +-200: sigmoid is 0 or 1 to the last bit, and nothing overflows on the way."""
     sides = torch.tensor([-200.0, 200.0])
     candidate, forget = torch.meshgrid(sides, sides, indexing="ij")
-    h, _ = hgru_scan(candidate.reshape(1, 1, 4), forget.reshape(1, 1, 4), None, None, torch.full((1, 4), 3.0), engine=engine)
+    h, _ = hgru_scan(
+        candidate.reshape(1, 1, 4),
+        forget.reshape(1, 1, 4),
+        None,
+        None,
+        torch.full((1, 4), 3.0),
+        engine=engine,
+    )
     assert torch.allclose(h.flatten(), torch.tensor([0.0, 3.0, 200.0, 3.0]), atol=1e-30)
     x = torch.tensor([[[1.0, 2.0]]])
-    h, _ = gated_scan(x, torch.tensor([[[-torch.inf, 0.0]]]), torch.full((1, 2), 5.0), engine=engine)
+    h, _ = gated_scan(
+        x, torch.tensor([[[-torch.inf, 0.0]]]), torch.full((1, 2), 5.0), engine=engine
+    )
     assert h.flatten().tolist() == [1.0, 7.0]
 
 
@@ -281,20 +333,32 @@ BAD_CALLS = {
     "candidate must be float16": lambda: hgru_scan(X.int(), X.int()),
     "candidate must be a tensor, got list": lambda: hgru_scan([1.0], X),
     "lower_bound must have one value per channel": lambda: hgru_scan(X, X, torch.ones(1)),
-    "lower_bound must lie in [0, 1], got values from -2 to 1": lambda: hgru_scan(X, X, torch.linspace(-2, 1, 6)),
-    "theta must have one value per channel, shape (3,)": lambda: hgru_scan(X, GATE, None, torch.ones(4)),
+    "lower_bound must lie in [0, 1], got values from -2 to 1": lambda: hgru_scan(
+        X, X, torch.linspace(-2, 1, 6)
+    ),
+    "theta must have one value per channel, shape (3,)": lambda: hgru_scan(
+        X, GATE, None, torch.ones(4)
+    ),
     "initial_state must have shape (1, 6)": lambda: hgru_scan(X, X, None, None, torch.ones(2, 6)),
     "mask must be a bool tensor": lambda: hgru_scan(X, X, mask=torch.ones(1, 4)),
-    "mask must have the shape of candidate without its channel axis": lambda: hgru_scan(X, X, mask=torch.ones(4).bool()),
+    "mask must have the shape of candidate without its channel axis": lambda: hgru_scan(
+        X, X, mask=torch.ones(4).bool()
+    ),
     "dim must be an axis of candidate": lambda: hgru_scan(X, X, dim=3),
     "dim must be the time axis": lambda: hgru_scan(X, X, dim=-1),
     "needs at least a time and a channel axis": lambda: hgru_scan(X[0, 0], X[0, 0], dim=0),
     "packed sequences need candidate of shape [1, total, channels]": lambda: hgru_scan(
         X.expand(2, 4, 6), X.expand(2, 4, 6), cu_seqlens=torch.tensor([0, 4])
     ),
-    "cu_seqlens must be a 1-d int32 or int64 tensor": lambda: hgru_scan(X, X, cu_seqlens=torch.tensor([0.0, 4.0])),
-    "cu_seqlens must start at 0, never fall": lambda: hgru_scan(X, X, cu_seqlens=torch.tensor([0, 3, 2, 4])),
-    "end at the number of packed positions (4)": lambda: hgru_scan(X, X, cu_seqlens=torch.tensor([0, 3])),
+    "cu_seqlens must be a 1-d int32 or int64 tensor": lambda: hgru_scan(
+        X, X, cu_seqlens=torch.tensor([0.0, 4.0])
+    ),
+    "cu_seqlens must start at 0, never fall": lambda: hgru_scan(
+        X, X, cu_seqlens=torch.tensor([0, 3, 2, 4])
+    ),
+    "end at the number of packed positions (4)": lambda: hgru_scan(
+        X, X, cu_seqlens=torch.tensor([0, 3])
+    ),
     "engine must be one of": lambda: hgru_scan(X, X, engine="cuda"),
     "engine 'triton' cannot run on cpu": lambda: hgru_scan(X, X, engine="triton"),
     "log_f must have shape (1, 4, 6)": lambda: gated_scan(X, GATE[:, :2]),

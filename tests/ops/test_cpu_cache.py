@@ -60,7 +60,9 @@ def _umask():
     return mask
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "garbage", "flipped", "other kernel", "folder"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "short", "garbage", "flipped", "other kernel", "folder"]
+)
 def test_a_damaged_file_is_compiled_again(damage, folder):
     compiled()
     path = only_file(folder)
@@ -78,18 +80,31 @@ def test_a_damaged_file_is_compiled_again(damage, folder):
         with pytest.warns(UserWarning, match="cannot be kept in"):
             assert not compiled()
         return
-    path.write_bytes({"empty": b"", "short": content[:-1], "garbage": b"\x80garbage" * 99, "flipped": flipped}.get(damage, content))
+    path.write_bytes(
+        {
+            "empty": b"",
+            "short": content[:-1],
+            "garbage": b"\x80garbage" * 99,
+            "flipped": flipped,
+        }.get(damage, content)
+    )
     assert not compiled()
     assert compiled()  # and the file is whole again
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")], ids=str)
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")],
+    ids=str,
+)
 def test_a_folder_that_takes_nothing_is_named_once(error, folder, monkeypatch):
     def refuse(*_):
         raise error
 
     monkeypatch.setattr(cpu_cache.os, "replace", refuse)
-    with pytest.warns(UserWarning, match=f"cannot be kept in .*{folder.name}.*{error.strerror}.*NUMBA_CACHE_DIR") as said:
+    with pytest.warns(
+        UserWarning, match=f"cannot be kept in .*{folder.name}.*{error.strerror}.*NUMBA_CACHE_DIR"
+    ) as said:
         assert not compiled()
         assert not compiled()
     assert len(said) == 1
@@ -97,7 +112,10 @@ def test_a_folder_that_takes_nothing_is_named_once(error, folder, monkeypatch):
 
 
 def test_files_of_other_sources_go_away_and_those_of_other_machines_stay(tmp_path):
-    here, elsewhere = KernelFile(tmp_path, "scan", "this one", "old"), KernelFile(tmp_path, "scan", "another", "old")
+    here, elsewhere = (
+        KernelFile(tmp_path, "scan", "this one", "old"),
+        KernelFile(tmp_path, "scan", "another", "old"),
+    )
     here.save(b"1")
     elsewhere.save(b"2")
     KernelFile(tmp_path, "scan", "this one", "new").save(b"3")
@@ -106,7 +124,10 @@ def test_files_of_other_sources_go_away_and_those_of_other_machines_stay(tmp_pat
 
 
 def test_a_file_that_was_renamed_is_not_believed(tmp_path):
-    one, other = KernelFile(tmp_path, "scan", "here", "a"), KernelFile(tmp_path, "step", "here", "a")
+    one, other = (
+        KernelFile(tmp_path, "scan", "here", "a"),
+        KernelFile(tmp_path, "step", "here", "a"),
+    )
     one.save(b"1")
     os.replace(one.path, other.path)
     assert other.load() is None
@@ -158,7 +179,12 @@ with torch.no_grad():
 print(*(f"{{finding.name}}: {{finding.value}} -> {{finding.remedy}}" for finding in examine()), sep="\\n")
 """
     environment = os.environ | ({"NUMBA_DISABLE_JIT": "1"} if how == "environment" else {})
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Warning") == 1 and "NUMBA_DISABLE_JIT is set; unset it" in done.stderr
-    assert "engine numba (cpu): cannot be used; the slow reference takes its place -> NUMBA_DISABLE_JIT is set" in done.stdout
+    assert (
+        "engine numba (cpu): cannot be used; the slow reference takes its place -> NUMBA_DISABLE_JIT is set"
+        in done.stdout
+    )

@@ -24,6 +24,8 @@ KERNELS = {
 def test_float32_is_not_computed_with_in_float64(name):
     """An integer that meets a float32 makes a float64 of it in Numba: right, but half as many numbers a vector."""
     kernel = KERNELS[name]
-    compiled = cfunc(types.void(Call(kernel.fields, _TOKENS["float32"], 1)), **_OPTIONS)(kernel.function)
+    compiled = cfunc(types.void(Call(kernel.fields, _TOKENS["float32"], 1)), **_OPTIONS)(
+        kernel.function
+    )
     code = compiled.inspect_llvm()
     assert "float" in code and "double" not in code

@@ -17,7 +17,9 @@ FILES = sorted(path.stem for path in FOLDER.glob("0[1-7]*.safetensors"))
 
 def load(name: str) -> tuple[dict, dict]:
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["json"])
+        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(
+            file.metadata()["json"]
+        )
 
 
 def project(x, p, name):
@@ -35,20 +37,31 @@ def layer(name: str, p: dict, x, lower_bound, engine: str):
     candidate, forget = project(x, p, "input_proj"), project(x, p, "lambda_proj")
     if complex_state:  # published rows interleave real and imaginary parts
         candidate = torch.cat([candidate[..., 0::2], candidate[..., 1::2]], dim=-1)
-    thetas = [p[key].flatten() for key in ("theta", "theta_forward", "theta_reverse") if key in p] or [None]
+    thetas = [
+        p[key].flatten() for key in ("theta", "theta_forward", "theta_reverse") if key in p
+    ] or [None]
     both = name.startswith(("03", "05", "06c")) or "noncausal" in name
     h = 0
     for dim in (0, 1) if is_2d else (0,):
         for reverse in (False, True) if both else (False,):
             theta = thetas[-1] if reverse else thetas[0]
-            h = h + hgru_scan(candidate, forget, lower_bound, theta, dim=dim, reverse=reverse, engine=engine)[0]
+            h = (
+                h
+                + hgru_scan(
+                    candidate, forget, lower_bound, theta, dim=dim, reverse=reverse, engine=engine
+                )[0]
+            )
     gate = project(x, p, "gate")
     gate = torch.sigmoid(gate) if low_rank else silu(gate)
 
     def norm(z):
         return layer_norm(z, z.shape[-1:], p["norm.weight"], p["norm.bias"], 1e-5)
 
-    return linear(norm(h * gate) if "v3" in name else norm(h) * gate, p["out_proj.weight"], p.get("out_proj.bias"))
+    return linear(
+        norm(h * gate) if "v3" in name else norm(h) * gate,
+        p["out_proj.weight"],
+        p.get("out_proj.bias"),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -59,15 +72,22 @@ def test_golden(name, dtype, engine):
     leaves = {
         key: value.requires_grad_()
         for key, value in values.items()
-        if key in ("input.x", "input.lower_bound") or "." not in key or key.split(".")[0] not in
-        ("input", "output", "cotangent", "grad", "aux")
-    }  # fmt: skip
+        if key in ("input.x", "input.lower_bound")
+        or "." not in key
+        or key.split(".")[0] not in ("input", "output", "cotangent", "grad", "aux")
+    }
     y = layer(name, leaves, leaves["input.x"], leaves["input.lower_bound"], engine)
     assert_close(y, values["output.y"], name="y")
     with torch.no_grad():
-        assert_close(layer(name, leaves, leaves["input.x"], None, engine), values["output.y_lower_bound_0"], name="y at 0")
+        assert_close(
+            layer(name, leaves, leaves["input.x"], None, engine),
+            values["output.y_lower_bound_0"],
+            name="y at 0",
+        )
     (y * values["cotangent.y"]).sum().backward()
-    expected = {key.removeprefix("grad."): value for key, value in values.items() if key.startswith("grad.")}
+    expected = {
+        key.removeprefix("grad."): value for key, value in values.items() if key.startswith("grad.")
+    }
     assert expected.keys() == leaves.keys()
     for key, grad in expected.items():
         assert_close(leaves[key].grad, grad, name=f"gradient of {key}")

@@ -11,7 +11,11 @@ from tests.tolerances import assert_close
 
 from .cases import CASES, make
 
-SMALL = {name: case for name, case in CASES.items() if case.candidate.numel() <= 200 and case.candidate.numel() > 0}
+SMALL = {
+    name: case
+    for name, case in CASES.items()
+    if case.candidate.numel() <= 200 and case.candidate.numel() > 0
+}
 small = pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
 
 
@@ -28,7 +32,9 @@ def given(function, inputs):
 
 @small
 def test_scan_gradcheck(case, engine):
-    assert gradcheck(*given(partial(hgru_scan, **case.options, engine=engine), case.inputs(torch.float64)))
+    assert gradcheck(
+        *given(partial(hgru_scan, **case.options, engine=engine), case.inputs(torch.float64))
+    )
 
 
 @small
@@ -44,7 +50,9 @@ def _gated(x, log_f, theta, initial, **options):
 @small
 def test_gated_gradcheck_and_second_derivatives(case, engine):
     candidate, forget, _, theta, initial = case.inputs(torch.float64)
-    call, inputs = given(partial(_gated, **case.options, engine=engine), (candidate, forget, theta, initial))
+    call, inputs = given(
+        partial(_gated, **case.options, engine=engine), (candidate, forget, theta, initial)
+    )
     assert gradcheck(call, inputs)
     assert gradgradcheck(call, inputs, fast_mode=True)
 
@@ -52,7 +60,9 @@ def test_gated_gradcheck_and_second_derivatives(case, engine):
 @pytest.mark.parametrize("name", ["complex", "packed, empty", "packed, mask, reverse"])
 def test_scan_second_derivatives(name, engine):
     case = CASES[name]
-    assert gradgradcheck(*given(partial(hgru_scan, **case.options, engine=engine), case.inputs(torch.float64)))
+    assert gradgradcheck(
+        *given(partial(hgru_scan, **case.options, engine=engine), case.inputs(torch.float64))
+    )
 
 
 def test_carry_second_derivatives(engine):
@@ -69,7 +79,9 @@ def test_each_input_alone(wanted, loss, engine):
 
     def total(inputs):
         h, final = hgru_scan(*inputs, **case.options, engine=engine)
-        return (loss != "final") * (h * weights[0]).sum() + (loss != "h") * (final * weights[1]).sum()
+        return (loss != "final") * (h * weights[0]).sum() + (loss != "h") * (
+            final * weights[1]
+        ).sum()
 
     everything = case.inputs(torch.float64)
     alone = [x.detach().requires_grad_(n == wanted) for n, x in enumerate(everything)]
@@ -79,7 +91,9 @@ def test_each_input_alone(wanted, loss, engine):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [name for name in CASES if "no time" not in name and "all empty" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if "no time" not in name and "all empty" not in name]
+)
 def test_against_the_float64_reference(name, dtype, engine):
     """The inputs rounded to dtype are exact in float64, so all that differs is how the op computes."""
     case = CASES[name]
@@ -87,11 +101,15 @@ def test_against_the_float64_reference(name, dtype, engine):
     exact = [None if x is None else x.detach().double().requires_grad_() for x in inputs]
     h, final = hgru_scan(*inputs, **case.options, engine=engine)
     exact_h, exact_final = hgru_scan(*exact, **case.options, engine="reference")
-    generator = torch.Generator().manual_seed(0)  # the same draw every time: 130 turning steps come close to the table's limit
+    generator = torch.Generator().manual_seed(
+        0
+    )  # the same draw every time: 130 turning steps come close to the table's limit
     weights = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in (h, final)]
     grads = torch.autograd.grad([h, final], [x for x in inputs if x is not None], weights)
     wide = [w.double() for w in weights]
-    expected = torch.autograd.grad([exact_h, exact_final], [x for x in exact if x is not None], wide)
+    expected = torch.autograd.grad(
+        [exact_h, exact_final], [x for x in exact if x is not None], wide
+    )
     for found, true in zip((h, final, *grads), (exact_h, exact_final, *expected)):
         assert_close(found, true, dtype)
 
@@ -122,7 +140,12 @@ def test_truncated_and_whole_backpropagation_through_a_carried_state(engine):
 def test_underflowing_gates_keep_finite_carry_gradients(engine):
     """Gates of 1e-44 multiply to 0; the gradient must not become 0 / 0."""
     candidate = torch.randn(1, 5, 2, requires_grad=True)
-    forget = torch.tensor([-200.0, -100.0, 0.0, 3.0, 1.0]).reshape(1, 5, 1).repeat(1, 1, 2).requires_grad_()
+    forget = (
+        torch.tensor([-200.0, -100.0, 0.0, 3.0, 1.0])
+        .reshape(1, 5, 1)
+        .repeat(1, 1, 2)
+        .requires_grad_()
+    )
     decay, end = hgru_carry(candidate, forget, engine=engine)
     grads = torch.autograd.grad(decay.sum() + end.sum(), [candidate, forget])
     exact = [x.detach().double().requires_grad_() for x in (candidate, forget)]

@@ -8,8 +8,12 @@ from tests.tolerances import assert_close
 
 from .cases import CASES, make
 
-pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="no registered engine works here")
-CHOSEN = {name: CASES[name] for name in ("real", "complex", "64 steps, mask", "packed, mask, reverse")}
+pytestmark = pytest.mark.skipif(
+    "numba" not in available_engines("cpu"), reason="no registered engine works here"
+)
+CHOSEN = {
+    name: CASES[name] for name in ("real", "complex", "64 steps, mask", "packed, mask, reverse")
+}
 
 
 def canonical(case):
@@ -17,10 +21,16 @@ def canonical(case):
     candidate, forget, bound, theta, initial = case.inputs(torch.float32)
     mask = case.options.get("mask")
     return (
-        candidate.detach().unsqueeze(2).requires_grad_(), forget.detach().unsqueeze(2).requires_grad_(), bound, theta,
-        None if initial is None else initial.detach().unsqueeze(1).requires_grad_(), case.options.get("cu_seqlens"),
-        None if mask is None else mask.unsqueeze(2), case.options.get("reverse", False), "numba",
-    )  # fmt: skip
+        candidate.detach().unsqueeze(2).requires_grad_(),
+        forget.detach().unsqueeze(2).requires_grad_(),
+        bound,
+        theta,
+        None if initial is None else initial.detach().unsqueeze(1).requires_grad_(),
+        case.options.get("cu_seqlens"),
+        None if mask is None else mask.unsqueeze(2),
+        case.options.get("reverse", False),
+        "numba",
+    )
 
 
 # opcheck itself reads .grad of tensors that are not leaves.
@@ -29,10 +39,18 @@ def canonical(case):
 def test_opcheck(case):
     candidate, forget, bound, theta, initial, cu_seqlens, mask, reverse, engine = canonical(case)
     ops = torch.ops.hgrn
-    torch.library.opcheck(ops.hgru_scan.default, (candidate, forget, bound, theta, initial, cu_seqlens, mask, reverse, engine))
-    torch.library.opcheck(ops.hgru_carry.default, (candidate, forget, bound, theta, cu_seqlens, mask, reverse, engine))
+    torch.library.opcheck(
+        ops.hgru_scan.default,
+        (candidate, forget, bound, theta, initial, cu_seqlens, mask, reverse, engine),
+    )
+    torch.library.opcheck(
+        ops.hgru_carry.default, (candidate, forget, bound, theta, cu_seqlens, mask, reverse, engine)
+    )
     log_f = torch.nn.functional.logsigmoid(forget.detach()).requires_grad_()
-    torch.library.opcheck(ops.gated_scan.default, (candidate, log_f, theta, initial, cu_seqlens, mask, reverse, engine))
+    torch.library.opcheck(
+        ops.gated_scan.default,
+        (candidate, log_f, theta, initial, cu_seqlens, mask, reverse, engine),
+    )
 
 
 @pytest.mark.parametrize("function", [hgru_scan, hgru_carry], ids=lambda f: f.__name__)
@@ -87,8 +105,13 @@ def test_vmap_folds_the_mapped_axis(options):
     each = [hgru_scan(x[n], gate[n], bound, theta, state, **options) for n in range(3)]
     for n, one in enumerate(each):
         assert torch.equal(found[0][n], one[0]) and torch.equal(found[1][n], one[1])
-    real = torch.vmap(lambda x, g: gated_scan(x, g, **options), in_dims=(1, 1), out_dims=1)(gate, -gate.abs())
-    assert torch.equal(real[0], torch.stack([gated_scan(gate[:, n], -gate[:, n].abs(), **options)[0] for n in (0, 1)], 1))
+    real = torch.vmap(lambda x, g: gated_scan(x, g, **options), in_dims=(1, 1), out_dims=1)(
+        gate, -gate.abs()
+    )
+    assert torch.equal(
+        real[0],
+        torch.stack([gated_scan(gate[:, n], -gate[:, n].abs(), **options)[0] for n in (0, 1)], 1),
+    )
 
 
 def test_vmap_over_parameters_and_packing():

@@ -8,16 +8,26 @@ from hgrn.modules import Int8Linear, quantize_int8
 from hgrn.ops import available_engines, cpu, int8_linear, linear, linear_maps, quantize_rows
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="no registered engine works here")
+pytestmark = pytest.mark.skipif(
+    "numba" not in available_engines("cpu"), reason="no registered engine works here"
+)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 520), (8, 512), (2, 1, 520), (2, 3, 601)], ids=str)
 def test_few_rows_against_large_weights_are_the_product(shape, bias, monkeypatch):
     ran = []
-    monkeypatch.setattr(cpu, "linear", lambda *arguments, real=cpu.linear: ran.append(1) or real(*arguments))
-    x, weight, shift = torch.randn(shape), torch.randn(517, shape[-1]), torch.randn(517) if bias else None
-    expected = torch.nn.functional.linear(x.double(), weight.double(), shift.double() if bias else None)
+    monkeypatch.setattr(
+        cpu, "linear", lambda *arguments, real=cpu.linear: ran.append(1) or real(*arguments)
+    )
+    x, weight, shift = (
+        torch.randn(shape),
+        torch.randn(517, shape[-1]),
+        torch.randn(517) if bias else None,
+    )
+    expected = torch.nn.functional.linear(
+        x.double(), weight.double(), shift.double() if bias else None
+    )
     with torch.no_grad():
         found = linear(x, weight, shift)
         assert_close(found, expected)
@@ -31,7 +41,11 @@ def test_few_rows_against_large_weights_are_the_product(shape, bias, monkeypatch
 @pytest.mark.parametrize("shape", [(600, 300), (3, 201, 300)], ids=str)
 def test_large_products_and_their_gradients(shape, bias, monkeypatch):
     ran = []
-    monkeypatch.setattr(linear_maps, "product", lambda *given, real=linear_maps.product: ran.append(1) or real(*given))
+    monkeypatch.setattr(
+        linear_maps,
+        "product",
+        lambda *given, real=linear_maps.product: ran.append(1) or real(*given),
+    )
     x, weight, shift = torch.randn(shape), torch.randn(400, 300), torch.randn(400)
     tensors = [tensor.requires_grad_() for tensor in ([x, weight, shift] if bias else [x, weight])]
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
@@ -39,13 +53,21 @@ def test_large_products_and_their_gradients(shape, bias, monkeypatch):
     cotangent = torch.randn(y.shape)
     assert_close(y, expected)
     assert len(ran) == 1 and y.shape == (*shape[:-1], 400)
-    grads, true = torch.autograd.grad(y, tensors, cotangent), torch.autograd.grad(expected, exact, cotangent.double())
+    grads, true = (
+        torch.autograd.grad(y, tensors, cotangent),
+        torch.autograd.grad(expected, exact, cotangent.double()),
+    )
     assert len(ran) == 2
     for found, right in zip(grads, true, strict=True):
         assert_close(found, right)
     # an expanded cotangent, and only some of the inputs
     (found,) = torch.autograd.grad(linear(x.detach(), *tensors[1:]).sum(), weight)
-    assert_close(found, torch.autograd.grad(torch.nn.functional.linear(exact[0].detach(), *exact[1:]).sum(), exact[1])[0])
+    assert_close(
+        found,
+        torch.autograd.grad(
+            torch.nn.functional.linear(exact[0].detach(), *exact[1:]).sum(), exact[1]
+        )[0],
+    )
 
 
 @pytest.mark.skipif(not linear_maps._HAS_ONEDNN, reason="this PyTorch has no oneDNN")
@@ -56,7 +78,9 @@ def test_second_derivatives_of_large_products():
 
     x, weight = torch.randn(600, 300, requires_grad=True), torch.randn(400, 300, requires_grad=True)
     exact = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    for found, right in zip(curvature(linear, x, weight), curvature(torch.nn.functional.linear, *exact), strict=True):
+    for found, right in zip(
+        curvature(linear, x, weight), curvature(torch.nn.functional.linear, *exact), strict=True
+    ):
         assert_close(found, right)
 
 
@@ -66,8 +90,13 @@ def test_what_the_kernel_is_not_for_is_pytorch_s(monkeypatch):
     monkeypatch.setattr(linear_maps, "product", None)
     weight, x = torch.randn(517, 512), torch.randn(1, 512)
     with torch.no_grad():
-        for a, b in ((torch.randn(9, 512), weight), (x.double(), weight.double()), (x, weight[:5]), (x.bfloat16(), weight.bfloat16()),
-                     (torch.randn(900, 512, dtype=torch.float64), weight.double())):
+        for a, b in (
+            (torch.randn(9, 512), weight),
+            (x.double(), weight.double()),
+            (x, weight[:5]),
+            (x.bfloat16(), weight.bfloat16()),
+            (torch.randn(900, 512, dtype=torch.float64), weight.double()),
+        ):
             assert torch.equal(linear(a, b), torch.nn.functional.linear(a, b))
         with torch.autocast("cpu", torch.bfloat16):
             assert linear(x, weight).dtype == torch.bfloat16
@@ -81,7 +110,11 @@ def test_what_the_kernel_is_not_for_is_pytorch_s(monkeypatch):
 def test_rounding_is_within_half_a_scale_and_uses_the_whole_range():
     weight = torch.randn(7, 33) * torch.tensor([1e-6, 1, 1e6, 1, 1, 1, 0])[:, None]
     integers, scale = quantize_rows(weight)
-    assert integers.dtype == torch.int8 and (integers[:6].abs().amax(1) == 127).all() and (integers[6] == 0).all()
+    assert (
+        integers.dtype == torch.int8
+        and (integers[:6].abs().amax(1) == 127).all()
+        and (integers[6] == 0).all()
+    )
     assert ((integers * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all()
 
 
@@ -91,7 +124,9 @@ def test_rounding_is_within_half_a_scale_and_uses_the_whole_range():
 def test_the_kernel_is_the_product_with_the_widened_weights(shape, out, bias):
     x, (weight, scale) = torch.randn(shape), quantize_rows(torch.randn(out, shape[-1]))
     shift = torch.randn(out) if bias else None
-    expected = x.double() @ (weight.double() * scale.double()[:, None]).T + (shift.double() if bias else 0)
+    expected = x.double() @ (weight.double() * scale.double()[:, None]).T + (
+        shift.double() if bias else 0
+    )
     assert_close(int8_linear(x, weight, scale, shift, engine="numba"), expected, torch.float32)
     assert_close(int8_linear(x, weight, scale, shift, engine="reference"), expected, torch.float32)
 
@@ -127,5 +162,7 @@ def test_a_saved_layer_is_the_layer():
 def test_what_does_not_fit_is_named():
     weight, scale = quantize_rows(torch.randn(4, 3))
     for x in (torch.randn(2, 5), torch.randn(2, 3).double()):
-        with pytest.raises(ValueError, match=r"int8_linear takes float32 x \[\.\.\., 3\], int8 weight \[4, 3\]"):
+        with pytest.raises(
+            ValueError, match=r"int8_linear takes float32 x \[\.\.\., 3\], int8 weight \[4, 3\]"
+        ):
             int8_linear(x, weight, scale)

@@ -9,9 +9,12 @@ from tests.tolerances import assert_close
 from .cases import make
 
 KINDS = {
-    "real": {"complex_state": False}, "complex": {}, "reverse": {"reverse": True}, "mask": {"mask": True},
+    "real": {"complex_state": False},
+    "complex": {},
+    "reverse": {"reverse": True},
+    "mask": {"mask": True},
     "packed": {"lengths": [3, 0, 6], "batch": 1},
-}  # fmt: skip
+}
 
 
 def compare(function, inputs, engine):
@@ -44,13 +47,22 @@ def test_states_that_overflow_and_come_back(kind, engine):
     given = [x for x in (candidate, log_f, theta, initial) if x is not None]
 
     def gated(x, f, *rest, engine):
-        return gated_scan(x, f, rest[-1], theta=rest[0] if theta is not None else None, **case.options, engine=engine)
+        return gated_scan(
+            x,
+            f,
+            rest[-1],
+            theta=rest[0] if theta is not None else None,
+            **case.options,
+            engine=engine,
+        )
 
     compare(gated, given, engine)
     given = [x for x in (candidate, forget, bound, theta, initial) if x is not None]
 
     def scan(c, f, b, *rest, engine):
-        return hgru_scan(c, f, b, rest[0] if theta is not None else None, rest[-1], **case.options, engine=engine)
+        return hgru_scan(
+            c, f, b, rest[0] if theta is not None else None, rest[-1], **case.options, engine=engine
+        )
 
     compare(scan, given, engine)
 
@@ -60,13 +72,19 @@ def test_second_derivatives_and_tangents_see_the_state_in_float32(engine):
     log_f = torch.tensor([0.0, 0.0, -9.0], dtype=torch.float16).view(1, 3, 1).requires_grad_()
 
     def slope(x, f, engine):
-        (grad,) = torch.autograd.grad(gated_scan(x, f, engine=engine)[1].sum(), f, create_graph=True)
+        (grad,) = torch.autograd.grad(
+            gated_scan(x, f, engine=engine)[1].sum(), f, create_graph=True
+        )
         return None, grad.float().sum()[None]
 
     wide = [x.detach().double().requires_grad_(), log_f.detach().double().requires_grad_()]
     found, expected = slope(x, log_f, engine)[1], slope(*wide, "reference")[1]
     assert_close(found, expected, torch.float16)
-    assert_close(torch.autograd.grad(found.sum(), log_f)[0], torch.autograd.grad(expected.sum(), wide[1])[0], torch.float16)
+    assert_close(
+        torch.autograd.grad(found.sum(), log_f)[0],
+        torch.autograd.grad(expected.sum(), wide[1])[0],
+        torch.float16,
+    )
 
 
 def test_carry(engine):
@@ -76,5 +94,7 @@ def test_carry(engine):
     wide = [x.detach().double().requires_grad_() for x in (candidate, forget, theta)]
     end = hgru_carry(candidate, forget, None, theta, engine=engine)[1].sum()
     expected = hgru_carry(wide[0], wide[1], None, wide[2], engine="reference")[1].sum()
-    for found, true in zip(torch.autograd.grad(end, [candidate, forget, theta]), torch.autograd.grad(expected, wide)):
+    for found, true in zip(
+        torch.autograd.grad(end, [candidate, forget, theta]), torch.autograd.grad(expected, wide)
+    ):
         assert_close(found, true, torch.float16)

@@ -14,12 +14,16 @@ import torch
 
 from hgrn.ops import available_engines, hgru_scan, threads
 
-pytestmark = pytest.mark.skipif("numba" not in available_engines("cpu"), reason="numba is not installed")
+pytestmark = pytest.mark.skipif(
+    "numba" not in available_engines("cpu"), reason="numba is not installed"
+)
 
 
 def large():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(4, 256, 1024, generator=generator), torch.randn(4, 256, 1024, generator=generator)
+    return torch.randn(4, 256, 1024, generator=generator), torch.randn(
+        4, 256, 1024, generator=generator
+    )
 
 
 @pytest.fixture
@@ -118,7 +122,9 @@ assert all(np.array_equal(h.numpy(), expected) for h in loader)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_forked_children_work_after_the_parent_used_its_threads():
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -174,10 +180,14 @@ WITHOUT_PAUSE = "threads._omp_pause = lambda: lambda kind: -1"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.parametrize("set_up, count", [("", 2), (WITHOUT_PAUSE, 1)], ids=["threads ended before", "one thread after"])
+@pytest.mark.parametrize(
+    "set_up, count", [("", 2), (WITHOUT_PAUSE, 1)], ids=["threads ended before", "one thread after"]
+)
 def test_every_operator_and_whole_modules_work_in_forked_children(set_up, count):
     program = EVERYTHING.replace("SET_UP", set_up)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"child {count}\nchild of a child {count}\n"
 
@@ -191,7 +201,11 @@ def test_more_threads_than_a_system_has_are_not_asked_for(two_threads):
     try:
         assert threads.count() == 1024
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(threads, "_gomp_parallel", lambda: lambda kernel, block, count, flags: asked.append(count))
+            patch.setattr(
+                threads,
+                "_gomp_parallel",
+                lambda: lambda kernel, block, count, flags: asked.append(count),
+            )
             threads.run(ctypes.cast(kernel, ctypes.c_void_p).value, block, 1 << 20)
         assert asked == [1024]
         assert torch.equal(hgru_scan(x, gate)[0], expected)
@@ -227,7 +241,9 @@ hgrn.hgru_scan(x, x, engine="numba"); hgrn.gated_scan(x, -x, engine="numba")
 """
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     for expected in (1, 0):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+        )
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("compiling kernels for this processor") == expected, done.stderr
 

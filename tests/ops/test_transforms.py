@@ -7,32 +7,65 @@ import torch
 from torch.autograd import forward_ad, gradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from hgrn.ops import available_engines, gated_norm, gated_scan, gated_unit, hgru_carry, hgru_scan, int8_linear, linear, quantize_rows
+from hgrn.ops import (
+    available_engines,
+    gated_norm,
+    gated_scan,
+    gated_unit,
+    hgru_carry,
+    hgru_scan,
+    int8_linear,
+    linear,
+    quantize_rows,
+)
 from tests.tolerances import assert_close
 
 from .cases import CASES, make
 from .test_gradients import given
 
 pytestmark = [
-    pytest.mark.skipif("numba" not in available_engines("cpu"), reason="no registered engine works here"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.(script|trace|trace_method)`:DeprecationWarning"),  # also of PyTorch's rules for jvp
-    pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning"),  # of torch.func.linearize
+    pytest.mark.skipif(
+        "numba" not in available_engines("cpu"), reason="no registered engine works here"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore:`torch.jit.(script|trace|trace_method)`:DeprecationWarning"
+    ),  # also of PyTorch's rules for jvp
+    pytest.mark.filterwarnings(
+        "ignore:Attempted to insert a get_attr Node:UserWarning"
+    ),  # of torch.func.linearize
 ]
 NAMES = [
-    "real", "complex", "two steps, no bound", "packed, empty", "packed, empty, complex", "packed, mask, reverse",
-    "no time", "64 steps, mask", "65 steps, mask, reverse",
-]  # fmt: skip
+    "real",
+    "complex",
+    "two steps, no bound",
+    "packed, empty",
+    "packed, empty, complex",
+    "packed, mask, reverse",
+    "no time",
+    "64 steps, mask",
+    "65 steps, mask, reverse",
+]
 
 
 def scan_of(case, engine=None, name="hgru_scan"):
     """A function of the tensors that the case has, and these, in float64."""
     if name == "hgru_scan":
-        return given(partial(hgru_scan, **case.options, engine=engine), [x if x is None else x.detach() for x in case.tensors])
+        return given(
+            partial(hgru_scan, **case.options, engine=engine),
+            [x if x is None else x.detach() for x in case.tensors],
+        )
     if name == "hgru_carry":
         return given(partial(hgru_carry, **case.options, engine=engine), case.tensors[:4])
 
     def gated(x, f, theta, initial):
-        return gated_scan(x, torch.nn.functional.logsigmoid(f), initial, theta=theta, **case.options, engine=engine)
+        return gated_scan(
+            x,
+            torch.nn.functional.logsigmoid(f),
+            initial,
+            theta=theta,
+            **case.options,
+            engine=engine,
+        )
 
     return given(gated, [case.candidate, case.forget, case.theta, case.initial_state])
 
@@ -62,7 +95,13 @@ def test_forward_mode_against_finite_differences(name):
     for op in ("hgru_scan", "hgru_carry", "gated_scan"):
         call, inputs = scan_of(CASES[name], None, op)
         inputs = [x.detach().clone().requires_grad_() for x in inputs]
-        assert gradcheck(call, inputs, check_forward_ad=True, check_backward_ad=False, check_batched_forward_grad=True)
+        assert gradcheck(
+            call,
+            inputs,
+            check_forward_ad=True,
+            check_backward_ad=False,
+            check_batched_forward_grad=True,
+        )
 
 
 def test_dual_numbers_without_a_transform():
@@ -79,12 +118,19 @@ def test_dual_numbers_without_a_transform():
         with forward_ad.dual_level():
             outputs = function(*(forward_ad.make_dual(x, d) for x, d in zip(leaves, directions)))
             # The definition has no tangent of a gradient (PyTorch's silu has none), but of a second derivative.
-            grads = torch.autograd.grad(outputs[0].square().sum(), leaves, create_graph=function is definition)
+            grads = torch.autograd.grad(
+                outputs[0].square().sum(), leaves, create_graph=function is definition
+            )
             results[-1] += [forward_ad.unpack_dual(g).tangent for g in grads]
         outputs = function(*leaves)  # before the level, and its gradient inside
         with forward_ad.dual_level():
-            weight = forward_ad.make_dual(torch.ones_like(outputs[0]), torch.randn(outputs[0].shape, generator=_seeded()).double())
-            grads = torch.autograd.grad(outputs[0], leaves, weight, create_graph=function is definition)
+            weight = forward_ad.make_dual(
+                torch.ones_like(outputs[0]),
+                torch.randn(outputs[0].shape, generator=_seeded()).double(),
+            )
+            grads = torch.autograd.grad(
+                outputs[0], leaves, weight, create_graph=function is definition
+            )
             results[-1] += [forward_ad.unpack_dual(g).tangent for g in grads]
     alike(*results)
 
@@ -94,14 +140,19 @@ def _seeded():
 
 
 @pytest.mark.parametrize("op", ["hgru_scan", "hgru_carry", "gated_scan"])
-@pytest.mark.parametrize("options", [{}, {"lengths": [2, 0, 1], "mask": True, "reverse": True}], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    "options", [{}, {"lengths": [2, 0, 1], "mask": True, "reverse": True}], ids=["plain", "packed"]
+)
 def test_second_derivatives_in_every_order(op, options):
     case = make(batch=1, steps=3, channels=2, **options)
     call, inputs = scan_of(case, None, op)
     definition, _ = scan_of(case, "reference", op)
 
     def total(function):
-        return lambda *tensors: sum((out.sin() * torch.arange(1.0, out.numel() + 1).view_as(out)).sum() for out in function(*tensors))
+        return lambda *tensors: sum(
+            (out.sin() * torch.arange(1.0, out.numel() + 1).view_as(out)).sum()
+            for out in function(*tensors)
+        )
 
     arguments = tuple(range(len(inputs)))
     expected = jacrev(jacrev(total(definition), arguments), arguments)(*inputs)
@@ -118,7 +169,9 @@ def test_third_derivative_and_hessian():
         def loss(x, engine=engine):
             return hgru_scan(x, *rest, engine=engine)[0].pow(3).sum()
 
-        results.append([hessian(loss)(case.candidate), jacfwd(jacrev(jacfwd(loss)))(case.candidate)])
+        results.append(
+            [hessian(loss)(case.candidate), jacfwd(jacrev(jacfwd(loss)))(case.candidate)]
+        )
     alike(*results)
 
 
@@ -129,7 +182,10 @@ def test_linearize_and_jacobians_agree_with_the_double_backward_trick():
     expected = torch.autograd.functional.jvp(call, case.candidate, direction)[1]
     assert_close(linearize(call, case.candidate)[1](direction), expected)
     jacobian = torch.autograd.functional.jacobian
-    assert_close(jacobian(call, case.candidate, vectorize=True, strategy="forward-mode"), jacobian(call, case.candidate))
+    assert_close(
+        jacobian(call, case.candidate, vectorize=True, strategy="forward-mode"),
+        jacobian(call, case.candidate),
+    )
     assert_close(jacfwd(call)(case.candidate), jacobian(call, case.candidate))
 
 
@@ -139,7 +195,10 @@ def test_vmap_of_grad_and_grad_of_vmap(shared):
     case = make(batch=4, steps=5, channels=2)
     x, f, bound, theta, initial = case.tensors
     if not shared:
-        bound, theta = torch.stack([bound, bound / 2, bound, bound / 3]), theta * torch.randn(4, 1).double()
+        bound, theta = (
+            torch.stack([bound, bound / 2, bound, bound / 3]),
+            theta * torch.randn(4, 1).double(),
+        )
 
     def loss(bound, theta, x, f, initial):
         h, final = hgru_scan(x[None], f[None], bound, theta, initial[None])
@@ -147,13 +206,20 @@ def test_vmap_of_grad_and_grad_of_vmap(shared):
 
     own = None if shared else 0
     each = [
-        torch.func.grad(loss, (0, 1, 2, 3, 4))(bound if shared else bound[n], theta if shared else theta[n], x[n], f[n], initial[n])
+        torch.func.grad(loss, (0, 1, 2, 3, 4))(
+            bound if shared else bound[n], theta if shared else theta[n], x[n], f[n], initial[n]
+        )
         for n in range(4)
     ]
     expected = [torch.stack(parts) for parts in zip(*each)]
     mapped = vmap(loss, (own, own, 0, 0, 0))
-    alike(vmap(grad(loss, (0, 1, 2, 3, 4)), (own, own, 0, 0, 0))(bound, theta, x, f, initial), expected)
-    whole = grad(lambda *tensors: mapped(*tensors).sum(), (0, 1, 2, 3, 4))(bound, theta, x, f, initial)
+    alike(
+        vmap(grad(loss, (0, 1, 2, 3, 4)), (own, own, 0, 0, 0))(bound, theta, x, f, initial),
+        expected,
+    )
+    whole = grad(lambda *tensors: mapped(*tensors).sum(), (0, 1, 2, 3, 4))(
+        bound, theta, x, f, initial
+    )
     alike(whole, [part.sum(0) if shared and k < 2 else part for k, part in enumerate(expected)])
 
 
@@ -171,7 +237,9 @@ def test_gates_at_their_ends_have_finite_derivatives():
     for engine in (None, "reference"):
         call = lambda *t, engine=engine: hgru_scan(t[0], t[1], t[2], None, t[3], engine=engine)[0]  # noqa: E731
         results.append(jacfwd(call, (0, 1, 2, 3))(x, forget, torch.zeros(2), state))
-        results[-1] += jacfwd(jacrev(lambda *t: call(*t).sum(), (1, 2)), (1, 2))(x, forget, torch.zeros(2), state)
+        results[-1] += jacfwd(jacrev(lambda *t: call(*t).sum(), (1, 2)), (1, 2))(
+            x, forget, torch.zeros(2), state
+        )
     alike(*results)
 
 
@@ -182,7 +250,11 @@ def test_half_precision(dtype):
     direction = torch.randn_like(inputs[0])
     found = jvp(lambda x: hgru_scan(x, *inputs[1:])[0], (inputs[0],), (direction,))
     exact = [x.double() for x in inputs]
-    expected = jvp(lambda x: hgru_scan(x, *exact[1:], engine="reference")[0], (exact[0],), (direction.double(),))
+    expected = jvp(
+        lambda x: hgru_scan(x, *exact[1:], engine="reference")[0],
+        (exact[0],),
+        (direction.double(),),
+    )
     for one, other in zip(found, expected):
         assert one.dtype == dtype
         assert_close(one, other, dtype)
@@ -194,7 +266,9 @@ def test_the_rest_of_a_layer():
     weight, bias = torch.rand(128).double(), torch.rand(128).double()
     calls = {
         "gated_norm": lambda x, engine: gated_norm(x, gate, weight, bias, engine=engine),
-        "gate first": lambda x, engine: gated_norm(x, gate, weight, bias, gate_first=True, engine=engine),
+        "gate first": lambda x, engine: gated_norm(
+            x, gate, weight, bias, gate_first=True, engine=engine
+        ),
         "gated_unit": lambda x, engine: gated_unit(x, engine=engine),
     }
     direction = torch.randn_like(x)
@@ -202,7 +276,10 @@ def test_the_rest_of_a_layer():
         expected = jvp(partial(call, engine="reference"), (x,), (direction,))
         for engine in (None, "numba"):
             alike(jvp(partial(call, engine=engine), (x,), (direction,)), expected)
-            alike(grad(lambda x: call(x, engine).sum())(x), grad(lambda x: call(x, "reference").sum())(x))
+            alike(
+                grad(lambda x: call(x, engine).sum())(x),
+                grad(lambda x: call(x, "reference").sum())(x),
+            )
 
 
 def test_linear_maps():
@@ -211,10 +288,17 @@ def test_linear_maps():
     quantized = quantize_rows(weight)
     wide = quantized[0].float() * quantized[1][:, None]
     with torch.no_grad():  # where few rows go to a kernel
-        alike(jvp(lambda x: linear(x, weight, bias), (x,), (direction,))[1], plain(direction, weight))
-        alike(jvp(lambda x: int8_linear(x, *quantized, bias), (x,), (direction,))[1], plain(direction, wide))
+        alike(
+            jvp(lambda x: linear(x, weight, bias), (x,), (direction,))[1], plain(direction, weight)
+        )
+        alike(
+            jvp(lambda x: int8_linear(x, *quantized, bias), (x,), (direction,))[1],
+            plain(direction, wide),
+        )
     x.requires_grad_()
-    alike(torch.autograd.grad(int8_linear(x, *quantized, bias).sum(), x)[0], wide.sum(0).expand(3, -1))
+    alike(
+        torch.autograd.grad(int8_linear(x, *quantized, bias).sum(), x)[0], wide.sum(0).expand(3, -1)
+    )
     rows = torch.randn(300, 512)  # where many rows go to oneDNN
     alike(jvp(lambda x: linear(x, weight, bias), (rows,), (rows,))[1], plain(rows, weight))
 
@@ -230,7 +314,9 @@ def test_compiled_transforms():
         lambda x: vmap(call)(x.expand(2, *x.shape)),
     ):
         torch._dynamo.reset()
-        assert_close(torch.compile(function, backend="aot_eager")(case.candidate), function(case.candidate))
+        assert_close(
+            torch.compile(function, backend="aot_eager")(case.candidate), function(case.candidate)
+        )
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of the checks of arguments

@@ -23,14 +23,25 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHOSEN = {
     name: CASES[name]
     for name in (
-        "real", "complex", "one step", "two steps, no bound", "65 steps, mask, reverse", "packed, empty", "packed, empty, complex",
-        "packed, mask, reverse", "packed, all empty", "real, no state, no bound", "no time",
+        "real",
+        "complex",
+        "one step",
+        "two steps, no bound",
+        "65 steps, mask, reverse",
+        "packed, empty",
+        "packed, empty, complex",
+        "packed, mask, reverse",
+        "packed, all empty",
+        "real, no state, no bound",
+        "no time",
     )
 } | {
-    "130 steps, extreme, real": make(steps=130, channels=3, batch=1, extreme=True, complex_state=False, mask=True),
+    "130 steps, extreme, real": make(
+        steps=130, channels=3, batch=1, extreme=True, complex_state=False, mask=True
+    ),
     "70 steps, extreme": make(steps=70, channels=3, batch=1, extreme=True),
     "33 channels": make(steps=3, channels=33, batch=1),
-}  # fmt: skip
+}
 cases = pytest.mark.parametrize("case", CHOSEN.values(), ids=CHOSEN.keys())
 
 
@@ -49,10 +60,18 @@ def real_tiles():
 
 def canonical(case, dtype):
     """The tensors of a case as an engine takes them: `[O, T, I, C]`, here with one inner index."""
-    candidate, forget, bound, theta, state = (None if x is None else x.detach().to(DEVICE) for x in case.inputs(dtype))
+    candidate, forget, bound, theta, state = (
+        None if x is None else x.detach().to(DEVICE) for x in case.inputs(dtype)
+    )
     mask, cu_seqlens = case.options.get("mask"), case.options.get("cu_seqlens")
     return (
-        [candidate.unsqueeze(2), forget.unsqueeze(2), bound, theta, None if state is None else state.unsqueeze(1)],
+        [
+            candidate.unsqueeze(2),
+            forget.unsqueeze(2),
+            bound,
+            theta,
+            None if state is None else state.unsqueeze(1),
+        ],
         {
             "cu_seqlens": None if cu_seqlens is None else cu_seqlens.to(DEVICE),
             "mask": None if mask is None else mask.unsqueeze(2).to(DEVICE),
@@ -66,7 +85,9 @@ def through_reference(function, inputs, weights, **options):
     leaves = [None if x is None else x.double().requires_grad_() for x in inputs]
     outputs = function(*leaves, **options)
     total = sum((out * weight.double()).sum() for out, weight in zip(outputs, weights))
-    grads = iter(torch.autograd.grad(total, [x for x in leaves if x is not None], materialize_grads=True))
+    grads = iter(
+        torch.autograd.grad(total, [x for x in leaves if x is not None], materialize_grads=True)
+    )
     return outputs, [None if x is None else next(grads) for x in leaves]
 
 
@@ -91,8 +112,9 @@ def check_all(case, dtype):
     check(engine.hgru_scan_backward(*weights, *inputs, h, **options), grads, dtype)
     check(
         engine.hgru_carry(*inputs[:4], **options),
-        reference.hgru_carry(*(None if x is None else x.double() for x in inputs[:4]), **options), dtype,
-    )  # fmt: skip
+        reference.hgru_carry(*(None if x is None else x.double() for x in inputs[:4]), **options),
+        dtype,
+    )
 
     x, forget, _, theta, state = inputs
     inputs = [x, torch.nn.functional.logsigmoid(forget), theta, state]
@@ -107,7 +129,11 @@ def test_float64(case):
     check_all(case, torch.float64)
 
 
-@pytest.mark.parametrize("case", [make(), make(steps=530, channels=3, batch=1, mask=True, reverse=True)], ids=["5 steps", "two tiles"])
+@pytest.mark.parametrize(
+    "case",
+    [make(), make(steps=530, channels=3, batch=1, mask=True, reverse=True)],
+    ids=["5 steps", "two tiles"],
+)
 def test_with_the_tiles_of_the_gpu(case, real_tiles):
     check_all(case, torch.float32)
 
@@ -119,12 +145,19 @@ def test_other_dtypes(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ["130 steps, extreme, real", "70 steps, extreme", "packed", "mask, reverse"])
+@pytest.mark.parametrize(
+    "name", ["130 steps, extreme, real", "70 steps, extreme", "packed", "mask, reverse"]
+)
 def test_split_time(name, dtype, monkeypatch):
-    more = {"packed": make(lengths=[40, 0, 70, 3], mask=True), "mask, reverse": make(steps=65, batch=1, mask=True, reverse=True)}
+    more = {
+        "packed": make(lengths=[40, 0, 70, 3], mask=True),
+        "mask, reverse": make(steps=65, batch=1, mask=True, reverse=True),
+    }
     case = (CHOSEN | more)[name]
     monkeypatch.setattr(engine, "_SHORTEST", 1)
-    monkeypatch.setattr(engine, "_chip", lambda _: SimpleNamespace(multi_processor_count=1000, warp_size=32))
+    monkeypatch.setattr(
+        engine, "_chip", lambda _: SimpleNamespace(multi_processor_count=1000, warp_size=32)
+    )
     split, parts = engine._Scan._split, []
     monkeypatch.setattr(engine._Scan, "_split", lambda self: parts.append(split(self)) or parts[-1])
     check_all(case, dtype)
@@ -135,7 +168,13 @@ def test_strides_and_inner_axes():
     """Rows of a grid are read where they are: inner axes, and a last axis that is a slice of another tensor's."""
     torch.manual_seed(0)
     wide = torch.randn(2, 4, 3, 20, dtype=torch.float64, device=DEVICE)
-    inputs = [wide[..., 2:12], wide[..., 12:17], torch.rand(5).double().to(DEVICE), torch.randn(5).double().to(DEVICE), None]
+    inputs = [
+        wide[..., 2:12],
+        wide[..., 12:17],
+        torch.rand(5).double().to(DEVICE),
+        torch.randn(5).double().to(DEVICE),
+        None,
+    ]
     options = {"cu_seqlens": None, "mask": None, "reverse": False}
     h, final = engine.hgru_scan(*inputs, **options)
     weights = torch.randn_like(h), torch.randn_like(final)
@@ -153,7 +192,12 @@ def test_padding_is_ignored_and_nan_is_not():
     def results(fill, candidate, forget, *others):
         filled = [candidate.masked_fill(hidden, fill), forget.masked_fill(hidden, fill), *others]
         h, final = engine.hgru_scan(*filled, **options)
-        return h, final, *engine.hgru_scan_backward(*weights, *filled, h, **options), *engine.hgru_carry(*filled[:4], **options)
+        return (
+            h,
+            final,
+            *engine.hgru_scan_backward(*weights, *filled, h, **options),
+            *engine.hgru_carry(*filled[:4], **options),
+        )
 
     for clean, dirty in zip(results(0, *inputs), results(float("nan"), *inputs), strict=True):
         assert torch.equal(clean, dirty)
@@ -168,15 +212,22 @@ def test_padding_is_ignored_and_nan_is_not():
 def test_rotation_does_not_drift():
     """Cosine and sine of 1, rounded to float32, turn by 2.4e-8 too much a step: 3.6e-5 here, were it not undone."""
     steps = 1500
-    closed, open_gate = torch.zeros(1, steps, 1, 2, device=DEVICE), torch.full((1, steps, 1, 1), 60.0, device=DEVICE)
+    closed, open_gate = (
+        torch.zeros(1, steps, 1, 2, device=DEVICE),
+        torch.full((1, steps, 1, 1), 60.0, device=DEVICE),
+    )
     theta, state = torch.ones(1, device=DEVICE), torch.tensor([[[1.0, 0.0]]], device=DEVICE)
-    h, _ = engine.hgru_scan(closed, open_gate, None, theta, state, cu_seqlens=None, mask=None, reverse=False)
+    h, _ = engine.hgru_scan(
+        closed, open_gate, None, theta, state, cu_seqlens=None, mask=None, reverse=False
+    )
     angle = torch.arange(1, steps + 1, dtype=torch.float64, device=DEVICE)
     assert_close(h[0, :, 0], torch.stack([angle.cos(), angle.sin()], -1), torch.float32)
 
 
 def test_kernels_are_not_compiled_for_each_length():
     def flags(steps):
-        return engine._Scan(torch.empty(1, steps, 1, 8, device=DEVICE), 8, None, None, None, False).flags
+        return engine._Scan(
+            torch.empty(1, steps, 1, 8, device=DEVICE), 8, None, None, None, False
+        ).flags
 
     assert flags(300) == flags(3001)

@@ -12,7 +12,9 @@ import pytest
 from tests.conftest import ROOT
 
 SMALLEST_SHARED = 99 * 1024  # bytes for a program on the GPUs that have least of it (sm_86, sm_89)
-INSTRUCTIONS_PER_BYTE = 8.8  # of an H100: 132 multiprocessors of 128 lanes at 1.755 GHz beside memory of 3.35 TB/s
+INSTRUCTIONS_PER_BYTE = (
+    8.8  # of an H100: 132 multiprocessors of 128 lanes at 1.755 GHz beside memory of 3.35 TB/s
+)
 
 # What Triton 3.7.1, which PyTorch 2.13 brings, cannot do as Triton 3.8 does: bytes that spill, and registers beyond 256 (gfx942
 # has 512). Only a GPU can tell whether it costs anything, so tiles stay as they are (docs/gpu.md).
@@ -63,18 +65,31 @@ def test_kernels_compile_without_spilling(target, programs):
     found = json.loads(done.stdout)
     assert len(found) == 17
     assert all(cost["shared"] <= SMALLEST_SHARED for cost in found.values())
-    fast = {name: cost for name, cost in found.items() if "fp64" not in name}  # float64 has to work, not to be fast
-    assert {name: cost["spilled"] for name, cost in fast.items() if cost["spilled"]} == SPILLED.get(target, {})
+    fast = {
+        name: cost for name, cost in found.items() if "fp64" not in name
+    }  # float64 has to work, not to be fast
+    assert {name: cost["spilled"] for name, cost in fast.items() if cost["spilled"]} == SPILLED.get(
+        target, {}
+    )
     assert all(cost["registers"] > 0 for cost in fast.values())
     many = {name: cost["registers"] for name, cost in fast.items() if cost["registers"] > 256}
     assert many == REGISTERS.get(target, {})
     if target == ("cuda", "90"):
         allowed = {name: INSTRUCTIONS_PER_BYTE * moved(name) for name in fast if name != "chain"}
-        assert {name: fast[name]["instructions"] for name in allowed if fast[name]["instructions"] > 0.85 * allowed[name]} == {}
+        assert {
+            name: fast[name]["instructions"]
+            for name in allowed
+            if fast[name]["instructions"] > 0.85 * allowed[name]
+        } == {}
 
 
 def moved(name: str) -> int:
     """Bytes that a kernel reads and writes for a position of a channel, each tensor once."""
     kernel, dtype, state, *_ = name.split()
-    numbers = {("scan", "real"): 3, ("scan", "complex"): 5, ("scan_backward", "real"): 6, ("scan_backward", "complex"): 10}
+    numbers = {
+        ("scan", "real"): 3,
+        ("scan", "complex"): 5,
+        ("scan_backward", "real"): 6,
+        ("scan_backward", "complex"): 10,
+    }
     return numbers[kernel, state] * (2 if dtype == "bf16" else 4)

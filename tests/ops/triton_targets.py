@@ -1,6 +1,6 @@
 """Run as a program: compiles the Triton kernels for a target without having it, and prints what each costs, as JSON.
 
-    python -m tests.ops.triton_targets cuda 90
+python -m tests.ops.triton_targets cuda 90
 """
 
 import itertools
@@ -21,7 +21,14 @@ from hgrn.ops.triton import Tile, tile_of
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _SIZES = ("steps", "rows", "stretch", "parts")
-_NARROW = ("x", "f", "h", "dh", "dx", "df")  # of the tensors' dtype; all other tensors are of the state's
+_NARROW = (
+    "x",
+    "f",
+    "h",
+    "dh",
+    "dx",
+    "df",
+)  # of the tensors' dtype; all other tensors are of the state's
 _BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 _CHANNELS = 1024
 
@@ -47,22 +54,42 @@ def compile_kernel(kernel, dtype: str, target: GPUTarget, options: dict[str, int
         elif name in _SIZES or name.endswith(("_outer", "_inner")):
             signature[name] = "i32"
         else:
-            signature[name] = kinds.get(name, "*" + dtype if name in _NARROW else f"*{flags['WIDE']}")
+            signature[name] = kinds.get(
+                name, "*" + dtype if name in _NARROW else f"*{flags['WIDE']}"
+            )
         if signature[name].startswith("*") or name.endswith(("_outer", "_inner")):
             attributes[(number,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=target, options=options)
 
 
-def compile_scan(kernel, dtype: str, target: GPUTarget, is_complex: bool, tile: Tile, masked: bool = False):
+def compile_scan(
+    kernel, dtype: str, target: GPUTarget, is_complex: bool, tile: Tile, masked: bool = False
+):
     """A kernel of a scan of `_CHANNELS` channels in a block as wide as the tile's, contiguous but for the inputs' rows."""
     width, nvidia = _CHANNELS * (2 if is_complex else 1), target.backend == "cuda"
-    times = dict(x_time=width + _CHANNELS, f_time=width + _CHANNELS) | ({"dh_time": width} if kernel is kernels.scan_backward else {})
+    times = dict(x_time=width + _CHANNELS, f_time=width + _CHANNELS) | (
+        {"dh_time": width} if kernel is kernels.scan_backward else {}
+    )
     return compile_kernel(
-        kernel, dtype, target, tile.options(nvidia, target.warp_size), **times, inner=1, channels=_CHANNELS, REVERSE=False,
-        COMPLEX=is_complex, FUSED=True, MASKED=masked, PACKED=masked, WRITE=True, CARRY=False,
-        WIDE=tl.float64 if dtype == "fp64" else tl.float32, PTX=nvidia and dtype != "fp64", **tile.constants(nvidia),
-    )  # fmt: skip
+        kernel,
+        dtype,
+        target,
+        tile.options(nvidia, target.warp_size),
+        **times,
+        inner=1,
+        channels=_CHANNELS,
+        REVERSE=False,
+        COMPLEX=is_complex,
+        FUSED=True,
+        MASKED=masked,
+        PACKED=masked,
+        WRITE=True,
+        CARRY=False,
+        WIDE=tl.float64 if dtype == "fp64" else tl.float32,
+        PTX=nvidia and dtype != "fp64",
+        **tile.constants(nvidia),
+    )
 
 
 def costs(compiled, target: GPUTarget) -> dict[str, int]:
@@ -74,7 +101,8 @@ def costs(compiled, target: GPUTarget) -> dict[str, int]:
     if target.backend == "hip":
         text = compiled.asm["amdgcn"]
         registers, vector, scalar = (
-            int(re.search(rf"\.{name}:\s*(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+            int(re.search(rf"\.{name}:\s*(\d+)", text)[1])
+            for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
         )
         return {"registers": registers, "spilled": vector, "scalar": scalar} | shared
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
@@ -84,7 +112,10 @@ def costs(compiled, target: GPUTarget) -> dict[str, int]:
         command = [_TOOLS / "ptxas", "-v", f"--gpu-name={arch}", file.name, "-o", "/dev/null"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said).groups()
-    return {"registers": int(re.search(r"(\d+) registers", said)[1]), "spilled": int(stores) + int(loads)} | shared
+    return {
+        "registers": int(re.search(r"(\d+) registers", said)[1]),
+        "spilled": int(stores) + int(loads),
+    } | shared
 
 
 def instructions(compiled) -> int:
@@ -92,7 +123,9 @@ def instructions(compiled) -> int:
     with tempfile.NamedTemporaryFile("wb", suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        lines = subprocess.run([_TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = subprocess.run(
+            [_TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
     labels, longest, number = {}, 0, 0
     for line in map(str.strip, lines):
         if label := re.match(r"(\.L_x_\d+):", line):
@@ -105,18 +138,36 @@ def instructions(compiled) -> int:
 
 
 def main(backend: str, arch: str) -> None:
-    target = GPUTarget(backend, arch if backend == "hip" else int(arch), 64 if backend == "hip" else 32)
+    target = GPUTarget(
+        backend, arch if backend == "hip" else int(arch), 64 if backend == "hip" else 32
+    )
     found = {}
-    for kernel, dtype, is_complex in itertools.product((kernels.scan, kernels.scan_backward), _BYTES, (False, True)):
+    for kernel, dtype, is_complex in itertools.product(
+        (kernels.scan, kernels.scan_backward), _BYTES, (False, True)
+    ):
         tile = tile_of(is_complex, _BYTES[dtype], kernel is kernels.scan_backward, 32)
-        for masked in (False, True) if dtype == "bf16" else (False,):  # masked: the most that a kernel ever does
+        for masked in (
+            (False, True) if dtype == "bf16" else (False,)
+        ):  # masked: the most that a kernel ever does
             compiled = compile_scan(kernel, dtype, target, is_complex, tile, masked)
             cost = costs(compiled, target)
             if backend == "cuda":
-                cost["instructions"] = round(instructions(compiled) / (tile.rows * tile.vector), 1)  # for a position of a channel
-            found[f"{kernel.__name__} {dtype} {'complex' if is_complex else 'real'}{' masked packed' if masked else ''}"] = cost
+                cost["instructions"] = round(
+                    instructions(compiled) / (tile.rows * tile.vector), 1
+                )  # for a position of a channel
+            found[
+                f"{kernel.__name__} {dtype} {'complex' if is_complex else 'real'}{' masked packed' if masked else ''}"
+            ] = cost
     chained = compile_kernel(
-        kernels.chain, "fp32", target, {"num_warps": 4}, channels=_CHANNELS, COMPLEX=True, BACKWARD=True, WIDE=tl.float32, BD=128
+        kernels.chain,
+        "fp32",
+        target,
+        {"num_warps": 4},
+        channels=_CHANNELS,
+        COMPLEX=True,
+        BACKWARD=True,
+        WIDE=tl.float32,
+        BD=128,
     )
     found["chain"] = costs(chained, target)
     print(json.dumps(found))

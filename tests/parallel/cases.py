@@ -33,7 +33,9 @@ SCANS = {
     "packed, over three, reverse": make(lengths=[2, 124, 4], extreme=True, reverse=True),
     "packed, one": make(lengths=[24], extreme=True, mask=True),
     "packed, empty": make(lengths=EMPTY, extreme=True),
-    "packed, empty, reverse, real": make(lengths=EMPTY, reverse=True, complex_state=False, mask=True),
+    "packed, empty, reverse, real": make(
+        lengths=EMPTY, reverse=True, complex_state=False, mask=True
+    ),
     "packed, all empty": make(lengths=[0, 0]),
 }
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -58,7 +60,9 @@ def rows_of(case: Case, stretches: list[slice]) -> list[list[int]]:
 
 def weights_of(case: Case, stretches: list[slice]) -> tuple[Tensor, list[Tensor]]:
     """What a loss multiplies the hidden states with, and the final states of each rank."""
-    generator = torch.Generator().manual_seed(14)  # sums over the time do not cancel, which in bfloat16 leaves few digits
+    generator = torch.Generator().manual_seed(
+        14
+    )  # sums over the time do not cancel, which in bfloat16 leaves few digits
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -69,16 +73,21 @@ def weights_of(case: Case, stretches: list[slice]) -> tuple[Tensor, list[Tensor]
     return normal(*case.candidate.shape), finals
 
 
-def whole_scan(case: Case, stretches: list[slice], dtype: torch.dtype) -> dict[str, Tensor | list[Tensor]]:
+def whole_scan(
+    case: Case, stretches: list[slice], dtype: torch.dtype
+) -> dict[str, Tensor | list[Tensor]]:
     """Hidden states, the states after each stretch, and all gradients, by the float64 reference on inputs rounded to dtype."""
     rounded = case.inputs(dtype)
     leaves = [None if x is None else x.detach().double().requires_grad_() for x in rounded]
     h, _ = hgru_scan(*leaves, engine="reference", **case.options)
     initial = leaves[4]
     if initial is None:
-        initial = torch.zeros(len(borders_of(case)) - 1 if "cu_seqlens" in case.options else len(h), h.shape[-1]).double()
+        initial = torch.zeros(
+            len(borders_of(case)) - 1 if "cu_seqlens" in case.options else len(h), h.shape[-1]
+        ).double()
     finals = [
-        _after(case, h, initial, stretch, rows) for stretch, rows in zip(stretches, rows_of(case, stretches), strict=True)
+        _after(case, h, initial, stretch, rows)
+        for stretch, rows in zip(stretches, rows_of(case, stretches), strict=True)
     ]
     weight, weights = weights_of(case, stretches)
     loss = (h * weight).sum() + sum((final * w).sum() for final, w in zip(finals, weights))
@@ -132,13 +141,20 @@ class StackCase:
         """x and what the loss multiplies y with, `[B, T, dim]`; mask and boundaries of the whole sequence."""
         generator = torch.Generator().manual_seed(4)
         batch = 2 if self.lengths is None else 1
-        x, weight = (torch.randn(batch, self.steps, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+        x, weight = (
+            torch.randn(batch, self.steps, 5, generator=generator, dtype=torch.float64)
+            for _ in range(2)
+        )
         where = {}
         if self.mask:
             where["mask"] = torch.rand(batch, self.steps, generator=generator) > 0.4
-            weight = torch.where(where["mask"][..., None], weight, 0)  # the outputs of masked positions mean nothing
+            weight = torch.where(
+                where["mask"][..., None], weight, 0
+            )  # the outputs of masked positions mean nothing
         if self.lengths is not None:
-            where["cu_seqlens"] = lengths_to_cu_seqlens(torch.tensor(self.lengths, dtype=torch.int64))
+            where["cu_seqlens"] = lengths_to_cu_seqlens(
+                torch.tensor(self.lengths, dtype=torch.int64)
+            )
         return x.to(dtype), weight.to(dtype), where
 
 
@@ -152,10 +168,14 @@ STACKS = {
     "convolution, empty stretches": StackCase(3, options=CONVOLUTION),
     # Behind a border, some stretches end before the window is full again.
     "convolution, packed": StackCase(options=CONVOLUTION, lengths=(5, 1, 0, 5, 4, 2, 7)),
-    "convolution, packed on cuts, mask": StackCase(options=CONVOLUTION, lengths=tuple(EMPTY), mask=True),
+    "convolution, packed on cuts, mask": StackCase(
+        options=CONVOLUTION, lengths=tuple(EMPTY), mask=True
+    ),
     "convolution, checkpointing": StackCase(options=CONVOLUTION, checkpointing=True),
     "both directions": StackCase(options=dict(bidirectional=True), mask=True),
-    "both directions, two thetas, packed": StackCase(options=dict(bidirectional=True, shared_theta=False), lengths=(2, 20, 2)),
+    "both directions, two thetas, packed": StackCase(
+        options=dict(bidirectional=True, shared_theta=False), lengths=(2, 20, 2)
+    ),
     "both directions, real, packed on cuts": StackCase(
         options=dict(bidirectional=True, complex_state=False), lengths=tuple(ON_CUTS), mask=True
     ),
@@ -170,9 +190,20 @@ def whole_stack(case: StackCase, dtype: torch.dtype) -> dict[str, Tensor]:
     y, state = model(x, **where)
     (y * weight.double()).sum().backward()
     grads = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-    final = {} if state is None else {f"state {i} {j}": part.detach() for i, s in enumerate(state) for j, part in enumerate(s)}
+    final = (
+        {}
+        if state is None
+        else {
+            f"state {i} {j}": part.detach() for i, s in enumerate(state) for j, part in enumerate(s)
+        }
+    )
     kept = where.get("mask", torch.ones(x.shape[:2], dtype=torch.bool))
-    return {"y": torch.where(kept[..., None], y.detach(), 0), "gradient of x": x.grad, **final, **grads}
+    return {
+        "y": torch.where(kept[..., None], y.detach(), 0),
+        "gradient of x": x.grad,
+        **final,
+        **grads,
+    }
 
 
 def language_model() -> tuple[HGRNForCausalLM, Tensor, Tensor]:

@@ -18,7 +18,14 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from hgrn.modules import HGRN
 from hgrn.parallel import scan, window  # the modules
-from hgrn.parallel import context_scan, last_state, local_cu_seqlens, local_stretch, parallelize, whole_sequences
+from hgrn.parallel import (
+    context_scan,
+    last_state,
+    local_cu_seqlens,
+    local_stretch,
+    parallelize,
+    whole_sequences,
+)
 from tests.conftest import ROOT
 from tests.parallel.cases import (
     CONVOLUTION,
@@ -39,22 +46,43 @@ BREAKS = {
     "no phase": (scan, "_turned", lambda state, steps, theta: state, "extreme"),
     "no border": (scan, "passes", lambda cu_seqlens: True, "packed, on cuts"),
     "masks counted": (
-        scan, "_counts", lambda x, cu_seqlens, mask: x.new_full((x.shape[0],), x.shape[1], dtype=torch.long), "extreme, mask, reverse",
+        scan,
+        "_counts",
+        lambda x, cu_seqlens, mask: x.new_full((x.shape[0],), x.shape[1], dtype=torch.long),
+        "extreme, mask, reverse",
     ),
     "no halo": (window, "moved", lambda window, by: torch.zeros_like(window), "convolution"),
-}  # fmt: skip
+}
 LENGTHS = tuple({0, 1, 2, 3, 7, 1001, *(case.candidate.shape[1] for case in SCANS.values())})
 COLLECTIVES = (
-    "all_gather", "all_gather_into_tensor", "all_gather_single", "all_reduce", "all_to_all", "all_to_all_single", "broadcast",
-    "gather", "isend", "irecv", "recv", "reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter", "send",
-)  # fmt: skip
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_single",
+    "all_reduce",
+    "all_to_all",
+    "all_to_all_single",
+    "broadcast",
+    "gather",
+    "isend",
+    "irecv",
+    "recv",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "scatter",
+    "send",
+)
 
 
-def stretch_of_scan(name: str, dtype: torch.dtype, stretches: list[slice], engine: str | None = None) -> dict[str, Tensor]:
+def stretch_of_scan(
+    name: str, dtype: torch.dtype, stretches: list[slice], engine: str | None = None
+) -> dict[str, Tensor]:
     """This rank's part of a case: states, and gradients where it has them."""
     case, rank, group = SCANS[name], dist.get_rank(), dist.group.WORLD
     mine, rows = stretches[rank], rows_of(case, stretches)[rank]
-    candidate, forget, lower_bound, theta, initial = [None if x is None else x.detach() for x in case.inputs(dtype)]
+    candidate, forget, lower_bound, theta, initial = [
+        None if x is None else x.detach() for x in case.inputs(dtype)
+    ]
     options = {key: value for key, value in case.options.items() if key == "reverse"}
     if "mask" in case.options:
         options["mask"] = case.options["mask"][:, mine]
@@ -71,7 +99,9 @@ def stretch_of_scan(name: str, dtype: torch.dtype, stretches: list[slice], engin
     return {"h": h.detach(), "final": final.detach(), **grads}
 
 
-def stretch_of_stack(case: StackCase, dtype: torch.dtype, model: HGRN | None = None) -> dict[str, Tensor]:
+def stretch_of_stack(
+    case: StackCase, dtype: torch.dtype, model: HGRN | None = None
+) -> dict[str, Tensor]:
     """This rank's part of a stack's output, state and gradients."""
     group = init_device_mesh("cpu", (dist.get_world_size(),))
     if model is None:
@@ -87,9 +117,20 @@ def stretch_of_stack(case: StackCase, dtype: torch.dtype, model: HGRN | None = N
     y, state = model(x, **where)
     (y * weight[:, mine]).sum().backward()
     kept = where.get("mask", torch.ones(x.shape[:2], dtype=torch.bool))
-    final = {} if state is None else {f"state {i} {j}": part.detach() for i, s in enumerate(state) for j, part in enumerate(s)}
+    final = (
+        {}
+        if state is None
+        else {
+            f"state {i} {j}": part.detach() for i, s in enumerate(state) for j, part in enumerate(s)
+        }
+    )
     grads = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-    return {"y": torch.where(kept[..., None], y.detach(), 0), "gradient of x": x.grad, **final, **grads}
+    return {
+        "y": torch.where(kept[..., None], y.detach(), 0),
+        "gradient of x": x.grad,
+        **final,
+        **grads,
+    }
 
 
 def even(length: int) -> list[slice]:
@@ -166,7 +207,9 @@ def two_calls(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
 
 def step_on_page() -> dict[str, Tensor]:
     """Loss and gradients by the loop in docs/scaling.md."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL
+    )
     exec(code, names := {})
     model, ids, borders = language_model()
     parallelize(model, dist.group.WORLD)
@@ -180,13 +223,17 @@ def work(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     world, rank = dist.get_world_size(), dist.get_rank()
-    found = {"even": {length: [(each.start, each.stop) for each in even(length)] for length in LENGTHS}}
+    found = {
+        "even": {length: [(each.start, each.stop) for each in even(length)] for length in LENGTHS}
+    }
     for name, case in SCANS.items():
         length = case.candidate.shape[1]
         found[name] = {dtype: stretch_of_scan(name, dtype, even(length)) for dtype in DTYPES}
         if "cu_seqlens" not in case.options:
             found[name]["uneven"] = stretch_of_scan(name, torch.float64, uneven(length, world))
-        found[name]["reference"] = stretch_of_scan(name, torch.float64, even(length), engine="reference")
+        found[name]["reference"] = stretch_of_scan(
+            name, torch.float64, even(length), engine="reference"
+        )
     for name, case in STACKS.items():
         found[name] = {dtype: stretch_of_stack(case, dtype) for dtype in DTYPES[:2]}
     for name, (room, attribute, broken, case) in BREAKS.items():
@@ -200,10 +247,12 @@ def work(folder: Path) -> None:
     found["messages"] = {
         name: [messages(steps, options) for steps in (8, 80)]
         for name, options in {
-            "complex": {}, "real": dict(complex_state=False), "both directions": dict(bidirectional=True),
+            "complex": {},
+            "real": dict(complex_state=False),
+            "both directions": dict(bidirectional=True),
             "convolution": CONVOLUTION,
         }.items()
-    }  # fmt: skip
+    }
     found["two calls"], found["on its own"] = two_calls(torch.float64), on_its_own(torch.float64)
     found["page"] = step_on_page()
     if world == 2:

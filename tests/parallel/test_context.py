@@ -10,9 +10,25 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from hgrn.modules import HGRN, HGRU, HGRU2d
 from hgrn.ops import hgru_scan
-from hgrn.parallel import context_scan, last_state, local_cu_seqlens, local_stretch, next_labels, parallelize
+from hgrn.parallel import (
+    context_scan,
+    last_state,
+    local_cu_seqlens,
+    local_stretch,
+    next_labels,
+    parallelize,
+)
 from tests.conftest import ROOT
-from tests.parallel.cases import DTYPES, SCANS, STACKS, WORLDS, language_model, rows_of, whole_scan, whole_stack
+from tests.parallel.cases import (
+    DTYPES,
+    SCANS,
+    STACKS,
+    WORLDS,
+    language_model,
+    rows_of,
+    whole_scan,
+    whole_stack,
+)
 from tests.parallel.processes import BREAKS, LENGTHS, uneven
 from tests.tolerances import assert_close
 
@@ -24,12 +40,18 @@ def ranks(tmp_path_factory):
     command = [sys.executable, "-m", "tests.parallel.processes", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    return {world: [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)] for world in WORLDS}
+    return {
+        world: [torch.load(folder / f"{world}-{rank}.pt") for rank in range(world)]
+        for world in WORLDS
+    }
 
 
 def joined_scan(case, parts, stretches):
     """What the ranks found, put together as one process would have it."""
-    whole = {key: torch.cat([part[key] for part in parts], dim=1) for key in ("h", "gradient of candidate", "gradient of forget")}
+    whole = {
+        key: torch.cat([part[key] for part in parts], dim=1)
+        for key in ("h", "gradient of candidate", "gradient of forget")
+    }
     whole["finals"] = [part["final"] for part in parts]
     for key in ("gradient of lower_bound", "gradient of theta"):
         if key in parts[0]:
@@ -37,7 +59,11 @@ def joined_scan(case, parts, stretches):
     key = "gradient of initial_state"
     if key in parts[0]:
         whole[key] = torch.zeros_like(case.initial_state, dtype=parts[0][key].dtype)
-        rows = rows_of(case, stretches) if "cu_seqlens" in case.options else [list(range(len(case.initial_state)))] * len(parts)
+        rows = (
+            rows_of(case, stretches)
+            if "cu_seqlens" in case.options
+            else [list(range(len(case.initial_state)))] * len(parts)
+        )
         for part, row in zip(parts, rows, strict=True):
             whole[key].index_add_(0, torch.tensor(row), part[key])
     return whole
@@ -76,7 +102,9 @@ def test_the_reference_engine(ranks, name, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("name", [name for name, case in SCANS.items() if "cu_seqlens" not in case.options])
+@pytest.mark.parametrize(
+    "name", [name for name, case in SCANS.items() if "cu_seqlens" not in case.options]
+)
 def test_stretches_may_have_any_length(ranks, name, world):
     stretches = uneven(SCANS[name].candidate.shape[1], world)
     check_scan(ranks, world, name, "uneven", torch.float64, stretches)
@@ -109,7 +137,9 @@ def test_stacks_and_all_their_gradients(ranks, name, dtype, world):
     check_stack(STACKS[name], [rank[name][dtype] for rank in ranks[world]], dtype)
 
 
-@pytest.mark.parametrize("world", WORLDS[1:])  # of two ranks, no state passes through a whole stretch
+@pytest.mark.parametrize(
+    "world", WORLDS[1:]
+)  # of two ranks, no state passes through a whole stretch
 @pytest.mark.parametrize("broken", BREAKS)
 def test_these_tests_can_fail(ranks, broken, world):
     *_, name = BREAKS[broken]
@@ -119,7 +149,11 @@ def test_these_tests_can_fail(ranks, broken, world):
             check_stack(STACKS[name], parts, torch.bfloat16)
         else:
             stretches = stretches_of(ranks, world, SCANS[name].candidate.shape[1])
-            check(joined_scan(SCANS[name], parts, stretches), whole_scan(SCANS[name], stretches, torch.float64), torch.bfloat16)
+            check(
+                joined_scan(SCANS[name], parts, stretches),
+                whole_scan(SCANS[name], stretches, torch.float64),
+                torch.bfloat16,
+            )
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -142,7 +176,9 @@ def test_one_all_gather_each_way_whatever_the_length(ranks, name, world):
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_sequence_goes_on_in_another_call(ranks, world):
     expected = whole_stack(STACKS["convolution"], torch.float64)
-    halves = [torch.cat([rank["two calls"][half] for rank in ranks[world]], dim=1) for half in (0, 1)]
+    halves = [
+        torch.cat([rank["two calls"][half] for rank in ranks[world]], dim=1) for half in (0, 1)
+    ]
     assert_close(torch.cat(halves, dim=1), expected["y"])
     for rank in ranks[world]:
         for index, layer in enumerate(rank["two calls"][2]):
@@ -171,7 +207,10 @@ def test_whole_sequences_are_read_without_the_other_ranks(ranks, world):
 @pytest.mark.parametrize("length", LENGTHS)
 def test_local_stretches_tile_the_time_axis(ranks, world, length):
     stretches = stretches_of(ranks, world, length)
-    assert [stretch.start for stretch in stretches] == [0, *(stretch.stop for stretch in stretches[:-1])]
+    assert [stretch.start for stretch in stretches] == [
+        0,
+        *(stretch.stop for stretch in stretches[:-1]),
+    ]
     assert stretches[-1].stop == length
     sizes = [stretch.stop - stretch.start for stretch in stretches]
     assert sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] <= 1
@@ -179,7 +218,10 @@ def test_local_stretches_tile_the_time_axis(ranks, world, length):
 
 @pytest.mark.parametrize("form", ["copied", "compiled"])
 def test_copies_and_compiled_models_read_stretches_too(ranks, form):
-    parts = [{key.replace("_orig_mod.", ""): value for key, value in rank[form].items()} for rank in ranks[2]]
+    parts = [
+        {key.replace("_orig_mod.", ""): value for key, value in rank[form].items()}
+        for rank in ranks[2]
+    ]
     check_stack(STACKS["convolution, packed"], parts, torch.float64)
 
 
@@ -220,7 +262,9 @@ def test_what_cannot_be_split_is_refused(alone):
         parallelize(torch.nn.ModuleList([HGRU(4), HGRU2d(4)]), alone)
     with pytest.raises(ValueError, match="must have an HGRU inside, got Linear"):
         parallelize(torch.nn.Linear(2, 2), alone)
-    with pytest.raises(TypeError, match="group must be a ProcessGroup or a DeviceMesh of one dimension, got str"):
+    with pytest.raises(
+        TypeError, match="group must be a ProcessGroup or a DeviceMesh of one dimension, got str"
+    ):
         parallelize(HGRU(4), "context")
     mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("data", "context"))
     with pytest.raises(ValueError, match="got a mesh of 2"):

@@ -5,15 +5,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from hgrn.data.tokenizer import BYTE_BOS, BYTE_EOS, BYTE_PAD, BYTE_VOCAB_SIZE, byte_tokenizer, bytes_to_ids
+from hgrn.data.tokenizer import (
+    BYTE_BOS,
+    BYTE_EOS,
+    BYTE_PAD,
+    BYTE_VOCAB_SIZE,
+    byte_tokenizer,
+    bytes_to_ids,
+)
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 
 # Characters of one to four bytes, and a new line, at which streamers begin afresh.
 SENTENCE = "Grüße aus 東京 \N{SLIGHTLY SMILING FACE}, naïve café – 7 €.\n"
 CONFIG = dict(
-    vocab_size=BYTE_VOCAB_SIZE, hidden_size=32, num_hidden_layers=2,
-    bos_token_id=BYTE_BOS, eos_token_id=BYTE_EOS, pad_token_id=BYTE_PAD,
-)  # fmt: skip
+    vocab_size=BYTE_VOCAB_SIZE,
+    hidden_size=32,
+    num_hidden_layers=2,
+    bos_token_id=BYTE_BOS,
+    eos_token_id=BYTE_EOS,
+    pad_token_id=BYTE_PAD,
+)
 
 
 @pytest.fixture
@@ -41,7 +52,9 @@ def trained(sentence) -> HGRNForCausalLM:
         loss.backward()
         optimizer.step()
     model.eval()
-    said = model.generate(sentence[:, :1], max_new_tokens=sentence.shape[1] * 2 - 1, do_sample=False)
+    said = model.generate(
+        sentence[:, :1], max_new_tokens=sentence.shape[1] * 2 - 1, do_sample=False
+    )
     assert torch.equal(said, twice), f"the fixture did not learn its sentence: loss {loss:.3f}"
     return model
 

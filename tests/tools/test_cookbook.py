@@ -6,7 +6,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cookbook.md").read_text(), re.DOTALL)
+SNIPPETS = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs" / "cookbook.md").read_text(), re.DOTALL
+)
 
 
 # peft asks transformers under a name that this release calls outdated.
@@ -15,7 +17,9 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cookbook.md").re
 def test_python(number, tmp_path, monkeypatch):
     for package in ("peft", "accelerate"):
         if f"from {package}" in SNIPPETS[number] or "TrainingArguments" in SNIPPETS[number]:
-            pytest.importorskip(package, reason=f"{package} is not installed (pip install {package})")
+            pytest.importorskip(
+                package, reason=f"{package} is not installed (pip install {package})"
+            )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     exec(compile(SNIPPETS[number], f"docs/cookbook.md, block {number + 1}", "exec"), {})
@@ -23,6 +27,13 @@ def test_python(number, tmp_path, monkeypatch):
 
 def test_every_question_has_an_answer():
     page = (ROOT / "docs" / "cookbook.md").read_text()
-    for title in ("nn.LSTM", "Single steps", "`Trainer`", "LoRA", "task of your own", "activation of your own"):
+    for title in (
+        "nn.LSTM",
+        "Single steps",
+        "`Trainer`",
+        "LoRA",
+        "task of your own",
+        "activation of your own",
+    ):
         (section,) = [part for part in page.split("\n## ")[1:] if title in part.partition("\n")[0]]
         assert "```python" in section

@@ -12,7 +12,9 @@ from tests.tolerances import assert_close
 from . import strangers
 from .conftest import SENTENCE
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install -c constraints.txt '.[eval]')")
+pytest.importorskip(
+    "lm_eval", reason="lm-eval is not installed (pip install -c constraints.txt '.[eval]')"
+)
 pytestmark = pytest.mark.slow  # one process that imports all of lm-eval
 
 CHOICE = """\
@@ -78,8 +80,10 @@ def told(folder, tmp_path_factory) -> dict:
     place = tmp_path_factory.mktemp("tasks")
     sayings = [{"prompt": SENTENCE[:cut], "rest": SENTENCE[cut:-1]} for cut in (1, 9, 20)]
     for name, task, rows in (
-        ("choice", CHOICE, QUESTIONS), ("perplexity", PERPLEXITY, [{"text": text} for text in TEXTS]), ("saying", SAYING, sayings)
-    ):  # fmt: skip
+        ("choice", CHOICE, QUESTIONS),
+        ("perplexity", PERPLEXITY, [{"text": text} for text in TEXTS]),
+        ("saying", SAYING, sayings),
+    ):
         (place / f"{name}.yaml").write_text(task % place)
         (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     printed = strangers.run(PROGRAM, folder, place, home=place / "home")
@@ -96,20 +100,33 @@ def log_likelihood(model, context: list[int], text: str) -> float:
 
 def test_multiple_choice(told, trained):
     expected = [
-        [log_likelihood(trained, bytes_to_ids(row["question"].encode()).tolist(), choice) for choice in row["choices"]]
+        [
+            log_likelihood(trained, bytes_to_ids(row["question"].encode()).tolist(), choice)
+            for choice in row["choices"]
+        ]
         for row in QUESTIONS
     ]
     assert_close(torch.tensor(told["choice"]), torch.tensor(expected))
     chosen = [row.index(max(row)) for row in expected]
     right = [choice == row["answer"] for choice, row in zip(chosen, QUESTIONS)]
-    assert right == [True, True, True, False]  # the last answer is wrong, so that one question is missed
+    assert right == [
+        True,
+        True,
+        True,
+        False,
+    ]  # the last answer is wrong, so that one question is missed
     assert told["results"]["choice"]["acc,none"] == 0.75
 
 
 def test_perplexity(told, trained):
     nats = -sum(log_likelihood(trained, [BYTE_BOS], text) for text in TEXTS)
     per_byte = nats / sum(len(text.encode()) for text in TEXTS)
-    found = torch.tensor([told["results"]["perplexity"][f"{name},none"] for name in ("bits_per_byte", "byte_perplexity")])
+    found = torch.tensor(
+        [
+            told["results"]["perplexity"][f"{name},none"]
+            for name in ("bits_per_byte", "byte_perplexity")
+        ]
+    )
     assert_close(found, torch.tensor([per_byte / math.log(2), math.exp(per_byte)]))
 
 

@@ -7,7 +7,9 @@ import pytest
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "hugging_face.md").read_text()
-SNIPPETS = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "FOLDER" not in code]
+SNIPPETS = [
+    code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "FOLDER" not in code
+]
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)
 
 
@@ -20,4 +22,6 @@ def test_python(number, tmp_path, monkeypatch):
 def test_every_test_that_is_named_exists():
     assert len(NAMED) > 20
     for file, name in NAMED:
-        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file} has no {name}"
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), (
+            f"{file} has no {name}"
+        )

@@ -14,16 +14,22 @@ from tests.tolerances import assert_close
 
 from .conftest import CONFIG
 
-peft = pytest.importorskip("peft", reason="peft is not installed (pip install -c constraints.txt '.[peft]')")
+peft = pytest.importorskip(
+    "peft", reason="peft is not installed (pip install -c constraints.txt '.[peft]')"
+)
 
 TARGETS = ["in_proj", "out_proj", "gate_up_proj", "down_proj"]
 # peft asks transformers under a name that this release calls outdated.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 
 def adapt(base: HGRNForCausalLM, targets=TARGETS, **options) -> "peft.PeftModel":
     torch.manual_seed(1)
-    return peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", **options))
+    return peft.get_peft_model(
+        base, peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", **options)
+    )
 
 
 def train(model, ids, steps=25) -> list[float]:
@@ -42,7 +48,9 @@ def train(model, ids, steps=25) -> list[float]:
 
 
 def generate(model, ids, **options) -> torch.Tensor:
-    return model.generate(input_ids=ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, **options)
+    return model.generate(
+        input_ids=ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,8 @@ def counted(monkeypatch) -> list:
 
 
 @pytest.mark.parametrize(
-    "gate_rank, targets, found", [(None, TARGETS, TARGETS), (4, "all-linear", [*TARGETS, "forget_up", "gate_up"])]
+    "gate_rank, targets, found",
+    [(None, TARGETS, TARGETS), (4, "all-linear", [*TARGETS, "forget_up", "gate_up"])],
 )
 def test_only_the_adapter_learns(gate_rank, targets, found, other):
     torch.manual_seed(0)
@@ -79,7 +88,9 @@ def test_only_the_adapter_learns(gate_rank, targets, found, other):
     assert {name.split(".")[-1] for name in model.targeted_module_names} == set(found)
     losses = train(model, other)
     assert losses[-1] < 0.7 * losses[0]
-    after = {name.replace("base_layer.", ""): parameter for name, parameter in base.named_parameters()}
+    after = {
+        name.replace("base_layer.", ""): parameter for name, parameter in base.named_parameters()
+    }
     assert all(torch.equal(after[name], parameter) for name, parameter in before.items())
 
 
@@ -114,11 +125,15 @@ def test_generation_follows_the_adapter(adapted, trained, sentence, counted):
     steps = len(counted)
     said = generate(adapted, ids)
     assert len(counted) == steps  # compiled steps know nothing of adapters: they step aside
-    assert torch.equal(said, generate(adapted, ids, use_cache=False)) and not torch.equal(said, plain)
+    assert torch.equal(said, generate(adapted, ids, use_cache=False)) and not torch.equal(
+        said, plain
+    )
     merged = copy.deepcopy(adapted).merge_and_unload()
     assert torch.equal(generate(merged, ids), said)
     if "numba" in available_engines("cpu"):
-        assert steps == 11 and len(counted) == 2 * steps  # and are back where the adapter is part of the weights
+        assert (
+            steps == 11 and len(counted) == 2 * steps
+        )  # and are back where the adapter is part of the weights
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
@@ -134,16 +149,26 @@ def test_an_adapter_on_either_end_is_heard_in_generation(target, other, sentence
 
 
 def test_prefix_tuning_is_refused(untrained, other):
-    config = peft.PrefixTuningConfig(num_virtual_tokens=4, num_layers=2, token_dim=32, num_attention_heads=2, task_type="CAUSAL_LM")
+    config = peft.PrefixTuningConfig(
+        num_virtual_tokens=4,
+        num_layers=2,
+        token_dim=32,
+        num_attention_heads=2,
+        task_type="CAUSAL_LM",
+    )
     with pytest.raises(TypeError, match="past_key_values must be an HGRNCache, got DynamicCache"):
         peft.get_peft_model(untrained, config)(input_ids=other)
 
 
-@pytest.mark.filterwarnings("ignore:Unsupported layer type .*LayerNorm:UserWarning")  # peft does not know the width of any norm
+@pytest.mark.filterwarnings(
+    "ignore:Unsupported layer type .*LayerNorm:UserWarning"
+)  # peft does not know the width of any norm
 def test_ln_tuning_learns_in_every_norm(trained, other):
     """The norm inside a layer is called as a module, so that an adapter can take its place."""
     targets = ["mixer_norm", "glu_norm", "mixer.norm", "stack.norm"]
-    model = peft.get_peft_model(copy.deepcopy(trained), peft.LNTuningConfig(target_modules=targets, task_type="CAUSAL_LM"))
+    model = peft.get_peft_model(
+        copy.deepcopy(trained), peft.LNTuningConfig(target_modules=targets, task_type="CAUSAL_LM")
+    )
     norms = 3 * trained.config.num_hidden_layers + 1
     assert sum(parameter.requires_grad for parameter in model.parameters()) == 2 * norms
     assert torch.equal(model(input_ids=other).logits, trained(other).logits)

@@ -19,7 +19,9 @@ from . import strangers
 from .conftest import SENTENCE
 
 for package in ("openai", "fastapi", "uvicorn", "starlette", "accelerate"):
-    pytest.importorskip(package, reason=f"{package} is not installed (pip install -c constraints.txt '.[serve]')")
+    pytest.importorskip(
+        package, reason=f"{package} is not installed (pip install -c constraints.txt '.[serve]')"
+    )
 pytestmark = pytest.mark.slow  # it waits for a server that loads all of transformers
 
 PROMPT = SENTENCE[:6]
@@ -33,12 +35,18 @@ def server(folder, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     home = tmp_path_factory.mktemp("home")
-    (line,) = re.findall(r"^(python .* serve FOLDER .*)$", (ROOT / "docs" / "hugging_face.md").read_text(), re.MULTILINE)
+    (line,) = re.findall(
+        r"^(python .* serve FOLDER .*)$",
+        (ROOT / "docs" / "hugging_face.md").read_text(),
+        re.MULTILINE,
+    )
     _, *arguments = shlex.split(line.replace("FOLDER", str(folder)))
     command = [sys.executable, *arguments, "--host", "127.0.0.1", "--port", str(port)]
     address, log = f"http://127.0.0.1:{port}", home / "log"
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=strangers.environment(home))
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=strangers.environment(home)
+        )
     try:
         give_up = time.monotonic() + SECONDS
         while not healthy(address):
@@ -60,7 +68,9 @@ def healthy(address: str) -> bool:
 
 def post(address: str, **body) -> bytes:
     request = urllib.request.Request(
-        f"{address}/v1/completions", json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+        f"{address}/v1/completions",
+        json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return answer.read()
@@ -68,14 +78,25 @@ def post(address: str, **body) -> bytes:
 
 def test_a_completion(server, folder):
     new = len(SENTENCE.encode()) - len(PROMPT.encode())
-    answer = json.loads(post(server, model=str(folder), prompt=PROMPT, max_tokens=new, temperature=0))
+    answer = json.loads(
+        post(server, model=str(folder), prompt=PROMPT, max_tokens=new, temperature=0)
+    )
     assert answer["choices"][0]["text"] == SENTENCE[len(PROMPT) :]
-    assert answer["usage"]["completion_tokens"] == new and answer["choices"][0]["finish_reason"] == "length"
+    assert (
+        answer["usage"]["completion_tokens"] == new
+        and answer["choices"][0]["finish_reason"] == "length"
+    )
 
 
 def test_a_streamed_completion_comes_in_whole_characters(server, folder):
     new = len(SENTENCE.encode()) - len(PROMPT.encode())
-    events = post(server, model=str(folder), prompt=PROMPT, max_tokens=new, temperature=0, stream=True).decode().split("\n\n")
-    pieces = [json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events if event]
+    events = (
+        post(server, model=str(folder), prompt=PROMPT, max_tokens=new, temperature=0, stream=True)
+        .decode()
+        .split("\n\n")
+    )
+    pieces = [
+        json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events if event
+    ]
     assert "".join(pieces) == SENTENCE[len(PROMPT) :] and len(pieces) > 10
     assert not any(INCOMPLETE in piece for piece in pieces)

@@ -28,7 +28,12 @@ def printed(model, ids, new, monkeypatch, **options) -> list[str]:
     screen = Screen()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", screen)
-        model.generate(ids, max_new_tokens=new, do_sample=False, streamer=TextStreamer(byte_tokenizer(), **options))
+        model.generate(
+            ids,
+            max_new_tokens=new,
+            do_sample=False,
+            streamer=TextStreamer(byte_tokenizer(), **options),
+        )
     assert screen.pieces[-1] == "\n"  # the end of the last line is the streamer's own
     return screen.pieces[:-1]
 
@@ -36,7 +41,9 @@ def printed(model, ids, new, monkeypatch, **options) -> list[str]:
 def iterated(model, ids, new, monkeypatch, **options) -> list[str]:
     streamer = TextIteratorStreamer(byte_tokenizer(), timeout=60, **options)
     thread = threading.Thread(
-        target=model.generate, args=(ids,), kwargs=dict(max_new_tokens=new, do_sample=False, streamer=streamer)
+        target=model.generate,
+        args=(ids,),
+        kwargs=dict(max_new_tokens=new, do_sample=False, streamer=streamer),
     )
     thread.start()
     pieces = list(streamer)
@@ -57,9 +64,14 @@ def test_only_whole_characters_are_printed(stream, trained, sentence, monkeypatc
 
 
 @pytest.mark.parametrize("stream", [printed, iterated])
-def test_a_character_that_generation_cut_is_marked_at_the_very_end(stream, trained, sentence, monkeypatch):
+def test_a_character_that_generation_cut_is_marked_at_the_very_end(
+    stream, trained, sentence, monkeypatch
+):
     cut = len("Grüße aus 東京".encode()) - 1  # the last character lacks its last byte
     pieces = stream(trained, sentence[:, :1], cut - 1, monkeypatch)
     text = "".join(pieces)
     assert text == "Grüße aus 東" + INCOMPLETE
-    assert not any(INCOMPLETE in piece for piece in pieces[:-1]) and byte_tokenizer().decode(sentence[0, :cut]) == text
+    assert (
+        not any(INCOMPLETE in piece for piece in pieces[:-1])
+        and byte_tokenizer().decode(sentence[0, :cut]) == text
+    )

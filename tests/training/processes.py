@@ -87,7 +87,9 @@ def kills(folder: Path) -> dict:
     """For each kill: how the killed run ended, and the weights of the run that was resumed after it."""
     results = {}
     for state in ("carry", "documents"):
-        recipe = tiny_recipe(folder / state, batch__state=state, batch__accumulation=2, training__keep=1)
+        recipe = tiny_recipe(
+            folder / state, batch__state=state, batch__accumulation=2, training__keep=1
+        )
         # 12 steps, saved at 4, 8 and 12; an epoch is 5.
         run = folder / state / "whole"
         began = time.monotonic()
@@ -129,7 +131,9 @@ def in_ranks(world: int, work: Callable[[], object]) -> list[int]:
         os.environ.update({name: str(value) for name, value in names.items()})
         work()
 
-    return [wait(child) for child in [start(lambda rank=rank: as_rank(rank)) for rank in range(world)]]
+    return [
+        wait(child) for child in [start(lambda rank=rank: as_rank(rank)) for rank in range(world)]
+    ]
 
 
 def ranks(folder: Path) -> dict:
@@ -156,7 +160,9 @@ def ranks(folder: Path) -> dict:
 
     def interrupt(event: dict) -> None:
         if event["kind"] == "train" and event["step"] == 6:
-            os.kill(os.getpid(), signal.SIGTERM)  # rank 0 alone; the other must stop at the same step
+            os.kill(
+                os.getpid(), signal.SIGTERM
+            )  # rank 0 alone; the other must stop at the same step
 
     results["stopped"] = in_ranks(2, lambda: train(dropout, folder / "stopped", on_event=interrupt))
     results["stopped at"] = final_weights(folder / "stopped").split()[0]
@@ -174,9 +180,11 @@ def refusals(folder: Path) -> dict:
     """
     results = {}
     places = {
-        "state": (checkpointing.torch, "save"), "model": (checkpointing, "_save_model"), "log": (runlog._Appended, "write"),
+        "state": (checkpointing.torch, "save"),
+        "model": (checkpointing, "_save_model"),
+        "log": (runlog._Appended, "write"),
         "shards": (checkpointing.sharding.dcp.HuggingFaceStorageWriter, "write_data"),
-    }  # fmt: skip
+    }
     for mode, rank, what in REFUSALS:
         made = recipe_to_yaml(tiny_recipe(folder, parallel__mode=mode, training__log_every=1))
         (folder / f"{mode}.yaml").write_text(made)
@@ -188,7 +196,10 @@ def refusals(folder: Path) -> dict:
             write = getattr(owner, name)
 
             def full(*arguments: object, **named: object) -> object:
-                if int(os.environ["RANK"]) == rank and (run / "checkpoints" / "step-000004").exists():
+                if (
+                    int(os.environ["RANK"]) == rank
+                    and (run / "checkpoints" / "step-000004").exists()
+                ):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 return write(*arguments, **named)
 
@@ -198,7 +209,9 @@ def refusals(folder: Path) -> dict:
             os._exit(main(["train", str(folder / f"{mode}.yaml"), "--out", str(run)]))
 
         ended = in_ranks(2, work)
-        said = [line for line in output.read_text().splitlines() if "hgrn:" in line or "Error" in line]
+        said = [
+            line for line in output.read_text().splitlines() if "hgrn:" in line or "Error" in line
+        ]
         results[case] = [ended, said, sorted(os.listdir(run / "checkpoints"))]
     return results
 
@@ -209,14 +222,18 @@ def locks(folder: Path) -> dict:
     For each: the processes, what each says, and what is left in the folder.
     """
     refusals = ("", "ENOSYS", "EOPNOTSUPP")
-    return {f"locks {refusal}": _taken_over(folder / f"run{refusal}", refusal) for refusal in refusals}
+    return {
+        f"locks {refusal}": _taken_over(folder / f"run{refusal}", refusal) for refusal in refusals
+    }
 
 
 def _taken_over(run: Path, refusal: str) -> list:
     run.mkdir()
     dead = start(lambda: None)
     wait(dead)
-    (run / "run.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": dead, "born": "1"}))
+    (run / "run.lock").write_text(
+        json.dumps({"host": socket.gethostname(), "pid": dead, "born": "1"})
+    )
     if refusal:
         (run / "run.lock.marker").write_text(f"{dead}\n{socket.gethostname()}\n")
     said, told = os.pipe()
@@ -255,11 +272,22 @@ def _taken_over(run: Path, refusal: str) -> list:
 def shares(folder: Path) -> dict:
     """The same 30 steps on one process and in other ways; stopped on one number of ranks and gone on with on another."""
     folder.mkdir(parents=True)
-    (folder / "tiny.txt").write_text("some lines of text\n" * 60 + "a long line without any border in it " * 40)
+    (folder / "tiny.txt").write_text(
+        "some lines of text\n" * 60 + "a long line without any border in it " * 40
+    )
 
     def recipe(**overrides: object) -> Recipe:
-        fixed = dict(model__dropout=0, training__log_every=1, training__steps=30, training__save_every=15, training__eval_every="null",
-                     training__keep="null", batch__batch_size=8, batch__state="carry", parallel__mode="fsdp")  # fmt: skip
+        fixed = dict(
+            model__dropout=0,
+            training__log_every=1,
+            training__steps=30,
+            training__save_every=15,
+            training__eval_every="null",
+            training__keep="null",
+            batch__batch_size=8,
+            batch__state="carry",
+            parallel__mode="fsdp",
+        )
         return tiny_recipe(folder, **fixed | overrides)
 
     def run(name: str, world: int, resume: bool = False, **overrides: object) -> None:
@@ -279,31 +307,70 @@ def shares(folder: Path) -> dict:
     go_on("fsdp 4 to 2", "fsdp 2 to 1", 1)
     go_on("one", "one to 4", 4)
     go_on("ddp 2", "ddp 2 to fsdp 4", 4)
-    short = dict(training__steps=6, training__save_every=6, batch__accumulation=2, batch__batch_size=4)
+    short = dict(
+        training__steps=6, training__save_every=6, batch__accumulation=2, batch__batch_size=4
+    )
     run("muon one", 1, optimizer__name="muon", **short)
     run("muon fsdp", 4, optimizer__name="muon", **short | {"batch__accumulation": 1})
-    run("bf16 ddp", 2, training__precision="bf16", training__eval_every=3, parallel__mode="ddp", **short)
-    run("bf16 fsdp", 2, training__precision="bf16", training__eval_every=3, parallel__recompute=True, **short)
+    run(
+        "bf16 ddp",
+        2,
+        training__precision="bf16",
+        training__eval_every=3,
+        parallel__mode="ddp",
+        **short,
+    )
+    run(
+        "bf16 fsdp",
+        2,
+        training__precision="bf16",
+        training__eval_every=3,
+        parallel__recompute=True,
+        **short,
+    )
     for state in ("reset", "carry", "documents"):
         here = dict(data__documents="line", batch__state=state, **short)
         run(f"{state} one", 1, training__eval_every=3, **here)
-        run(f"{state} context", 4 if state == "documents" else 2, training__eval_every=3, parallel__context=2, parallel__mode="ddp",
-            **here | {"batch__accumulation": 1})  # fmt: skip
+        run(
+            f"{state} context",
+            4 if state == "documents" else 2,
+            training__eval_every=3,
+            parallel__context=2,
+            parallel__mode="ddp",
+            **here | {"batch__accumulation": 1},
+        )
     run("carry context fsdp", 4, parallel__context=2, data__documents="line", **short)
-    images = dict(model__dropout=0, mixing__probability=0, augmentation__flip=0, augmentation__erasing=0, augmentation__crop="centre",
-                  training__log_every=1, training__steps=8, training__eval_every=4, training__keep="null")  # fmt: skip
+    images = dict(
+        model__dropout=0,
+        mixing__probability=0,
+        augmentation__flip=0,
+        augmentation__erasing=0,
+        augmentation__crop="centre",
+        training__log_every=1,
+        training__steps=8,
+        training__eval_every=4,
+        training__keep="null",
+    )
     for name, world, changes in (
-        ("images one", 1, {}), ("images ddp", 2, {"batch__accumulation": 1}), ("images fsdp", 2, {"parallel__mode": "fsdp"}),
+        ("images one", 1, {}),
+        ("images ddp", 2, {"batch__accumulation": 1}),
+        ("images fsdp", 2, {"parallel__mode": "fsdp"}),
         ("images bf16 ddp", 2, {"training__precision": "bf16"}),
         ("images bf16 fsdp", 2, {"training__precision": "bf16", "parallel__mode": "fsdp"}),
-        ("batch norm ddp", 2, {"model__norm_type": "batch"}), ("batch norm fsdp", 2, {"model__norm_type": "batch", "parallel__mode": "fsdp"}),
-    ):  # fmt: skip
+        ("batch norm ddp", 2, {"model__norm_type": "batch"}),
+        ("batch norm fsdp", 2, {"model__norm_type": "batch", "parallel__mode": "fsdp"}),
+    ):
         classifier = tiny_image_recipe(folder, **images | changes)
         assert in_ranks(world, lambda: train(classifier, folder / name)) == [0] * world, name
-    for name, source, world in (("batch norm again", "batch norm fsdp", 2), ("batch norm alone", "batch norm fsdp", 1)):
+    for name, source, world in (
+        ("batch norm again", "batch norm fsdp", 2),
+        ("batch norm alone", "batch norm fsdp", 1),
+    ):
         shutil.copytree(folder / source, folder / name)
         shutil.rmtree(folder / name / "checkpoints" / "step-000008")
-        assert in_ranks(world, lambda: train(classifier, folder / name, resume=True)) == [0] * world, name
+        assert (
+            in_ranks(world, lambda: train(classifier, folder / name, resume=True)) == [0] * world
+        ), name
     made = recipe(**short, parallel__context=2)
     assert in_ranks(4, lambda: write_local_shapes(made, folder)) == [0] * 4
     return {}

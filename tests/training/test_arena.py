@@ -39,17 +39,25 @@ def test_each_kind_trains_evaluates_and_resumes_exactly(kind, tmp_path):
     resumed = train(recipe, tmp_path / "stopped", resume=True)
     assert whole.step == resumed.step == 4 and whole.best == resumed.best
     assert_same_weights(whole, resumed)
-    rows = [row for row in read_rows(tmp_path / "whole" / "log.jsonl") if row["kind"] == "validation"]
+    rows = [
+        row for row in read_rows(tmp_path / "whole" / "log.jsonl") if row["kind"] == "validation"
+    ]
     assert len(rows) == 4
 
     model, _, _ = load_classifier(tmp_path / "whole")
     data = prepare(recipe.data)
     assert type(model) is CLASSES[kind]
-    assert model.config.num_labels == data.num_classes and tuple(model.config.id2label.values()) == data.classes
+    assert (
+        model.config.num_labels == data.num_classes
+        and tuple(model.config.id2label.values()) == data.classes
+    )
     examples = open_examples(recipe, "validation")
     result = evaluate(model, examples.batches)
     assert result.examples == examples.size == len(data.splits["validation"])
-    assert (result.accuracy, result.loss) == (rows[-1]["accuracy"], pytest.approx(rows[-1]["loss"], rel=1e-6))
+    assert (result.accuracy, result.loss) == (
+        rows[-1]["accuracy"],
+        pytest.approx(rows[-1]["loss"], rel=1e-6),
+    )
 
 
 def fails_after(step):
@@ -70,7 +78,9 @@ def test_grouping_by_length_trains_and_resumes_exactly(kind, tmp_path):
         train(recipe, tmp_path / "stopped", on_event=fails_after(2))
     assert_same_weights(whole, train(recipe, tmp_path / "stopped", resume=True))
     plain = train(tiny_arena_recipe(kind, tmp_path, training__steps=4), tmp_path / "plain")
-    weights, others = (load_file(outcome.checkpoint / "model.safetensors") for outcome in (whole, plain))
+    weights, others = (
+        load_file(outcome.checkpoint / "model.safetensors") for outcome in (whole, plain)
+    )
     assert any(not torch.equal(weight, others[name]) for name, weight in weights.items())
 
 
@@ -80,7 +90,9 @@ def test_vocabulary_and_labels_come_from_the_data(tmp_path):
     assert model.config.vocab_size == len(data.vocabulary) != 259
     assert model.config.label2id == {"neg": 0, "pos": 1}
     assert model.get_input_embeddings().num_embeddings == len(data.vocabulary)
-    assert build_task(tiny_arena_recipe("text", tmp_path), ALONE).model.config.vocab_size == 135  # the preset's own
+    assert (
+        build_task(tiny_arena_recipe("text", tmp_path), ALONE).model.config.vocab_size == 135
+    )  # the preset's own
 
 
 def test_images_are_augmented_in_training_only(tmp_path):
@@ -89,20 +101,52 @@ def test_images_are_augmented_in_training_only(tmp_path):
         task = build_task(tiny_arena_recipe("image", tmp_path, data__augment=augment), ALONE)
         batches[augment] = [task.next_batch(), *task.examples().batches]
     plain, changed = batches[False], batches[True]
-    assert torch.equal(plain[0].labels, changed[0].labels) and not torch.equal(plain[0].pixel_values, changed[0].pixel_values)
-    assert all(torch.equal(one.pixel_values, other.pixel_values) for one, other in zip(plain[1:], changed[1:], strict=True))
+    assert torch.equal(plain[0].labels, changed[0].labels) and not torch.equal(
+        plain[0].pixel_values, changed[0].pixel_values
+    )
+    assert all(
+        torch.equal(one.pixel_values, other.pixel_values)
+        for one, other in zip(plain[1:], changed[1:], strict=True)
+    )
 
 
-@pytest.mark.parametrize("kind, overrides, message", [
-    ("text", {"model__vocab_size": 5}, r"model.vocab_size = 5, but the data has \d+ tokens: raise it or leave it out"),
-    ("retrieval", {"model__vocab_size": 4}, "model.vocab_size = 4, but the data has"),
-    ("text", {"model__preset": "lra-image"}, "model: HGRNForSequenceClassification reads tokens, so patch_size .* must be None"),
-    ("retrieval", {"model__preset": "lra-pathfinder"}, "model: HGRNForSequencePairClassification reads tokens"),
-    ("image", {"model__preset": "lra-listops"}, "model: HGRNForImageClassification reads images, so patch_size .* must be"),
-    ("listops", {"model__num_labels": 3}, "model: num_labels must be 10, the number of classes in the data, got 3; leave it out"),
-    ("text", {"batch__batch_size": 64}, "split train has 20 examples, fewer than a batch of 64"),
-    ("text", {"batch__pad_to": 9}, "pad_to 9 is less than the longest sequence of split train"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, overrides, message",
+    [
+        (
+            "text",
+            {"model__vocab_size": 5},
+            r"model.vocab_size = 5, but the data has \d+ tokens: raise it or leave it out",
+        ),
+        ("retrieval", {"model__vocab_size": 4}, "model.vocab_size = 4, but the data has"),
+        (
+            "text",
+            {"model__preset": "lra-image"},
+            "model: HGRNForSequenceClassification reads tokens, so patch_size .* must be None",
+        ),
+        (
+            "retrieval",
+            {"model__preset": "lra-pathfinder"},
+            "model: HGRNForSequencePairClassification reads tokens",
+        ),
+        (
+            "image",
+            {"model__preset": "lra-listops"},
+            "model: HGRNForImageClassification reads images, so patch_size .* must be",
+        ),
+        (
+            "listops",
+            {"model__num_labels": 3},
+            "model: num_labels must be 10, the number of classes in the data, got 3; leave it out",
+        ),
+        (
+            "text",
+            {"batch__batch_size": 64},
+            "split train has 20 examples, fewer than a batch of 64",
+        ),
+        ("text", {"batch__pad_to": 9}, "pad_to 9 is less than the longest sequence of split train"),
+    ],
+)
 def test_models_and_batches_that_do_not_fit_the_data(kind, overrides, message, tmp_path):
     recipe = tiny_arena_recipe(kind, tmp_path, **overrides)
     with pytest.raises(UserError, match=message):
@@ -115,11 +159,15 @@ def test_what_only_some_tasks_have(tmp_path):
     with pytest.raises(UserError) as error:
         load_recipe(tmp_path / "image.yaml", wrong)
     for key in wrong:
-        assert f"{key}" in str(error.value) and "is for sequences, and data.task = image has images" in str(error.value)
+        assert f"{key}" in str(
+            error.value
+        ) and "is for sequences, and data.task = image has images" in str(error.value)
     tiny_arena_recipe("text", tmp_path)
     with pytest.raises(UserError, match="data.augment"):
         load_recipe(tmp_path / "text.yaml", {"data.augment": True})
-    with pytest.raises(UserError, match="data.task .*must be one of listops, text, retrieval, image, pathfinder"):
+    with pytest.raises(
+        UserError, match="data.task .*must be one of listops, text, retrieval, image, pathfinder"
+    ):
         load_recipe(tmp_path / "text.yaml", {"data.task": "pathx"})
 
 
@@ -132,14 +180,23 @@ def test_a_pipeline_classifies_raw_text(kind, tmp_path):
         lines = (tmp_path / "listops" / "basic_test.tsv").read_text().splitlines()[1:]
         texts = [line.partition("\t")[0] for line in lines]
     else:
-        texts = [path.read_text() for name in ("neg", "pos") for path in sorted((tmp_path / "text/test" / name).glob("*.txt"))]
-    found = pipeline("text-classification", str(outcome.checkpoint))(texts, top_k=None, truncation=True)
+        texts = [
+            path.read_text()
+            for name in ("neg", "pos")
+            for path in sorted((tmp_path / "text/test" / name).glob("*.txt"))
+        ]
+    found = pipeline("text-classification", str(outcome.checkpoint))(
+        texts, top_k=None, truncation=True
+    )
     model, _, _ = load_classifier(outcome.checkpoint)
     data = prepare(recipe.data)
     for number, answers in enumerate(found):
         ids = torch.from_numpy(data.splits["test"].sequence(number).astype("int64"))[None]
         with torch.no_grad():
             shares = model(ids).logits.softmax(-1)[0]
-        expected = {name: pytest.approx(share, abs=1e-5) for name, share in zip(data.classes, shares.tolist())}
+        expected = {
+            name: pytest.approx(share, abs=1e-5)
+            for name, share in zip(data.classes, shares.tolist())
+        }
         assert {answer["label"]: answer["score"] for answer in answers} == expected
     assert len({json.dumps(answers) for answers in found}) > 1

@@ -23,7 +23,9 @@ def moved(model, steps, average):
     for step in range(1, steps + 1):
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
-                tensor.copy_(torch.randn_like(tensor) if tensor.is_floating_point() else torch.tensor(step))
+                tensor.copy_(
+                    torch.randn_like(tensor) if tensor.is_floating_point() else torch.tensor(step)
+                )
                 history[name].append(tensor.double().clone())
         average.update(step)
     return history
@@ -61,9 +63,14 @@ def test_what_is_saved_is_the_average_and_a_resume_goes_on_with_both(tmp_path):
     changes = dict(training__average=0.7, model__norm_type="batch")
     whole = train(tiny_image_recipe(tmp_path, **changes), tmp_path / "whole")
     plain = train(tiny_image_recipe(tmp_path, model__norm_type="batch"), tmp_path / "plain")
-    averaged, raw = load_file(whole.checkpoint / "model.safetensors"), load_file(plain.checkpoint / "model.safetensors")
+    averaged, raw = (
+        load_file(whole.checkpoint / "model.safetensors"),
+        load_file(plain.checkpoint / "model.safetensors"),
+    )
     kept = load_state(whole.checkpoint, 0)["average"]
-    assert all(torch.equal(kept[name], tensor) for name, tensor in raw.items())  # averaging changes no step
+    assert all(
+        torch.equal(kept[name], tensor) for name, tensor in raw.items()
+    )  # averaging changes no step
     assert any(not torch.equal(averaged[name], tensor) for name, tensor in raw.items())
 
     def stop(event):
@@ -71,8 +78,16 @@ def test_what_is_saved_is_the_average_and_a_resume_goes_on_with_both(tmp_path):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train(tiny_image_recipe(tmp_path, **changes, training__save_every=2), tmp_path / "cut", on_event=stop)
-    resumed = train(tiny_image_recipe(tmp_path, **changes, training__save_every=2), tmp_path / "cut", resume=True)
+        train(
+            tiny_image_recipe(tmp_path, **changes, training__save_every=2),
+            tmp_path / "cut",
+            on_event=stop,
+        )
+    resumed = train(
+        tiny_image_recipe(tmp_path, **changes, training__save_every=2),
+        tmp_path / "cut",
+        resume=True,
+    )
     again = load_file(resumed.checkpoint / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in averaged.items())
     assert resumed.best == whole.best

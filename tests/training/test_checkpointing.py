@@ -68,18 +68,32 @@ def test_the_manifest_names_every_file_but_the_card(run):
     manifest = json.loads((newest(run) / "manifest.json").read_text())
     files = {file.name for file in newest(run).iterdir()} - {"manifest.json", "README.md"}
     assert {row["name"] for row in manifest["files"]} == files
-    assert {"model.safetensors", "config.json", "tokenizer.json", "recipe.yaml", "rank-0.pt"} <= files
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "recipe.yaml",
+        "rank-0.pt",
+    } <= files
     assert damage(newest(run)) is None
 
 
 def test_the_card_tells_of_the_run_and_may_be_edited(run):
-    card, manifest = newest(run) / "README.md", json.loads((newest(run) / "manifest.json").read_text())
-    rows = [row["bits_per_byte"] for row in read_rows(run / "log.jsonl") if row["kind"] == "validation"]
+    card, manifest = (
+        newest(run) / "README.md",
+        json.loads((newest(run) / "manifest.json").read_text()),
+    )
+    rows = [
+        row["bits_per_byte"] for row in read_rows(run / "log.jsonl") if row["kind"] == "validation"
+    ]
     text = card.read_text()
     assert f"- code: hgrn at {commit()}" in text
     assert "- recipe: tiny (recipe.yaml), after step 12 of 12\n" in text
     assert f"; tokenizer bytes, fingerprint {manifest['data']}\n" in text
-    assert f"- bits per byte: {min(rows):.4f} on the validation split at step {4 + 4 * rows.index(min(rows))}" in text
+    assert (
+        f"- bits per byte: {min(rows):.4f} on the validation split at step {4 + 4 * rows.index(min(rows))}"
+        in text
+    )
     card.write_text("my own words")
     assert damage(newest(run)) is None
 
@@ -105,7 +119,9 @@ def flip_a_bit(file):
         ("manifest.json", truncate, "manifest.json is not one that hgrn wrote"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_by_name_and_replaced(finished, run, name, spoil, reason):
+def test_a_damaged_checkpoint_is_passed_over_by_name_and_replaced(
+    finished, run, name, spoil, reason
+):
     bad = newest(run)
     spoil(bad / name)
     good, passed_over = latest_valid(run)
@@ -118,7 +134,9 @@ def test_a_damaged_checkpoint_is_passed_over_by_name_and_replaced(finished, run,
     (event,) = [event for event in events if event["kind"] == "passed over"]
     assert event["path"] == str(bad) and re.search(reason, event["reason"])
     assert outcome.checkpoint == bad and damage(bad) is None
-    original = json.loads((finished / "run" / "checkpoints" / bad.name / "manifest.json").read_text())
+    original = json.loads(
+        (finished / "run" / "checkpoints" / bad.name / "manifest.json").read_text()
+    )
     weights = [row for row in original["files"] if row["name"] == "model.safetensors"]
     assert weights[0] in json.loads((bad / "manifest.json").read_text())["files"]
 
@@ -226,7 +244,9 @@ def test_check_free_sees_the_run(run):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "manifest.json", "rank-0.pt"])
-def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(finished, run, monkeypatch, name):
+def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(
+    finished, run, monkeypatch, name
+):
     """It would be replaced when the run gets there again."""
     opening = Path.open
 
@@ -237,7 +257,9 @@ def test_a_checkpoint_that_may_not_be_read_is_neither_damaged_nor_passed_over(fi
 
     monkeypatch.setattr(Path, "open", guarded)
     for read in (damage, find_checkpoint):
-        with pytest.raises(UserError, match=f"{name} cannot be read: Permission denied; make it readable"):
+        with pytest.raises(
+            UserError, match=f"{name} cannot be read: Permission denied; make it readable"
+        ):
             read(newest(run))
     with pytest.raises(UserError, match=f"{name} cannot be read: Permission denied"):
         resume(finished, run)
@@ -264,7 +286,9 @@ def test_the_order_of_checkpoints_is_that_of_their_steps(run):
     """Whatever a coarse or turned-back clock says."""
     for age, (_, folder) in enumerate(steps_saved(run)):
         os.utime(folder, (1_000_000 - age, 1_000_000 - age))
-    assert [step for step, _ in steps_saved(run)] == [4, 8, 12] and latest_valid(run)[0] == newest(run)
+    assert [step for step, _ in steps_saved(run)] == [4, 8, 12] and latest_valid(run)[0] == newest(
+        run
+    )
 
 
 def test_all_files_have_the_permissions_of_new_files(run):

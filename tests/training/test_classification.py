@@ -21,8 +21,14 @@ from tests.tolerances import assert_close
 from tests.training.tiny_runs import tiny_image_recipe
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-PLAIN = dict(model__dropout=0, mixing__probability=0, mixing__smoothing=0, augmentation__flip=0, augmentation__erasing=0,
-             augmentation__crop="centre")  # fmt: skip
+PLAIN = dict(
+    model__dropout=0,
+    mixing__probability=0,
+    mixing__smoothing=0,
+    augmentation__flip=0,
+    augmentation__erasing=0,
+    augmentation__crop="centre",
+)
 
 
 def nats_of(logits, targets):
@@ -31,9 +37,14 @@ def nats_of(logits, targets):
     return -(targets * (logits - np.log(np.exp(logits).sum(1, keepdims=True)))).sum()
 
 
-@pytest.mark.parametrize("mixing", [{}, {"mixing__smoothing": 0.2}, {"mixing__mixup": 0.8, "mixing__probability": 1.0}])
+@pytest.mark.parametrize(
+    "mixing", [{}, {"mixing__smoothing": 0.2}, {"mixing__mixup": 0.8, "mixing__probability": 1.0}]
+)
 def test_the_loss_is_the_cross_entropy_with_the_targets(tmp_path, mixing):
-    task = build_task(tiny_image_recipe(tmp_path, **PLAIN | {"mixing__mixup": 0, "mixing__cutmix": 0} | mixing), ALONE)
+    task = build_task(
+        tiny_image_recipe(tmp_path, **PLAIN | {"mixing__mixup": 0, "mixing__cutmix": 0} | mixing),
+        ALONE,
+    )
     (first, second), counted = task.next_batches()
     assert counted == 8 and len(first) == len(second) == 4
     loss = task.loss(task.model, 0, first, counted)
@@ -47,8 +58,15 @@ def test_the_loss_is_the_cross_entropy_with_the_targets(tmp_path, mixing):
 def test_micro_batches_give_the_loss_and_gradient_of_the_whole_batch(tmp_path):
     rows = {}
     for parts in (1, 2, 4):
-        recipe = tiny_image_recipe(tmp_path, model__dropout=0, batch__accumulation=parts, training__steps=1, training__eval_every=None,
-                                   schedule__warmup_steps=0, training__log_every=1)  # fmt: skip
+        recipe = tiny_image_recipe(
+            tmp_path,
+            model__dropout=0,
+            batch__accumulation=parts,
+            training__steps=1,
+            training__eval_every=None,
+            schedule__warmup_steps=0,
+            training__log_every=1,
+        )
         train(recipe, tmp_path / str(parts))
         (rows[parts],) = read_rows(tmp_path / str(parts) / "log.jsonl")
     for parts in (2, 4):
@@ -69,20 +87,40 @@ class Says(torch.nn.Module):
 
 
 def test_every_answer_is_counted():
-    logits = torch.tensor([[9.0, 5, 4, 3, 2, 1, 0], [1, 9, 2, 3, 4, 5, 6], [9, 6, 5, 4, 3, 2, 1], [0, 1, 2, 3, 4, 5, 9]])
+    logits = torch.tensor(
+        [
+            [9.0, 5, 4, 3, 2, 1, 0],
+            [1, 9, 2, 3, 4, 5, 6],
+            [9, 6, 5, 4, 3, 2, 1],
+            [0, 1, 2, 3, 4, 5, 9],
+        ]
+    )
     labels = torch.tensor([0, 0, 4, 6])
-    batches = [ImageBatch(logits[:3, None, None], labels[:3]), ImageBatch(logits[3:, None, None], labels[3:])]
+    batches = [
+        ImageBatch(logits[:3, None, None], labels[:3]),
+        ImageBatch(logits[3:, None, None], labels[3:]),
+    ]
     seen = []
     model = Says(7).train()
     result = evaluate(model, batches, seen.append)
-    assert result.confusion.nonzero().tolist() == [[0, 0], [0, 1], [4, 0], [6, 6]] and result.confusion.sum() == 4
-    assert (result.examples, result.accuracy, result.in_top, result.top_accuracy) == (4, 0.5, 3, 0.75)  # the second is its last
+    assert (
+        result.confusion.nonzero().tolist() == [[0, 0], [0, 1], [4, 0], [6, 6]]
+        and result.confusion.sum() == 4
+    )
+    assert (result.examples, result.accuracy, result.in_top, result.top_accuracy) == (
+        4,
+        0.5,
+        3,
+        0.75,
+    )  # the second is its last
     assert result.class_accuracies == [0.5, None, None, None, 0.0, None, 1.0]
     assert result.loss == pytest.approx(nats_of(logits, np.eye(7)[labels]) / 4, rel=1e-6)
     assert seen == [3, 4] and model.training
     with torch.no_grad():
         logits[0, 0] = float("nan")
-    with pytest.raises(UserError, match="the model's output on this data is not finite: its weights are finite"):
+    with pytest.raises(
+        UserError, match="the model's output on this data is not finite: its weights are finite"
+    ):
         evaluate(model, batches)
 
 
@@ -92,14 +130,18 @@ def test_the_interval_is_wilsons(right, total):
 
     confusion = torch.tensor([[right, total - right], [0, 0]])
     expected = binomtest(right, total).proportion_ci(0.95, method="wilson")
-    assert Classification(confusion, right, 0.0).interval == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert Classification(confusion, right, 0.0).interval == pytest.approx(
+        (expected.low, expected.high), abs=1e-6
+    )
 
 
 def test_the_best_validation_is_the_most_accurate(tmp_path):
     outcome = train(tiny_image_recipe(tmp_path, training__eval_every=2), tmp_path / "run")
     rows = [row for row in read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "validation"]
     assert len(rows) == 6 and outcome.best["accuracy"] == max(row["accuracy"] for row in rows)
-    assert outcome.best["step"] == next(row["step"] for row in rows if row["accuracy"] == outcome.best["accuracy"])
+    assert outcome.best["step"] == next(
+        row["step"] for row in rows if row["accuracy"] == outcome.best["accuracy"]
+    )
 
 
 def test_a_resumed_run_ends_like_one_that_was_not_stopped(tmp_path):
@@ -121,16 +163,25 @@ def test_a_resumed_run_ends_like_one_that_was_not_stopped(tmp_path):
 def test_a_checkpoint_sees_a_file_as_the_evaluation_of_training_does(tmp_path):
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    outcome = train(tiny_image_recipe(tmp_path, training__steps=2, images__resize=11), tmp_path / "run")
+    outcome = train(
+        tiny_image_recipe(tmp_path, training__steps=2, images__resize=11), tmp_path / "run"
+    )
     file = tmp_path / "noise.png"
-    Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 28), dtype=np.uint8)).save(file)
-    model, processor = AutoModelForImageClassification.from_pretrained(outcome.checkpoint), AutoImageProcessor.from_pretrained(outcome.checkpoint)
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 28), dtype=np.uint8)).save(
+        file
+    )
+    model, processor = (
+        AutoModelForImageClassification.from_pretrained(outcome.checkpoint),
+        AutoImageProcessor.from_pretrained(outcome.checkpoint),
+    )
     with Image.open(file) as image:
         pixels = processor(image, return_tensors="pt").pixel_values
     transform = EvaluationTransform(8, Normalisation((0.3,), (0.4,)), 11)
     own = transform(transform.fit(inference.read_image(file, 1))[None])
     assert pixels.shape == own.shape == (1, 1, 8, 8)
-    assert (pixels - own).abs().max() <= 1.01 / 255 / 0.4  # resized, both round to whole numbers, not always to the same
+    assert (
+        (pixels - own).abs().max() <= 1.01 / 255 / 0.4
+    )  # resized, both round to whole numbers, not always to the same
     trained, _, _ = inference.load_classifier(tmp_path / "run")
     with torch.no_grad():
         assert_close(model.eval()(pixel_values=own).logits, trained(pixel_values=own).logits)
@@ -150,7 +201,12 @@ def test_examples_of_a_split_are_read_once_in_order(tmp_path):
     recipe = tiny_image_recipe(tmp_path)
     examples = open_examples(recipe, "test")
     batches = list(examples.batches)
-    assert examples.size == sum(map(len, batches)) == 17 and examples.classes == ["a", "b", "c", "d"]
+    assert examples.size == sum(map(len, batches)) == 17 and examples.classes == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]
 
 
 def test_the_console_and_the_card_tell_of_images(tmp_path):
@@ -158,17 +214,25 @@ def test_the_console_and_the_card_tell_of_images(tmp_path):
     with Console(stream=stream) as console:
         outcome = train(tiny_image_recipe(tmp_path), tmp_path / "run", on_event=console)
     lines = stream.getvalue().splitlines()
-    assert lines[0].startswith("training tiny images on cpu: ") and lines[0].endswith("12 steps, 48 images to learn from")
+    assert lines[0].startswith("training tiny images on cpu: ") and lines[0].endswith(
+        "12 steps, 48 images to learn from"
+    )
     assert "images/s" in lines[1] and "validation accuracy" in lines[-1] and lines[-1].endswith("%")
     card = (outcome.checkpoint / "README.md").read_text()
-    assert "- images trained on: 96\n" in card and f"- data: idx {tmp_path / 'images'}, fingerprint" in card
+    assert (
+        "- images trained on: 96\n" in card
+        and f"- data: idx {tmp_path / 'images'}, fingerprint" in card
+    )
     assert f"- accuracy: {outcome.best['accuracy']:.4f} on the validation split" in card
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model__patch_size": 3}, "model.patch_size = 3: must be given and divide images.size = 8"),
+        (
+            {"model__patch_size": 3},
+            "model.patch_size = 3: must be given and divide images.size = 8",
+        ),
         ({"model__num_labels": 7}, "model: "),
     ],
 )

@@ -24,13 +24,28 @@ STEPS = 20
 def command(folder, out, ranks, *more):
     """What a person types; the recipe is in `folder`."""
     start = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    return [sys.executable, *start, "-m", "hgrn", "train", str(folder / "made.yaml"), "--out", str(folder / out), *more]
+    return [
+        sys.executable,
+        *start,
+        "-m",
+        "hgrn",
+        "train",
+        str(folder / "made.yaml"),
+        "--out",
+        str(folder / out),
+        *more,
+    ]
 
 
 def started(arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        arguments,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -57,9 +72,15 @@ def weights(folder, run):
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_killed_rank_ends_the_job_in_seconds_and_it_resumes(tmp_path):
     recipe = tiny_recipe(
-        tmp_path, model__dropout=0, batch__state="carry", training__steps=STEPS, training__save_every=5,
-        training__log_every=1, training__eval_every="null", parallel__mode="fsdp",
-    )  # fmt: skip
+        tmp_path,
+        model__dropout=0,
+        batch__state="carry",
+        training__steps=STEPS,
+        training__save_every=5,
+        training__log_every=1,
+        training__eval_every="null",
+        parallel__mode="fsdp",
+    )
     (tmp_path / "made.yaml").write_text(recipe_to_yaml(recipe))
     finished(command(tmp_path, "whole", 2))
 
@@ -79,6 +100,8 @@ def test_a_killed_rank_ends_the_job_in_seconds_and_it_resumes(tmp_path):
     for ranks in (1, 2):
         run = f"resumed by {ranks}"
         shutil.copytree(tmp_path / "killed", tmp_path / run)
-        assert f"resumed at step {int(checkpoint.name[-2:])}" in finished(command(tmp_path, run, ranks, "--resume"))
+        assert f"resumed at step {int(checkpoint.name[-2:])}" in finished(
+            command(tmp_path, run, ranks, "--resume")
+        )
         for name, value in weights(tmp_path, "whole").items():
             assert_close(weights(tmp_path, run)[name], value, name=name)

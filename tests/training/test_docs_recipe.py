@@ -10,7 +10,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_recipe_of_images(tmp_path):
-    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)
+    (shown,) = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL
+    )
     (tmp_path / "flowers.yaml").write_text(shown)
     recipe = load_recipe(tmp_path / "flowers.yaml", {"data.path": str(tmp_path)})
-    assert isinstance(recipe, ImageRecipe) and recipe.model.config(num_channels=3).hidden_size == 128
+    assert (
+        isinstance(recipe, ImageRecipe) and recipe.model.config(num_channels=3).hidden_size == 128
+    )

@@ -156,7 +156,9 @@ def test_what_is_not_finite_stops_the_run_before_the_step(tmp_path, spoiled):
     with pytest.raises(UserError, match=r"step 6: loss .*step-000004 with --resume.*optimizer\.lr"):
         train(recipe, tmp_path / "run", make_task=Spoiled)
     assert [step for step, _ in steps_saved(tmp_path / "run")] == [4]
-    assert_same_weights(train(recipe, tmp_path / "run", resume=True), train(recipe, tmp_path / "whole"))
+    assert_same_weights(
+        train(recipe, tmp_path / "run", resume=True), train(recipe, tmp_path / "whole")
+    )
 
 
 def test_clipping_bounds_the_step(tmp_path):
@@ -175,17 +177,23 @@ def test_clipping_bounds_the_step(tmp_path):
         )
         before = LanguageModelTask(recipe, Ranks(0, 1, torch.device("cpu"))).model.state_dict()
         after = weights(train(recipe, tmp_path / str(clip_norm)))
-        moved[clip_norm] = sum((after[name] - before[name]).square().sum() for name in after).sqrt().item()
+        moved[clip_norm] = (
+            sum((after[name] - before[name]).square().sum() for name in after).sqrt().item()
+        )
     (row,) = [row for row in read_rows(tmp_path / "None" / "log.jsonl") if row["kind"] == "train"]
     assert moved[None] == pytest.approx(row["grad_norm"], rel=1e-3) and row["grad_norm"] > 0.5
     assert moved[0.25] == pytest.approx(0.25, rel=1e-3)
 
 
 def test_bf16_trains_fp32_weights(tmp_path):
-    outcome = train(tiny_recipe(tmp_path, training__precision="bf16", training__steps=3), tmp_path / "run")
+    outcome = train(
+        tiny_recipe(tmp_path, training__precision="bf16", training__steps=3), tmp_path / "run"
+    )
     assert {tensor.dtype for tensor in weights(outcome).values()} == {torch.float32}
     train(tiny_recipe(tmp_path, training__steps=3), tmp_path / "exact")
-    losses = [read_rows(run / "log.jsonl")[0]["loss"] for run in (tmp_path / "run", tmp_path / "exact")]
+    losses = [
+        read_rows(run / "log.jsonl")[0]["loss"] for run in (tmp_path / "run", tmp_path / "exact")
+    ]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
@@ -216,12 +224,17 @@ def test_a_batch_that_does_not_split_over_the_processes(tmp_path):
     with pytest.raises(UserError, match="batch_size = 4 must be a multiple of 6: 3 processes"):
         loop._check_division(recipe, Ranks(0, 3, torch.device("cpu")))
     shared = tiny_recipe(tmp_path, batch__accumulation=2, parallel__context=2)
-    with pytest.raises(UserError, match="a multiple of 6: 6 processes over parallel.context = 2 times"):
+    with pytest.raises(
+        UserError, match="a multiple of 6: 6 processes over parallel.context = 2 times"
+    ):
         loop._check_division(shared, Ranks(0, 6, torch.device("cpu"), shared.parallel))
 
 
 def test_sequences_cannot_be_shared_by_one_process(tmp_path):
-    with pytest.raises(UserError, match="parallel.context = 2 needs a multiple of as many processes, and there is 1: start"):
+    with pytest.raises(
+        UserError,
+        match="parallel.context = 2 needs a multiple of as many processes, and there is 1: start",
+    ):
         train(tiny_recipe(tmp_path, parallel__context=2), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -21,7 +21,9 @@ class Gated(nn.Module):
 def decays(model, **fields):
     """Parameter name -> weight decay of its group."""
     optimizer = build_optimizer(model, OptimizerSpec(lr=0.1, weight_decay=0.3, **fields))
-    by_id = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    by_id = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
     return {name: by_id.get(id(p)) for name, p in model.named_parameters()}
 
 
@@ -53,7 +55,10 @@ def test_orthogonalize_levels_the_singular_values():
         assert values.min() > 0.6 and values.max() < 1.3
         # The singular vectors stay: the product with what it came from is symmetric and positive.
         product = orthogonalize(x).mT @ x
-        assert torch.allclose(product, product.mT, atol=1e-3) and torch.linalg.eigvalsh(product).min() > -1e-3
+        assert (
+            torch.allclose(product, product.mT, atol=1e-3)
+            and torch.linalg.eigvalsh(product).min() > -1e-3
+        )
     assert torch.isfinite(orthogonalize(torch.zeros(1, 4, 4))).all()
 
 
@@ -83,8 +88,16 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest():
             assert optimizer.state[parameter]["step"] == 1
             continue
         decay = 1 - 0.01 * 0.3
-        pieces = zip(parameter.detach().split(names[name]), before[name].split(names[name]), grads[name].split(names[name]))
-        for after, start, grad in pieces:  # at the first step the momentum points where the gradient does
+        pieces = zip(
+            parameter.detach().split(names[name]),
+            before[name].split(names[name]),
+            grads[name].split(names[name]),
+        )
+        for (
+            after,
+            start,
+            grad,
+        ) in pieces:  # at the first step the momentum points where the gradient does
             direction = orthogonalize(grad[None])[0]
             expected = decay * start - 0.01 * 0.2 * max(after.shape) ** 0.5 * direction
             assert torch.allclose(after, expected, atol=1e-5), name

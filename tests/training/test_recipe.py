@@ -13,7 +13,9 @@ def problems(tmp_path, **overrides):
     with pytest.raises(UserError) as caught:
         tiny_recipe(tmp_path, **overrides)
     heading, *lines = str(caught.value).splitlines()
-    assert heading.endswith(f"{len(lines)} problem{'s' if len(lines) > 1 else ''}; nothing was started:")
+    assert heading.endswith(
+        f"{len(lines)} problem{'s' if len(lines) > 1 else ''}; nothing was started:"
+    )
     return [line.strip() for line in lines]
 
 
@@ -40,7 +42,10 @@ def test_five_mistakes_are_five_lines(tmp_path):
 @pytest.mark.parametrize(
     "overrides, line",
     [
-        ({"schedule__warmup_steps": "13"}, "schedule.warmup_steps = 13: must be at most training.steps = 12"),
+        (
+            {"schedule__warmup_steps": "13"},
+            "schedule.warmup_steps = 13: must be at most training.steps = 12",
+        ),
         (
             {"schedule__name": "linear"},
             "schedule.name = 'linear': should be 'inverse_sqrt', 'cosine' or 'constant'",
@@ -54,25 +59,40 @@ def test_five_mistakes_are_five_lines(tmp_path):
             "schedule.min_lr = 0.0001: is for cosine",
         ),
         ({"schedule__min_lr": "0.1"}, "schedule.min_lr = 0.1: must be at most optimizer.lr = 0.01"),
-        ({"schedule__warmup_init_lr": "0.1"}, "schedule.warmup_init_lr = 0.1: must be at most optimizer.lr"),
+        (
+            {"schedule__warmup_init_lr": "0.1"},
+            "schedule.warmup_init_lr = 0.1: must be at most optimizer.lr",
+        ),
         (
             {"optimizer__betas": "[0.9, 1]"},
             "optimizer.betas = [0.9, 1.0]: both must be at least 0 and below 1",
         ),
         ({"optimizer__betas": "0.9"}, "optimizer.betas.1: required"),
-        ({"optimizer__lr": "true"}, "optimizer.lr = True: should be a valid number (peak learning rate)"),
-        ({"optimizer__lr": "-1"}, "optimizer.lr = -1: should be greater than 0 (peak learning rate)"),
+        (
+            {"optimizer__lr": "true"},
+            "optimizer.lr = True: should be a valid number (peak learning rate)",
+        ),
+        (
+            {"optimizer__lr": "-1"},
+            "optimizer.lr = -1: should be greater than 0 (peak learning rate)",
+        ),
         ({"training__keep": "0"}, "training.keep = 0: should be greater than 0 (how many"),
         ({"training__compile": "1"}, "training.compile = 1: should be a valid boolean"),
         ({"training__steps": "[1"}, "training.steps = '[1': not a YAML value"),
         ({"optimizer": "null"}, "optimizer = None"),
         ({"parallel__mode": "zero"}, "parallel.mode = 'zero': should be 'ddp' or 'fsdp'"),
-        ({"parallel__context": "17"}, "parallel.context = 17: must be at most batch.block_size = 16"),
+        (
+            {"parallel__context": "17"},
+            "parallel.context = 17: must be at most batch.block_size = 16",
+        ),
         (
             {"parallel__mode": "fsdp", "training__compile": "true"},
             "training.compile = True: goes with parallel.mode = ddp and parallel.context = 1 only",
         ),
-        ({"optimizer__lr__peak": "1"}, "optimizer.lr.peak = 1: optimizer.lr is a value, not a section"),
+        (
+            {"optimizer__lr__peak": "1"},
+            "optimizer.lr.peak = 1: optimizer.lr is a value, not a section",
+        ),
         ({"optimiser__lr": "1"}, "optimiser = {'lr': 1}: unknown key; did you mean optimizer?"),
         ({"model__dropout": "2"}, "model.dropout: must be a number in [0, 1), got 2"),
         ({"model__preset": "wikitext"}, "model.preset: preset must be one of"),
@@ -119,8 +139,19 @@ def test_overrides_of_lists_text_and_null(tmp_path):
 
 
 @pytest.mark.parametrize("null", ["null", "~", "none", "None", "NULL", None])
-@pytest.mark.parametrize("key", ["data__cache", "data__config", "data__splits__test__name", "model__weights", "model__preset",
-                                 "training__eval_tokens", "optimizer__clip_norm", "data__splits__test__files"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data__cache",
+        "data__config",
+        "data__splits__test__name",
+        "model__weights",
+        "model__preset",
+        "training__eval_tokens",
+        "optimizer__clip_norm",
+        "data__splits__test__files",
+    ],
+)
 def test_null_is_null_where_a_field_may_be(tmp_path, key, null):
     value = tiny_recipe(tmp_path, **{key: null})
     for part in key.split("__"):
@@ -140,11 +171,24 @@ def test_null_is_an_error_where_a_field_must_be_text(tmp_path, key):
 
 
 @pytest.mark.parametrize("empty", ["", " "])
-@pytest.mark.parametrize("key", ["name", "data__cache", "data__tokenizer", "data__splits__test__name", "model__weights", "model__dropout",
-                                 "optimizer__clip_norm", "training__steps"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        "name",
+        "data__cache",
+        "data__tokenizer",
+        "data__splits__test__name",
+        "model__weights",
+        "model__dropout",
+        "optimizer__clip_norm",
+        "training__steps",
+    ],
+)
 def test_an_empty_value_is_one_mistake(tmp_path, key, empty):
     lines = problems(tmp_path, **{key: empty})
-    assert [line for line in lines if line.startswith(f"{key.replace('__', '.')} = {empty!r}: is empty")]
+    assert [
+        line for line in lines if line.startswith(f"{key.replace('__', '.')} = {empty!r}: is empty")
+    ]
 
 
 @pytest.mark.parametrize("files", ["", " ", [""], '["", corpus:shakespeare]'])
@@ -155,14 +199,18 @@ def test_an_empty_name_of_a_file_is_not_the_current_folder(tmp_path, files):
 
 def test_an_empty_path_in_a_file_is_a_mistake_too(tmp_path):
     recipe = tiny_recipe(tmp_path)
-    (tmp_path / "own.yaml").write_text(recipe_to_yaml(recipe).replace(f"cache: {recipe.data.cache}", 'cache: ""'))
+    (tmp_path / "own.yaml").write_text(
+        recipe_to_yaml(recipe).replace(f"cache: {recipe.data.cache}", 'cache: ""')
+    )
     with pytest.raises(UserError, match="data.cache = '': is empty"):
         load_recipe(tmp_path / "own.yaml")
 
 
 def test_a_field_of_several_types_is_read_as_yaml():
     names = {"data.path": ".", "data.format": "folder"}
-    assert load_recipe("image/imagenet-small", {**names, "data.classes": "[a, b]"}).data.classes == ["a", "b"]
+    assert load_recipe(
+        "image/imagenet-small", {**names, "data.classes": "[a, b]"}
+    ).data.classes == ["a", "b"]
     assert load_recipe("image/imagenet-small", {**names, "data.classes": "7"}).data.classes == 7
 
 

@@ -82,7 +82,9 @@ def test_train_takes_the_lock_and_leaves_a_locked_folder_alone(tmp_path):
         tiny_recipe(tmp_path, training__steps=2),
         tmp_path / "other",
         on_event=lambda event: (
-            seen.append((tmp_path / "other" / "run.lock").exists()) if event["kind"] == "train" else None
+            seen.append((tmp_path / "other" / "run.lock").exists())
+            if event["kind"] == "train"
+            else None
         ),
     )
     assert seen == [True] and not (tmp_path / "other" / "run.lock").exists()
@@ -102,7 +104,9 @@ def test_a_second_run_does_not_overwrite_the_first(tmp_path):
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     with pytest.raises(UserError, match="already holds a run, saved up to step 2: add --resume"):
         train(tiny_recipe(tmp_path), tmp_path / "run")
-    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    assert before == {
+        file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()
+    }
 
 
 def test_bad_data_leaves_no_run_folder(tmp_path):
@@ -123,13 +127,23 @@ def test_missing_and_empty_folders_are_free(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        b"5", b"null", b"[]", b"{}", b"\xff", b"\0", b"[" * 100_000, b'{"host": 1, "pid": 2, "born": null}',
-        b'{"host": "HOST", "pid": "2", "born": null}', b'{"host": "HOST", "pid": -1, "born": null}',
-        b'{"host": "HOST", "pid": 1e99, "born": null}', b'{"host": "HOST", "pid": 99999999999, "born": null}',
-        b'{"host": "HOST", "pid": true, "born": null}', b'{"host": "HOST", "pid": 1, "born": []}',
+        b"5",
+        b"null",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"\0",
+        b"[" * 100_000,
+        b'{"host": 1, "pid": 2, "born": null}',
+        b'{"host": "HOST", "pid": "2", "born": null}',
+        b'{"host": "HOST", "pid": -1, "born": null}',
+        b'{"host": "HOST", "pid": 1e99, "born": null}',
+        b'{"host": "HOST", "pid": 99999999999, "born": null}',
+        b'{"host": "HOST", "pid": true, "born": null}',
+        b'{"host": "HOST", "pid": 1, "born": []}',
         b'{"host": "HOST", "pid": 1, "born": null, "more": 1}',
     ],
-)  # fmt: skip
+)
 def test_a_lock_of_rubbish_is_the_users_to_remove(tmp_path, content):
     (tmp_path / "run.lock").write_bytes(content.replace(b"HOST", socket.gethostname().encode()))
     with pytest.raises(UserError, match="run.lock is not readable: .*remove it"):

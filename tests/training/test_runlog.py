@@ -42,7 +42,9 @@ def test_jsonl_and_tensorboard_tell_the_same(tmp_path):
 
 def test_rows_after_the_resumed_step_are_dropped(tmp_path):
     rows = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2, 3)]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tr')
+    (tmp_path / "log.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tr'
+    )
     log = RunLog(tmp_path, 2)
     log({"kind": "train", "step": 3, "loss": 0.5})
     log({"kind": "saved", "step": 3, "path": "x"})
@@ -68,7 +70,9 @@ def told(tmp_path, bar):
 def test_plain_lines(tmp_path):
     lines = told(tmp_path, bar=None).splitlines()
     assert lines[0].startswith("training tiny on cpu: ")
-    assert [line.split(":")[0] for line in lines[1:]] == [f"step {step}" for step in (3, 4, 6, 8, 9, 12, 12)]
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        f"step {step}" for step in (3, 4, 6, 8, 9, 12, 12)
+    ]
     assert "bits per byte" in lines[1] and "tokens/s" in lines[1] and "left" in lines[1]
     assert lines[-1].startswith("step 12: validation ")
 
@@ -89,11 +93,16 @@ def test_tensorboard_shows_the_recipe_and_compares_runs_by_it(tmp_path):
     board.Reload()
     (shown,) = board.Tensors("recipe/text_summary")
     text = shown.tensor_proto.string_val[0].decode()
-    assert all(line.strip() in text for line in (tmp_path / "run" / "recipe.yaml").read_text().splitlines())
+    assert all(
+        line.strip() in text for line in (tmp_path / "run" / "recipe.yaml").read_text().splitlines()
+    )
     found = board.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
     values = metadata.parse_session_start_info_plugin_data(found).hparams
     assert values["optimizer.lr"].number_value == recipe.optimizer.lr
-    assert values["schedule.name"].string_value == "cosine" and values["optimizer.betas"].string_value == "[0.9, 0.95]"
+    assert (
+        values["schedule.name"].string_value == "cosine"
+        and values["optimizer.betas"].string_value == "[0.9, 0.95]"
+    )
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
@@ -103,12 +112,24 @@ def test_a_run_goes_on_when_nobody_can_read_its_lines(tmp_path, error):
             raise error
 
     with Console(stream=Gone()) as console:
-        assert train(tiny_recipe(tmp_path, training__steps=3), tmp_path / "run", on_event=console).step == 3
+        assert (
+            train(tiny_recipe(tmp_path, training__steps=3), tmp_path / "run", on_event=console).step
+            == 3
+        )
 
 
 def test_several_processes_are_named():
     stream = io.StringIO()
-    start = {"kind": "start", "step": 0, "name": "tiny", "device": "cpu", "parameters": 1, "steps": 2, "size": 3, "unit": "tokens"}
+    start = {
+        "kind": "start",
+        "step": 0,
+        "name": "tiny",
+        "device": "cpu",
+        "parameters": 1,
+        "steps": 2,
+        "size": 3,
+        "unit": "tokens",
+    }
     with Console(stream=stream) as console:
         console(start | {"processes": 2})
         console(start | {"processes": 1})
@@ -119,13 +140,29 @@ def test_several_processes_are_named():
 @pytest.mark.parametrize(
     "line",
     [
-        b"\xff\xfe", b"5", b"{}", b"null", b"NaN", b"[]", b'"text"', b"\0\0\0", b"[" * 100_000, b"{" * 100_000, b"",
-        b'{"kind": "train"}', b'{"kind": "train", "step": NaN}', b'{"kind": "train", "step": true}',
-        b'{"kind": "train", "step": "3"}', b'{"kind": "saved", "step": 3}', b'{"kind": [], "step": 3}',
-        b'{"kind": "train", "step": 3, "loss": [1]}', b'{"kind": "train", "step": 3, "loss": null}',
-        b'{"kind": "train", "step": -1}', b"1" * 5000,
+        b"\xff\xfe",
+        b"5",
+        b"{}",
+        b"null",
+        b"NaN",
+        b"[]",
+        b'"text"',
+        b"\0\0\0",
+        b"[" * 100_000,
+        b"{" * 100_000,
+        b"",
+        b'{"kind": "train"}',
+        b'{"kind": "train", "step": NaN}',
+        b'{"kind": "train", "step": true}',
+        b'{"kind": "train", "step": "3"}',
+        b'{"kind": "saved", "step": 3}',
+        b'{"kind": [], "step": 3}',
+        b'{"kind": "train", "step": 3, "loss": [1]}',
+        b'{"kind": "train", "step": 3, "loss": null}',
+        b'{"kind": "train", "step": -1}',
+        b"1" * 5000,
     ],
-)  # fmt: skip
+)
 def test_a_strange_line_is_passed_over_and_a_run_goes_on(tmp_path, line):
     rows = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2)]
     first, second = (json.dumps(row).encode() for row in rows)

@@ -25,7 +25,9 @@ def runs(tmp_path_factory):
 
 def assert_same_course(runs, name, other, rel=1e-5):
     one, two = (read_rows(runs / run / "log.jsonl") for run in (name, other))
-    assert [(row["kind"], row["step"]) for row in one] == [(row["kind"], row["step"]) for row in two]
+    assert [(row["kind"], row["step"]) for row in one] == [
+        (row["kind"], row["step"]) for row in two
+    ]
     for row, same in zip(one, two, strict=True):
         for key in row.keys() & {"loss", "grad_norm", "bits_per_byte", "tokens"}:
             assert same[key] == pytest.approx(row[key], rel=rel), (row["step"], key)
@@ -44,7 +46,9 @@ def saved(runs, name, step):
     state = checkpointing.load_state(folder, 0)["optimizer"]
     checkpointing.load_model_and_optimizer(folder, model, optimizer, state)
     for key, value in model.named_parameters():
-        assert torch.equal(value, exported[key]), key  # shards and the exported file are the same weights
+        assert torch.equal(value, exported[key]), (
+            key
+        )  # shards and the exported file are the same weights
     moments = {
         f"{key}.{moment}": optimizer.state[value][moment]
         for key, value in model.named_parameters()
@@ -79,7 +83,9 @@ def test_a_sharded_checkpoint_holds_a_part_from_every_rank_and_nothing_pickled(r
     folder = runs / "fsdp 4" / "checkpoints" / "step-000015"
     shards = sorted((folder / "sharded").iterdir())
     assert len(shards) == 4 and {file.suffix for file in shards} == {".safetensors"}
-    parts = [load_file(file)["optimizer.model.embed_tokens.weight.exp_avg"].shape for file in shards]
+    parts = [
+        load_file(file)["optimizer.model.embed_tokens.weight.exp_avg"].shape for file in shards
+    ]
     assert [rows for rows, _ in parts] == [65, 65, 65, 64]  # of 259
     assert "optimizer" not in checkpointing.load_state(folder, 1)
 
@@ -89,15 +95,23 @@ def test_every_parameter_is_cut_into_equal_stretches(runs):
     for name, (_, whole, *_) in rows[0].items():
         local = [of_rank[name][2] for of_rank in rows]
         each = -(-whole[0] // 4)
-        assert [shape[0] for shape in local] == [max(0, min(each, whole[0] - rank * each)) for rank in range(4)], name
-        assert all(of_rank[name][0] for of_rank in rows) and all(shape[1:] == whole[1:] for shape in local), name
+        assert [shape[0] for shape in local] == [
+            max(0, min(each, whole[0] - rank * each)) for rank in range(4)
+        ], name
+        assert all(of_rank[name][0] for of_rank in rows) and all(
+            shape[1:] == whole[1:] for shape in local
+        ), name
 
 
 def test_only_linear_maps_are_gathered_in_bfloat16(runs):
-    dtypes = {name: row[3] for name, row in json.loads((runs / "shapes 0.json").read_text()).items()}
+    dtypes = {
+        name: row[3] for name, row in json.loads((runs / "shapes 0.json").read_text()).items()
+    }
     narrow = {name for name, dtype in dtypes.items() if dtype == "torch.bfloat16"}
     assert narrow == {name for name in dtypes if "_proj." in name or ".glu." in name}
-    assert any(name.endswith("theta") for name in dtypes) and any("bounds" in name for name in dtypes)
+    assert any(name.endswith("theta") for name in dtypes) and any(
+        "bounds" in name for name in dtypes
+    )
 
 
 def test_muon_orthogonalizes_whole_matrices(runs):
@@ -117,7 +131,9 @@ def test_shared_sequences_take_the_course_of_whole_ones(runs, state):
 
 
 def test_sequences_and_weights_are_shared_together(runs):
-    one, both = (read_rows(runs / name / "log.jsonl") for name in ("carry one", "carry context fsdp"))
+    one, both = (
+        read_rows(runs / name / "log.jsonl") for name in ("carry one", "carry context fsdp")
+    )
     both = iter(both)
     for row in (row for row in one if row["kind"] == "train"):
         assert next(both)["loss"] == pytest.approx(row["loss"], rel=1e-5)
@@ -141,7 +157,8 @@ def test_running_statistics_are_saved_with_sharded_weights_and_gone_on_with(runs
     Means are not compared: biases in front of a batch norm have no gradient but rounding, which AdamW follows, and they move them.
     """
     ddp, fsdp, again, alone = (
-        load_file(runs / f"batch norm {name}" / "checkpoints" / "step-000008" / "model.safetensors") for name in ("ddp", "fsdp", "again", "alone")
+        load_file(runs / f"batch norm {name}" / "checkpoints" / "step-000008" / "model.safetensors")
+        for name in ("ddp", "fsdp", "again", "alone")
     )
     statistics = [name for name in ddp if name.endswith(("running_mean", "running_var"))]
     assert statistics and fsdp.keys() == ddp.keys() == alone.keys()
@@ -149,4 +166,6 @@ def test_running_statistics_are_saved_with_sharded_weights_and_gone_on_with(runs
         assert fsdp[name].isfinite().all() and torch.equal(fsdp[name], again[name])
         if name.endswith("running_var"):
             torch.testing.assert_close(fsdp[name], ddp[name], rtol=1e-4, atol=1e-6)
-        assert alone[name].isfinite().all() and not torch.equal(alone[name], fsdp[name])  # of all examples from step 5 on
+        assert alone[name].isfinite().all() and not torch.equal(
+            alone[name], fsdp[name]
+        )  # of all examples from step 5 on

@@ -51,8 +51,12 @@ def with_data(tmp_path):
     """Loads a shipped recipe; where it names files that are the user's, with small ones of the same kind."""
 
     def load(name, **overrides):
-        records = [{"year": year, "text": f"It is the year {year}. " * 40} for year in range(1950, 2010)]
-        (tmp_path / "some.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        records = [
+            {"year": year, "text": f"It is the year {year}. " * 40} for year in range(1950, 2010)
+        ]
+        (tmp_path / "some.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
         (tmp_path / "some.txt").write_text("Any text does. " * 2000)
         files = {
             "lm/sotu": {"data.files": [str(tmp_path / "some.jsonl")]},
@@ -65,7 +69,9 @@ def with_data(tmp_path):
             }
         if name.startswith(("image/", "lra/")):
             return load_recipe(name, {"data.path": str(tmp_path)} | overrides)
-        return load_recipe(name, files.get(name, {}) | {"data.cache": str(tmp_path / "cache")} | overrides)
+        return load_recipe(
+            name, files.get(name, {}) | {"data.cache": str(tmp_path / "cache")} | overrides
+        )
 
     return load
 
@@ -86,14 +92,22 @@ def test_dry_run(with_data, name):
     recipe = with_data(name)
     with torch.device("meta"):
         if recipe.task == "long-range-arena":
-            kind = {"retrieval": HGRNForSequencePairClassification}.get(recipe.data.task, HGRNForSequenceClassification)
-            facts = {} if recipe.model.preset else {"num_channels": 1, "vocab_size": 30, "num_labels": 10}
+            kind = {"retrieval": HGRNForSequencePairClassification}.get(
+                recipe.data.task, HGRNForSequenceClassification
+            )
+            facts = (
+                {}
+                if recipe.model.preset
+                else {"num_channels": 1, "vocab_size": 30, "num_labels": 10}
+            )
             is_image = recipe.data.task in ("image", "pathfinder")
             model = (HGRNForImageClassification if is_image else kind)(recipe.model.config(**facts))
         elif recipe.task == "image-classification":
             classes = 1000 if recipe.data.format == "imagenet" else 10
             names = {number: str(number) for number in range(classes)}
-            model = HGRNForImageClassification(recipe.model.config(num_channels=recipe.data.channels, id2label=names))
+            model = HGRNForImageClassification(
+                recipe.model.config(num_channels=recipe.data.channels, id2label=names)
+            )
         else:
             model = HGRNForCausalLM(recipe.model.config(vocab_size=259, **SPECIAL))
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -149,21 +163,39 @@ def test_small_image_recipes_train(with_data, tmp_path, name):
             for number, kind in enumerate(("ant", "bee")):
                 (tmp_path / split / kind).mkdir(parents=True)
                 for image in range(4):
-                    (tmp_path / split / kind / f"{image}.jpg").write_bytes(encoded(4 * number + image, 40, 30, form="JPEG"))
-        given |= {"data.format": "folder", "images.workers": 0, "images.size": 28, "images.resize": 32}
+                    (tmp_path / split / kind / f"{image}.jpg").write_bytes(
+                        encoded(4 * number + image, 40, 30, form="JPEG")
+                    )
+        given |= {
+            "data.format": "folder",
+            "images.workers": 0,
+            "images.size": 28,
+            "images.resize": 32,
+        }
     elif "cifar" in name:
         write_cifar(tmp_path, 10, "bin")
     else:
         write_tiny_images(tmp_path)
     outcome = train(with_data(name, **given), tmp_path / "run")
     assert outcome.step == 2 and 0 <= outcome.best["accuracy"] <= 1
-    assert len([row for row in read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "train"]) == 2
+    assert (
+        len([row for row in read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "train"])
+        == 2
+    )
 
 
-@pytest.mark.parametrize("name, kind", [
-    ("listops", "listops"), ("text", "text"), ("retrieval", "retrieval"), ("image", "image"), ("image", "idx"),
-    ("pathfinder", "pathfinder"), ("pathx", "pathfinder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("listops", "listops"),
+        ("text", "text"),
+        ("retrieval", "retrieval"),
+        ("image", "image"),
+        ("image", "idx"),
+        ("pathfinder", "pathfinder"),
+        ("pathx", "pathfinder"),
+    ],
+)
 def test_small_arena_recipes_train(name, kind, tmp_path):
     if kind == "idx":
         write_tiny_images(tmp_path / kind)
@@ -187,25 +219,50 @@ def test_imagenet_is_the_authors_script(with_data, size, width):
     """The authors' script, line by line."""
     recipe = with_data(f"image/imagenet-{size}")
     augmentation, mixing, batch, optimizer, schedule, training = (
-        recipe.augmentation, recipe.mixing, recipe.batch, recipe.optimizer, recipe.schedule, recipe.training
-    )  # fmt: skip
+        recipe.augmentation,
+        recipe.mixing,
+        recipe.batch,
+        recipe.optimizer,
+        recipe.schedule,
+        recipe.training,
+    )
     assert (recipe.data.format, recipe.data.channels) == ("imagenet", 3)
     assert (recipe.images.size, recipe.images.resize) == (224, 256)
     assert (recipe.images.mean, recipe.images.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert (augmentation.crop, augmentation.flip, augmentation.erasing) == ("resized", 0.5, 0.25)
     assert (augmentation.randaugment, augmentation.randaugment_deviation) == (9, 0.5)
-    assert (mixing.mixup, mixing.cutmix, mixing.probability, mixing.switch, mixing.smoothing) == (0.8, 1.0, 1.0, 0.5, 0.1)
+    assert (mixing.mixup, mixing.cutmix, mixing.probability, mixing.switch, mixing.smoothing) == (
+        0.8,
+        1.0,
+        1.0,
+        0.5,
+        0.1,
+    )
     assert (batch.batch_size, batch.repeats) == (2048, 3)
     epoch = 1_281_167 // batch.batch_size
     assert (training.steps, schedule.warmup_steps) == (300 * epoch, 10 * epoch)
     assert optimizer.lr == 5e-4 * batch.batch_size / 512
     assert (optimizer.name, optimizer.betas, optimizer.eps) == ("adamw", (0.9, 0.999), 1e-8)
     assert (optimizer.weight_decay, optimizer.clip_norm) == (0.05, 5)
-    assert (schedule.name, schedule.warmup_init_lr, schedule.min_lr, schedule.total_steps) == ("cosine", 1e-6, 1e-5, None)
+    assert (schedule.name, schedule.warmup_init_lr, schedule.min_lr, schedule.total_steps) == (
+        "cosine",
+        1e-6,
+        1e-5,
+        None,
+    )
     assert (training.precision, training.seed, training.average) == ("fp32", 3407, None)
     config = recipe.model.config()
-    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (width, 2 * width, 12)
-    assert (config.patch_size, config.num_labels, config.bidirectional, config.grid) == (14, 1000, True, False)
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (
+        width,
+        2 * width,
+        12,
+    )
+    assert (config.patch_size, config.num_labels, config.bidirectional, config.grid) == (
+        14,
+        1000,
+        True,
+        False,
+    )
     assert config.dropout == 0 and config.final_norm == "pooled" and not config.shared_theta
 
 
@@ -227,33 +284,86 @@ class Script:
 
 
 ARENA = {
-    "listops": Script(128, 5e-4, 0.01, 5_000, 50_000, 50, 96_000, (32, 6, 32, 10), sequences={"max_length": 2048}),
-    "text": Script(32, 5e-3, 0, 10_000, 50_000, 32, 25_000, (128, 4, 128, 2), 0.1,
-                   sequences={"max_length": 4096, "level": "characters", "min_count": 15}),
-    "retrieval": Script(64, 5e-3, 0, 312, 50_000, 20, 147_086, (64, 2, 128, 2),
-                        sequences={"max_length": 4000, "level": "characters", "min_count": 1}),
+    "listops": Script(
+        128, 5e-4, 0.01, 5_000, 50_000, 50, 96_000, (32, 6, 32, 10), sequences={"max_length": 2048}
+    ),
+    "text": Script(
+        32,
+        5e-3,
+        0,
+        10_000,
+        50_000,
+        32,
+        25_000,
+        (128, 4, 128, 2),
+        0.1,
+        sequences={"max_length": 4096, "level": "characters", "min_count": 15},
+    ),
+    "retrieval": Script(
+        64,
+        5e-3,
+        0,
+        312,
+        50_000,
+        20,
+        147_086,
+        (64, 2, 128, 2),
+        sequences={"max_length": 4000, "level": "characters", "min_count": 1},
+    ),
     "image": Script(50, 3e-3, 0, 30_000, 50_000, 100, 45_000, (512, 6, 512, 10)),
-    "pathfinder": Script(128, 2e-3, 0, 50_000, 500_000, 200, 160_000, (128, 6, 128, 2), positions=False),
+    "pathfinder": Script(
+        128, 2e-3, 0, 50_000, 500_000, 200, 160_000, (128, 6, 128, 2), positions=False
+    ),
     "pathx": Script(16, 7.5e-4, 0, 150_000, 500_000, 100, 160_000, (64, 6, 64, 2), positions=False),
-}  # fmt: skip
-PUBLISHED = {"listops": 59.95, "text": 88.14, "retrieval": 94.23, "image": 88.69, "pathfinder": 92.92, "pathx": 97.50}
+}
+PUBLISHED = {
+    "listops": 59.95,
+    "text": 88.14,
+    "retrieval": 94.23,
+    "image": 88.69,
+    "pathfinder": 92.92,
+    "pathx": 97.50,
+}
 
 
 @pytest.mark.parametrize("name", ARENA)
 def test_long_range_arena_is_the_authors_script(name):
     """The authors' script, line by line."""
     recipe, script = load_recipe(f"lra/{name}"), ARENA[name]
-    data, optimizer, schedule, training = recipe.data, recipe.optimizer, recipe.schedule, recipe.training
+    data, optimizer, schedule, training = (
+        recipe.data,
+        recipe.optimizer,
+        recipe.schedule,
+        recipe.training,
+    )
     assert recipe.target.value == PUBLISHED[name]
     assert data.task == {"pathx": "pathfinder"}.get(name, name)
     assert {key: getattr(data, key) for key in script.sequences} == script.sequences
     if name == "image":
         assert data.colour and data.augment
     batch = recipe.batch
-    assert (batch.batch_size, batch.accumulation, batch.pad_to, batch.group_by_length) == (script.batch, 1, None, False)
-    assert (optimizer.name, optimizer.lr, optimizer.betas, optimizer.eps) == ("adamw", script.lr, (0.9, 0.999), 1e-8)
-    assert (optimizer.weight_decay, optimizer.no_decay, optimizer.clip_norm) == (script.decay, "none", None)
-    assert (schedule.name, schedule.warmup_steps, schedule.total_steps) == ("cosine", script.warmup, script.total)
+    assert (batch.batch_size, batch.accumulation, batch.pad_to, batch.group_by_length) == (
+        script.batch,
+        1,
+        None,
+        False,
+    )
+    assert (optimizer.name, optimizer.lr, optimizer.betas, optimizer.eps) == (
+        "adamw",
+        script.lr,
+        (0.9, 0.999),
+        1e-8,
+    )
+    assert (optimizer.weight_decay, optimizer.no_decay, optimizer.clip_norm) == (
+        script.decay,
+        "none",
+        None,
+    )
+    assert (schedule.name, schedule.warmup_steps, schedule.total_steps) == (
+        "cosine",
+        script.warmup,
+        script.total,
+    )
     assert (schedule.warmup_init_lr, schedule.min_lr) == (0, 0)
     epoch = script.examples // script.batch
     assert training.steps == script.epochs * epoch
@@ -261,31 +371,61 @@ def test_long_range_arena_is_the_authors_script(name):
     assert (training.seed, training.precision, training.average) == (2222, "fp32", None)
     config = recipe.model.config()
     assert recipe.model.preset == f"lra-{name}" and not recipe.model.model_extra
-    assert (config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.num_labels) == script.shape
-    assert (config.bidirectional, config.complex_state, config.norm_type, config.mask_padding) == (True, True, "batch", False)
+    assert (
+        config.hidden_size,
+        config.num_hidden_layers,
+        config.intermediate_size,
+        config.num_labels,
+    ) == script.shape
+    assert (config.bidirectional, config.complex_state, config.norm_type, config.mask_padding) == (
+        True,
+        True,
+        "batch",
+        False,
+    )
     assert config.grid == (name in ("image", "pathfinder", "pathx"))
     assert (config.dropout, config.glu_dropout or 0) == (script.dropout, script.dropout)
-    assert (config.sinusoidal_positions, config.embedding_dropout or 0) == (script.positions, 0.1 * script.positions)
+    assert (config.sinusoidal_positions, config.embedding_dropout or 0) == (
+        script.positions,
+        0.1 * script.positions,
+    )
 
 
 def test_wikitext103_is_the_authors_script():
     """The authors' script, line by line."""
     recipe = load_recipe("lm/wikitext103")
     data, batch, optimizer, schedule, training = (
-        recipe.data, recipe.batch, recipe.optimizer, recipe.schedule, recipe.training
-    )  # fmt: skip
-    assert (data.dataset, data.config, data.tokenizer) == ("wikitext", "wikitext-103-raw-v1", "gpt2")
+        recipe.data,
+        recipe.batch,
+        recipe.optimizer,
+        recipe.schedule,
+        recipe.training,
+    )
+    assert (data.dataset, data.config, data.tokenizer) == (
+        "wikitext",
+        "wikitext-103-raw-v1",
+        "gpt2",
+    )
     assert data.documents == "line"
     assert (batch.block_size, batch.batch_size, batch.state) == (512, 128, "reset")
     assert batch.block_size * batch.batch_size == 65_536
     assert (optimizer.lr, optimizer.betas, optimizer.eps) == (5e-4, (0.9, 0.98), 1e-8)
     assert (optimizer.weight_decay, optimizer.no_decay, optimizer.clip_norm) == (0.2, "none", None)
-    assert (schedule.name, schedule.warmup_steps, schedule.warmup_init_lr) == ("inverse_sqrt", 8000, 1e-7)
+    assert (schedule.name, schedule.warmup_steps, schedule.warmup_init_lr) == (
+        "inverse_sqrt",
+        8000,
+        1e-7,
+    )
     assert (training.steps, training.seed, training.precision) == (100_000, 1, "fp32")
     config = recipe.model.config(vocab_size=50257, **SPECIAL)
     assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (50264, 512, 6)
     assert (config.intermediate_size, config.glu_act, config.dropout) == (1024, "identity", 0.1)
-    assert config.tie_word_embeddings and config.scale_embeddings and config.complex_state and config.bias
+    assert (
+        config.tie_word_embeddings
+        and config.scale_embeddings
+        and config.complex_state
+        and config.bias
+    )
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -44,7 +44,9 @@ def test_a_lost_state_would_show(task, monkeypatch):
     whole = evaluate(task.model, task.validation, chunk=7).nats
     forward = task.model.forward
     monkeypatch.setattr(
-        task.model, "forward", lambda past_key_values, **arguments: forward(past_key_values=None, **arguments)
+        task.model,
+        "forward",
+        lambda past_key_values, **arguments: forward(past_key_values=None, **arguments),
     )
     assert evaluate(task.model, task.validation, chunk=7).nats != pytest.approx(whole, rel=1e-4)
 
@@ -52,7 +54,9 @@ def test_a_lost_state_would_show(task, monkeypatch):
 def test_a_limit_reads_the_first_tokens_only(task):
     result = evaluate(task.model, task.validation, limit_tokens=20)
     assert result.nats == pytest.approx(nats_at_once(task.model, task.validation, 20), rel=1e-6)
-    assert result.tokens == 19 and result.bits_per_byte == pytest.approx(result.nats / math.log(2) / 19)
+    assert result.tokens == 19 and result.bits_per_byte == pytest.approx(
+        result.nats / math.log(2) / 19
+    )
 
 
 def test_bytes_are_counted_whatever_the_tokens_are(tmp_path):
@@ -81,11 +85,21 @@ def test_evaluation_ignores_dropout_and_leaves_the_mode_and_the_random_state(tas
 
 def test_a_run_may_start_from_the_weights_of_another(tmp_path):
     done = train(tiny_recipe(tmp_path, training__steps=2), tmp_path / "run")
-    task = LanguageModelTask(tiny_recipe(tmp_path, model__weights=str(tmp_path / "run"), training__seed=7), ALONE)
+    task = LanguageModelTask(
+        tiny_recipe(tmp_path, model__weights=str(tmp_path / "run"), training__seed=7), ALONE
+    )
     saved = load_file(done.checkpoint / "model.safetensors")
-    assert saved and all(torch.equal(task.model.state_dict()[name], weight) for name, weight in saved.items())
-    with pytest.raises(UserError, match="(?s)model.safetensors cannot be loaded into the model of this recipe:.*size mismatch"):
-        LanguageModelTask(tiny_recipe(tmp_path, model__weights=str(tmp_path / "run"), model__hidden_size=16), ALONE)
+    assert saved and all(
+        torch.equal(task.model.state_dict()[name], weight) for name, weight in saved.items()
+    )
+    with pytest.raises(
+        UserError,
+        match="(?s)model.safetensors cannot be loaded into the model of this recipe:.*size mismatch",
+    ):
+        LanguageModelTask(
+            tiny_recipe(tmp_path, model__weights=str(tmp_path / "run"), model__hidden_size=16),
+            ALONE,
+        )
     with pytest.raises(UserError, match="no checkpoint folder nowhere"):
         LanguageModelTask(tiny_recipe(tmp_path, model__weights="nowhere"), ALONE)
 
@@ -93,7 +107,10 @@ def test_a_run_may_start_from_the_weights_of_another(tmp_path):
 def test_progress_ends_with_everything(task):
     seen = []
     evaluate(
-        task.model, task.validation, chunk=10, on_progress=lambda done, total: seen.append((done, total))
+        task.model,
+        task.validation,
+        chunk=10,
+        on_progress=lambda done, total: seen.append((done, total)),
     )
     length = len(task.validation)
     assert seen[0] == (11, length) and seen[-1] == (length, length)
@@ -114,10 +131,15 @@ def test_a_text_with_more_tokens_than_the_model(task, tmp_path):
     train_tokenizer(["gate forget carry state bound layer time\n"] * 50, 270, tmp_path / "words")
     recipe = tiny_recipe(tmp_path, data__tokenizer=str(tmp_path / "words"), batch__block_size=8)
     tokens = prepare(recipe.data, "train")
-    with pytest.raises(UserError, match=f"vocabulary of {tokens.vocab_size} tokens and the model one of 259"):
+    with pytest.raises(
+        UserError, match=f"vocabulary of {tokens.vocab_size} tokens and the model one of 259"
+    ):
         evaluate(task.model, tokens)
     small = tiny_recipe(
-        tmp_path, data__tokenizer=str(tmp_path / "words"), batch__block_size=8, model__vocab_size=259
+        tmp_path,
+        data__tokenizer=str(tmp_path / "words"),
+        batch__block_size=8,
+        model__vocab_size=259,
     )
     with pytest.raises(UserError, match="model.vocab_size = 259, but tokenizer .* has"):
         LanguageModelTask(small, ALONE)

@@ -17,11 +17,22 @@ KINDS = ("listops", "text", "retrieval", "image", "pathfinder")
 TINY = {
     "name": "tiny arena",
     "task": "long-range-arena",
-    "target": {"table": "Long Range Arena", "metric": "accuracy on the test split, percent", "value": 59.95},
+    "target": {
+        "table": "Long Range Arena",
+        "metric": "accuracy on the test split, percent",
+        "value": 59.95,
+    },
     "batch": {"batch_size": 4},
     "optimizer": {"lr": 1e-2, "weight_decay": 0.01, "no_decay": "none", "betas": [0.9, 0.999]},
     "schedule": {"name": "cosine", "warmup_steps": 1, "total_steps": 10},
-    "training": {"steps": 2, "eval_every": 1, "save_every": 1, "log_every": 1, "keep": None, "threads": 1},
+    "training": {
+        "steps": 2,
+        "eval_every": 1,
+        "save_every": 1,
+        "log_every": 1,
+        "keep": None,
+        "threads": 1,
+    },
 }
 
 
@@ -39,7 +50,9 @@ def write_arena(kind: str, folder: Path) -> None:
         (folder / HARD / "imgs" / "0").mkdir(parents=True)
         (folder / HARD / "metadata").mkdir()
         for number in range(30):
-            Image.frombytes("L", (32, 32), choose.randbytes(32 * 32)).save(folder / HARD / "imgs" / "0" / f"{number}.png")
+            Image.frombytes("L", (32, 32), choose.randbytes(32 * 32)).save(
+                folder / HARD / "imgs" / "0" / f"{number}.png"
+            )
             lines.append(f"imgs/0 {number}.png {number} {number % 2} 1.0 14 4 2 0.5 1 1\n")
         (folder / HARD / "metadata" / "0.npy").write_text("".join(lines))
     elif kind == "image":
@@ -53,7 +66,10 @@ def write_arena(kind: str, folder: Path) -> None:
     else:
         folder.mkdir()
         for file in FILES.values():
-            lines = [f"{number % 2}.0\t1\t2\t{words(number + 1, 'gate scan')}\t{words(3, 'state gate')}\n" for number in range(20)]
+            lines = [
+                f"{number % 2}.0\t1\t2\t{words(number + 1, 'gate scan')}\t{words(3, 'state gate')}\n"
+                for number in range(20)
+            ]
             (folder / file).write_text("".join(lines))
 
 
@@ -63,6 +79,13 @@ def tiny_arena_recipe(kind: str, folder: Path, **overrides: object) -> Recipe:
         write_arena(kind, folder / kind)
     data = {"task": kind, "path": str(folder / kind), "cache": str(folder / "cache")}
     data |= {"text": {"min_count": 1}, "image": {"colour": True, "augment": True}}.get(kind, {})
-    model = {"preset": f"lra-{kind}", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = {
+        "preset": f"lra-{kind}",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+    }
     (folder / f"{kind}.yaml").write_text(yaml.safe_dump(TINY | {"data": data, "model": model}))
-    return load_recipe(folder / f"{kind}.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+    return load_recipe(
+        folder / f"{kind}.yaml", {key.replace("__", "."): value for key, value in overrides.items()}
+    )

@@ -17,7 +17,14 @@ TINY = {
     "batch": {"block_size": 16, "batch_size": 4, "state": "reset"},
     "optimizer": {"lr": 1e-2, "weight_decay": 0.1, "clip_norm": 1.0},
     "schedule": {"name": "cosine", "warmup_steps": 2},
-    "training": {"steps": 12, "eval_every": 4, "save_every": 4, "log_every": 3, "keep": 2, "threads": 1},
+    "training": {
+        "steps": 12,
+        "eval_every": 4,
+        "save_every": 4,
+        "log_every": 3,
+        "keep": 2,
+        "threads": 1,
+    },
 }
 
 
@@ -36,14 +43,21 @@ def tiny_recipe(folder: Path, text: str | None = None, **overrides: object) -> R
         (folder / "tiny.txt").write_text(tiny_text() if text is None else text)
     given = {"data.files": [str(folder / "tiny.txt")], "data.cache": str(folder / "cache")}
     return load_recipe(
-        folder / "tiny.yaml", given | {key.replace("__", "."): value for key, value in overrides.items()}
+        folder / "tiny.yaml",
+        given | {key.replace("__", "."): value for key, value in overrides.items()},
     )
 
 
 TINY_IMAGES = {
     "name": "tiny images",
     "task": "image-classification",
-    "model": {"patch_size": 4, "hidden_size": 8, "num_hidden_layers": 2, "bidirectional": True, "dropout": 0.1},
+    "model": {
+        "patch_size": 4,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "bidirectional": True,
+        "dropout": 0.1,
+    },
     "data": {"format": "idx", "channels": 1, "validation": 13, "classes": ["a", "b", "c", "d"]},
     "images": {"size": 8, "mean": [0.3], "std": [0.4]},
     "augmentation": {"crop": "padded", "padding": 1, "flip": 0.5, "erasing": 0.25},
@@ -51,7 +65,14 @@ TINY_IMAGES = {
     "batch": {"batch_size": 8, "accumulation": 2},
     "optimizer": {"lr": 1e-2, "weight_decay": 0.1, "clip_norm": 1.0},
     "schedule": {"name": "cosine", "warmup_steps": 2},
-    "training": {"steps": 12, "eval_every": 4, "save_every": 4, "log_every": 3, "keep": 2, "threads": 1},
+    "training": {
+        "steps": 12,
+        "eval_every": 4,
+        "save_every": 4,
+        "log_every": 3,
+        "keep": 2,
+        "threads": 1,
+    },
 }
 
 
@@ -77,5 +98,7 @@ def tiny_image_recipe(folder: Path, **overrides: object) -> Recipe:
     if not images.exists():
         write_tiny_images(images)
     (folder / "tiny images.yaml").write_text(yaml.safe_dump(TINY_IMAGES))
-    given = {"data.path": str(images)} | {key.replace("__", "."): value for key, value in overrides.items()}
+    given = {"data.path": str(images)} | {
+        key.replace("__", "."): value for key, value in overrides.items()
+    }
     return load_recipe(folder / "tiny images.yaml", given)

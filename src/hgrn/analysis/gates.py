@@ -31,7 +31,9 @@ def gate_statistics(model: HGRNForCausalLM, input_ids: Tensor) -> list[LayerGate
     with ExitStack() as hooks:
         for block in stack.blocks:
             keep = block.mixer.register_forward_pre_hook(
-                lambda mixer, arguments: forgets.append(mixer.project(arguments[0])[1].flatten(0, 1))
+                lambda mixer, arguments: forgets.append(
+                    mixer.project(arguments[0])[1].flatten(0, 1)
+                )
             )
             hooks.callback(keep.remove)
         was_training = model.training

@@ -22,7 +22,10 @@ def _int8(model: nn.Module) -> nn.Module:
 
 
 # How the weights of our model may be stored: name -> what makes of the float32 model one that steps with such weights.
-FORMATS: dict[str, Callable[[nn.Module], nn.Module]] = {"float32": lambda model: model, "int8": _int8}
+FORMATS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "float32": lambda model: model,
+    "int8": _int8,
+}
 _CONTEXTS, _QUICK_CONTEXTS = (128, 512, 2048, 4096), (128, 512)
 _GENERATED = 16  # tokens of one call of generate
 
@@ -78,9 +81,16 @@ class WeightProducts:
     """The products of one vector with every linear map of a model: all that a step must compute."""
 
     def __init__(self, model: nn.Module):
-        weights = [module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)]
+        weights = [
+            module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)
+        ]
         self._calls = [
-            partial(torch.mm, torch.randn(1, weight.shape[1]), weight.T, out=torch.empty(1, weight.shape[0]))
+            partial(
+                torch.mm,
+                torch.randn(1, weight.shape[1]),
+                weight.T,
+                out=torch.empty(1, weight.shape[0]),
+            )
             for weight in weights
         ]
 
@@ -94,7 +104,10 @@ def _check_int8(width: int) -> None:
     from hgrn.ops import int8_linear, quantize_rows
 
     generator = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(1, width, generator=generator), torch.randn(2 * width, width, generator=generator)
+    x, weight = (
+        torch.randn(1, width, generator=generator),
+        torch.randn(2 * width, width, generator=generator),
+    )
     weight, scale = quantize_rows(weight)
     expected = x.double() @ (weight.double() * scale.double()[:, None]).T
     refuse_if_wrong("int8_linear", torch.float32, int8_linear(x, weight, scale), expected)

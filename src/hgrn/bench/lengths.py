@@ -21,14 +21,18 @@ _QUICK_LENGTHS = (1024, 4096)
 _WIDTH, _DEPTH, _QUICK_WIDTH = 128, 4, 32
 _CHUNK = 4096  # tokens of one call while a context is read
 # Run by a process of its own, so that nothing that was measured before counts.
-_CHILD = "import sys; from hgrn.bench.lengths import report_peak; report_peak(*map(int, sys.argv[1:]))"
+_CHILD = (
+    "import sys; from hgrn.bench.lengths import report_peak; report_peak(*map(int, sys.argv[1:]))"
+)
 
 
 def measure(quick: bool, tell: Tell) -> list[Row]:
     """Raises UserError if the scan of the model disagrees with the reference, or a length does not fit in memory."""
     lengths, width = (_QUICK_LENGTHS, _QUICK_WIDTH) if quick else (_LENGTHS, _WIDTH)
     check(ScanCase("hgru_scan", True, True), (1, lengths[-1], width), torch.float32)
-    return training_rows(lengths, width, 2 if quick else 3, tell) + decoding_rows(lengths, width, 20 if quick else 200, tell)
+    return training_rows(lengths, width, 2 if quick else 3, tell) + decoding_rows(
+        lengths, width, 20 if quick else 200, tell
+    )
 
 
 def training_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tell) -> list[Row]:
@@ -92,7 +96,9 @@ def _read_contexts(model: HGRNModel, lengths: tuple[int, ...]) -> dict[int, obje
     for length in lengths:
         while read < length:
             ids = torch.randint(256, (1, min(_CHUNK, length - read)))
-            cache = model.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            cache = model.model(
+                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+            ).past_key_values
             read += ids.shape[1]
         caches[length] = HGRNCache(cache.state, cache.seen_tokens)
     return caches

@@ -10,7 +10,13 @@ from .results import Row
 
 _MIB = 1 << 20
 # Matrix products of the models that are measured: rows (tokens), inputs, outputs.
-_PRODUCTS = ((4096, 128, 256), (4096, 512, 1024), (4096, 1024, 512), (1, 768, 1536), (1, 768, 50272))
+_PRODUCTS = (
+    (4096, 128, 256),
+    (4096, 512, 1024),
+    (4096, 1024, 512),
+    (1, 768, 1536),
+    (1, 768, 50272),
+)
 
 
 class Stream:

@@ -73,7 +73,9 @@ def round_robin(
     try:
         began = time.perf_counter()
         for _ in range(repeats):
-            if time.perf_counter() - began > _LONG:  # models that leave cycles behind would fill the memory
+            if (
+                time.perf_counter() - began > _LONG
+            ):  # models that leave cycles behind would fill the memory
                 gc.collect()  # not in every round: what is fast would be measured with cold caches
                 began = time.perf_counter()
             for name, function in functions.items():

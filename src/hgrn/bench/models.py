@@ -102,7 +102,9 @@ def hgrn_model(width: int, depth: int) -> HGRNModel:
     from hgrn.models import HGRNConfig, HGRNForCausalLM
 
     torch.manual_seed(0)
-    return HGRNModel(HGRNForCausalLM(HGRNConfig(vocab_size=BYTES, hidden_size=width, num_hidden_layers=depth)))
+    return HGRNModel(
+        HGRNForCausalLM(HGRNConfig(vocab_size=BYTES, hidden_size=width, num_hidden_layers=depth))
+    )
 
 
 def _hgrn(width: int, depth: int, context: int) -> LanguageModel:
@@ -216,7 +218,9 @@ KINDS = {
         Kind(
             "Mamba",
             _mamba,
-            lambda: f"transformers, {'trained by the scan of mambapy' if _has_mambapy() else 'its own loop'}",
+            lambda: (
+                f"transformers, {'trained by the scan of mambapy' if _has_mambapy() else 'its own loop'}"
+            ),
         ),
         Kind("RecurrentGemma", _recurrent_gemma, lambda: "transformers, its own loop"),
     )
@@ -231,7 +235,13 @@ SIZES = {
         "Mamba": (64, 2),
         "RecurrentGemma": (64, 3),
     },
-    "0.9M": {"HGRN": (128, 4), "Transformer": (128, 4), "GRU": (256, 2), "LSTM": (224, 2), "Mamba": (128, 8)},
+    "0.9M": {
+        "HGRN": (128, 4),
+        "Transformer": (128, 4),
+        "GRU": (256, 2),
+        "LSTM": (224, 2),
+        "Mamba": (128, 8),
+    },
     "5M": {
         "HGRN": (256, 6),
         "HGRN, shallow": (352, 3),

@@ -63,16 +63,24 @@ def _scan_limits(rows: Rows):
                 if (row["name"], row["kind"]) == (name, kind)
             }
             places = [place + offset for place in range(len(groups))]
-            bars = panel.bar(places, [ratios.get(group, 0) for group in groups], 0.4, color=colour, label=kind)
+            bars = panel.bar(
+                places, [ratios.get(group, 0) for group in groups], 0.4, color=colour, label=kind
+            )
             panel.bar_label(bars, fmt="{:.2f}", fontsize=6, padding=1)
         panel.axhline(1, color=_ACCENT, linestyle="--", linewidth=1)
         panel.set_title(name, fontsize=9)
         panel.set_xticks(
-            range(len(groups)), [f"{shape}\n{dtype}" for shape, dtype in groups], rotation=60, ha="right", fontsize=7
+            range(len(groups)),
+            [f"{shape}\n{dtype}" for shape, dtype in groups],
+            rotation=60,
+            ha="right",
+            fontsize=7,
         )
         panel.grid(alpha=0.25, axis="y")
     figure.suptitle("Scans: the time of as many bytes by torch.add, over ours (1 is the limit)")
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(
+        *panel.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+    )
     return figure
 
 
@@ -97,7 +105,10 @@ def _scan_peers(rows: Rows):
 
 def _train_peers(rows: Rows):
     rows = [
-        row | {"peer": f"{row['peer']}, {int(row['parameters']) / 1e6:.1f} M, {row['shape'].partition(',')[2].strip()}"}
+        row
+        | {
+            "peer": f"{row['peer']}, {int(row['parameters']) / 1e6:.1f} M, {row['shape'].partition(',')[2].strip()}"
+        }
         for row in rows
         if row["name"] == "training step, equal size"
     ]
@@ -108,18 +119,32 @@ def _decode(rows: Rows):
     """A decoding step against the context."""
     figure, panel = _figure(7, 4.2)
     steps = [row for row in rows if row["name"] == "decode step"]
-    other = [(int(row["shape"].rpartition(" ")[2]), row) for row in steps if row["peer"] == "Transformer"]
+    other = [
+        (int(row["shape"].rpartition(" ")[2]), row) for row in steps if row["peer"] == "Transformer"
+    ]
     contexts = [context for context, _ in other]
     panel.plot(
-        contexts, [float(row["median_ms"]) for _, row in other], "o-", color=_INK, label="Transformer, with its cache"
+        contexts,
+        [float(row["median_ms"]) for _, row in other],
+        "o-",
+        color=_INK,
+        label="Transformer, with its cache",
     )
     for row in (row for row in steps if row["peer"] == "HGRN"):
         panel.axhline(float(row["median_ms"]), color=_ACCENT, label=f"HGRN, {row['dtype']}")
         panel.axhline(
-            float(row["limit_ms"]), color=_SHADE, linestyle="--", label=f"reading its weights once, {row['dtype']}"
+            float(row["limit_ms"]),
+            color=_SHADE,
+            linestyle="--",
+            label=f"reading its weights once, {row['dtype']}",
         )
     panel.set_xscale("log", base=2)
-    panel.set(xlabel="context, tokens", ylabel="milliseconds a token", title="Decoding, batch 1", ylim=(0, None))
+    panel.set(
+        xlabel="context, tokens",
+        ylabel="milliseconds a token",
+        title="Decoding, batch 1",
+        ylim=(0, None),
+    )
     return _finished(figure, panel)
 
 
@@ -153,10 +178,17 @@ def _quality(rows: Rows):
     figure, panel = _figure(7.5, 4.8)
     finals = [row for row in rows if row["run"] == "final"]
     for colour, model in zip(_COLOURS, dict.fromkeys(row["model"] for row in finals)):
-        points = [(float(row["seconds"]), float(row["bits_per_byte"])) for row in finals if row["model"] == model]
+        points = [
+            (float(row["seconds"]), float(row["bits_per_byte"]))
+            for row in finals
+            if row["model"] == model
+        ]
         panel.plot(*zip(*points), "o-", color=colour, label=f"{model}: {points[-1][1]:.3f}")
     panel.set(
-        xscale="log", xlabel="seconds of training", ylabel="bits per byte of the test split", title="Quality for time"
+        xscale="log",
+        xlabel="seconds of training",
+        ylabel="bits per byte of the test split",
+        title="Quality for time",
     )
     return _finished(figure, panel)
 
@@ -174,8 +206,12 @@ _PICTURES: dict[str, dict[str, Callable[[Rows], object]]] = {
     "decode": {"decode": _decode},
     "length": {
         "length_time": _length("training step", "median_ms", "milliseconds", "Training step, B=1"),
-        "length_memory": _length("training step", "memory_mb", "megabytes", "Peak memory of a training step, B=1"),
-        "length_decode": _length("decode step", "median_ms", "milliseconds", "Decoding step behind a context"),
+        "length_memory": _length(
+            "training step", "memory_mb", "megabytes", "Peak memory of a training step, B=1"
+        ),
+        "length_decode": _length(
+            "decode step", "median_ms", "milliseconds", "Decoding step behind a context"
+        ),
     },
     "quality": {"quality": _quality},
 }

@@ -51,12 +51,19 @@ CONTESTANTS = (
     # Its speed does not depend on the length of a block, that of nn.GRU and nn.LSTM falls with it.
     Contestant("HGRN", "HGRN", 512, 2),
     # Learned positions reach as far as the blocks do, so a context of 512 needs blocks of 512; as many tokens a step.
-    Contestant("Transformer, context 512", "Transformer", 512, 2, 512, "blocks of its whole context"),
+    Contestant(
+        "Transformer, context 512", "Transformer", 512, 2, 512, "blocks of its whole context"
+    ),
     Contestant("Transformer, context 128", "Transformer", window=128),
     Contestant("GRU", "GRU"),
     Contestant("LSTM", "LSTM"),
     # In transformers its state starts anew with every call that is not a single step.
-    Contestant("Mamba", "Mamba", window=512, note="read in windows: its state cannot be carried from chunk to chunk"),
+    Contestant(
+        "Mamba",
+        "Mamba",
+        window=512,
+        note="read in windows: its state cannot be carried from chunk to chunk",
+    ),
 )
 
 
@@ -92,7 +99,8 @@ def run(path: Path, where: dict[str, str], tell: Tell, plan: Plan) -> list[dict[
         tried = [
             row
             for row in rows
-            if _key(row)[:2] == (contestant.name, "search") and row["budget_s"] == f"{plan.search_s:g}"
+            if _key(row)[:2] == (contestant.name, "search")
+            and row["budget_s"] == f"{plan.search_s:g}"
         ]
         best = min(tried, key=lambda row: float(row["bits_per_byte"]))
         _run_once(rows, path, where, tell, contestant, "final", float(best["lr"]), plan)
@@ -103,7 +111,9 @@ def _key(row: dict[str, str]) -> tuple[str, ...]:
     return tuple(row[name] for name in _FINISHED_BY)
 
 
-def _run_once(rows, path, where, tell, contestant: Contestant, kind: str, rate: float, plan: Plan) -> None:
+def _run_once(
+    rows, path, where, tell, contestant: Contestant, kind: str, rate: float, plan: Plan
+) -> None:
     """Adds a run's rows to `rows` and to the file, unless they are there."""
     budget = plan.search_s if kind == "search" else plan.final_s
     shared = {"model": contestant.name, "run": kind, "lr": f"{rate:g}", "budget_s": f"{budget:g}"}
@@ -116,7 +126,12 @@ def _run_once(rows, path, where, tell, contestant: Contestant, kind: str, rate: 
     fresh = [
         shared
         | reading
-        | {"split": split, "block": str(contestant.block), "batch": str(contestant.batch), "note": notes}
+        | {
+            "split": split,
+            "block": str(contestant.block),
+            "batch": str(contestant.batch),
+            "note": notes,
+        }
         | where
         for reading in _readings(contestant, rate, budget, points, split, plan.tokens, progress)
     ]
@@ -142,7 +157,9 @@ def _readings(
     from hgrn.data.tokens import prepare
 
     data = _text()
-    sampler = BlockSampler(prepare(data, "train"), contestant.block, contestant.batch, "reset", seed=0)
+    sampler = BlockSampler(
+        prepare(data, "train"), contestant.block, contestant.batch, "reset", seed=0
+    )
     text = prepare(data, split)
     model = build(contestant.kind, "0.9M", contestant.block)
     for seconds, steps in _train(model, sampler, rate, budget, points, progress):
@@ -211,7 +228,9 @@ def schedule(progress: float) -> float:
 
 
 @torch.no_grad()
-def bits_per_byte(model: LanguageModel, text: "TokenFile", window: int | None, tokens: int | None = None) -> float:
+def bits_per_byte(
+    model: LanguageModel, text: "TokenFile", window: int | None, tokens: int | None = None
+) -> float:
     """The split (or its first `tokens` bytes) once, in order: nats of all bytes but the first, over ln 2.
 
     Infinite if the model's output is not finite.

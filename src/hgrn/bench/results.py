@@ -46,7 +46,9 @@ class Row:
     note: str = ""
 
     @classmethod
-    def timed(cls, times: Times, *, limit_ms: float | None = None, note: str = "", **cells) -> "Row":
+    def timed(
+        cls, times: Times, *, limit_ms: float | None = None, note: str = "", **cells
+    ) -> "Row":
         """A row with the times, and with its ratio where it has a limit."""
         notes = [note, "stopped early: its time was used up"] if times.capped else [note]
         return cls(

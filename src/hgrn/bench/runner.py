@@ -50,7 +50,9 @@ def run(names: Sequence[str], out: Path, pictures: Path, *, quick: bool = False)
         soft_wrap=True,
     )
     written = []
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bars:
 
         def tell(title: str) -> Callable[[int, int], None]:
             task = bars.add_task(title, total=None)
@@ -82,7 +84,9 @@ def _table(title: str, rows: list[Row]) -> Table:
         "shape": [escape(row.shape) for row in rows],
         "how": [f"{row.dtype} {row.kind}" for row in rows],
         "ms": [_number(row.median_ms, ".4g") for row in rows],
-        "10 to 90 %": [row.median_ms and f"{row.p10_ms:.3g} to {row.p90_ms:.3g}" or "" for row in rows],
+        "10 to 90 %": [
+            row.median_ms and f"{row.p10_ms:.3g} to {row.p90_ms:.3g}" or "" for row in rows
+        ],
         "limit / time": [_number(row.ratio, ".2f") for row in rows],
         "tokens/s": [_number(row.tokens_per_s, ",.0f") for row in rows],
         "parameters": [_number(row.parameters, ",") for row in rows],
@@ -117,13 +121,25 @@ def _quality_table(rows: list[dict[str, str]]) -> Table:
         "split",
         "bits per byte",
     ):
-        table.add_column(heading, justify="right" if heading not in ("model", "run", "split") else "left")
+        table.add_column(
+            heading, justify="right" if heading not in ("model", "run", "split") else "left"
+        )
     last = {(row["model"], row["run"], row["lr"]): row for row in rows}
     for row in last.values():
         table.add_row(
             *(
                 row[key]
-                for key in ("model", "run", "lr", "seconds", "steps", "tokens", "parameters", "split", "bits_per_byte")
+                for key in (
+                    "model",
+                    "run",
+                    "lr",
+                    "seconds",
+                    "steps",
+                    "tokens",
+                    "parameters",
+                    "split",
+                    "bits_per_byte",
+                )
             )
         )
     return table

@@ -32,7 +32,10 @@ class ScanCase:
     def minimal_bytes(self, shape: tuple[int, int, int], dtype: torch.dtype) -> int:
         """Forward reads input and gate and writes h; backward reads these, h and its gradient, and writes two."""
         batch, steps, channels = shape
-        numbers = (2 if self.complex_state else 1, 1)  # of the input (and h) and of the gate, a channel
+        numbers = (
+            2 if self.complex_state else 1,
+            1,
+        )  # of the input (and h) and of the gate, a channel
         forward, backward = 2 * numbers[0] + numbers[1], 4 * numbers[0] + 2 * numbers[1]
         total = forward + backward if self.backward else forward
         return total * batch * steps * channels * dtype.itemsize
@@ -41,9 +44,16 @@ class ScanCase:
         """Input `[B, T, D or 2D]`, gate `[B, T, D]`, and lower_bound and theta `[D]` where the case has them."""
         batch, steps, channels = shape
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(batch, steps, channels * (2 if self.complex_state else 1), generator=generator).to(dtype)
+        x = torch.randn(
+            batch, steps, channels * (2 if self.complex_state else 1), generator=generator
+        ).to(dtype)
         gate = torch.randn(batch, steps, channels, generator=generator)
-        tensors = [x, (gate if self.kernel == "hgru_scan" else torch.nn.functional.logsigmoid(gate)).to(dtype)]
+        tensors = [
+            x,
+            (gate if self.kernel == "hgru_scan" else torch.nn.functional.logsigmoid(gate)).to(
+                dtype
+            ),
+        ]
         if self.kernel == "hgru_scan":
             # Up to 0.95: a state kept for thousands of steps would show how cos(theta) was rounded, not what a kernel
             # does.
@@ -52,7 +62,9 @@ class ScanCase:
             tensors.append(torch.rand(channels, generator=generator))
         return tuple(tensors)
 
-    def call(self, inputs: tuple[Tensor, ...], engine: str | None = None) -> Callable[[], tuple[Tensor, ...]]:
+    def call(
+        self, inputs: tuple[Tensor, ...], engine: str | None = None
+    ) -> Callable[[], tuple[Tensor, ...]]:
         """A function that returns h, and with backward the gradients of all inputs for one gradient of h."""
         if not self.backward:
             return lambda: (self._scan(inputs, engine),)
@@ -83,7 +95,9 @@ def check(case: ScanCase, shape: tuple[int, int, int], dtype: torch.dtype) -> No
     """
     batch, steps, channels = shape
     batch = min(batch, max(1, _CHECKED_STEP // channels))
-    inputs = case.inputs((batch, min(steps, max(128, _CHECKED // (batch * channels))), channels), dtype)
+    inputs = case.inputs(
+        (batch, min(steps, max(128, _CHECKED // (batch * channels))), channels), dtype
+    )
     expected = case.call(tuple(tensor.double() for tensor in inputs), "reference")()
     call = case.call(inputs)
     kernel = GivenOutputs().wrap(call)

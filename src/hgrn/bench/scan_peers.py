@@ -34,7 +34,9 @@ class Peer:
         return f"{self.package} {version(self.package)}"
 
 
-def _with_autograd(scan: Callable[[Tensor, Tensor], Tensor], a: Tensor, x: Tensor, grad: Tensor) -> Callable[[], tuple]:
+def _with_autograd(
+    scan: Callable[[Tensor, Tensor], Tensor], a: Tensor, x: Tensor, grad: Tensor
+) -> Callable[[], tuple]:
     a, x = a.detach().requires_grad_(), x.detach().requires_grad_()
 
     def run() -> tuple:
@@ -65,7 +67,9 @@ def _accelerated_scan(a: Tensor, x: Tensor, grad: Tensor) -> Prepared:
 def _mambapy(a: Tensor, x: Tensor, grad: Tensor) -> Prepared:
     from mambapy.pscan import pscan
 
-    a, x, grad = (tensor.unsqueeze(-1) for tensor in (a, x, grad))  # [B, T, D, 1]: states of one number
+    a, x, grad = (
+        tensor.unsqueeze(-1) for tensor in (a, x, grad)
+    )  # [B, T, D, 1]: states of one number
     return Prepared(_with_autograd(pscan, a, x, grad), lambda y: y.squeeze(-1))
 
 
@@ -73,7 +77,9 @@ def _associative_scan(a: Tensor, x: Tensor, grad: Tensor) -> Prepared:
     from torch._higher_order_ops.associative_scan import associative_scan
 
     def scan(a: Tensor, x: Tensor) -> Tensor:
-        return associative_scan(_combine, (a, x), dim=1, combine_mode="generic")[1]  # "pointwise" is for GPUs
+        return associative_scan(_combine, (a, x), dim=1, combine_mode="generic")[
+            1
+        ]  # "pointwise" is for GPUs
 
     return Prepared(_with_autograd(scan, a, x, grad), lambda y: y)
 
@@ -82,7 +88,9 @@ def _combine(left: tuple, right: tuple) -> tuple:
     return left[0] * right[0], right[0] * left[1] + right[1]
 
 
-def _jax(scan: Callable[[Any, Any], Any], time_first: bool) -> Callable[[Tensor, Tensor, Tensor], Prepared]:
+def _jax(
+    scan: Callable[[Any, Any], Any], time_first: bool
+) -> Callable[[Tensor, Tensor, Tensor], Prepared]:
     def prepare(a: Tensor, x: Tensor, grad: Tensor) -> Prepared:
         import jax
 

@@ -54,7 +54,12 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
 
 
 def _against_limit(
-    label: str, shape: tuple[int, int, int], dtype: torch.dtype, stream: Stream, repeats: int, tell: Tell
+    label: str,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    stream: Stream,
+    repeats: int,
+    tell: Tell,
 ) -> Iterator[Row]:
     functions = {"stream": stream}
     for case in CASES:
@@ -79,7 +84,9 @@ def _against_limit(
         )
 
 
-def _against_peers(shape: tuple[int, int, int], repeats: int, cap_s: float, tell: Tell) -> list[Row]:
+def _against_peers(
+    shape: tuple[int, int, int], repeats: int, cap_s: float, tell: Tell
+) -> list[Row]:
     """Real scans, forward and backward. Peers start from gates in (0, 1), ours from what each of ours takes."""
     ours = {case.kernel: case for case in CASES if case.backward and not case.complex_state}
     functions = {}
@@ -94,8 +101,10 @@ def _against_peers(shape: tuple[int, int, int], repeats: int, cap_s: float, tell
             notes[peer.name] = peer.note()
         except ImportError:
             absent[peer.name] = "not installed"
-    times: dict[str, Times] = round_robin(functions, repeats, cap_s=cap_s, on_call=tell(f"scan peers {list(shape)}"))
+    times: dict[str, Times] = round_robin(
+        functions, repeats, cap_s=cap_s, on_call=tell(f"scan peers {list(shape)}")
+    )
     cells = {"name": "gated recurrence real forward+backward", "shape": f"peers {list(shape)}"}
-    return [Row.timed(times[name], peer=name, note=notes.get(name, ""), **cells) for name in functions] + [
-        Row(peer=name, note=note, **cells) for name, note in absent.items()
-    ]
+    return [
+        Row.timed(times[name], peer=name, note=notes.get(name, ""), **cells) for name in functions
+    ] + [Row(peer=name, note=note, **cells) for name, note in absent.items()]

@@ -23,7 +23,9 @@ from .training import training_step
 _STEP, _QUICK_STEP = (128, 4, 512, 8), (32, 2, 64, 2)  # width, depth, time steps, batch
 _REPEATS = 7  # steps of one process
 # Programs that print seconds; the first must not have imported anything of ours before.
-_IMPORT = "import time; began = time.perf_counter(); import hgrn; print(time.perf_counter() - began)"
+_IMPORT = (
+    "import time; began = time.perf_counter(); import hgrn; print(time.perf_counter() - began)"
+)
 _HERE = "from hgrn.bench import start; start."
 
 
@@ -48,10 +50,26 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     label = "D={}, {} layers, T={}, B={}".format(*step)
     named = {
         "import": ("import hgrn", "", ""),
-        "cold": ("kernels of training and decoding, compiled", "", "above the same calls with kernels at hand"),
-        "disk": ("kernels of training and decoding, read from disk", "", "above the same calls with kernels at hand"),
-        "kept": ("training step, freed memory kept", label, "as hgrn train, quickstart and bench run"),
-        "returned": ("training step, freed memory given back", label, "as a process runs by itself"),
+        "cold": (
+            "kernels of training and decoding, compiled",
+            "",
+            "above the same calls with kernels at hand",
+        ),
+        "disk": (
+            "kernels of training and decoding, read from disk",
+            "",
+            "above the same calls with kernels at hand",
+        ),
+        "kept": (
+            "training step, freed memory kept",
+            label,
+            "as hgrn train, quickstart and bench run",
+        ),
+        "returned": (
+            "training step, freed memory given back",
+            label,
+            "as a process runs by itself",
+        ),
     }
     return [
         Row.timed(Times.of(seconds), name=named[key][0], shape=named[key][1], note=named[key][2])
@@ -61,9 +79,13 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
 
 def _child(program: str, variables: dict[str, str]) -> float:
     """The seconds that a program prints in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | variables)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | variables
+    )
     if done.returncode:
-        raise UserError(f"a process that measures failed (status {done.returncode}, {program!r}): {done.stderr.strip()[-300:]}")
+        raise UserError(
+            f"a process that measures failed (status {done.returncode}, {program!r}): {done.stderr.strip()[-300:]}"
+        )
     return json.loads(done.stdout)
 
 

@@ -26,7 +26,9 @@ class MatrixProducts:
     """
 
     def __init__(self, model: nn.Module, tokens: int):
-        self._weights = [module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)]
+        self._weights = [
+            module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)
+        ]
         widths = {width for weight in self._weights for width in weight.shape}
         self._rows = {width: torch.randn(tokens, width) for width in widths}
         self._gradients = [torch.empty_like(weight) for weight in self._weights]
@@ -73,7 +75,9 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     return rows
 
 
-def _against_products(width: int, depth: int, steps: int, batch: int, repeats: int, tell: Tell) -> list[Row]:
+def _against_products(
+    width: int, depth: int, steps: int, batch: int, repeats: int, tell: Tell
+) -> list[Row]:
     check(ScanCase("hgru_scan", True, True), (batch, steps, width), torch.float32)
     model = hgrn_model(width, depth)
     products = MatrixProducts(model, batch * steps)
@@ -95,12 +99,19 @@ def _against_products(width: int, depth: int, steps: int, batch: int, repeats: i
             **cells,
         ),
         Row.timed(
-            times["products"], name="matrix products of the step", peer="torch", kind="kernel", note=rate, **cells
+            times["products"],
+            name="matrix products of the step",
+            peer="torch",
+            kind="kernel",
+            note=rate,
+            **cells,
         ),
     ]
 
 
-def _against_peers(size: str, steps: int, batch: int, repeats: int, cap_s: float, tell: Tell) -> list[Row]:
+def _against_peers(
+    size: str, steps: int, batch: int, repeats: int, cap_s: float, tell: Tell
+) -> list[Row]:
     check(ScanCase("hgru_scan", True, True), (batch, steps, SIZES[size]["HGRN"][0]), torch.float32)
     models = {name: build(name, size, steps) for name in SIZES[size]}
     functions = {name: training_step(model, batch, steps) for name, model in models.items()}

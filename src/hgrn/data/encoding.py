@@ -64,7 +64,9 @@ class ByteEncoder:
                     ending = b"\n" if block.endswith(b"\n") else b""
                     block = block.removesuffix(b"\n")
                 tokens = bytes_to_ids(block)
-                newlines = np.flatnonzero(tokens == ord("\n")) if self.by_line else np.empty(0, np.int64)
+                newlines = (
+                    np.flatnonzero(tokens == ord("\n")) if self.by_line else np.empty(0, np.int64)
+                )
                 tokens[newlines] = self.eos_id
                 yield Encoded(tokens, newlines + 1, len(block))
 
@@ -93,17 +95,28 @@ class TextEncoder:
         first = True
         for batch in _batches(_pieces(units, self.by_line)):
             texts = [text for text, _ in batch]
-            ids = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True,
-                                 return_attention_mask=False, verbose=False)["input_ids"]
+            ids = self.tokenizer(
+                texts,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_attention_mask=False,
+                verbose=False,
+            )["input_ids"]
             for (text, starts_document), tokens in zip(batch, ids):
                 if starts_document:
                     yield _border(self, first)
                     first = False
-                yield Encoded(np.array(tokens, dtype=np.int64), np.empty(0, np.int64), len(text.encode()))
+                yield Encoded(
+                    np.array(tokens, dtype=np.int64), np.empty(0, np.int64), len(text.encode())
+                )
 
     def first_token_bytes(self, token: int) -> int:
         """Exact, unless the token ends inside a character."""
-        return int(self.by_line) if token == self.eos_id else len(self.tokenizer.decode([token]).encode())
+        return (
+            int(self.by_line)
+            if token == self.eos_id
+            else len(self.tokenizer.decode([token]).encode())
+        )
 
 
 def make_encoder(tokenizer: str, by_line: bool) -> ByteEncoder | TextEncoder:
@@ -124,8 +137,10 @@ def _border(encoder: ByteEncoder | TextEncoder, first: bool) -> Encoded:
     if first:
         return Encoded(np.empty(0, np.uint16), np.zeros(1, np.int64), 0)
     if encoder.eos_id is None:
-        raise UserError("the text has several documents, and the tokenizer has no end-of-text token to put "
-                        "between them; give one with an eos_token (a folder with tokenizer_config.json)")
+        raise UserError(
+            "the text has several documents, and the tokenizer has no end-of-text token to put "
+            "between them; give one with an eos_token (a folder with tokenizer_config.json)"
+        )
     return Encoded(np.array([encoder.eos_id]), np.ones(1, np.int64), int(encoder.by_line))
 
 
@@ -174,5 +189,7 @@ def _characters(unit: Unit) -> Iterator[str]:
     except UnicodeDecodeError as error:
         position = end - len(error.object) + error.start
         byte = error.object[error.start]
-        raise UserError(f"{unit.where}: byte {position} (0x{byte:02x}) is not valid UTF-8, which this "
-                        "tokenizer needs; convert the file, or use `tokenizer: bytes`") from None
+        raise UserError(
+            f"{unit.where}: byte {position} (0x{byte:02x}) is not valid UTF-8, which this "
+            "tokenizer needs; convert the file, or use `tokenizer: bytes`"
+        ) from None

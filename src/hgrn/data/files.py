@@ -37,7 +37,9 @@ PICKLES = (".pkl", ".pickle")  # the oldest kind of them looks like text
 SUFFIXES_IN_FOLDERS = (".txt", ".md", ".jsonl")
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 OTHER_COMPRESSION = (".zst", ".lz4", ".zip", ".7z")
-LONGEST_LINE = 1 << 28  # bytes after decompression: a few bytes of a compressed file can stand for any number of them
+LONGEST_LINE = (
+    1 << 28
+)  # bytes after decompression: a few bytes of a compressed file can stand for any number of them
 EDGE = 1 << 20  # bytes at either end of a file that tell two versions of it apart
 
 
@@ -71,8 +73,9 @@ class TextFile:
                 yield block
                 left = None if left is None else left - len(block)
 
-    def records(self, text_field: str = "text",
-                number_field: str | None = None) -> Iterator[tuple[str, dict]]:
+    def records(
+        self, text_field: str = "text", number_field: str | None = None
+    ) -> Iterator[tuple[str, dict]]:
         """Each record with its place, as "file:line". Blank lines are none.
 
         A table has no numbers of its own: `number_field` is read as one. Of parquet only these two
@@ -145,8 +148,10 @@ class TextFile:
             while line := stream.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(line) > LONGEST_LINE:
-                    raise UserError(f"{self.name}:{number}: the line has more than {LONGEST_LINE:,} bytes, which no record needs; "
-                                    "cut the text into several, or give it as plain text")
+                    raise UserError(
+                        f"{self.name}:{number}: the line has more than {LONGEST_LINE:,} bytes, which no record needs; "
+                        "cut the text into several, or give it as plain text"
+                    )
                 if not line.isspace():
                     yield number, line
 
@@ -184,25 +189,34 @@ def _expand_path(entry: str, path: Path) -> tuple[list[TextFile], str | None]:
         found = sorted(child for child in inside if _belongs(child.relative_to(path)))
         if not found:
             kinds = ", ".join(SUFFIXES_IN_FOLDERS)
-            return [], (f"folder {entry} has no {kinds} files (plain or compressed); others are read if "
-                        "they are named one by one, or by a pattern such as 'FOLDER/*.parquet'")
+            return [], (
+                f"folder {entry} has no {kinds} files (plain or compressed); others are read if "
+                "they are named one by one, or by a pattern such as 'FOLDER/*.parquet'"
+            )
     elif glob.has_magic(entry):
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+        found = sorted(
+            Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()
+        )
         if not found:
             return [], f"no file matches {entry}"
     else:
         return [], _missing(entry, path)
     for each in found:
         if _suffix(each) in OTHER_COMPRESSION:
-            return [], (f"{each} is compressed in a way that is not read here; use "
-                        f"{', '.join(OPENERS)}, or decompress it")
+            return [], (
+                f"{each} is compressed in a way that is not read here; use "
+                f"{', '.join(OPENERS)}, or decompress it"
+            )
     return [TextFile(str(each), each) for each in found], None
 
 
 def _expand_corpus(entry: str) -> tuple[list[TextFile], str | None]:
     name = entry.removeprefix(CORPUS_PREFIX)
     if name not in CORPORA:
-        return [], f"unknown corpus {name!r}; there is {', '.join(CORPUS_PREFIX + each for each in CORPORA)}"
+        return (
+            [],
+            f"unknown corpus {name!r}; there is {', '.join(CORPUS_PREFIX + each for each in CORPORA)}",
+        )
     resource = importlib.resources.files("hgrn.data").joinpath("corpora", CORPORA[name])
     return [TextFile(entry, Path(str(resource)))], None
 

@@ -22,7 +22,10 @@ class LabelledBatch:
     def split(self, count: int) -> list[Self]:
         """So many batches of equally many consecutive examples; the length must be a multiple of count."""
         parts = {name: value.chunk(count) for name, value in self._present().items()}
-        return [replace(self, **{name: chunks[part] for name, chunks in parts.items()}) for part in range(count)]
+        return [
+            replace(self, **{name: chunks[part] for name, chunks in parts.items()})
+            for part in range(count)
+        ]
 
     def _present(self) -> dict[str, torch.Tensor]:
         """By name, everything that is not None."""

@@ -39,6 +39,8 @@ class Positioned:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a position. Raises ValueError for one that there is not, as after a change of the data or the batch size."""
         if not 0 <= state["index"] < self.steps_per_epoch or state["epoch"] < 0:
-            raise ValueError(f"position {state} is not in {self._what} of {self.steps_per_epoch} steps per epoch; "
-                             "was it saved with other data, or with batches of another size?")
+            raise ValueError(
+                f"position {state} is not in {self._what} of {self.steps_per_epoch} steps per epoch; "
+                "was it saved with other data, or with batches of another size?"
+            )
         self.epoch, self.index, self.seed = state["epoch"], state["index"], state["seed"]

@@ -44,23 +44,36 @@ class Batch:
     def split(self, parts: int) -> list[Batch]:
         """Micro-batches of equally many blocks, in order. Raises ValueError if parts does not divide them."""
         if parts < 1 or self.num_blocks % parts:
-            raise ValueError(f"parts must divide the {self.num_blocks} blocks of the batch; got {parts}")
+            raise ValueError(
+                f"parts must divide the {self.num_blocks} blocks of the batch; got {parts}"
+            )
         if self.cu_seqlens is None:
-            return [replace(self, input_ids=ids, labels=labels)
-                    for ids, labels in zip(self.input_ids.chunk(parts), self.labels.chunk(parts))]
+            return [
+                replace(self, input_ids=ids, labels=labels)
+                for ids, labels in zip(self.input_ids.chunk(parts), self.labels.chunk(parts))
+            ]
         width = self.input_ids.shape[1] // parts
         micro = []
         for start in range(0, self.input_ids.shape[1], width):
             inside = (self.cu_seqlens >= start) & (self.cu_seqlens <= start + width)
-            micro.append(replace(self, input_ids=self.input_ids[:, start:start + width],
-                                 labels=self.labels[:, start:start + width],
-                                 cu_seqlens=self.cu_seqlens[inside] - start))
+            micro.append(
+                replace(
+                    self,
+                    input_ids=self.input_ids[:, start : start + width],
+                    labels=self.labels[:, start : start + width],
+                    cu_seqlens=self.cu_seqlens[inside] - start,
+                )
+            )
         return micro
 
     def to(self, device: torch.device | str) -> Batch:
         cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
-        return replace(self, input_ids=self.input_ids.to(device), labels=self.labels.to(device),
-                       cu_seqlens=cu_seqlens)
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            labels=self.labels.to(device),
+            cu_seqlens=cu_seqlens,
+        )
 
 
 class BlockSampler(Positioned):
@@ -79,26 +92,45 @@ class BlockSampler(Positioned):
     Raises UserError if the text is too short for one step, ValueError for sizes that do not fit each other.
     """
 
-    def __init__(self, tokens: TokenFile, block_size: int, batch_size: int, mode: Mode, seed: int,
-                 rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        tokens: TokenFile,
+        block_size: int,
+        batch_size: int,
+        mode: Mode,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
         check_shares(batch_size, rank, world, block_size=block_size)
         if mode not in ("reset", "carry", "documents"):
             raise ValueError(f"mode must be 'reset', 'carry' or 'documents'; got {mode!r}")
-        self.tokens, self.block_size, self.batch_size, self.mode = tokens, block_size, batch_size, mode
-        self._rows = np.arange(batch_size)[rank * batch_size // world:(rank + 1) * batch_size // world]
+        self.tokens, self.block_size, self.batch_size, self.mode = (
+            tokens,
+            block_size,
+            batch_size,
+            mode,
+        )
+        self._rows = np.arange(batch_size)[
+            rank * batch_size // world : (rank + 1) * batch_size // world
+        ]
         # The last label needs one token more; carry leaves T tokens free, by which borders can move.
         margin = block_size if mode == "carry" else 1
         super().__init__("a text", max(len(tokens) - margin, 0) // (block_size * batch_size), seed)
         if self.steps_per_epoch == 0:
             needed = block_size * batch_size + margin
-            raise UserError(f"the text has {len(tokens)} tokens, and one step of {batch_size} sequences of "
-                            f"{block_size} needs {needed}; use more text, or a smaller batch or block size")
+            raise UserError(
+                f"the text has {len(tokens)} tokens, and one step of {batch_size} sequences of "
+                f"{block_size} needs {needed}; use more text, or a smaller batch or block size"
+            )
 
     def next(self) -> Batch:
         """The batch at the position, which moves on by one."""
         restart = self.mode != "carry" or self.index == 0
         starts = self._stream_starts() if self.mode == "carry" else self._block_starts()
-        tokens = np.stack([self.tokens.read(start, self.block_size + 1) for start in starts.tolist()])
+        tokens = np.stack(
+            [self.tokens.read(start, self.block_size + 1) for start in starts.tolist()]
+        )
         self.advance()
         if self.mode == "documents":
             return self._packed(tokens, starts)
@@ -120,14 +152,25 @@ class BlockSampler(Positioned):
         labels = tokens[:, 1:].copy()
         borders = []
         for row, start in enumerate(starts.tolist()):
-            documents = self.tokens.document_starts(start + 1, start + size + 1) - start  # in [1, T]
+            documents = (
+                self.tokens.document_starts(start + 1, start + size + 1) - start
+            )  # in [1, T]
             labels[row, documents - 1] = IGNORED
             borders += [row * size, *(row * size + documents[documents < size]).tolist()]
         borders.append(labels.size)
         cu_seqlens = torch.tensor(borders, dtype=torch.int32, device="cpu")
-        return self._batch(tokens[:, :-1].reshape(1, -1), labels.reshape(1, -1), cu_seqlens, restart=True)
+        return self._batch(
+            tokens[:, :-1].reshape(1, -1), labels.reshape(1, -1), cu_seqlens, restart=True
+        )
 
-    def _batch(self, input_ids: np.ndarray, labels: np.ndarray, cu_seqlens: torch.Tensor | None,
-               restart: bool) -> Batch:
-        input_ids, labels = (torch.from_numpy(np.ascontiguousarray(array)) for array in (input_ids, labels))
+    def _batch(
+        self,
+        input_ids: np.ndarray,
+        labels: np.ndarray,
+        cu_seqlens: torch.Tensor | None,
+        restart: bool,
+    ) -> Batch:
+        input_ids, labels = (
+            torch.from_numpy(np.ascontiguousarray(array)) for array in (input_ids, labels)
+        )
         return Batch(input_ids, labels, cu_seqlens, restart, self.block_size)

@@ -94,7 +94,11 @@ def problems(data: TextData, required: Sequence[str] = ("train",)) -> list[str]:
     for name in required:
         if name not in data.splits:
             near = difflib.get_close_matches(name, data.splits, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(data.splits) or 'none'}"
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"there is {', '.join(data.splits) or 'none'}"
+            )
             found.append(f"splits: {name} is missing; {hint}")
     if data.files is not None:
         found += [f"files: {problem}" for problem in _expand_all(data.files)[1]]
@@ -120,10 +124,14 @@ def split_problems(data: TextData, split: str) -> list[str]:
     entries = part.files if part.files is not None else data.files
     kinds = {file.has_records for file in _expand_all(entries or [])[0]}
     if part.select is not None and False in kinds:
-        found.append("select works on records (.jsonl, .json, .csv, .parquet files, a dataset), and "
-                     "some files are plain text")
+        found.append(
+            "select works on records (.jsonl, .json, .csv, .parquet files, a dataset), and "
+            "some files are plain text"
+        )
     if part.span is not None and len(kinds) == 2:
-        found.append("span cannot be taken over plain text and .jsonl together; split them by files instead")
+        found.append(
+            "span cannot be taken over plain text and .jsonl together; split them by files instead"
+        )
     return [f"splits.{split}: {problem}" for problem in found]
 
 
@@ -144,7 +152,9 @@ class SplitText:
 
     def __init__(self, data: TextData, split: str):
         if split not in data.splits:
-            raise UserError(f"data has no split {split!r}; there is {', '.join(data.splits) or 'none'}")
+            raise UserError(
+                f"data has no split {split!r}; there is {', '.join(data.splits) or 'none'}"
+            )
         self.data, self.split, self.part = data, split, data.splits[split]
         self.files: list[TextFile] = []
         self.dataset: Dataset | None = None
@@ -164,7 +174,9 @@ class SplitText:
     def name(self) -> str:
         """What messages call the text."""
         names = [file.name for file in self.files] if self.dataset is None else [self.data.dataset]
-        return f"split {self.split!r} of {', '.join(names[:3])}" + (", ..." if len(names) > 3 else "")
+        return f"split {self.split!r} of {', '.join(names[:3])}" + (
+            ", ..." if len(names) > 3 else ""
+        )
 
     @property
     def total_bytes(self) -> int | None:
@@ -180,7 +192,12 @@ class SplitText:
         if self.dataset is not None:
             names = [entry["filename"] for entry in self.dataset.cache_files]
             arrow = [TextFile(name, Path(name)) for name in names]
-            source = [self.data.dataset, self.data.config, self.part.name or self.split, len(self.dataset)]
+            source = [
+                self.data.dataset,
+                self.data.config,
+                self.part.name or self.split,
+                len(self.dataset),
+            ]
         else:
             arrow, source = [], []
         signatures = [file.signature() for file in self.files + arrow]
@@ -250,8 +267,10 @@ def _source_problems(data: TextData) -> list[str]:
     if data.files is None and data.dataset is None:
         without = [name for name, part in data.splits.items() if part.files is None]
         if without or not data.splits:
-            found.append("give files, dataset, or files in every split"
-                         + (f" ({', '.join(without)} has none)" if without else ""))
+            found.append(
+                "give files, dataset, or files in every split"
+                + (f" ({', '.join(without)} has none)" if without else "")
+            )
     if data.files == []:
         found.append("files is empty; name at least one")
     if data.config is not None and data.dataset is None:
@@ -266,8 +285,14 @@ def _source_problems(data: TextData) -> list[str]:
 def _select_problems(select: Select) -> list[str]:
     if select.minimum is None and select.below is None:
         return ["select needs minimum, below or both"]
-    if select.minimum is not None and select.below is not None and not select.minimum < select.below:
-        return [f"select keeps nothing: minimum {select.minimum} is not less than below {select.below}"]
+    if (
+        select.minimum is not None
+        and select.below is not None
+        and not select.minimum < select.below
+    ):
+        return [
+            f"select keeps nothing: minimum {select.minimum} is not less than below {select.below}"
+        ]
     return []
 
 
@@ -280,27 +305,36 @@ def _expand_all(entries: list[str]) -> tuple[list[TextFile], list[str]]:
 def _load_dataset(data: TextData, name: str) -> Dataset:
     loaded = load_split(data.dataset, data.config, name)
     if data.text_field not in loaded.column_names:
-        raise UserError(f"dataset {data.dataset!r} has no column {data.text_field!r}; set text_field to one "
-                        f"of {', '.join(loaded.column_names)}")
+        raise UserError(
+            f"dataset {data.dataset!r} has no column {data.text_field!r}; set text_field to one "
+            f"of {', '.join(loaded.column_names)}"
+        )
     return loaded
 
 
 def _text_of(record: dict[str, Any], field: str, where: str) -> bytes:
     if field not in record:
-        raise UserError(f"{where}: the record has no field {field!r}; it has {', '.join(record) or 'none'}. "
-                        "Set text_field, or call a file .txt to read it as it is")
+        raise UserError(
+            f"{where}: the record has no field {field!r}; it has {', '.join(record) or 'none'}. "
+            "Set text_field, or call a file .txt to read it as it is"
+        )
     if not isinstance(record[field], str):
-        raise UserError(f"{where}: field {field!r} must be a string; got {type(record[field]).__name__}")
+        raise UserError(
+            f"{where}: field {field!r} must be a string; got {type(record[field]).__name__}"
+        )
     try:
         return record[field].encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: field {field!r} holds half of a surrogate pair at character "
-                        f"{error.start}, which is no text") from None
+        raise UserError(
+            f"{where}: field {field!r} holds half of a surrogate pair at character "
+            f"{error.start}, which is no text"
+        ) from None
 
 
 def _selected(record: dict[str, Any], select: Select, where: str) -> bool:
     value = record.get(select.field)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
         raise UserError(f"{where}: select needs a number in field {select.field!r}; got {value!r}")
-    return ((select.minimum is None or value >= select.minimum)
-            and (select.below is None or value < select.below))
+    return (select.minimum is None or value >= select.minimum) and (
+        select.below is None or value < select.below
+    )

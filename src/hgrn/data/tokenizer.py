@@ -33,7 +33,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     symbols = _byte_level_symbols()
-    backend = Tokenizer(models.BPE(vocab={symbol: byte for byte, symbol in enumerate(symbols)}, merges=[]))
+    backend = Tokenizer(
+        models.BPE(vocab={symbol: byte for byte, symbol in enumerate(symbols)}, merges=[])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     return _with_special_tokens(backend)
@@ -49,7 +51,9 @@ def ids_to_bytes(ids: Iterable[int]) -> bytes:
     ids = np.fromiter(ids, dtype=np.int64)
     outside = ids[(ids < 0) | (ids >= BYTE_VOCAB_SIZE)]
     if outside.size:
-        raise ValueError(f"ids must be in [0, {BYTE_VOCAB_SIZE}) for the byte tokenizer; got {outside[0]}")
+        raise ValueError(
+            f"ids must be in [0, {BYTE_VOCAB_SIZE}) for the byte tokenizer; got {outside[0]}"
+        )
     return ids[ids < BYTE_BOS].astype(np.uint8).tobytes()
 
 
@@ -60,7 +64,7 @@ def is_byte_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """"bytes", a Hugging Face name, a folder that `save_pretrained` wrote, or a `tokenizer.json` file."""
+    """ "bytes", a Hugging Face name, a folder that `save_pretrained` wrote, or a `tokenizer.json` file."""
     if name == BYTES:
         return byte_tokenizer()
     if missing := missing_local_tokenizer(name):
@@ -73,13 +77,19 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
         else:
             # Without the word, transformers asks on a terminal whether to run code that the folder brings along.
-            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name, trust_remote_code=False)
-        tokenizer.decode(tokenizer("a")["input_ids"])  # transformers takes settings of any type, and fails over them in use
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(path) if path.is_dir() else name, trust_remote_code=False
+            )
+        tokenizer.decode(
+            tokenizer("a")["input_ids"]
+        )  # transformers takes settings of any type, and fails over them in use
         return tokenizer
-    except Exception as error:  # the Rust backend raises plain Exception for a file that it cannot parse
+    except (
+        Exception
+    ) as error:  # the Rust backend raises plain Exception for a file that it cannot parse
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"tokenizer {name!r} cannot be loaded: {reason}. Give \"bytes\", the name of a tokenizer on the "
+            f'tokenizer {name!r} cannot be loaded: {reason}. Give "bytes", the name of a tokenizer on the '
             "Hugging Face hub (with a network connection, or downloaded before), a folder with a "
             "tokenizer.json, or make one with `hgrn tokenizer train`"
         ) from error
@@ -88,7 +98,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def missing_local_tokenizer(name: str) -> str | None:
     """What is wrong with a tokenizer named as a path, without loading anything; None if nothing is."""
     if not name.strip():
-        return "tokenizer is empty; give \"bytes\", a name or a path"
+        return 'tokenizer is empty; give "bytes", a name or a path'
     is_path = name.startswith(("/", "./", "../", "~")) or name.endswith(".json")
     try:
         exists = expanded(name).exists()
@@ -109,20 +119,32 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
 
     smallest = len(SPECIAL_TOKENS) + 256
     if vocab_size < smallest:
-        raise UserError(f"vocab_size must be at least {smallest}, for 256 bytes and {len(SPECIAL_TOKENS)} "
-                        f"special tokens; got {vocab_size}")
-    if vocab_size > LARGEST_VOCABULARY:  # the trainer takes memory for all of it before it reads anything
+        raise UserError(
+            f"vocab_size must be at least {smallest}, for 256 bytes and {len(SPECIAL_TOKENS)} "
+            f"special tokens; got {vocab_size}"
+        )
+    if (
+        vocab_size > LARGEST_VOCABULARY
+    ):  # the trainer takes memory for all of it before it reads anything
         raise UserError(f"vocab_size must be at most {LARGEST_VOCABULARY}; got {vocab_size}")
     out = Path(out)
     with reading(out, "give another name"):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and is not an empty folder; choose another folder for the tokenizer")
+            raise UserError(
+                f"{out} exists and is not an empty folder; choose another folder for the tokenizer"
+            )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    backend.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL_TOKENS),
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     tokenizer = _with_special_tokens(backend)
     with whole_folder(out) as draft:
         tokenizer.save_pretrained(draft)
@@ -138,7 +160,9 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # from the last complete character on, with the ids before it as context
+        self._ids: list[
+            int
+        ] = []  # from the last complete character on, with the ids before it as context
         self._shown = ""  # what of their text has been returned
 
     def push(self, ids: Iterable[int]) -> str:
@@ -147,7 +171,7 @@ class StreamDecoder:
         self._ids += ids
         text = self._decode(self._ids)
         complete = text.rstrip(INCOMPLETE)
-        fresh = complete[len(self._shown):]
+        fresh = complete[len(self._shown) :]
         if complete == text and fresh:
             # Some decoders treat the first token of a text specially, so the newest ids stay as context.
             self._ids = ids
@@ -158,20 +182,28 @@ class StreamDecoder:
 
     def finish(self) -> str:
         """What was held back; bytes that never became a character are U+FFFD."""
-        rest = self._decode(self._ids)[len(self._shown):]
+        rest = self._decode(self._ids)[len(self._shown) :]
         self._ids, self._shown = [], ""
         return rest
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
 
 def _with_special_tokens(backend) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     bos, eos, pad = SPECIAL_TOKENS
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad,
-                                   split_special_tokens=True, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _byte_level_symbols() -> list[str]:

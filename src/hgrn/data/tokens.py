@@ -121,9 +121,11 @@ class TokenFile:
             raise ValueError(f"tokens {start} to {start + length} are not in a file of {len(self)}")
         tokens = self._tokens.read(start, length)
         if length and tokens.max() >= self.vocab_size:
-            raise UserError(f"{self.folder / TOKENS} was changed while it was in use: it holds token "
-                            f"{tokens.max()}, and the vocabulary has {self.vocab_size}; start again, and "
-                            "it is written anew")
+            raise UserError(
+                f"{self.folder / TOKENS} was changed while it was in use: it holds token "
+                f"{tokens.max()}, and the vocabulary has {self.vocab_size}; start again, and "
+                "it is written anew"
+            )
         return tokens.astype(np.int64)
 
     def document_starts(self, start: int, stop: int) -> np.ndarray:
@@ -164,8 +166,10 @@ def prepare(data: TextData, split: str, progress: Progress | None = None) -> Tok
         with locked(folder.with_suffix(".lock")):
             return _open_or_write(folder, text, encoder, progress)
     except OSError as error:
-        raise UserError(f"the token cache {folder.parent} cannot be written: {error}; make room there, or "
-                        "set data.cache to another folder") from error
+        raise UserError(
+            f"the token cache {folder.parent} cannot be written: {error}; make room there, or "
+            "set data.cache to another folder"
+        ) from error
 
 
 def default_cache_folder() -> Path:
@@ -190,8 +194,9 @@ def _open(folder: Path) -> TokenFile:
     return tokens
 
 
-def _open_or_write(folder: Path, text: SplitText, encoder: ByteEncoder | TextEncoder,
-                   progress: Progress | None) -> TokenFile:
+def _open_or_write(
+    folder: Path, text: SplitText, encoder: ByteEncoder | TextEncoder, progress: Progress | None
+) -> TokenFile:
     try:
         return _open(folder)  # another process was first
     except FileNotFoundError as error:
@@ -212,8 +217,9 @@ def _open_or_write(folder: Path, text: SplitText, encoder: ByteEncoder | TextEnc
     return _open(folder)
 
 
-def _write(folder: Path, text: SplitText, encoder: ByteEncoder | TextEncoder,
-           progress: Progress | None) -> None:
+def _write(
+    folder: Path, text: SplitText, encoder: ByteEncoder | TextEncoder, progress: Progress | None
+) -> None:
     text.check_content()
     dtype, total_bytes = _dtype(encoder.vocab_size), text.total_bytes
     num_tokens = num_documents = num_bytes = 0
@@ -243,9 +249,15 @@ def _write(folder: Path, text: SplitText, encoder: ByteEncoder | TextEncoder,
             file.flush()
             os.fsync(file.fileno())
     content = [encoder.vocab_size, tokens_hash.hexdigest(), starts_hash.hexdigest()]
-    meta = Meta(num_tokens=num_tokens, num_documents=num_documents, num_bytes=num_bytes,
-                first_token_bytes=encoder.first_token_bytes(first_token), vocab_size=encoder.vocab_size,
-                eos_id=encoder.eos_id, fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest())
+    meta = Meta(
+        num_tokens=num_tokens,
+        num_documents=num_documents,
+        num_bytes=num_bytes,
+        first_token_bytes=encoder.first_token_bytes(first_token),
+        vocab_size=encoder.vocab_size,
+        eos_id=encoder.eos_id,
+        fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+    )
     checksum = _checksum(meta, tokens_check.hexdigest(), starts_check.hexdigest())
     meta = replace(meta, checksum=checksum)
     with open(folder / META, "x", encoding="utf-8") as file:
@@ -261,8 +273,10 @@ def _read_meta(folder: Path) -> Meta:
             content = json.load(file)
             content.pop("dtype")
             meta = Meta(**content)
-            sizes = {TOKENS: meta.num_tokens * meta.dtype.itemsize,
-                     DOCUMENTS: meta.num_documents * STARTS_DTYPE.itemsize}
+            sizes = {
+                TOKENS: meta.num_tokens * meta.dtype.itemsize,
+                DOCUMENTS: meta.num_documents * STARTS_DTYPE.itemsize,
+            }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedEntry(f"{folder / META}: {error}") from None
     for name, size in sizes.items():
@@ -294,8 +308,10 @@ class _NumberFile:
     def read(self, start: int, length: int) -> np.ndarray:
         data = self._bytes(start * self.dtype.itemsize, length * self.dtype.itemsize)
         if len(data) != length * self.dtype.itemsize:
-            raise UserError(f"{self.path} became shorter while it was in use; start again, and it is "
-                            "written anew")
+            raise UserError(
+                f"{self.path} became shorter while it was in use; start again, and it is "
+                "written anew"
+            )
         return np.frombuffer(data, dtype=self.dtype)
 
     def digest(self) -> str:

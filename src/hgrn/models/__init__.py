@@ -11,8 +11,17 @@ from .registration import register
 from .session import Session
 
 __all__ = [
-    "HGRNCache", "HGRNConfig", "HGRNForCausalLM", "HGRNForImageClassification", "HGRNForSequenceClassification",
-    "HGRNForSequencePairClassification", "HGRNImageProcessor", "HGRNModel", "HGRNPreTrainedModel", "Session", "register",
-]  # fmt: skip
+    "HGRNCache",
+    "HGRNConfig",
+    "HGRNForCausalLM",
+    "HGRNForImageClassification",
+    "HGRNForSequenceClassification",
+    "HGRNForSequencePairClassification",
+    "HGRNImageProcessor",
+    "HGRNModel",
+    "HGRNPreTrainedModel",
+    "Session",
+    "register",
+]
 
 register()

@@ -41,7 +41,11 @@ _PER_BYTE = 4  # at most so many numbers of a model are in one byte of its files
 # Of a published checkpoint, what a model without that head leaves out.
 _OF_HEADS = (
     "lm_head.weight",
-    *(f"{head}.{kind}" for head in ("score", "classifier.0", "classifier.2") for kind in ("weight", "bias")),
+    *(
+        f"{head}.{kind}"
+        for head in ("score", "classifier.0", "classifier.2")
+        for kind in ("weight", "bias")
+    ),
 )
 
 
@@ -72,27 +76,42 @@ class HGRNPreTrainedModel(PreTrainedModel):
                 class does not have.
         """
         path = pretrained_model_name_or_path
-        published = None if path is None or kwargs.get("state_dict") is not None else Published.find(path, kwargs)
+        published = (
+            None
+            if path is None or kwargs.get("state_dict") is not None
+            else Published.find(path, kwargs)
+        )
         if published is None:
             if path is not None and os.path.isdir(path):
                 _check_files_suffice(path, config)
             with_report = kwargs.pop("output_loading_info", False)
-            model, report = super().from_pretrained(path, *model_args, config=config, output_loading_info=True, **kwargs)
+            model, report = super().from_pretrained(
+                path, *model_args, config=config, output_loading_info=True, **kwargs
+            )
             model._check_loaded(path, report)
             return (model, report) if with_report else model
         options = published.options(kwargs)
         tensors = published.tensors()
         if config is None:
             dtypes = {key: options.pop(key) for key in ("dtype", "torch_dtype") if key in options}
-            config, options = cls.config_class.from_dict(published.fields(tensors), return_unused_kwargs=True, **options)
+            config, options = cls.config_class.from_dict(
+                published.fields(tensors), return_unused_kwargs=True, **options
+            )
             options |= dtypes
         if config.fewest_numbers > _PER_BYTE * sum(tensor.nbytes for tensor in tensors.values()):
-            raise ConversionError(f"{path}: its tensors are only a small part of the model that its configuration describes")
+            raise ConversionError(
+                f"{path}: its tensors are only a small part of the model that its configuration describes"
+            )
         with torch.device("meta"):
             expected = cls(config, *model_args)
         prefix = f"{cls.base_model_prefix}." if expected.base_model is expected else ""
         parameters = {prefix + name: tensor for name, tensor in named_tensors(expected).items()}
-        for source in (s for name in _OF_HEADS if name not in parameters for s in source_names(name, published.layout)):
+        for source in (
+            s
+            for name in _OF_HEADS
+            if name not in parameters
+            for s in source_names(name, published.layout)
+        ):
             tensors.pop(source, None)
         # A head that the layout does not have is initialised by transformers, which says so.
         known = {
@@ -101,7 +120,9 @@ class HGRNPreTrainedModel(PreTrainedModel):
             if name.startswith(f"{cls.base_model_prefix}.") or source_names(name, published.layout)
         }
         state_dict = fitted(known, tensors, published.layout)
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **options)
+        loaded = super().from_pretrained(
+            None, *model_args, config=config, state_dict=state_dict, **options
+        )
         (loaded[0] if isinstance(loaded, tuple) else loaded).config.name_or_path = published.path
         return loaded
 
@@ -125,7 +146,9 @@ class HGRNPreTrainedModel(PreTrainedModel):
             elif module.bias is not None:
                 init.uniform_(module.bias, -limit, limit)
         elif isinstance(module, nn.Embedding):
-            std = {"normal": 0.02, "lra": 1.0}.get(self.config.initialization, module.embedding_dim**-0.5)
+            std = {"normal": 0.02, "lra": 1.0}.get(
+                self.config.initialization, module.embedding_dim**-0.5
+            )
             table = torch.empty_like(module.weight).normal_(std=std)
             if module.padding_idx is not None:
                 table[module.padding_idx] = 0
@@ -172,7 +195,11 @@ class HGRNPreTrainedModel(PreTrainedModel):
 
     def _check_loaded(self, path: str | Path | None, report: Mapping) -> None:
         names = {name for name, part in self.named_modules() if isinstance(part, nn.Linear)}
-        rounded = sorted(key for key in report["unexpected_keys"] if key.endswith(".scale") and key.removesuffix(".scale") in names)
+        rounded = sorted(
+            key
+            for key in report["unexpected_keys"]
+            if key.endswith(".scale") and key.removesuffix(".scale") in names
+        )
         if rounded:
             raise UserError(
                 f"{path} holds 8-bit weights ({rounded[0]} and {len(rounded) - 1} more scales), which are no weights of a saved model; "
@@ -180,7 +207,9 @@ class HGRNPreTrainedModel(PreTrainedModel):
             )
         self.check_custom_modules(getattr(self.config, "custom_modules", {}), path)
 
-    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs
+    ) -> None:
         """As transformers does, and a model card (README.md) beside it; one that was edited stays as it is.
 
         Raises:
@@ -191,7 +220,9 @@ class HGRNPreTrainedModel(PreTrainedModel):
                 f"{rounded[0]} has 8-bit weights, which are not saved; save the model before quantize_int8, and quantize it again "
                 "after loading (--int8 of the commands does so)"
             )
-        is_adapted = getattr(self, "_hf_peft_config_loaded", False)  # then only the adapter is saved
+        is_adapted = getattr(
+            self, "_hf_peft_config_loaded", False
+        )  # then only the adapter is saved
         if custom := {} if is_adapted else self.custom_modules():
             self.config.custom_modules = custom
         elif hasattr(self.config, "custom_modules"):
@@ -211,11 +242,17 @@ class HGRNModel(HGRNPreTrainedModel):
     def __init__(self, config: HGRNConfig):
         super().__init__(config)
         if config.patch_size is None:
-            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+            self.embed_tokens = nn.Embedding(
+                config.vocab_size, config.hidden_size, config.pad_token_id
+            )
         else:
-            self.embed_patches = PatchEmbedding(config.num_channels, config.patch_size, config.hidden_size)
+            self.embed_patches = PatchEmbedding(
+                config.num_channels, config.patch_size, config.hidden_size
+            )
             self.main_input_name = "pixel_values"
-        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
+        self.dropout = nn.Dropout(
+            config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        )
         self.stack = HGRN(
             config.hidden_size,
             config.num_hidden_layers,
@@ -288,18 +325,30 @@ class HGRNModel(HGRNPreTrainedModel):
         if output_attentions:
             raise ValueError("output_attentions=True: HGRN has no attention weights to return")
         if self.config.patch_size is not None:
-            others = (input_ids, attention_mask, inputs_embeds, cu_seqlens, position_ids, seq_idx, *flash_attention.values())
+            others = (
+                input_ids,
+                attention_mask,
+                inputs_embeds,
+                cu_seqlens,
+                position_ids,
+                seq_idx,
+                *flash_attention.values(),
+            )
             if pixel_values is None or any(other is not None for other in others):
                 raise ValueError(
                     f"the configuration is one of images (patch_size={self.config.patch_size}), so give pixel_values, and neither "
                     "input_ids, attention_mask, inputs_embeds nor cu_seqlens"
                 )
         elif pixel_values is not None:
-            raise ValueError("pixel_values need a configuration with patch_size, got patch_size=None; give input_ids")
+            raise ValueError(
+                "pixel_values need a configuration with patch_size, got patch_size=None; give input_ids"
+            )
         elif (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if past_key_values is not None and not isinstance(past_key_values, HGRNCache):
-            raise TypeError(f"past_key_values must be an HGRNCache, got {type(past_key_values).__name__}")
+            raise TypeError(
+                f"past_key_values must be an HGRNCache, got {type(past_key_values).__name__}"
+            )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         kinds = {
@@ -363,7 +412,11 @@ class HGRNModel(HGRNPreTrainedModel):
         if attention_mask is None:
             return None
         batch, length = x.shape[:2]
-        if attention_mask.ndim != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
+        if (
+            attention_mask.ndim != 2
+            or attention_mask.shape[0] != batch
+            or attention_mask.shape[1] < length
+        ):
             raise ValueError(
                 f"attention_mask must have shape [{batch}, {length}] (or more columns in front, for the "
                 f"past), got {tuple(attention_mask.shape)}"
@@ -388,7 +441,11 @@ def _check_files_suffice(folder: str | os.PathLike, config: HGRNConfig | None) -
 
     transformers makes what is missing there, and says only then that it does not fit: a wrong digit costs all of the memory.
     """
-    sizes = [file.stat().st_size for file in os.scandir(folder) if file.name.endswith((".safetensors", ".bin"))]
+    sizes = [
+        file.stat().st_size
+        for file in os.scandir(folder)
+        if file.name.endswith((".safetensors", ".bin"))
+    ]
     if sizes and config is None:
         config = HGRNConfig.from_pretrained(folder)
     if sizes and isinstance(config, HGRNConfig) and config.fewest_numbers > _PER_BYTE * sum(sizes):

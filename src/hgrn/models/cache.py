@@ -54,7 +54,9 @@ class HGRNCache(Cache):
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1  # no limit, as transformers has it
 
-    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+    def has_previous_state(
+        self, layer_idx: int | None = None, state_idx: int | None = None
+    ) -> bool:
         return self.state is not None
 
     def detach(self) -> Self:

@@ -27,9 +27,21 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))"""
 _KINDS = {
     "HGRNModel": ("without a head: token ids to hidden states", "feature-extraction", _LOAD),
     "HGRNForCausalLM": ("for language modelling", "text-generation", _GENERATE),
-    "HGRNForImageClassification": ("for the classification of images", "image-classification", _LOAD),
-    "HGRNForSequenceClassification": ("for the classification of sequences", "text-classification", _LOAD),
-    "HGRNForSequencePairClassification": ("for the classification of pairs of sequences", None, _LOAD),
+    "HGRNForImageClassification": (
+        "for the classification of images",
+        "image-classification",
+        _LOAD,
+    ),
+    "HGRNForSequenceClassification": (
+        "for the classification of sequences",
+        "text-classification",
+        _LOAD,
+    ),
+    "HGRNForSequencePairClassification": (
+        "for the classification of pairs of sequences",
+        None,
+        _LOAD,
+    ),
 }
 _OTHER_KIND = ("with a head of its own", None, _LOAD)
 
@@ -90,7 +102,9 @@ def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
         example=example.format(name=name),
         facts="\n".join(f"- {key}: {value}" for key, value in facts.items())
         or "Not recorded: nothing is known here of a recipe, data or results.",
-        configuration="\n".join(f"| {key} | {_cell(value)} |" for key, value in _own_fields(model).items()),
+        configuration="\n".join(
+            f"| {key} | {_cell(value)} |" for key, value in _own_fields(model).items()
+        ),
     )
 
 
@@ -105,8 +119,14 @@ def _state(config: PreTrainedConfig) -> str:
 def _own_fields(model: PreTrainedModel) -> dict[str, object]:
     """What HGRN's configuration has beyond that of any model; with the labels, where there are some."""
     common = {field.name for field in fields(PreTrainedConfig)}
-    own = {field.name: getattr(model.config, field.name) for field in fields(model.config) if field.name not in common}
-    return own | ({"id2label": model.config.id2label} if "Classification" in type(model).__name__ else {})
+    own = {
+        field.name: getattr(model.config, field.name)
+        for field in fields(model.config)
+        if field.name not in common
+    }
+    return own | (
+        {"id2label": model.config.id2label} if "Classification" in type(model).__name__ else {}
+    )
 
 
 def _cell(value: object) -> str:

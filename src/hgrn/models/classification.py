@@ -19,7 +19,9 @@ from .configuration import HGRNConfig
 from .documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
 
 
-def pool(x: Tensor, pooling: str, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+def pool(
+    x: Tensor, pooling: str, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+) -> Tensor:
     """One vector a sequence: the mean of its positions, or the last; zeros for a sequence without any.
 
     Args:
@@ -31,10 +33,16 @@ def pool(x: Tensor, pooling: str, mask: Tensor | None = None, cu_seqlens: Tensor
     Returns:
         `[B, D]`, or `[N, D]` if packed.
     """
-    filled = x if mask is None else x.masked_fill(~mask[..., None], 0)  # what stands at padding may be anything
+    filled = (
+        x if mask is None else x.masked_fill(~mask[..., None], 0)
+    )  # what stands at padding may be anything
     if mask is None:
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    packed = None if cu_seqlens is None else (sequence_ids(cu_seqlens, x.shape[1]), cu_seqlens.shape[0] - 1)
+    packed = (
+        None
+        if cu_seqlens is None
+        else (sequence_ids(cu_seqlens, x.shape[1]), cu_seqlens.shape[0] - 1)
+    )
     if pooling == "mean":
         total = _total(filled, packed, at_least_float32(x.dtype))
         return (total / _total(mask, packed, torch.long).clamp(min=1)[:, None]).to(x.dtype)
@@ -68,7 +76,11 @@ class Classifier(HGRNPreTrainedModel):
 
     def __init__(self, config: HGRNConfig):
         if self.reads_images != (config.patch_size is not None):
-            what, wanted = ("images", "a positive integer; 1 is pixel by pixel") if self.reads_images else ("tokens", "None")
+            what, wanted = (
+                ("images", "a positive integer; 1 is pixel by pixel")
+                if self.reads_images
+                else ("tokens", "None")
+            )
             raise ValueError(
                 f"{type(self).__name__} reads {what}, so patch_size in its configuration must be {wanted}, got {config.patch_size!r}"
             )
@@ -78,11 +90,22 @@ class Classifier(HGRNPreTrainedModel):
         self.loss_type = "ForSequenceClassification"  # transformers finds it by the name of the class, but not for pairs
 
     def _encode(
-        self, ids, attention_mask, embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions, pixel_values=None, **packing
+        self,
+        ids,
+        attention_mask,
+        embeds,
+        cu_seqlens,
+        use_cache,
+        output_hidden_states,
+        output_attentions,
+        pixel_values=None,
+        **packing,
     ):
         """The pooled sequences `[B, D]` (`[N, D]` if packed), and the hidden states if asked for."""
         if use_cache:
-            raise ValueError("use_cache=True: classification reads whole sequences and returns no cache; leave it out")
+            raise ValueError(
+                "use_cache=True: classification reads whole sequences and returns no cache; leave it out"
+            )
         outputs = self.model(
             input_ids=ids,
             attention_mask=attention_mask,
@@ -103,7 +126,9 @@ class Classifier(HGRNPreTrainedModel):
         pooled = pool(x, self.config.pooling, mask, cu_seqlens)
         return self.pooled_norm(pooled), outputs.hidden_states
 
-    def _loss(self, logits: Tensor, labels: Tensor | None, num_items_in_batch: int | Tensor | None) -> Tensor | None:
+    def _loss(
+        self, logits: Tensor, labels: Tensor | None, num_items_in_batch: int | Tensor | None
+    ) -> Tensor | None:
         """transformers' own for `config.problem_type`, or for what the labels say if that is None; made in float32 at least."""
         if labels is None:
             return None
@@ -151,10 +176,17 @@ class HGRNForSequenceClassification(Classifier):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """As all models; but what was saved as a model of pairs becomes one, since Auto classes know one class for both."""
         saved_as = getattr(config, "architectures", None) or ()
-        if cls is HGRNForSequenceClassification and HGRNForSequencePairClassification.__name__ in saved_as:
+        if (
+            cls is HGRNForSequenceClassification
+            and HGRNForSequencePairClassification.__name__ in saved_as
+        ):
             cls = HGRNForSequencePairClassification
-            return cls.from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            return cls.from_pretrained(
+                pretrained_model_name_or_path, *model_args, config=config, **kwargs
+            )
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, **kwargs
+        )
 
     @can_return_tuple
     def forward(
@@ -190,12 +222,22 @@ class HGRNForSequenceClassification(Classifier):
         """
         refuse_unknown(flash_attention, FLASH_ATTENTION, self)
         pooled, hidden_states = self._encode(
-            input_ids, attention_mask, inputs_embeds, cu_seqlens, use_cache, output_hidden_states, output_attentions,
-            position_ids=position_ids, seq_idx=seq_idx, **flash_attention,
-        )  # fmt: skip
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            cu_seqlens,
+            use_cache,
+            output_hidden_states,
+            output_attentions,
+            position_ids=position_ids,
+            seq_idx=seq_idx,
+            **flash_attention,
+        )
         logits = self.score(pooled)
         return SequenceClassifierOutput(
-            loss=self._loss(logits, labels, num_items_in_batch), logits=logits, hidden_states=hidden_states
+            loss=self._loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            hidden_states=hidden_states,
         )
 
 
@@ -219,7 +261,9 @@ class HGRNForSequencePairClassification(Classifier):
     def __init__(self, config: HGRNConfig):
         super().__init__(config)
         dim = config.hidden_size
-        self.classifier = nn.Sequential(Linear(4 * dim, dim), nn.GELU(), Linear(dim, config.num_labels))
+        self.classifier = nn.Sequential(
+            Linear(4 * dim, dim), nn.GELU(), Linear(dim, config.num_labels)
+        )
         self.post_init()
 
     @can_return_tuple
@@ -250,14 +294,18 @@ class HGRNForSequencePairClassification(Classifier):
             ValueError: the arguments do not go together; the message names them.
         """
         if (input_ids_b is None) == (inputs_embeds_b is None):
-            raise ValueError("give exactly one of input_ids_b and inputs_embeds_b: the second sequence of each pair")
+            raise ValueError(
+                "give exactly one of input_ids_b and inputs_embeds_b: the second sequence of each pair"
+            )
         rest = use_cache, output_hidden_states, output_attentions
         first = (input_ids, attention_mask, inputs_embeds, cu_seqlens)
         second = (input_ids_b, attention_mask_b, inputs_embeds_b, cu_seqlens_b)
         if self.config.norm_type == "batch":
             pooled, both = self._encode(*_stacked(first, second), *rest)
             a, b = pooled.chunk(2)
-            hidden_states, hidden_states_b = zip(*(x.chunk(2) for x in both)) if both else (None, None)
+            hidden_states, hidden_states_b = (
+                zip(*(x.chunk(2) for x in both)) if both else (None, None)
+            )
         else:
             a, hidden_states = self._encode(*first, *rest)
             try:
@@ -265,7 +313,9 @@ class HGRNForSequencePairClassification(Classifier):
             except ValueError as error:
                 raise ValueError(f"second sequences (arguments ending in _b): {error}") from error
         if len(a) != len(b):
-            raise ValueError(f"there must be as many second sequences as first, {len(a)}; got {len(b)}")
+            raise ValueError(
+                f"there must be as many second sequences as first, {len(a)}; got {len(b)}"
+            )
         logits = self.classifier(torch.cat([a, b, a - b, a * b], dim=-1))
         return SequencePairClassifierOutput(
             loss=self._loss(logits, labels, num_items_in_batch),
@@ -279,8 +329,16 @@ def _stacked(first: tuple, second: tuple) -> tuple:
     """ids, attention_mask, embeds and cu_seqlens of both sequences of each pair, those of the second below those of the first."""
     (ids, mask, embeds, packed), (ids_b, mask_b, embeds_b, packed_b) = first, second
     x, x_b = (ids, ids_b) if embeds is None else (embeds, embeds_b)
-    if packed is not None or packed_b is not None or x is None or x_b is None or x.shape != x_b.shape:
-        shapes = ["None" if t is None else str(tuple(t.shape)) for t in (ids, ids_b, embeds, embeds_b)]
+    if (
+        packed is not None
+        or packed_b is not None
+        or x is None
+        or x_b is None
+        or x.shape != x_b.shape
+    ):
+        shapes = [
+            "None" if t is None else str(tuple(t.shape)) for t in (ids, ids_b, embeds, embeds_b)
+        ]
         raise ValueError(
             "with batch norms the first and second sequences are one batch: give both as ids or both as embeddings, of one shape "
             f"and without cu_seqlens (pad them to one length); got input_ids {shapes[0]}, input_ids_b {shapes[1]}, "

@@ -26,26 +26,60 @@ _CHOICES = {
     "initialization": INITIALIZATIONS,
 }
 _COUNTS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "gate_rank", "conv_size", "patch_size", "num_channels",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "gate_rank",
+    "conv_size",
+    "patch_size",
+    "num_channels",
+)
 _LARGEST_COUNT = 2**31 - 1
 _OPTIONAL = ("gate_rank", "conv_size", "patch_size")
 _FLAGS = (
-    "bias", "bidirectional", "complex_state", "grid", "mask_padding", "scale_embeddings", "shared_theta", "sinusoidal_positions",
-    "tie_word_embeddings", "use_cache", "use_lower_bound",
-)  # fmt: skip
+    "bias",
+    "bidirectional",
+    "complex_state",
+    "grid",
+    "mask_padding",
+    "scale_embeddings",
+    "shared_theta",
+    "sinusoidal_positions",
+    "tie_word_embeddings",
+    "use_cache",
+    "use_lower_bound",
+)
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Keys that transformers itself writes into any configuration or passes to it, beside its fields.
 OF_TRANSFORMERS = {
-    "model_type", "auto_map", "name_or_path", "num_labels", "torch_dtype", "output_attentions",
-    "attn_implementation", "experts_implementation", "quantization_config", "per_layer_config",
-    "tie_last_hidden_states", "tokenizer_class", "transformers_weights",
+    "model_type",
+    "auto_map",
+    "name_or_path",
+    "num_labels",
+    "torch_dtype",
+    "output_attentions",
+    "attn_implementation",
+    "experts_implementation",
+    "quantization_config",
+    "per_layer_config",
+    "tie_last_hidden_states",
+    "tokenizer_class",
+    "transformers_weights",
     "custom_modules",  # ours: what `save_pretrained` records of a model with parts of its own
-    "_name_or_path", "_commit_hash", "_auto_class", "_from_auto", "_from_pipeline", "_output_attentions",
-    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
-    "_experts_implementation", "_experts_implementation_internal",
-}  # fmt: skip
+    "_name_or_path",
+    "_commit_hash",
+    "_auto_class",
+    "_from_auto",
+    "_from_pipeline",
+    "_output_attentions",
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+}
 _PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 # Sizes beyond which a model is a mistake, or a file that shall fill the memory; the published ones have 10^9 numbers.
 _MOST_LAYERS = 10_000
@@ -91,54 +125,101 @@ __all__ = [
 
 # The authors' image and Long Range Arena models read from both ends, with an angle for each.
 _BOTH_ENDS = dict(bidirectional=True, shared_theta=False)
-_VIT = _BOTH_ENDS | dict(patch_size=14, num_channels=3, num_hidden_layers=12, final_norm="pooled", num_labels=1000)
-_LRA = _BOTH_ENDS | dict(norm_type="batch", mask_padding=False, scale_embeddings=False, initialization="lra")
+_VIT = _BOTH_ENDS | dict(
+    patch_size=14, num_channels=3, num_hidden_layers=12, final_norm="pooled", num_labels=1000
+)
+_LRA = _BOTH_ENDS | dict(
+    norm_type="batch", mask_padding=False, scale_embeddings=False, initialization="lra"
+)
 _LRA_TEXT = _LRA | dict(sinusoidal_positions=True, embedding_dropout=0.1)
 _LRA_GRID = _LRA | dict(patch_size=1, grid=True)
 
 _PRESETS = {
     # The authors' hgrn_lm_base: 46,247,936 parameters. The bilinear GLU is what the authors' code runs.
     "wikitext103": dict(
-        vocab_size=50264, hidden_size=512, num_hidden_layers=6, glu_act="identity", dropout=0.1,
-        initialization="pytorch", bos_token_id=0, pad_token_id=1, eos_token_id=2,
+        vocab_size=50264,
+        hidden_size=512,
+        num_hidden_layers=6,
+        glu_act="identity",
+        dropout=0.1,
+        initialization="pytorch",
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
     ),
     # From the published config.json of HGRN-150M: 146.07 M parameters (derived). It names the GLU's
     # activation "swish", which the authors' helper may have run as identity; dropout in training is unknown
     # (here 0).
     "lm-150m": dict(
-        vocab_size=50272, hidden_size=768, num_hidden_layers=14, bias=False, initialization="normal",
-        bos_token_id=50260, eos_token_id=50260,
+        vocab_size=50272,
+        hidden_size=768,
+        num_hidden_layers=14,
+        bias=False,
+        initialization="normal",
+        bos_token_id=50260,
+        eos_token_id=50260,
     ),
     # Inferred: the sizes are not published. 150M's pattern (GLU twice the width) with a width and depth that
     # fit the name: 351.6 M parameters; 19 layers with a GLU of 2816 (355.5 M) fit as well. The rest as above.
     "lm-350m": dict(
-        vocab_size=50272, hidden_size=1024, num_hidden_layers=22, bias=False, initialization="normal",
-        bos_token_id=50260, eos_token_id=50260,
+        vocab_size=50272,
+        hidden_size=1024,
+        num_hidden_layers=22,
+        bias=False,
+        initialization="normal",
+        bos_token_id=50260,
+        eos_token_id=50260,
     ),
     # Inferred from the size of the published file (3.9 GB of float32): 975.7 M parameters. The rest as above.
     "lm-1b": dict(
-        vocab_size=50272, hidden_size=2048, num_hidden_layers=16, bias=False, initialization="normal",
-        bos_token_id=50260, eos_token_id=50260,
+        vocab_size=50272,
+        hidden_size=2048,
+        num_hidden_layers=16,
+        bias=False,
+        initialization="normal",
+        bos_token_id=50260,
+        eos_token_id=50260,
     ),
     # The authors' hgrn1d_vit_tiny and hgrn1d_vit_small for images of 224 x 224: 6,107,560 and 23,715,688 parameters.
     "vit-tiny": _VIT | dict(hidden_size=192),
     "vit-small": _VIT | dict(hidden_size=384),
     # The authors' script for Long Range Arena. Vocabularies: 18, 135 and 98 characters or tokens, of which one is padding; it
     # has an embedding like any other, since these models see it. Images of 32 x 32 in colour; the rest is grey.
-    "lra-listops": _LRA_TEXT | dict(vocab_size=18, hidden_size=32, num_hidden_layers=6, intermediate_size=32, num_labels=10),
-    "lra-text": _LRA_TEXT | dict(
-        vocab_size=135, hidden_size=128, num_hidden_layers=4, intermediate_size=128, num_labels=2, dropout=0.1, glu_dropout=0.1,
+    "lra-listops": _LRA_TEXT
+    | dict(vocab_size=18, hidden_size=32, num_hidden_layers=6, intermediate_size=32, num_labels=10),
+    "lra-text": _LRA_TEXT
+    | dict(
+        vocab_size=135,
+        hidden_size=128,
+        num_hidden_layers=4,
+        intermediate_size=128,
+        num_labels=2,
+        dropout=0.1,
+        glu_dropout=0.1,
     ),
-    "lra-retrieval": _LRA_TEXT | dict(vocab_size=98, hidden_size=64, num_hidden_layers=2, intermediate_size=128, num_labels=2),
-    "lra-image": _LRA_GRID | dict(
-        num_channels=3, hidden_size=512, num_hidden_layers=6, intermediate_size=512, num_labels=10, sinusoidal_positions=True,
+    "lra-retrieval": _LRA_TEXT
+    | dict(vocab_size=98, hidden_size=64, num_hidden_layers=2, intermediate_size=128, num_labels=2),
+    "lra-image": _LRA_GRID
+    | dict(
+        num_channels=3,
+        hidden_size=512,
+        num_hidden_layers=6,
+        intermediate_size=512,
+        num_labels=10,
+        sinusoidal_positions=True,
         embedding_dropout=0.1,
     ),
-    "lra-pathfinder": _LRA_GRID | dict(
-        num_channels=1, hidden_size=128, num_hidden_layers=6, intermediate_size=128, num_labels=2,
+    "lra-pathfinder": _LRA_GRID
+    | dict(
+        num_channels=1,
+        hidden_size=128,
+        num_hidden_layers=6,
+        intermediate_size=128,
+        num_labels=2,
     ),
-    "lra-pathx": _LRA_GRID | dict(num_channels=1, hidden_size=64, num_hidden_layers=6, intermediate_size=64, num_labels=2),
-}  # fmt: skip
+    "lra-pathx": _LRA_GRID
+    | dict(num_channels=1, hidden_size=64, num_hidden_layers=6, intermediate_size=64, num_labels=2),
+}
 
 
 class HGRNConfig(PreTrainedConfig):
@@ -232,7 +313,9 @@ class HGRNConfig(PreTrainedConfig):
         if self.intermediate_size is None and isinstance(self.hidden_size, int):
             self.intermediate_size = 2 * self.hidden_size
         known = {field.name for field in fields(self)} | OF_TRANSFORMERS
-        self._raise_problems(_transformers_problems(self, kwargs), [key for key in kwargs if key not in known])
+        self._raise_problems(
+            _transformers_problems(self, kwargs), [key for key in kwargs if key not in known]
+        )
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -253,7 +336,9 @@ class HGRNConfig(PreTrainedConfig):
         preset = dict(_PRESETS[name])
         foreign = _TOKENS if "vocab_size" in overrides else ()
         if "intermediate_size" in preset and _is_int(width := overrides.get("hidden_size")):
-            preset["intermediate_size"] = width * preset["intermediate_size"] // preset["hidden_size"]
+            preset["intermediate_size"] = (
+                width * preset["intermediate_size"] // preset["hidden_size"]
+            )
         return cls(**{k: v for k, v in preset.items() if k not in foreign} | overrides)
 
     @classmethod
@@ -269,7 +354,9 @@ class HGRNConfig(PreTrainedConfig):
         """As transformers does, with one kind of error for whatever is wrong with the file, and without other files that it names."""
         config = read_json(json_file)
         if "configuration_files" in config:
-            raise UserError(f"{json_file} names other files to be read in its place (configuration_files), which is not done here")
+            raise UserError(
+                f"{json_file} names other files to be read in its place (configuration_files), which is not done here"
+            )
         return cls._decode_special_floats(config)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
@@ -309,10 +396,14 @@ class HGRNConfig(PreTrainedConfig):
             if not isinstance(value := getattr(self, name), bool)
         ]
         if self.shared_theta is False and not (self.bidirectional and self.complex_state):
-            problems.append("shared_theta: must be True unless bidirectional and complex_state are, got False")
+            problems.append(
+                "shared_theta: must be True unless bidirectional and complex_state are, got False"
+            )
         if self.grid is True and not (self.patch_size is not None and self.bidirectional):
             given = f"patch_size={self.patch_size!r} and bidirectional={self.bidirectional!r}"
-            problems.append(f"grid: must be False unless patch_size is set and bidirectional is True, got {given}")
+            problems.append(
+                f"grid: must be False unless patch_size is set and bidirectional is True, got {given}"
+            )
         problems += [
             f"{name}: must be a number in [0, 1){' or None' if name == 'embedding_dropout' else ''}, got {value!r}"
             for name in ("dropout", "embedding_dropout", "glu_dropout")
@@ -329,23 +420,39 @@ class HGRNConfig(PreTrainedConfig):
         if not problems:
             problems = self._size_problems()
         if problems:
-            raise ValueError(f"HGRNConfig has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+            raise ValueError(
+                f"HGRNConfig has {len(problems)} problem(s):\n  " + "\n  ".join(problems)
+            )
 
     @property
     def fewest_numbers(self) -> int:
         """At least so many parameters has a model: those of embedding, candidates, output projections and GLUs."""
-        width, inputs = self.hidden_size, self.vocab_size if self.patch_size is None else self.num_channels * self.patch_size**2
-        layer = width * (2 * width + 3 * self.intermediate_size + 2 * (self.conv_size or 0) + (self.gate_rank or 0))
+        width, inputs = (
+            self.hidden_size,
+            self.vocab_size if self.patch_size is None else self.num_channels * self.patch_size**2,
+        )
+        layer = width * (
+            2 * width
+            + 3 * self.intermediate_size
+            + 2 * (self.conv_size or 0)
+            + (self.gate_rank or 0)
+        )
         return inputs * width + self.num_hidden_layers * layer
 
     def _size_problems(self) -> list[str]:
         """What is wrong with sizes that are whole numbers; a model is not begun where it can never end."""
         problems = []
         if self.num_hidden_layers > _MOST_LAYERS:
-            problems.append(f"num_hidden_layers: must be at most {_MOST_LAYERS:,}, got {self.num_hidden_layers}")
+            problems.append(
+                f"num_hidden_layers: must be at most {_MOST_LAYERS:,}, got {self.num_hidden_layers}"
+            )
         if self.fewest_numbers > _MOST_NUMBERS:
-            sizes = ", ".join(f"{name} {value}" for name in _COUNTS if (value := getattr(self, name)) is not None)
-            problems.append(f"hidden_size: the model would have more than {_MOST_NUMBERS:,} parameters with {sizes}; use smaller ones")
+            sizes = ", ".join(
+                f"{name} {value}" for name in _COUNTS if (value := getattr(self, name)) is not None
+            )
+            problems.append(
+                f"hidden_size: the model would have more than {_MOST_NUMBERS:,} parameters with {sizes}; use smaller ones"
+            )
         return problems
 
     def _are_tokens(self, name: str, value) -> bool:
@@ -364,29 +471,47 @@ def _transformers_problems(config: HGRNConfig, given: Mapping) -> list[str]:
     """What is wrong with fields of transformers itself, which it takes as they are or fails over in ways of its own."""
     problems = []
     dtype = given.get("torch_dtype") if config.dtype is None else config.dtype
-    if dtype is not None and not isinstance(getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype):
-        problems.append(f"dtype: must be the name of a type of PyTorch, such as float32, got {dtype!r}")
+    if dtype is not None and not isinstance(
+        getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, torch.dtype
+    ):
+        problems.append(
+            f"dtype: must be the name of a type of PyTorch, such as float32, got {dtype!r}"
+        )
     labels = config.id2label
-    if labels is not None and not (isinstance(labels, Mapping) and len(labels) <= _MOST_LABELS and _are_numbered(labels)):
-        problems.append(f"id2label: must be a name for each number from 0, at most {_MOST_LABELS:,} of them, or None")
+    if labels is not None and not (
+        isinstance(labels, Mapping) and len(labels) <= _MOST_LABELS and _are_numbered(labels)
+    ):
+        problems.append(
+            f"id2label: must be a name for each number from 0, at most {_MOST_LABELS:,} of them, or None"
+        )
     count = given.get("num_labels")
     if count is not None and not (_is_int(count) and 0 < count <= _MOST_LABELS):
         problems.append(f"num_labels: must be an integer from 1 to {_MOST_LABELS:,}, got {count!r}")
     if not isinstance(config.label2id, Mapping | None):
-        problems.append(f"label2id: must be a number for each name or None, got {config.label2id!r}")
+        problems.append(
+            f"label2id: must be a number for each name or None, got {config.label2id!r}"
+        )
     if config.problem_type not in _PROBLEM_TYPES:
-        problems.append(f"problem_type: must be one of {', '.join(map(str, _PROBLEM_TYPES))}, got {config.problem_type!r}")
+        problems.append(
+            f"problem_type: must be one of {', '.join(map(str, _PROBLEM_TYPES))}, got {config.problem_type!r}"
+        )
     problems += [
         f"{name}: must be True, False or None, got {value!r}"
         for name in ("output_hidden_states", "return_dict", "is_encoder_decoder")
         if not isinstance(value := getattr(config, name), bool | None)
     ]
     quantization = given.get("quantization_config")
-    if not (quantization is None or isinstance(quantization, Mapping) or hasattr(quantization, "to_dict")):
+    if not (
+        quantization is None
+        or isinstance(quantization, Mapping)
+        or hasattr(quantization, "to_dict")
+    ):
         problems.append(f"quantization_config: must be an object or None, got {quantization!r}")
     for name in ("attn_implementation", "experts_implementation", "per_layer_config"):
         if (value := given.get(name, given.get(f"_{name}"))) not in (None, "eager", "sdpa"):
-            problems.append(f"{name}: must be None, since there is no such part in these models, got {value!r}")
+            problems.append(
+                f"{name}: must be None, since there is no such part in these models, got {value!r}"
+            )
     return problems
 
 

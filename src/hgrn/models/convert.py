@@ -47,7 +47,9 @@ def _check_sinusoids(table: Tensor) -> Tensor:
     length, dim = table.shape
     expected = sinusoids(torch.arange(length, device=table.device), dim, torch.float64)
     if not torch.allclose(table.double(), expected, rtol=0, atol=5e-3):
-        raise ConversionError("is not the fixed table of sines and cosines that a model with sinusoidal_positions adds")
+        raise ConversionError(
+            "is not the fixed table of sines and cosines that a model with sinusoidal_positions adds"
+        )
     return table
 
 
@@ -63,15 +65,21 @@ class Line(NamedTuple):
     part: int | None = None
 
 
-def _linear(published: str, ours: str, change: Change = SAME, part: int | None = None) -> list[Line]:
+def _linear(
+    published: str, ours: str, change: Change = SAME, part: int | None = None
+) -> list[Line]:
     """A linear map or a norm, with or without bias."""
-    return [Line(f"{published}.{kind}", f"{ours}.{kind}", change, part) for kind in ("weight", "bias")]
+    return [
+        Line(f"{published}.{kind}", f"{ours}.{kind}", change, part) for kind in ("weight", "bias")
+    ]
 
 
 def _hgru(candidate: Change, *angles: Line, low_rank: bool = False) -> list[Line]:
     """A layer of the authors' hgru-pytorch; the three projections of its input are one of ours."""
     first = ".0" if low_rank else ""
-    widened = [*_linear("lambda_proj.1", "forget_up"), *_linear("gate.1", "gate_up")] if low_rank else []
+    widened = (
+        [*_linear("lambda_proj.1", "forget_up"), *_linear("gate.1", "gate_up")] if low_rank else []
+    )
     return [
         *_linear("input_proj", "in_proj", candidate, 0),
         *_linear(f"lambda_proj{first}", "in_proj", part=1),
@@ -84,7 +92,9 @@ def _hgru(candidate: Change, *angles: Line, low_rank: bool = False) -> list[Line
 
 
 def _under(published: str, ours: str, lines: Iterable[Line]) -> list[Line]:
-    return [line._replace(published=published + line.published, ours=ours + line.ours) for line in lines]
+    return [
+        line._replace(published=published + line.published, ours=ours + line.ours) for line in lines
+    ]
 
 
 _COMPLEX = _hgru(HALVES, Line("theta", "theta", ANGLES))
@@ -98,7 +108,11 @@ _FLA = [
     Line("o_proj.weight", "out_proj.weight"),
 ]
 
-_BI = _hgru(HALVES, Line("theta_forward", "theta", ANGLES_OF_ONE, 0), Line("theta_reverse", "theta", ANGLES_OF_ONE, 1))
+_BI = _hgru(
+    HALVES,
+    Line("theta_forward", "theta", ANGLES_OF_ONE, 0),
+    Line("theta_reverse", "theta", ANGLES_OF_ONE, 1),
+)
 
 
 def _vit(hgru: list[Line]) -> list[Line]:
@@ -120,7 +134,10 @@ def _vit(hgru: list[Line]) -> list[Line]:
 def _norm(published: str, ours: str) -> list[Line]:
     """A norm that may be a batch norm."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return [*_linear(published, ours), *(Line(f"{published}.{kind}", f"{ours}.{kind}") for kind in statistics)]
+    return [
+        *_linear(published, ours),
+        *(Line(f"{published}.{kind}", f"{ours}.{kind}") for kind in statistics),
+    ]
 
 
 def _lra(hgru: list[Line], is_image: bool, has_positions: bool) -> list[Line]:
@@ -174,8 +191,12 @@ LAYOUTS: dict[str, list[Line]] = {
         Line("model.lower_bounds", "model.stack.bounds.logits", ROLL),
         *_under("model.layers.{n}.token_mixer.", "model.stack.blocks.{n}.mixer.", _COMPLEX),
         *_linear("model.layers.{n}.token_norm", "model.stack.blocks.{n}.mixer_norm"),
-        *_linear("model.layers.{n}.channel_mixer.l1", "model.stack.blocks.{n}.glu.gate_up_proj", part=0),
-        *_linear("model.layers.{n}.channel_mixer.l2", "model.stack.blocks.{n}.glu.gate_up_proj", part=1),
+        *_linear(
+            "model.layers.{n}.channel_mixer.l1", "model.stack.blocks.{n}.glu.gate_up_proj", part=0
+        ),
+        *_linear(
+            "model.layers.{n}.channel_mixer.l2", "model.stack.blocks.{n}.glu.gate_up_proj", part=1
+        ),
         *_linear("model.layers.{n}.channel_mixer.l3", "model.stack.blocks.{n}.glu.down_proj"),
         *_linear("model.layers.{n}.channel_norm", "model.stack.blocks.{n}.glu_norm"),
         *_linear("model.final_norm", "model.stack.norm"),
@@ -198,9 +219,19 @@ LAYOUTS: dict[str, list[Line]] = {
         Line("model.lower_bounds", "model.stack.bounds.logits", ROLL),
         *_under("model.layers.{n}.attn.", "model.stack.blocks.{n}.mixer.", _FLA),
         Line("model.layers.{n}.attn_norm.weight", "model.stack.blocks.{n}.mixer_norm.weight"),
-        Line("model.layers.{n}.mlp.gate_proj.weight", "model.stack.blocks.{n}.glu.gate_up_proj.weight", part=0),
-        Line("model.layers.{n}.mlp.up_proj.weight", "model.stack.blocks.{n}.glu.gate_up_proj.weight", part=1),
-        Line("model.layers.{n}.mlp.down_proj.weight", "model.stack.blocks.{n}.glu.down_proj.weight"),
+        Line(
+            "model.layers.{n}.mlp.gate_proj.weight",
+            "model.stack.blocks.{n}.glu.gate_up_proj.weight",
+            part=0,
+        ),
+        Line(
+            "model.layers.{n}.mlp.up_proj.weight",
+            "model.stack.blocks.{n}.glu.gate_up_proj.weight",
+            part=1,
+        ),
+        Line(
+            "model.layers.{n}.mlp.down_proj.weight", "model.stack.blocks.{n}.glu.down_proj.weight"
+        ),
         Line("model.layers.{n}.mlp_norm.weight", "model.stack.blocks.{n}.glu_norm.weight"),
         Line("model.norm.weight", "model.stack.norm.weight"),
         Line("lm_head.weight", "lm_head.weight"),
@@ -221,7 +252,9 @@ def from_published(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tens
     return converted
 
 
-def fitted(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+def fitted(
+    parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], layout: str
+) -> dict[str, Tensor]:
     """`from_published`, for a model with these tensors (`named_tensors`; on any device, also "meta"; tied ones are one object).
 
     Raises:
@@ -232,7 +265,9 @@ def fitted(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], layo
     for name, value in converted.items():
         parameter = parameters.get(name)
         if parameter is None:
-            problems.append(f"unexpected: {name} is not in the model; it comes from {sources(name, layout)}")
+            problems.append(
+                f"unexpected: {name} is not in the model; it comes from {sources(name, layout)}"
+            )
         elif parameter.shape != value.shape:
             shapes = f"{tuple(value.shape)}, in the model {tuple(parameter.shape)}"
             problems.append(f"reshaped: {name} is {shapes}; it comes from {sources(name, layout)}")
@@ -274,7 +309,9 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
         found = list(_matches(name, layout, "ours"))
         values = _parts(module, name) if len(found) > 1 else [tensor.detach()]
         for line, number in found:
-            published[_numbered(line.published, number)] = line.change.save(values[line.part or 0]).contiguous()
+            published[_numbered(line.published, number)] = line.change.save(
+                values[line.part or 0]
+            ).contiguous()
         if not found:
             problems.append(f"unexpected: {name}")
     _raise(problems, layout)
@@ -318,7 +355,9 @@ def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor]
             problems.append(f"other: {name} {problem}")
             continue
         except (RuntimeError, IndexError, ValueError):
-            problems.append(f"reshaped: {name} has shape {tuple(tensor.shape)}, with other axes than the layout's")
+            problems.append(
+                f"reshaped: {name} has shape {tuple(tensor.shape)}, with other axes than the layout's"
+            )
             continue
         if line.ours is None:
             continue
@@ -332,7 +371,9 @@ def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor]
         if len(found) < len(wanted):
             names = [name for name, _ in found.values()]
             here, absent = ", ".join(names), ", ".join(name for name in wanted if name not in names)
-            problems.append(f"missing: {ours} is made of {len(wanted)} tensors, of which only {here} is there, not {absent}")
+            problems.append(
+                f"missing: {ours} is made of {len(wanted)} tensors, of which only {here} is there, not {absent}"
+            )
             continue
         try:
             converted[ours] = torch.cat([found[part][1] for part in sorted(found)])
@@ -349,16 +390,28 @@ def _matches(name: str, layout: str, column: str):
     for line in LAYOUTS[layout]:
         text = getattr(line, column) or ""
         mark = _NUMBER.search(text)
-        pattern = re.escape(text) if mark is None else re.escape(text[: mark.start()]) + r"(\d+)" + re.escape(text[mark.end() :])
+        pattern = (
+            re.escape(text)
+            if mark is None
+            else re.escape(text[: mark.start()]) + r"(\d+)" + re.escape(text[mark.end() :])
+        )
         if found := re.fullmatch(pattern, name):
-            number, other_half = (None, 0) if mark is None else divmod(int(found[1]) - (mark[0] == "{2n+1}"), 1 + ("2" in mark[0]))
+            number, other_half = (
+                (None, 0)
+                if mark is None
+                else divmod(int(found[1]) - (mark[0] == "{2n+1}"), 1 + ("2" in mark[0]))
+            )
             if not other_half:
                 yield line, number
 
 
 def _numbered(name: str, number: int | None) -> str:
     """A name of a table with the numbers for layer `number` in it."""
-    return name if number is None else name.format_map({"n": number, "2n": 2 * number, "2n+1": 2 * number + 1})
+    return (
+        name
+        if number is None
+        else name.format_map({"n": number, "2n": 2 * number, "2n+1": 2 * number + 1})
+    )
 
 
 def _raise(problems: list[str], layout: str) -> None:

@@ -25,9 +25,15 @@ def custom_modules(found: nn.Module, plain: nn.Module) -> dict[str, str]:
 
 def check_custom_modules(recorded: object, found: dict[str, str], path: object) -> None:
     """Raises UserError unless a model has the parts that the configuration of its checkpoint records."""
-    if isinstance(recorded, dict) and all(found.get(name) == what for name, what in recorded.items()):
+    if isinstance(recorded, dict) and all(
+        found.get(name) == what for name, what in recorded.items()
+    ):
         return
-    parts = "; ".join(f"{name or 'model'} is {what}" for name, what in recorded.items()) if isinstance(recorded, dict) else recorded
+    parts = (
+        "; ".join(f"{name or 'model'} is {what}" for name, what in recorded.items())
+        if isinstance(recorded, dict)
+        else recorded
+    )
     raise UserError(
         f"{path} was saved from a model with parts of its own (custom_modules in its config.json: {parts}), and as plain HGRN its "
         "weights would be another model. Load it with a class whose __init__ puts these parts in place, or build the model, replace "
@@ -40,10 +46,14 @@ def _is_same(module: nn.Module, plain: nn.Module | None) -> bool:
         return False
     if isinstance(plain, nn.Dropout):
         return True
-    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):  # those of accelerate move weights and change no numbers
+    if "forward" in vars(module) and not hasattr(
+        module, "_hf_hook"
+    ):  # those of accelerate move weights and change no numbers
         return False
     kinds = (type(plain), nn.Linear, Int8Linear) if isinstance(plain, nn.Linear) else (type(plain),)
-    settings_agree = not isinstance(plain, _WITH_SETTINGS) or module.extra_repr() == plain.extra_repr()
+    settings_agree = (
+        not isinstance(plain, _WITH_SETTINGS) or module.extra_repr() == plain.extra_repr()
+    )
     return _class(module) in kinds and settings_agree
 
 

@@ -46,10 +46,16 @@ def boundaries(
     if told:
         (name, first), *others = told.items()
         if rows != 1:
-            raise ValueError(f"packed sequences need a batch of one row, [1, total], with {name}; got {rows} rows of {length}")
+            raise ValueError(
+                f"packed sequences need a batch of one row, [1, total], with {name}; got {rows} rows of {length}"
+            )
         for other, given in others:
-            if given.shape != first.shape or (given.device.type == "cpu" == first.device.type and given.tolist() != first.tolist()):
-                raise ValueError(f"{name} and {other} must be the same boundaries of packed documents, got {first} and {given}")
+            if given.shape != first.shape or (
+                given.device.type == "cpu" == first.device.type and given.tolist() != first.tolist()
+            ):
+                raise ValueError(
+                    f"{name} and {other} must be the same boundaries of packed documents, got {first} and {given}"
+                )
         return first
     if length == 1:
         return None
@@ -72,7 +78,9 @@ def _begins(name: str, values: Tensor, x: Tensor, mask: Tensor | None, step: int
     if values.is_floating_point() or values.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {values.dtype}")
     if values.shape not in {(rows, length), (1, length)}:
-        raise ValueError(f"{name} must have shape [{rows}, {length}] or [1, {length}], got {tuple(values.shape)}")
+        raise ValueError(
+            f"{name} must have shape [{rows}, {length}] or [1, {length}], got {tuple(values.shape)}"
+        )
     values = values.to(x.device).expand(rows, length)
     breaks = values[:, 1:] != values[:, :-1] + step
     if mask is None:
@@ -98,6 +106,10 @@ def refuse_unknown(arguments: Mapping, known: Iterable[str], owner: object) -> N
     known = list(known)
     for name in arguments:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, "cu_seqlens", "position_ids", "seq_idx"], n=1)
+            near = difflib.get_close_matches(
+                name, [*known, "cu_seqlens", "position_ids", "seq_idx"], n=1
+            )
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise TypeError(f"{type(owner).__name__}.forward() got an unexpected keyword argument {name!r}{hint}")
+            raise TypeError(
+                f"{type(owner).__name__}.forward() got an unexpected keyword argument {name!r}{hint}"
+            )

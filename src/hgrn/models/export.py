@@ -77,15 +77,21 @@ class _Traced(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self._names, inputs))
-        states = tuple((tensor,) for name, tensor in given.items() if name.startswith("initial_state"))
+        states = tuple(
+            (tensor,) for name, tensor in given.items() if name.startswith("initial_state")
+        )
         output = self.model(
-            input_ids=given["input_ids"], attention_mask=given.get("attention_mask"), past_key_values=HGRNCache(states or None),
+            input_ids=given["input_ids"],
+            attention_mask=given.get("attention_mask"),
+            past_key_values=HGRNCache(states or None),
             use_cache=True,
-        )  # fmt: skip
+        )
         return output.logits, *(state for (state,) in output.past_key_values.state)
 
 
-def _export(model: HGRNForCausalLM, path: Path, inputs: dict[str, tuple[Tensor, dict[int, str]]]) -> None:
+def _export(
+    model: HGRNForCausalLM, path: Path, inputs: dict[str, tuple[Tensor, dict[int, str]]]
+) -> None:
     """Writes the graph with these inputs: example and free axes of each, by its name."""
     _check_model(model)
     _check_path(path)
@@ -97,12 +103,21 @@ def _export(model: HGRNForCausalLM, path: Path, inputs: dict[str, tuple[Tensor, 
     with torch.no_grad(), warnings.catch_warnings():
         # torch 2.13 copies a program by a way that torch 2.13 has deprecated.
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", FutureWarning)
-        program = torch.export.export(_Traced(model, names), examples, dynamic_shapes=(tuple(free),))
+        program = torch.export.export(
+            _Traced(model, names), examples, dynamic_shapes=(tuple(free),)
+        )
         program = program.run_decompositions(DECOMPOSITIONS)
         written = torch.onnx.export(
-            program, dynamo=True, verbose=False, opset_version=_OPSET, input_names=names, output_names=["logits", *states],
-            dynamic_shapes=((axes[0], *[None] * (len(names) - 1)),),  # names of axes; the other inputs share them
-        )  # fmt: skip
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=_OPSET,
+            input_names=names,
+            output_names=["logits", *states],
+            dynamic_shapes=(
+                (axes[0], *[None] * (len(names) - 1)),
+            ),  # names of axes; the other inputs share them
+        )
     # A folder, since the file refers to the one with its weights by name.
     with writing(path), tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
         part = Path(folder, path.name)
@@ -124,7 +139,9 @@ def _check_model(model: nn.Module) -> None:
             f"model must be an HGRNForCausalLM, got {type(model).__name__}; merge adapters first (merge_and_unload of peft)"
         )
     if model.training:
-        raise UserError("the model is in training mode, in which dropout acts; call model.eval() first")
+        raise UserError(
+            "the model is in training mode, in which dropout acts; call model.eval() first"
+        )
     for name, part in model.named_modules():
         if isinstance(part, Int8Linear):
             raise UserError(
@@ -142,15 +159,25 @@ def _check_model(model: nn.Module) -> None:
 def _check_path(path: Path) -> None:
     with reading(path, "choose another name"):
         if not path.parent.is_dir():
-            raise UserError(f"path {path}: the folder {path.parent} does not exist; create it first")
+            raise UserError(
+                f"path {path}: the folder {path.parent} does not exist; create it first"
+            )
         for file in (path, _data(path)):
             if file.exists():
-                raise UserError(f"path {path}: {file} exists and is not overwritten; remove it, or choose another name")
+                raise UserError(
+                    f"path {path}: {file} exists and is not overwritten; remove it, or choose another name"
+                )
 
 
 def _check_packages() -> None:
-    for name in ("onnx", "onnxscript", "numba"):  # without the last the reference's loop is traced, position by position
+    for name in (
+        "onnx",
+        "onnxscript",
+        "numba",
+    ):  # without the last the reference's loop is traced, position by position
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ImportError(f"the export to ONNX needs the package {name}; pip install onnx onnxscript onnxruntime") from error
+            raise ImportError(
+                f"the export to ONNX needs the package {name}; pip install onnx onnxscript onnxruntime"
+            ) from error

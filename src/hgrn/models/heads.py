@@ -38,9 +38,13 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
                 "HGRNForCausalLM predicts and generates from left to right, so it needs bidirectional=False in its configuration, "
                 "got True; HGRNModel and the classification models take either"
             )
-        causal = dict(patch_size=None, sinusoidal_positions=False, mask_padding=True, final_norm="tokens")
+        causal = dict(
+            patch_size=None, sinusoidal_positions=False, mask_padding=True, final_norm="tokens"
+        )
         problems = [
-            f"{name}={wanted!r}, got {given!r}" for name, wanted in causal.items() if (given := getattr(config, name)) != wanted
+            f"{name}={wanted!r}, got {given!r}"
+            for name, wanted in causal.items()
+            if (given := getattr(config, name)) != wanted
         ]
         if config.norm_type == "batch":
             problems.append("norm_type='layer' or 'rms', got 'batch'")
@@ -92,9 +96,15 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
         """
         refuse_unknown(kwargs, ("shift_labels", *FLASH_ATTENTION), self)
         shift_labels = kwargs.pop("shift_labels", None)
-        only_next = all(x is None for x in (inputs_embeds, labels, shift_labels, cu_seqlens, *kwargs.values()))
+        only_next = all(
+            x is None for x in (inputs_embeds, labels, shift_labels, cu_seqlens, *kwargs.values())
+        )
         only_next = only_next and use_cache is not False
-        if self.is_stepping and only_next and not (output_attentions or output_hidden_states or self.config.output_hidden_states):
+        if (
+            self.is_stepping
+            and only_next
+            and not (output_attentions or output_hidden_states or self.config.output_hidden_states)
+        ):
             logits = self._step(input_ids, attention_mask, past_key_values)
             if logits is not None:
                 return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
@@ -143,16 +153,28 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
         with self.stepping():
             return super().generate(*args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, tokenizer=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, tokenizer=None, **kwargs
+    ):
         """As transformers does; the tokenizer that `generate` was given for its stop strings is kept from `forward`.
 
         Raises:
             ValueError: a row of the prompt is packed of several documents, each of which would go on.
         """
-        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
-        told = {name: inputs.pop(name) for name in ("cu_seqlens", "position_ids", "seq_idx", *FLASH_ATTENTION) if name in inputs}
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
+        told = {
+            name: inputs.pop(name)
+            for name in ("cu_seqlens", "position_ids", "seq_idx", *FLASH_ATTENTION)
+            if name in inputs
+        }
         if told:
-            x = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+            x = (
+                inputs["input_ids"]
+                if inputs.get("inputs_embeds") is None
+                else inputs["inputs_embeds"]
+            )
             mask = self.model.mask(inputs.get("attention_mask"), x)
             documents = boundaries(x, mask, **told)
             if documents is not None and len(documents) - 1 != len(x):
@@ -174,7 +196,9 @@ class HGRNForCausalLM(SteppingMixin, HGRNPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """Generation starts from our cache: none of transformers' own fits a model without attention."""
         if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
-            return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            return super()._prepare_cache_for_generation(
+                generation_config, model_kwargs, *args, **kwargs
+            )
         if generation_config.cache_implementation not in (None, "dynamic"):
             given = generation_config.cache_implementation
             raise ValueError(

@@ -81,7 +81,10 @@ class HGRNImageProcessor(PilBackend):
 
     def preprocess(self, images, *args, **kwargs):
         """As transformers does."""
-        given = {name: kwargs.get(name, getattr(self, name)) for name in ("num_channels", "do_normalize", "image_mean", "image_std")}
+        given = {
+            name: kwargs.get(name, getattr(self, name))
+            for name in ("num_channels", "do_normalize", "image_mean", "image_std")
+        }
         self._check(**given)
         return super().preprocess(images, *args, **kwargs)
 
@@ -100,29 +103,55 @@ class HGRNImageProcessor(PilBackend):
             raise ValueError(f"num_channels must be 3 (colour) or 1 (grey), got {num_channels!r}")
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if do_normalize and isinstance(values, (list, tuple)) and len(values) != num_channels:
-                raise ValueError(f"{name} must have a value for each of {num_channels} channel(s), got {values!r}; give {name} too")
+                raise ValueError(
+                    f"{name} must have a value for each of {num_channels} channel(s), got {values!r}; give {name} too"
+                )
 
 
 def _check_settings(given: Mapping) -> None:
     """Raises ValueError for settings of another type or size, which transformers takes until an image comes, and then fails over."""
     problems = []
-    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad", "default_to_square"):
+    for name in (
+        "do_resize",
+        "do_center_crop",
+        "do_rescale",
+        "do_normalize",
+        "do_convert_rgb",
+        "do_pad",
+        "default_to_square",
+    ):
         if not isinstance(value := given.get(name), bool | None):
             problems.append(f"{name} must be True or False, got {value!r}")
     for name in ("size", "crop_size", "pad_size"):
         value = given.get(name)
-        sizes = [side for side in value.values() if side is not None] if isinstance(value, Mapping) else [value]
-        is_plain = isinstance(value, (Mapping, int, float, str, list))  # and not an object of transformers
-        if is_plain and not all(isinstance(size, int) and 0 < size <= _LARGEST_SIDE for size in sizes):
-            problems.append(f"{name} must be whole numbers from 1 to {_LARGEST_SIDE:,} for the sides, got {value!r}")
+        sizes = (
+            [side for side in value.values() if side is not None]
+            if isinstance(value, Mapping)
+            else [value]
+        )
+        is_plain = isinstance(
+            value, (Mapping, int, float, str, list)
+        )  # and not an object of transformers
+        if is_plain and not all(
+            isinstance(size, int) and 0 < size <= _LARGEST_SIDE for size in sizes
+        ):
+            problems.append(
+                f"{name} must be whole numbers from 1 to {_LARGEST_SIDE:,} for the sides, got {value!r}"
+            )
     for name in ("image_mean", "image_std", "rescale_factor"):
         value = given.get(name)
         numbers = value if isinstance(value, (list, tuple)) else [value]
-        if value is not None and not all(isinstance(number, (int, float)) and abs(number) < float("inf") for number in numbers):
+        if value is not None and not all(
+            isinstance(number, (int, float)) and abs(number) < float("inf") for number in numbers
+        ):
             problems.append(f"{name} must be a number, or one for each channel, got {value!r}")
         elif name == "image_std" and value is not None and 0 in numbers:
             problems.append(f"image_std must not be 0, got {value!r}")
     if (resample := given.get("resample")) is not None and resample not in range(6):
-        problems.append(f"resample must be one of the numbers 0 to 5 of Pillow's filters, got {resample!r}")
+        problems.append(
+            f"resample must be one of the numbers 0 to 5 of Pillow's filters, got {resample!r}"
+        )
     if problems:
-        raise ValueError(f"HGRNImageProcessor has {len(problems)} problem(s):\n  " + "\n  ".join(problems))
+        raise ValueError(
+            f"HGRNImageProcessor has {len(problems)} problem(s):\n  " + "\n  ".join(problems)
+        )

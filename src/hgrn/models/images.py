@@ -55,5 +55,7 @@ class HGRNForImageClassification(Classifier):
         )
         logits = self.score(pooled)
         return ImageClassifierOutput(
-            loss=self._loss(logits, labels, num_items_in_batch), logits=logits, hidden_states=hidden_states
+            loss=self._loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            hidden_states=hidden_states,
         )

@@ -33,10 +33,15 @@ from .convert import ConversionError
 if TYPE_CHECKING:
     from .backbone import HGRNPreTrainedModel
 
-_MOST_SHARING = 4  # how often the bytes of a file may be used; tied embeddings use some of them twice
+_MOST_SHARING = (
+    4  # how often the bytes of a file may be used; tied embeddings use some of them twice
+)
 _OWN_KINDS = (
-    "HGRNForCausalLM", "HGRNForImageClassification", "HGRNForSequenceClassification", "HGRNForSequencePairClassification",
-)  # fmt: skip
+    "HGRNForCausalLM",
+    "HGRNForImageClassification",
+    "HGRNForSequenceClassification",
+    "HGRNForSequencePairClassification",
+)
 # What only the configuration of this layout has, and how the name of one of its tensors begins; "hgrn" is our own.
 _KEYS = {
     "fla": ("attn_mode", "expand_ratio"),
@@ -52,40 +57,74 @@ _NAMES = {
 }
 # Our fields, as every model of the layout has them.
 _HGRU = dict(
-    norm_type="layer", norm_eps=1e-5, complex_state=True, use_lower_bound=True, gate_position="after_norm", gate_act="silu",
+    norm_type="layer",
+    norm_eps=1e-5,
+    complex_state=True,
+    use_lower_bound=True,
+    gate_position="after_norm",
+    gate_act="silu",
     gate_rank=None,
-)  # fmt: skip
+)
 _FIXED = {
     "fla": dict(
-        glu_act="silu", bias=False, norm_type="rms", complex_state=False, use_lower_bound=True, gate_position="after_norm",
-        gate_act="silu", gate_rank=None, scale_embeddings=False,
+        glu_act="silu",
+        bias=False,
+        norm_type="rms",
+        complex_state=False,
+        use_lower_bound=True,
+        gate_position="after_norm",
+        gate_act="silu",
+        gate_rank=None,
+        scale_embeddings=False,
     ),
     "opennlplab": _HGRU | dict(glu_act="silu", conv_size=None),
     "fairseq-lm": _HGRU | dict(conv_size=None, scale_embeddings=True),
     **published_classifiers.FIXED,
-}  # fmt: skip
+}
 # Published key -> the values that these models can have, first the one that we write; a key that is left out has it too.
 _ALLOWED = {
     "fla": {
-        "model_type": ("hgrn",), "expand_ratio": (1,), "use_lower_bound": (True,),
-        "hidden_act": ("swish", "silu"), "elementwise_affine": (True,), "attn": (None,), "attnres_block_size": (None,),
+        "model_type": ("hgrn",),
+        "expand_ratio": (1,),
+        "use_lower_bound": (True,),
+        "hidden_act": ("swish", "silu"),
+        "elementwise_affine": (True,),
+        "attn": (None,),
+        "attnres_block_size": (None,),
     },
     # "swish" may have run as the identity there; see docs/checkpoints.md.
     "opennlplab": {
-        "model_type": ("hgrn",), "act_fun": ("silu",), "glu_act": ("silu", "swish"), "norm_type": ("layernorm",), "causal": (True,),
+        "model_type": ("hgrn",),
+        "act_fun": ("silu",),
+        "glu_act": ("silu", "swish"),
+        "norm_type": ("layernorm",),
+        "causal": (True,),
     },
-}  # fmt: skip
+}
 # Keys without a meaning for the numbers of the model.
 _IGNORED = {
     "fla": (
-        "attn_mode", "hidden_ratio", "max_position_embeddings", "num_heads", "initializer_range", "fuse_norm", "fuse_swiglu",
-        "fuse_cross_entropy", "fuse_linear_cross_entropy", "use_l2warp", "auto_map",
+        "attn_mode",
+        "hidden_ratio",
+        "max_position_embeddings",
+        "num_heads",
+        "initializer_range",
+        "fuse_norm",
+        "fuse_swiglu",
+        "fuse_cross_entropy",
+        "fuse_linear_cross_entropy",
+        "use_l2warp",
+        "auto_map",
     ),
     "opennlplab": ("use_triton", "init_std", "add_bos_token", "auto_map"),
-}  # fmt: skip
+}
 _RENAMED = {
     "fla": {},
-    "opennlplab": {"decoder_embed_dim": "hidden_size", "decoder_layers": "num_hidden_layers", "glu_dim": "intermediate_size"},
+    "opennlplab": {
+        "decoder_embed_dim": "hidden_size",
+        "decoder_layers": "num_hidden_layers",
+        "glu_dim": "intermediate_size",
+    },
 }
 # What a key that is left out stands for, under our names; fairseq and single files keep no configuration at all.
 _DEFAULTS = {
@@ -94,14 +133,35 @@ _DEFAULTS = {
     "fairseq-lm": dict(glu_act="identity", bos_token_id=0, pad_token_id=1, eos_token_id=2),
 }
 _SHARED_FIELDS = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "tie_word_embeddings", "use_cache", "bos_token_id",
-    "eos_token_id", "pad_token_id",
-)  # fmt: skip
-_HUB = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "tie_word_embeddings",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+_HUB = (
+    "cache_dir",
+    "force_download",
+    "proxies",
+    "token",
+    "revision",
+    "local_files_only",
+    "subfolder",
+)
 _BESIDE = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
-    "merges.txt", "generation_config.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+)
 
 
 def layout_of_config(config: Mapping) -> str:
@@ -114,7 +174,9 @@ def layout_of_config(config: Mapping) -> str:
     found = {layout: keys for layout, keys in found.items() if keys}
     if len(found) > 1:
         listed = "; ".join(f"{layout} has {', '.join(keys)}" for layout, keys in found.items())
-        raise ConversionError(f"the configuration is ambiguous, with keys of several layouts: {listed}; remove the wrong ones")
+        raise ConversionError(
+            f"the configuration is ambiguous, with keys of several layouts: {listed}; remove the wrong ones"
+        )
     return next(iter(found), "hgrn")
 
 
@@ -125,11 +187,17 @@ def layout_of_names(names: Iterable[str], path: str) -> str:
         ConversionError: it is none of a model, or several.
     """
     names = list(names)
-    found = [layout for layout, start in _NAMES.items() if any(re.match(start, name) for name in names)]
+    found = [
+        layout for layout, start in _NAMES.items() if any(re.match(start, name) for name in names)
+    ]
     if len(found) != 1:
-        problem = f"several ({', '.join(found)})" if found else "none that is known for whole models"
+        problem = (
+            f"several ({', '.join(found)})" if found else "none that is known for whole models"
+        )
         first = ", ".join(sorted(names)[:5]) or "missing"
-        raise ConversionError(f"{path}: the layout of its tensors is {problem}; the first are {first}")
+        raise ConversionError(
+            f"{path}: the layout of its tensors is {problem}; the first are {first}"
+        )
     if found[0] in published_classifiers.LAYOUTS:
         return published_classifiers.form_of_names(found[0], names)
     return found[0]
@@ -152,14 +220,24 @@ def to_fields(config: Mapping, layout: str) -> dict:
         given.pop(key, None)
     given = {_RENAMED[layout].get(key, key): value for key, value in given.items()}
     if layout == "fla":
-        size, has_conv, shared = given.pop("conv_size", 4), given.pop("use_short_conv", False), given.pop("share_conv_kernel", None)
+        size, has_conv, shared = (
+            given.pop("conv_size", 4),
+            given.pop("use_short_conv", False),
+            given.pop("share_conv_kernel", None),
+        )
         given["conv_size"] = size if has_conv else None
         if has_conv and shared is not None:
-            problems.append(f"share_conv_kernel: must be absent where use_short_conv is true (an older form), got {shared!r}")
+            problems.append(
+                f"share_conv_kernel: must be absent where use_short_conv is true (an older form), got {shared!r}"
+            )
         width = given.get("hidden_size")
         if not isinstance(hidden_ratio, (int, float)) or not 0 < hidden_ratio < 1000:
             problems.append(f"hidden_ratio: must be a positive number, got {hidden_ratio!r}")
-        elif given.get("intermediate_size") is None and isinstance(width, int) and abs(width) < 1 << 31:
+        elif (
+            given.get("intermediate_size") is None
+            and isinstance(width, int)
+            and abs(width) < 1 << 31
+        ):
             given["intermediate_size"] = 256 * -(-int(width * hidden_ratio * 2 / 3) // 256)
     else:
         given["scale_embeddings"] = not given.pop("no_scale_embedding", False)
@@ -168,7 +246,9 @@ def to_fields(config: Mapping, layout: str) -> dict:
         for name, value in _FIXED[layout].items()
         if given.get(name, value) != value
     ]
-    if missing := [name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in given]:
+    if missing := [
+        name for name in ("vocab_size", "hidden_size", "num_hidden_layers") if name not in given
+    ]:
         problems.append(f"{', '.join(missing)}: not given")
     _raise(problems, f"a configuration of the layout {layout!r}")
     return _FIXED[layout] | dict(initialization="normal") | _DEFAULTS[layout] | given
@@ -195,13 +275,23 @@ def from_fields(config, layout: str) -> dict | None:
     if layout not in _RENAMED:
         return None
     back = {ours: published for published, ours in _RENAMED[layout].items()}
-    written = {key: allowed[0] for key, allowed in _ALLOWED[layout].items() if key != "attnres_block_size"}
+    written = {
+        key: allowed[0] for key, allowed in _ALLOWED[layout].items() if key != "attnres_block_size"
+    }
     written |= {back.get(name, name): getattr(config, name) for name in _SHARED_FIELDS}
     if config.dtype is not None:
         written["dtype"] = str(config.dtype).removeprefix("torch.")
     if layout == "fla":
         conv = dict(use_short_conv=config.conv_size is not None, conv_size=config.conv_size or 4)
-        return written | conv | dict(norm_eps=config.norm_eps, attn_mode="fused_recurrent", architectures=["HGRNForCausalLM"])
+        return (
+            written
+            | conv
+            | dict(
+                norm_eps=config.norm_eps,
+                attn_mode="fused_recurrent",
+                architectures=["HGRNForCausalLM"],
+            )
+        )
     return written | dict(bias=config.bias, no_scale_embedding=not config.scale_embeddings)
 
 
@@ -231,7 +321,10 @@ class Published(NamedTuple):
             layout = layout_of_config(config)
             if layout != "hgrn":
                 return cls(path, layout, config, _weight_files(path, hub))
-            for index in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):  # transformers takes any path in them
+            for index in (
+                SAFE_WEIGHTS_INDEX_NAME,
+                WEIGHTS_INDEX_NAME,
+            ):  # transformers takes any path in them
                 if os.path.isfile(os.path.join(path, index)):
                     _shards(os.path.join(path, index))
             return None
@@ -250,7 +343,9 @@ class Published(NamedTuple):
             ConversionError: a file is missing, damaged, or holds something else.
         """
         if not self.files:
-            raise ConversionError(f"{self.path} holds a config.json but neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}")
+            raise ConversionError(
+                f"{self.path} holds a config.json but neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}"
+            )
         return _read(self.files)
 
     def fields(self, tensors: Mapping[str, Tensor]) -> dict:
@@ -262,13 +357,27 @@ class Published(NamedTuple):
         if self.config is not None:
             return to_fields(self.config, self.layout)
         tensors = convert.from_published(tensors, self.layout)
-        is_image = not any(line.ours == "model.embed_tokens.weight" for line in convert.LAYOUTS[self.layout])
-        embedding_name = "model.embed_patches.proj.weight" if is_image else "model.embed_tokens.weight"
-        wanted = (embedding_name, "model.stack.bounds.logits", "model.stack.blocks.0.glu.down_proj.weight")
+        is_image = not any(
+            line.ours == "model.embed_tokens.weight" for line in convert.LAYOUTS[self.layout]
+        )
+        embedding_name = (
+            "model.embed_patches.proj.weight" if is_image else "model.embed_tokens.weight"
+        )
+        wanted = (
+            embedding_name,
+            "model.stack.bounds.logits",
+            "model.stack.blocks.0.glu.down_proj.weight",
+        )
         if missing := [name for name in wanted if name not in tensors]:
-            raise ConversionError(f"{self.path}: the model's sizes cannot be told, since {', '.join(missing)} is missing")
+            raise ConversionError(
+                f"{self.path}: the model's sizes cannot be told, since {', '.join(missing)} is missing"
+            )
         embedding, bounds, down = (tensors[name] for name in wanted)
-        sizes = dict(hidden_size=bounds.shape[1], num_hidden_layers=bounds.shape[0], intermediate_size=down.shape[-1])
+        sizes = dict(
+            hidden_size=bounds.shape[1],
+            num_hidden_layers=bounds.shape[0],
+            intermediate_size=down.shape[-1],
+        )
         if not is_image:
             sizes["vocab_size"] = embedding.shape[0]
         if self.layout in published_classifiers.FIXED:
@@ -276,19 +385,34 @@ class Published(NamedTuple):
         conv = tensors.get("model.stack.blocks.0.mixer.short_conv.weight")
         sizes["conv_size"] = None if conv is None else conv.shape[-1]
         head = tensors.get("lm_head.weight", embedding)
-        told = dict(bias="model.stack.blocks.0.mixer.in_proj.bias" in tensors, tie_word_embeddings=torch.equal(head, embedding))
-        ids = {k: v for k, v in _DEFAULTS[self.layout].items() if not k.endswith("_id") or v < sizes["vocab_size"]}
+        told = dict(
+            bias="model.stack.blocks.0.mixer.in_proj.bias" in tensors,
+            tie_word_embeddings=torch.equal(head, embedding),
+        )
+        ids = {
+            k: v
+            for k, v in _DEFAULTS[self.layout].items()
+            if not k.endswith("_id") or v < sizes["vocab_size"]
+        }
         return _FIXED[self.layout] | ids | sizes | told
 
     def kind(self, tensors: Mapping[str, Tensor]) -> str:
         """The name of the class that has the head of the checkpoint."""
-        return published_classifiers.head(tensors) if self.layout in published_classifiers.FIXED else "HGRNForCausalLM"
+        return (
+            published_classifiers.head(tensors)
+            if self.layout in published_classifiers.FIXED
+            else "HGRNForCausalLM"
+        )
 
     def options(self, arguments: Mapping) -> dict:
         """What remains of the arguments of `from_pretrained` when the tensors are at hand, and the settings of generation."""
         hub = {key: arguments[key] for key in _HUB if key in arguments}
         rest = {key: value for key, value in arguments.items() if key not in hub}
-        if "generation_config" not in rest and not os.path.isfile(self.path) and _locate(self.path, GENERATION_CONFIG_NAME, hub):
+        if (
+            "generation_config" not in rest
+            and not os.path.isfile(self.path)
+            and _locate(self.path, GENERATION_CONFIG_NAME, hub)
+        ):
             rest["generation_config"] = GenerationConfig.from_pretrained(self.path, **hub)
         return rest
 
@@ -318,9 +442,14 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
         _check_own(source)
     layout, target = found.layout if found else "hgrn", to or "hgrn"
     if layout.split("-")[0] == target.split("-")[0]:
-        raise UserError(f"{source} is in the layout {target!r} already" + ("; say which other with --to" if to is None else ""))
+        raise UserError(
+            f"{source} is in the layout {target!r} already"
+            + ("; say which other with --to" if to is None else "")
+        )
     if fields and not found:
-        raise UserError(f"{source} is in our own layout, whose config.json decides {', '.join(fields)}")
+        raise UserError(
+            f"{source} is in our own layout, whose config.json decides {', '.join(fields)}"
+        )
     try:
         kind = getattr(models, found.kind(found.tensors()) if found else _own_kind(source))
         model, report = kind.from_pretrained(source, output_loading_info=True, **fields)
@@ -328,12 +457,24 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{source} does not hold a model that can be loaded: {error}") from error
-    _raise([f"{kind}: {', '.join(map(str, sorted(names)))}" for kind, names in report.items() if names], f"the model in {source}")
-    lines = [f"read {source}, layout {layout}: {sum(p.numel() for p in model.parameters()):,} parameters"]
+    _raise(
+        [
+            f"{kind}: {', '.join(map(str, sorted(names)))}"
+            for kind, names in report.items()
+            if names
+        ],
+        f"the model in {source}",
+    )
+    lines = [
+        f"read {source}, layout {layout}: {sum(p.numel() for p in model.parameters()):,} parameters"
+    ]
     if found and found.config is None:
         assumed = ("glu_act", "norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
         assumed = published_classifiers.assumed(layout) or assumed
-        lines.append("not in the source, and assumed: " + ", ".join(f"{name} {getattr(model.config, name)}" for name in assumed))
+        lines.append(
+            "not in the source, and assumed: "
+            + ", ".join(f"{name} {getattr(model.config, name)}" for name in assumed)
+        )
 
     with whole_folder(out) as draft:
         if to is None:
@@ -341,7 +482,10 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
         else:
             _save(model, draft, to)
         copied = _copy_beside(source, draft)
-    return [*lines, f"wrote {out}, layout {target}" + (f", with {', '.join(copied)}" if copied else "")]
+    return [
+        *lines,
+        f"wrote {out}, layout {target}" + (f", with {', '.join(copied)}" if copied else ""),
+    ]
 
 
 def _check_own(source: Path) -> None:
@@ -349,10 +493,14 @@ def _check_own(source: Path) -> None:
     file = source / CONFIG_NAME
     if not file.is_file():
         names = f"{CONFIG_NAME}, {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}"
-        raise ConversionError(f"{source} holds no model (no {names}): give the folder of a saved model, or a file of tensors")
+        raise ConversionError(
+            f"{source} holds no model (no {names}): give the folder of a saved model, or a file of tensors"
+        )
     kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     if kind != "hgrn":
-        raise ConversionError(f"{source} holds a model of type {kind!r}, and HGRN is converted here")
+        raise ConversionError(
+            f"{source} holds a model of type {kind!r}, and HGRN is converted here"
+        )
 
 
 def _own_kind(folder: Path) -> str:
@@ -369,7 +517,9 @@ def _save(model: "HGRNPreTrainedModel", out: Path, layout: str) -> None:
     config = from_fields(model.config, layout)
     save_file(convert.to_published(model, layout), out / SAFE_WEIGHTS_NAME, {"format": "pt"})
     if config is not None:
-        (out / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (out / CONFIG_NAME).write_text(
+            json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def _copy_beside(source: Path, out: Path) -> list[str]:
@@ -385,7 +535,10 @@ def _locate(path: str, name: str, hub: Mapping) -> str | None:
 
 
 def _weight_files(path: str, hub: Mapping) -> list[str]:
-    for name, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+    for name, index in (
+        (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME),
+        (WEIGHTS_NAME, WEIGHTS_INDEX_NAME),
+    ):
         if found := _locate(path, name, hub):
             return [found]
         if found := _locate(path, index, hub):
@@ -397,8 +550,12 @@ def _shards(index: str) -> list[str]:
     """The files that the index of a checkpoint in several names, all of them beside it."""
     named = read_json(index).get("weight_map")
     names = list(named.values()) if isinstance(named, dict) else []
-    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name) for name in names):
-        raise ConversionError(f"{index} must give under \"weight_map\" the file of each tensor, by its name alone")
+    if not names or not all(
+        isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name) for name in names
+    ):
+        raise ConversionError(
+            f'{index} must give under "weight_map" the file of each tensor, by its name alone'
+        )
     return sorted(set(names))
 
 
@@ -414,9 +571,13 @@ def _read(files: Iterable[str]) -> dict[str, Tensor]:
         if all(name.startswith("module.") for name in read):  # as wrappers for several devices save
             read = {name.removeprefix("module."): value for name, value in read.items()}
         if strange := [name for name, value in read.items() if not _is_plain(value)]:
-            raise ConversionError(f"{file}: not tensors: {', '.join(strange[:5])}; or not with all of their numbers")
+            raise ConversionError(
+                f"{file}: not tensors: {', '.join(strange[:5])}; or not with all of their numbers"
+            )
         if sum(value.nbytes for value in read.values()) > _MOST_SHARING * os.path.getsize(file):
-            raise ConversionError(f"{file} holds tensors that share their numbers too often; save each by itself")
+            raise ConversionError(
+                f"{file} holds tensors that share their numbers too often; save each by itself"
+            )
         tensors |= read
     return tensors
 
@@ -424,8 +585,14 @@ def _read(files: Iterable[str]) -> dict[str, Tensor]:
 def _load(file: str) -> Any:
     """What is in a file of safetensors, or in one of `torch.save` that has no more than tensors and plain data."""
     try:
-        return load_file(file) if file.endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # on a damaged file, PyTorch's reader fails with whatever its own code runs into
+        return (
+            load_file(file)
+            if file.endswith(".safetensors")
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except (
+        Exception
+    ) as error:  # on a damaged file, PyTorch's reader fails with whatever its own code runs into
         raise ConversionError(
             f"{file} cannot be read as tensors: {error}. If it holds more than tensors (checkpoints of fairseq and Lightning hold "
             'their settings too), load it where you trust it and save its entry "model" alone with torch.save ("state_dict" in '
@@ -435,11 +602,18 @@ def _load(file: str) -> Any:
 
 def _is_plain(value: Any) -> bool:
     """Whether a value is a tensor with a place in the file for each of its numbers: strides of 0 make few bytes many."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+    if (
+        not isinstance(value, Tensor)
+        or value.layout != torch.strided
+        or value.is_quantized
+        or value.device.type != "cpu"
+    ):
         return False
     return value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _raise(problems: list[str], what: str) -> None:
     if problems:
-        raise ConversionError(f"{what} cannot be converted ({len(problems)} problem(s)):\n  " + "\n  ".join(problems))
+        raise ConversionError(
+            f"{what} cannot be converted ({len(problems)} problem(s)):\n  " + "\n  ".join(problems)
+        )

@@ -13,10 +13,21 @@ LAYOUTS = ("vit", "lra")
 NAMES = {"vit": r"layers\.\d+\.token_mixer\.", "lra": r"model\.layers\.\d+\.layer\.hgru\."}
 
 _AUTHORS = dict(
-    glu_act="silu", bias=True, norm_eps=1e-5, complex_state=True, use_lower_bound=True, gate_position="after_norm", gate_act="silu",
-    gate_rank=None, conv_size=None, bidirectional=True, pooling="mean",
-)  # fmt: skip
-_VIT = _AUTHORS | dict(norm_type="layer", final_norm="pooled", sinusoidal_positions=False, grid=False)
+    glu_act="silu",
+    bias=True,
+    norm_eps=1e-5,
+    complex_state=True,
+    use_lower_bound=True,
+    gate_position="after_norm",
+    gate_act="silu",
+    gate_rank=None,
+    conv_size=None,
+    bidirectional=True,
+    pooling="mean",
+)
+_VIT = _AUTHORS | dict(
+    norm_type="layer", final_norm="pooled", sinusoidal_positions=False, grid=False
+)
 _LRA = _AUTHORS | dict(final_norm="tokens", mask_padding=False)
 # Our fields, as every model of a form has them.
 FIXED = {
@@ -68,14 +79,19 @@ def head(names: Iterable[str]) -> str:
     names = list(names)
     if any(name.startswith("decoder.retrieval.") for name in names):
         return "HGRNForSequencePairClassification"
-    is_text = re.search(NAMES["lra"], "\n".join(names)) and not {"encoder.bias", "encoder.0.bias"} & set(names)
+    is_text = re.search(NAMES["lra"], "\n".join(names)) and not {
+        "encoder.bias",
+        "encoder.0.bias",
+    } & set(names)
     return "HGRNForSequenceClassification" if is_text else "HGRNForImageClassification"
 
 
 def told(tensors: Mapping[str, Tensor], layout: str) -> dict:
     """Fields that the sizes of tensors tell, under our names of them; and what is assumed of the others."""
     fields = dict(norm_type="batch" if "model.stack.norm.running_mean" in tensors else "layer")
-    if labels := [tensors[name] for name in ("score.weight", "classifier.2.weight") if name in tensors]:
+    if labels := [
+        tensors[name] for name in ("score.weight", "classifier.2.weight") if name in tensors
+    ]:
         fields["num_labels"] = labels[0].shape[0]
     patch = tensors.get("model.embed_patches.proj.weight")
     if layout.startswith("vit"):
@@ -83,7 +99,9 @@ def told(tensors: Mapping[str, Tensor], layout: str) -> dict:
         inputs = 0 if patch is None else patch.shape[1]
         channels = 3 if inputs % 3 == 0 and _root(inputs // 3) else 1
         return fields | dict(num_channels=channels, patch_size=_root(inputs // channels) or 1)
-    fields |= dict(initialization="lra", embedding_dropout=0.0 if layout.endswith("-nopos") else 0.1)
+    fields |= dict(
+        initialization="lra", embedding_dropout=0.0 if layout.endswith("-nopos") else 0.1
+    )
     return fields | (dict(num_channels=patch.shape[1], grid=True) if patch is not None else {})
 
 

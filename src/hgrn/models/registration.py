@@ -36,7 +36,9 @@ def register(overwrite: bool = False) -> None:
     AutoModel.register(HGRNConfig, HGRNModel, exist_ok=True)
     AutoModelForCausalLM.register(HGRNConfig, HGRNForCausalLM, exist_ok=True)
     AutoModelForImageClassification.register(HGRNConfig, HGRNForImageClassification, exist_ok=True)
-    AutoModelForSequenceClassification.register(HGRNConfig, HGRNForSequenceClassification, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        HGRNConfig, HGRNForSequenceClassification, exist_ok=True
+    )
     # As AutoImageProcessor.register does, but that class of transformers 5.17 wants torchvision before it answers at all.
     IMAGE_PROCESSOR_MAPPING.register(HGRNConfig, {"pil": HGRNImageProcessor}, exist_ok=True)
     # A pipeline of images looks for a processor of videos, too. It would make up a name for one from that of the image processor, and

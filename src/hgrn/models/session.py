@@ -26,13 +26,23 @@ if TYPE_CHECKING:
 _CHUNK = 4096  # tokens that are read at once
 # What of the configuration decides, with the tensors of the model, what a state means.
 _MEANING = (
-    "glu_act", "norm_eps", "norm_type", "complex_state", "gate_position", "gate_act", "gate_rank", "conv_size", "scale_embeddings",
-)  # fmt: skip
+    "glu_act",
+    "norm_eps",
+    "norm_type",
+    "complex_state",
+    "gate_position",
+    "gate_act",
+    "gate_rank",
+    "conv_size",
+    "scale_embeddings",
+)
 
 
 def fingerprint(model: "HGRNForCausalLM") -> str:
     """A number for the backbone of a model: all of its tensors, and what its configuration makes of them."""
-    digest = hashlib.sha256(json.dumps({name: getattr(model.config, name) for name in _MEANING}).encode())
+    digest = hashlib.sha256(
+        json.dumps({name: getattr(model.config, name) for name in _MEANING}).encode()
+    )
     tensors = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -87,7 +97,11 @@ class Session:
     @property
     def nbytes(self) -> int:
         """Bytes of the states."""
-        return 0 if self._state is None else sum(part.nbytes for layer in self._state for part in layer)
+        return (
+            0
+            if self._state is None
+            else sum(part.nbytes for layer in self._state for part in layer)
+        )
 
     @property
     def cache(self) -> HGRNCache:
@@ -116,9 +130,12 @@ class Session:
             for start in range(0, ids.shape[1], _CHUNK):
                 part = slice(start, start + _CHUNK)
                 output = self.model(
-                    input_ids=ids[:, part], attention_mask=None if mask is None else mask[:, part], past_key_values=cache,
-                    use_cache=True, logits_to_keep=1,
-                )  # fmt: skip
+                    input_ids=ids[:, part],
+                    attention_mask=None if mask is None else mask[:, part],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
         self._state = cache.detach().state
         new = [ids.shape[1]] * len(self) if mask is None else mask.sum(1).tolist()
         self.lengths = [old + more for old, more in zip(self.lengths, new)]
@@ -138,7 +155,8 @@ class Session:
             raise ValueError("indices must name at least one conversation")
         order = torch.tensor([range(len(self))[n] for n in indices], device="cpu")
         picked._state = tuple(
-            tuple(part.index_select(0, order.to(part.device)) for part in layer) for layer in self._begin()
+            tuple(part.index_select(0, order.to(part.device)) for part in layer)
+            for layer in self._begin()
         )
         return picked
 
@@ -152,7 +170,8 @@ class Session:
         states = [session._begin() for session in sessions]
         joined.lengths = [length for session in sessions for length in session.lengths]
         joined._state = tuple(
-            tuple(torch.cat(parts) for parts in zip(*layers, strict=True)) for layers in zip(*states, strict=True)
+            tuple(torch.cat(parts) for parts in zip(*layers, strict=True))
+            for layers in zip(*states, strict=True)
         )
         return joined
 
@@ -195,22 +214,32 @@ class Session:
     def _begin(self) -> tuple[tuple[Tensor, ...], ...]:
         """The states; zeros where nothing has been read, which is the state of nothing."""
         if self._state is None:
-            self._state = tuple(block.mixer.initial_state(len(self)) for block in self.model.model.stack.blocks)
+            self._state = tuple(
+                block.mixer.initial_state(len(self)) for block in self.model.model.stack.blocks
+            )
         return self._state
 
     def _batch(self, tokens: Tensor | Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """Ids `[N, T]`, padded on the left, and the mask if there is padding."""
         if len(tokens) != len(self):
-            raise ValueError(f"tokens must have a row for each of the {len(self)} conversations, got {len(tokens)}")
+            raise ValueError(
+                f"tokens must have a row for each of the {len(self)} conversations, got {len(tokens)}"
+            )
         if isinstance(tokens, Tensor):
             if tokens.ndim != 2 or tokens.shape[1] == 0:
-                raise ValueError(f"tokens must have shape [N, T] with T of 1 or more, got {tuple(tokens.shape)}")
+                raise ValueError(
+                    f"tokens must have shape [N, T] with T of 1 or more, got {tuple(tokens.shape)}"
+                )
             return tokens.to(self.model.device), None
         lengths = [len(row) for row in tokens]
         if min(lengths) == 0:
-            raise ValueError(f"tokens must give every conversation one or more, but row {lengths.index(0)} is empty")
+            raise ValueError(
+                f"tokens must give every conversation one or more, but row {lengths.index(0)} is empty"
+            )
         longest = max(lengths)
-        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in tokens], device=self.model.device)
+        ids = torch.tensor(
+            [[0] * (longest - len(row)) + list(row) for row in tokens], device=self.model.device
+        )
         if min(lengths) == longest:
             return ids, None
         columns = torch.arange(longest, device=ids.device)

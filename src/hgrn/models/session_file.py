@@ -21,7 +21,12 @@ BLOCK = 1 << 20
 
 def metadata(fingerprint: str, lengths: Sequence[int]) -> dict[str, str]:
     """What a file says of its states, before `seal`."""
-    return {"format": FORMAT, "fingerprint": fingerprint, "lengths": json.dumps(lengths), "sha256": UNSEALED}
+    return {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "lengths": json.dumps(lengths),
+        "sha256": UNSEALED,
+    }
 
 
 def seal(path: Path) -> None:
@@ -39,11 +44,16 @@ def read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             if about.get("format") not in (FORMAT, WITHOUT_CHECKSUM):
-                raise UserError(f"{path} does not hold conversations; Session.save writes such files")
+                raise UserError(
+                    f"{path} does not hold conversations; Session.save writes such files"
+                )
             if about["format"] == FORMAT:
                 _check(path, about.get("sha256", ""))
             else:
-                warnings.warn(f"{path} was saved without a checksum, so that damage to it cannot be seen; save it anew", stacklevel=3)
+                warnings.warn(
+                    f"{path} was saved without a checksum, so that damage to it cannot be seen; save it anew",
+                    stacklevel=3,
+                )
             return about, {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as conversations: {error}") from error
@@ -55,33 +65,57 @@ def lengths(path: str | Path, about: Mapping[str, str]) -> list[int]:
         found = parse_json(about.get("lengths", "null"))
     except ValueError:
         found = None
-    if not isinstance(found, list) or not found or any(type(length) is not int or length < 0 for length in found):
-        raise UserError(f"{path} is damaged: its metadata does not say how many tokens each conversation has")
+    if (
+        not isinstance(found, list)
+        or not found
+        or any(type(length) is not int or length < 0 for length in found)
+    ):
+        raise UserError(
+            f"{path} is damaged: its metadata does not say how many tokens each conversation has"
+        )
     return found
 
 
-def states(path: str | Path, tensors: Mapping[str, Tensor], one: Sequence[Sequence[Tensor]], count: int) -> tuple[tuple[Tensor, ...], ...]:
+def states(
+    path: str | Path, tensors: Mapping[str, Tensor], one: Sequence[Sequence[Tensor]], count: int
+) -> tuple[tuple[Tensor, ...], ...]:
     """The states of `count` conversations, layer by layer; `one` has those of a single one, for shape, type and device.
 
     Raises UserError for tensors that are missing or too many, of other shapes or types, or not finite.
     """
-    wanted = {f"{layer}.{part}": like for layer, parts in enumerate(one) for part, like in enumerate(parts)}
+    wanted = {
+        f"{layer}.{part}": like
+        for layer, parts in enumerate(one)
+        for part, like in enumerate(parts)
+    }
     if odd := sorted(wanted.keys() ^ tensors.keys()):
-        raise UserError(f"{path} does not hold the states of this model's layers: {', '.join(odd[:5])} in one of them only")
+        raise UserError(
+            f"{path} does not hold the states of this model's layers: {', '.join(odd[:5])} in one of them only"
+        )
     for name, like in wanted.items():
         found, shape = tensors[name], (count, *like.shape[1:])
         if found.shape != shape or found.dtype != like.dtype:
-            raise UserError(f"{path}: state {name} must be {like.dtype} {list(shape)}; it is {found.dtype} {list(found.shape)}")
+            raise UserError(
+                f"{path}: state {name} must be {like.dtype} {list(shape)}; it is {found.dtype} {list(found.shape)}"
+            )
         if not found.isfinite().all():
-            raise UserError(f"{path}: state {name} holds NaN or infinity, from which nothing follows; read the texts again")
+            raise UserError(
+                f"{path}: state {name} holds NaN or infinity, from which nothing follows; read the texts again"
+            )
     return tuple(
-        tuple(tensors[f"{layer}.{part}"].to(like.device) for part, like in enumerate(parts)) for layer, parts in enumerate(one)
+        tuple(tensors[f"{layer}.{part}"].to(like.device) for part, like in enumerate(parts))
+        for layer, parts in enumerate(one)
     )
 
 
 def _check(path: str | Path, checksum: str) -> None:
-    if not re.fullmatch("[0-9a-f]{64}", checksum) or _checksum(path, _place(path, checksum)) != checksum:
-        raise UserError(f"{path} is damaged: its checksum does not match; copy it again, or read the texts again")
+    if (
+        not re.fullmatch("[0-9a-f]{64}", checksum)
+        or _checksum(path, _place(path, checksum)) != checksum
+    ):
+        raise UserError(
+            f"{path} is damaged: its checksum does not match; copy it again, or read the texts again"
+        )
 
 
 def _place(path: str | Path, checksum: str) -> int:

@@ -65,7 +65,9 @@ class SteppingMixin:
         """Whether this thread is inside `stepping`."""
         return id(self) in _active.models
 
-    def _step(self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: HGRNCache | None) -> Tensor | None:
+    def _step(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: HGRNCache | None
+    ) -> Tensor | None:
         """Logits `[N, 1, vocab_size]` of one new token each, the cache brought up to date; None if it cannot be done so."""
         if not _suits(input_ids, attention_mask, cache):
             return None
@@ -86,11 +88,19 @@ class SteppingMixin:
         return logits[:, None]
 
     def _belongs(self, steps: Steps) -> bool:
-        return steps.backbone is self.model and steps.head is self.lm_head and not steps.watch.has_changed()
+        return (
+            steps.backbone is self.model
+            and steps.head is self.lm_head
+            and not steps.watch.has_changed()
+        )
 
     def _compiled(self, size: int) -> Steps | None:
         backbone = self.model
-        if type(backbone) is not HGRNModel or has_own_forward(backbone) or (backbone.dropout.training and backbone.dropout.p > 0):
+        if (
+            type(backbone) is not HGRNModel
+            or has_own_forward(backbone)
+            or (backbone.dropout.training and backbone.dropout.p > 0)
+        ):
             return None
         try:
             stepper = Stepper(backbone.stack, size, self.lm_head)
@@ -99,7 +109,9 @@ class SteppingMixin:
         return Steps(backbone, self.lm_head, Watch([backbone, backbone.dropout]), stepper)
 
 
-def _suits(input_ids: Tensor | None, attention_mask: Tensor | None, cache: HGRNCache | None) -> bool:
+def _suits(
+    input_ids: Tensor | None, attention_mask: Tensor | None, cache: HGRNCache | None
+) -> bool:
     """Whether a call is one of those for which there are compiled steps."""
     return (
         input_ids is not None

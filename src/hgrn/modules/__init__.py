@@ -15,6 +15,22 @@ from .stack import HGRN
 from .stepper import Stepper
 
 __all__ = [
-    "BatchNorm", "Block", "GLU", "HGRN", "HGRU", "HGRU2d", "Int8Linear", "Linear", "LowerBounds", "PatchEmbedding",
-    "ShortConvolution", "SimpleRMSNorm", "Stepper", "layer_matrices", "no_decay_names", "positions", "quantize_int8", "sinusoids",
-]  # fmt: skip
+    "BatchNorm",
+    "Block",
+    "GLU",
+    "HGRN",
+    "HGRU",
+    "HGRU2d",
+    "Int8Linear",
+    "Linear",
+    "LowerBounds",
+    "PatchEmbedding",
+    "ShortConvolution",
+    "SimpleRMSNorm",
+    "Stepper",
+    "layer_matrices",
+    "no_decay_names",
+    "positions",
+    "quantize_int8",
+    "sinusoids",
+]

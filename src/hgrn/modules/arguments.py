@@ -16,18 +16,30 @@ def check_input(x: Tensor, letters: str, dim: int) -> None:
             "and mask=hgrn.ops.packing.lengths_to_mask(lengths, x.shape[1])"
         )
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor of shape {letters}, got {type(x).__name__}; torch.as_tensor(x) makes one of numbers")
+        raise TypeError(
+            f"x must be a tensor of shape {letters}, got {type(x).__name__}; torch.as_tensor(x) makes one of numbers"
+        )
     ndim = letters.count(",") + 1
     if x.ndim != ndim or x.shape[-1] != dim:
-        hint = "; a single sequence needs a batch axis of 1: x[None]" if x.ndim == ndim - 1 and x.shape[-1:] == (dim,) else ""
+        hint = (
+            "; a single sequence needs a batch axis of 1: x[None]"
+            if x.ndim == ndim - 1 and x.shape[-1:] == (dim,)
+            else ""
+        )
         raise ValueError(f"x must have shape {letters} with D = {dim}, got {tuple(x.shape)}{hint}")
     if not x.is_floating_point():
-        raise TypeError(f"x must hold floats, got {x.dtype}; embed token ids (torch.nn.Embedding), or convert numbers with x.float()")
+        raise TypeError(
+            f"x must hold floats, got {x.dtype}; embed token ids (torch.nn.Embedding), or convert numbers with x.float()"
+        )
 
 
 def check_dtype(x: Tensor, weight: Tensor, name: str) -> None:
     """Raises TypeError if PyTorch would have to multiply x by a plain weight of another dtype."""
-    if x.dtype == weight.dtype or type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point():
+    if (
+        x.dtype == weight.dtype
+        or type(weight) not in (Tensor, nn.Parameter)
+        or not weight.is_floating_point()
+    ):
         return
     if not torch.is_autocast_enabled(x.device.type):
         raise TypeError(

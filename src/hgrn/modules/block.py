@@ -63,7 +63,9 @@ class Block(nn.Module):
             y, after = self._compute(x, lower_bound, state or None, mask, cu_seqlens)
             return y, *(after or ())
 
-        y, *after = self._gradient_checkpointing_func(compute, x, lower_bound, mask, cu_seqlens, *(state or ()), **options)
+        y, *after = self._gradient_checkpointing_func(
+            compute, x, lower_bound, mask, cu_seqlens, *(state or ()), **options
+        )
         return y, tuple(after) or None
 
     @contextmanager

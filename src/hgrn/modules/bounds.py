@@ -26,7 +26,9 @@ class LowerBounds(KeepsFloat32):
 
     def __init__(self, depth: int, dim: int):
         super().__init__()
-        self.logits = nn.Parameter(torch.empty(depth, dim, dtype=at_least_float32(torch.get_default_dtype())))
+        self.logits = nn.Parameter(
+            torch.empty(depth, dim, dtype=at_least_float32(torch.get_default_dtype()))
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -51,9 +51,15 @@ class PatchEmbedding(nn.Module):
                 f"height and width of pixel_values must be multiples of the patch size {self.size}, and at least that, got "
                 f"{height} x {width}; resize or crop the images"
             )
-        if self.proj.weight.is_floating_point():  # else it is quantized, and takes floats all the same
-            pixels = pixels.to(self.proj.weight.dtype)  # those that make images know nothing of the model's precision
-        rows = pixels.unflatten(3, (-1, self.size)).unflatten(2, (-1, self.size))  # [B, C, H / P, P, W / P, P]
+        if (
+            self.proj.weight.is_floating_point()
+        ):  # else it is quantized, and takes floats all the same
+            pixels = pixels.to(
+                self.proj.weight.dtype
+            )  # those that make images know nothing of the model's precision
+        rows = pixels.unflatten(3, (-1, self.size)).unflatten(
+            2, (-1, self.size)
+        )  # [B, C, H / P, P, W / P, P]
         return self.proj(rows.permute(0, 2, 4, 3, 5, 1).flatten(3))
 
 
@@ -66,7 +72,9 @@ def positions(x: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None =
         return before
     if not torch.compiler.is_compiling():
         check_cu_seqlens(cu_seqlens, x.shape[1])
-    total = torch.nn.functional.pad(mask[0].cumsum(0), (1, 0))  # kept positions before each, and in all
+    total = torch.nn.functional.pad(
+        mask[0].cumsum(0), (1, 0)
+    )  # kept positions before each, and in all
     return before - total[cu_seqlens[:-1].long()][sequence_ids(cu_seqlens, x.shape[1])]
 
 

@@ -25,7 +25,9 @@ class GLU(nn.Module):
         `[..., dim]` -> `[..., dim]`.
     """
 
-    def __init__(self, dim: int, hidden: int, act: str = "silu", bias: bool = True, dropout: float = 0.0):
+    def __init__(
+        self, dim: int, hidden: int, act: str = "silu", bias: bool = True, dropout: float = 0.0
+    ):
         super().__init__()
         if act not in _ACTIVATIONS:
             raise ValueError(f"act must be one of {_ACTIVATIONS}, got {act!r}")

@@ -74,7 +74,9 @@ class HGRU(KeepsFloat32):
     ):
         super().__init__()
         if gate_position not in _GATE_POSITIONS:
-            raise ValueError(f"gate_position must be one of {_GATE_POSITIONS}, got {gate_position!r}")
+            raise ValueError(
+                f"gate_position must be one of {_GATE_POSITIONS}, got {gate_position!r}"
+            )
         if gate_act not in _ACTIVATIONS:
             raise ValueError(f"gate_act must be one of {_ACTIVATIONS}, got {gate_act!r}")
         if norm_type not in GATED_NORMS:
@@ -82,7 +84,9 @@ class HGRU(KeepsFloat32):
         if not shared_theta and not (bidirectional and complex_state):
             raise ValueError("shared_theta=False needs bidirectional=True and complex_state=True")
         if conv_size is not None and (bidirectional or gate_rank is not None):
-            raise ValueError(f"conv_size={conv_size} goes neither with bidirectional=True nor with gate_rank; pass conv_size=None")
+            raise ValueError(
+                f"conv_size={conv_size} goes neither with bidirectional=True nor with gate_rank; pass conv_size=None"
+            )
         self.dim = dim
         self.bidirectional = bidirectional
         self.gate_position = gate_position
@@ -101,7 +105,9 @@ class HGRU(KeepsFloat32):
         self.theta = None
         if complex_state:
             shape = (dim,) if shared_theta else (2, dim)
-            self.theta = nn.Parameter(torch.empty(shape, dtype=at_least_float32(torch.get_default_dtype())))
+            self.theta = nn.Parameter(
+                torch.empty(shape, dtype=at_least_float32(torch.get_default_dtype()))
+            )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -141,23 +147,35 @@ class HGRU(KeepsFloat32):
         """
         self._check(x, "[B, T, D]")
         if self.bidirectional and state is not None:
-            raise ValueError("a bidirectional HGRU reads whole sequences and takes no state; pass state=None")
+            raise ValueError(
+                "a bidirectional HGRU reads whole sequences and takes no state; pass state=None"
+            )
         parts = 1 if self.short_conv is None else 2
         if cu_seqlens is not None:
             check_boundaries(cu_seqlens)
         if state is not None:
-            sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1  # len() would be a constant under export
+            sequences = (
+                x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+            )  # len() would be a constant under export
             self._check_state(state, parts, sequences)
         initial, *window = (None,) * parts if state is None else state
-        candidate, forget, gate, *window = self._project(x, *window, mask=mask, cu_seqlens=cu_seqlens)
-        h, final = self._scan(candidate, forget, (1,), lower_bound, initial, mask=mask, cu_seqlens=cu_seqlens)
+        candidate, forget, gate, *window = self._project(
+            x, *window, mask=mask, cu_seqlens=cu_seqlens
+        )
+        h, final = self._scan(
+            candidate, forget, (1,), lower_bound, initial, mask=mask, cu_seqlens=cu_seqlens
+        )
         return self._read_out(h, gate), None if self.bidirectional else (final, *window)
 
     def initial_state(self, sequences: int) -> tuple[Tensor, ...]:
         """What state=None stands for: zeros in the shapes that `forward` returns."""
         weight = self.norm.weight
         recurrent = weight.new_zeros(sequences, len(weight), dtype=at_least_float32(weight.dtype))
-        return (recurrent,) if self.short_conv is None else (recurrent, self.short_conv.initial_state(sequences))
+        return (
+            (recurrent,)
+            if self.short_conv is None
+            else (recurrent, self.short_conv.initial_state(sequences))
+        )
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Candidate `[..., C]`, forget gate `[..., D]` and output gate `[..., C]` of x `[..., D]`, before their activations.
@@ -174,7 +192,11 @@ class HGRU(KeepsFloat32):
             mixed, window = self.short_conv(mixed, window, **where)
             return *mixed.split(rows[:2], dim=-1), gate, window
         candidate, forget, gate = projected.split(rows, dim=-1)
-        return (candidate, forget, gate) if self.forget_up is None else (candidate, self.forget_up(forget), self.gate_up(gate))
+        return (
+            (candidate, forget, gate)
+            if self.forget_up is None
+            else (candidate, self.forget_up(forget), self.gate_up(gate))
+        )
 
     def _check(self, x: Tensor, letters: str) -> None:
         check_input(x, letters, self.dim)
@@ -184,20 +206,41 @@ class HGRU(KeepsFloat32):
     def _check_state(self, state: tuple[Tensor, ...], parts: int, sequences: int) -> None:
         check_state_tuple(state)
         if len(state) != parts:
-            raise ValueError(f"state must be a tuple of {parts} tensor(s), as this layer returns it, got {len(state)}")
+            raise ValueError(
+                f"state must be a tuple of {parts} tensor(s), as this layer returns it, got {len(state)}"
+            )
         if self.context is None:  # else each rank has sequences of its own
             check_recurrent(state[0], sequences, self.joined_rows["in_proj"][0])
 
-    def _scan(self, candidate: Tensor, forget: Tensor, dims: tuple[int, ...], lower_bound, initial_state=None, **where):
+    def _scan(
+        self,
+        candidate: Tensor,
+        forget: Tensor,
+        dims: tuple[int, ...],
+        lower_bound,
+        initial_state=None,
+        **where,
+    ):
         """The sum of the scans along `dims` in each direction, and the final state of the first."""
         own = self.theta is not None and self.theta.ndim == 2
         directions = [(False, self.theta[0] if own else self.theta)]
         if self.bidirectional:
             directions.append((True, self.theta[1] if own else self.theta))
         if self.context is not None:
-            return self.context.scan(candidate, forget, lower_bound, directions, initial_state, **where)
+            return self.context.scan(
+                candidate, forget, lower_bound, directions, initial_state, **where
+            )
         (h, final), *others = [
-            hgru_scan(candidate, forget, lower_bound, theta, initial_state, dim=dim, reverse=reverse, **where)
+            hgru_scan(
+                candidate,
+                forget,
+                lower_bound,
+                theta,
+                initial_state,
+                dim=dim,
+                reverse=reverse,
+                **where,
+            )
             for dim in dims
             for reverse, theta in directions
         ]

@@ -27,15 +27,21 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+    def _load_from_state_dict(
+        self, state_dict, prefix, metadata, strict, missing, unexpected, errors
+    ):
         weight = state_dict.get(f"{prefix}weight")
-        if weight is not None and (weight.dtype != torch.int8 or f"{prefix}scale" not in state_dict):
+        if weight is not None and (
+            weight.dtype != torch.int8 or f"{prefix}scale" not in state_dict
+        ):
             errors.append(
                 f"{prefix}weight is {weight.dtype}{'' if f'{prefix}scale' in state_dict else ' without a scale'}, but this model has "
                 "8-bit weights; load into the model before quantize_int8"
             )
             return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        super()._load_from_state_dict(
+            state_dict, prefix, metadata, strict, missing, unexpected, errors
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return int8_linear(x, self.weight, self.scale, self.bias)

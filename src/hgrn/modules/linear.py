@@ -10,7 +10,9 @@ from hgrn.ops import linear
 class Linear(nn.Linear):
     """`nn.Linear`, with the product that `hgrn.ops.linear` picks: decoding on a CPU reads its weights at the speed of memory."""
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+    def _load_from_state_dict(
+        self, state_dict, prefix, metadata, strict, missing, unexpected, errors
+    ):
         weight = state_dict.get(f"{prefix}weight")
         if weight is not None and not weight.is_floating_point():
             errors.append(
@@ -18,13 +20,17 @@ class Linear(nn.Linear):
                 "load the weights that were saved before quantize_int8, or load into a model that was quantized first"
             )
             return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        super()._load_from_state_dict(
+            state_dict, prefix, metadata, strict, missing, unexpected, errors
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
     def __setattr__(self, name: str, value) -> None:
-        if name == "qconfig":  # with which torch.ao.quantization marks every module, and then replaces those of nn.Linear itself
+        if (
+            name == "qconfig"
+        ):  # with which torch.ao.quantization marks every module, and then replaces those of nn.Linear itself
             warnings.warn(
                 "torch.ao.quantization (quantize_dynamic, prepare) looks for torch.nn.Linear exactly, and leaves hgrn.modules.Linear "
                 "as it is; for 8-bit weights call hgrn.modules.quantize_int8(model)",

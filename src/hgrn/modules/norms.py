@@ -54,12 +54,21 @@ class BatchNorm(KeepsFloat32):
     def forward(self, x: Tensor) -> Tensor:
         running = (self.running_mean, self.running_var)
         if self.training and not self.updates:
-            running = (self.running_mean.clone(), self.running_var.clone())  # not None: a checkpoint saves the same tensors twice
+            running = (
+                self.running_mean.clone(),
+                self.running_var.clone(),
+            )  # not None: a checkpoint saves the same tensors twice
         elif self.training:
             self.num_batches_tracked.add_(1)
         wide = self.running_mean.dtype
         y = F.batch_norm(
-            x.to(wide).flatten(0, -2), *running, self.weight.to(wide), self.bias.to(wide), self.training, self.momentum, self.eps
+            x.to(wide).flatten(0, -2),
+            *running,
+            self.weight.to(wide),
+            self.bias.to(wide),
+            self.training,
+            self.momentum,
+            self.eps,
         )
         return y.to(x.dtype).view(x.shape)
 
@@ -69,7 +78,10 @@ class SimpleRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(at_least_float32(x.dtype))
-        return (wide / (torch.linalg.vector_norm(wide, dim=-1, keepdim=True) / x.shape[-1] ** 0.5 + 1e-8)).to(x.dtype)
+        return (
+            wide
+            / (torch.linalg.vector_norm(wide, dim=-1, keepdim=True) / x.shape[-1] ** 0.5 + 1e-8)
+        ).to(x.dtype)
 
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": BatchNorm}
@@ -96,20 +108,26 @@ class GatedLayerNorm(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor, gate: Tensor, activation: str, gate_first: bool) -> Tensor:
-        return gated_norm(x, gate, self.weight, self.bias, self.eps, activation=activation, gate_first=gate_first)
+        return gated_norm(
+            x, gate, self.weight, self.bias, self.eps, activation=activation, gate_first=gate_first
+        )
 
 
 class GatedRMSNorm(nn.RMSNorm):
     """As `GatedLayerNorm`, with the root mean square in place of mean and deviation, and no offset."""
 
     def forward(self, x: Tensor, gate: Tensor, activation: str, gate_first: bool) -> Tensor:
-        return gated_rms_norm(x, gate, self.weight, self.eps, activation=activation, gate_first=gate_first)
+        return gated_rms_norm(
+            x, gate, self.weight, self.eps, activation=activation, gate_first=gate_first
+        )
 
 
 GATED_NORMS = {"layer": GatedLayerNorm, "rms": GatedRMSNorm}
 
 
-def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, activation: str, gate_first: bool) -> Tensor:
+def gated_rms_norm(
+    x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, activation: str, gate_first: bool
+) -> Tensor:
     """`RMSNorm(x) * act(gate)`, or with gate_first `RMSNorm(x * act(gate))`; as `hgrn.ops.gated_norm`, of which it is the sibling.
 
     x, gate `[..., C]`, weight `[C]` -> `[..., C]` in x's dtype, computed in float32 (float64 for float64) and rounded once.

@@ -82,7 +82,11 @@ def layer_matrices(module: nn.Module) -> dict[str, tuple[int, ...]]:
     found = {}
     for prefix, part in module.named_modules():
         for name, child in part.named_children():
-            if isinstance(child, nn.Linear) and ".blocks." in f".{prefix}." and not is_parametrized(child, "weight"):
+            if (
+                isinstance(child, nn.Linear)
+                and ".blocks." in f".{prefix}."
+                and not is_parametrized(child, "weight")
+            ):
                 rows = getattr(part, "joined_rows", {}).get(name, (child.out_features,))
                 found[f"{prefix}.{name}.weight"] = rows
     return found

@@ -37,10 +37,16 @@ class ShortConvolution(nn.Module):
     def initial_state(self, sequences: int) -> Tensor:
         """What came before the first position: zeros `[N, W - 1, C]`."""
         channels, size = self.weight.shape
-        return self.weight.new_zeros(sequences, size - 1, channels, dtype=at_least_float32(self.weight.dtype))
+        return self.weight.new_zeros(
+            sequences, size - 1, channels, dtype=at_least_float32(self.weight.dtype)
+        )
 
     def forward(
-        self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A whole sequence, a chunk or a single step; arguments as `HGRU.forward`.
 
@@ -89,7 +95,9 @@ class ShortConvolution(nn.Module):
             y = torch.addcmul(y, stream[:, shift : shift + rows], tap)
         return y
 
-    def _places(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _places(
+        self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Where in the stream the initial states are `[N, W - 1]`, the positions `[P]`, and the final states `[N, W - 1]`."""
         total, window = x.shape[0] * x.shape[1], self.weight.shape[1] - 1
         positions = torch.arange(total, device=x.device)
@@ -102,24 +110,42 @@ class ShortConvolution(nn.Module):
         rank = positions - starts[sequence]  # of each position among those of its sequence
         if mask is not None:
             keep = mask.flatten()
-            kept = torch.nn.functional.pad(keep.cumsum(0), (1, 0))  # before each position, and in all
+            kept = torch.nn.functional.pad(
+                keep.cumsum(0), (1, 0)
+            )  # before each position, and in all
             counts = kept[edges[1:]] - kept[starts]
             kept_rank = kept[:-1] - kept[starts][sequence]
             rank = torch.where(keep, kept_rank, counts[sequence] + rank - kept_rank)
         steps = torch.arange(window, device=x.device)
         firsts = starts + window * torch.arange(len(starts), device=x.device)
-        return firsts[:, None] + steps, firsts[sequence] + window + rank, (firsts + counts)[:, None] + steps
+        return (
+            firsts[:, None] + steps,
+            firsts[sequence] + window + rank,
+            (firsts + counts)[:, None] + steps,
+        )
 
-    def _check(self, x: Tensor, state: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    def _check(
+        self, x: Tensor, state: Tensor | None, mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> None:
         if cu_seqlens is not None and not torch.compiler.is_compiling():
             check_cu_seqlens(cu_seqlens, x.shape[0] * x.shape[1])
         if mask is not None and not isinstance(mask, Tensor):
-            raise TypeError(f"mask must be a bool tensor (True where there is input), got {type(mask).__name__}")
+            raise TypeError(
+                f"mask must be a bool tensor (True where there is input), got {type(mask).__name__}"
+            )
         if mask is not None and mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a bool tensor (True where there is input), got {mask.dtype}; use mask.bool()")
+            raise TypeError(
+                f"mask must be a bool tensor (True where there is input), got {mask.dtype}; use mask.bool()"
+            )
         if mask is not None and mask.shape != x.shape[:2]:
             raise ValueError(f"mask must have shape {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
         channels, size = self.weight.shape
-        expected = (x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1, size - 1, channels)
+        expected = (
+            x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1,
+            size - 1,
+            channels,
+        )
         if state is not None and state.shape != expected:
-            raise ValueError(f"the convolution's state must have shape {expected}, got {tuple(state.shape)}")
+            raise ValueError(
+                f"the convolution's state must have shape {expected}, got {tuple(state.shape)}"
+            )

@@ -76,7 +76,13 @@ class HGRN(nn.Module):
             Block(
                 dim,
                 mixer(dim, bias=bias, norm_eps=norm_eps, norm_type=inner_norm, **hgru),
-                GLU(dim, 2 * dim if glu_dim is None else glu_dim, glu_act, bias=bias, dropout=glu_dropout),
+                GLU(
+                    dim,
+                    2 * dim if glu_dim is None else glu_dim,
+                    glu_act,
+                    bias=bias,
+                    dropout=glu_dropout,
+                ),
                 dropout=dropout,
                 norm_eps=norm_eps,
                 norm_type=norm_type,
@@ -118,8 +124,12 @@ class HGRN(nn.Module):
         states = []
         for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds(), strict=True)):
             if hidden_states is not None:
-                hidden_states.append(x if hidden_shape is None else x.reshape(*hidden_shape, x.shape[-1]))
-                x = hidden_states[-1].view(x.shape)  # what is kept lies between the blocks, so that it has a gradient
+                hidden_states.append(
+                    x if hidden_shape is None else x.reshape(*hidden_shape, x.shape[-1])
+                )
+                x = hidden_states[-1].view(
+                    x.shape
+                )  # what is kept lies between the blocks, so that it has a gradient
             x, after = block(x, bound, None if state is None else state[index], mask, cu_seqlens)
             states.append(after)
         return self.norm(x), None if None in states else tuple(states)

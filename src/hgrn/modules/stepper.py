@@ -67,17 +67,29 @@ class Stepper:
         from hgrn.ops import program  # here, since it needs numba
 
         self._program = program.Program()
-        dim, width = stack.norm.normalized_shape[-1], stack.blocks[0].mixer.norm.normalized_shape[-1]
-        with torch.inference_mode(False), torch.no_grad():  # a tensor made in inference mode could be written only there
-            self._watch = Watch(module for whole in (stack, head) if whole is not None for module in whole.modules())
+        dim, width = (
+            stack.norm.normalized_shape[-1],
+            stack.blocks[0].mixer.norm.normalized_shape[-1],
+        )
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):  # a tensor made in inference mode could be written only there
+            self._watch = Watch(
+                module for whole in (stack, head) if whole is not None for module in whole.modules()
+            )
             self._x = _zeros(sequences, dim)
             states = _zeros(len(stack.blocks), sequences, width)
             if hasattr(self, "_states"):
                 if self._states.shape != states.shape:
-                    raise NotSteppable("Stepper: the stack has become one of another size, whose state is another; make it anew")
+                    raise NotSteppable(
+                        "Stepper: the stack has become one of another size, whose state is another; make it anew"
+                    )
                 states = self._states
             try:
-                for block, bound, state in zip(stack.blocks, stack.lower_bounds(), states, strict=True):
+                for block, bound, state in zip(
+                    stack.blocks, stack.lower_bounds(), states, strict=True
+                ):
                     self._block(block, bound, state)
                 if stack.bounds is not None:
                     self._program.watch(stack.bounds.logits)
@@ -91,7 +103,12 @@ class Stepper:
         self._states = states
 
     def __getstate__(self) -> dict:
-        return {"stack": self._stack, "sequences": self._sequences, "head": self._head, "state": self.state}
+        return {
+            "stack": self._stack,
+            "sequences": self._sequences,
+            "head": self._head,
+            "state": self.state,
+        }
 
     def __setstate__(self, kept: dict) -> None:
         self.__init__(kept["stack"], kept["sequences"], kept["head"])
@@ -113,7 +130,9 @@ class Stepper:
         if state is None:
             self._states.zero_()
             return
-        if len(state) != len(self._states) or any(part.shape != self._states.shape[1:] for (part,) in state):
+        if len(state) != len(self._states) or any(
+            part.shape != self._states.shape[1:] for (part,) in state
+        ):
             raise ValueError(
                 f"state must have an entry for each of {len(self._states)} blocks, with a tensor of shape {tuple(self._states.shape[1:])}"
             )
@@ -122,7 +141,9 @@ class Stepper:
     def __call__(self, x: Tensor) -> Tensor:
         """x `[N, D]` -> the stack's output, or the head's, `[N, D or V]`; the state goes on."""
         if x.shape != self._x.shape:
-            raise ValueError(f"x must have shape {tuple(self._x.shape)} (sequences, channels), got {tuple(x.shape)}")
+            raise ValueError(
+                f"x must have shape {tuple(self._x.shape)} (sequences, channels), got {tuple(x.shape)}"
+            )
         if self._watch.has_changed():
             self._compile()
         self._x.copy_(x.detach())
@@ -134,7 +155,9 @@ class Stepper:
         return self._y.clone()
 
     def _linear(self, part: nn.Module, x: Tensor, y: Tensor, add: Tensor | None = None) -> None:
-        self._program.linear(x, part.weight, part.bias, y, scale=getattr(part, "scale", None), add=add)
+        self._program.linear(
+            x, part.weight, part.bias, y, scale=getattr(part, "scale", None), add=add
+        )
 
     def _norm(self, part: nn.LayerNorm, x: Tensor, y: Tensor) -> None:
         self._program.norm(x, part.weight, part.bias, part.eps, y)
@@ -167,9 +190,15 @@ class Stepper:
             self._program.watch(mixer.theta)
         norm = mixer.norm
         self._program.gated_norm(
-            h, gate, norm.weight, norm.bias, norm.eps, gated, activation=mixer.gate_act,
+            h,
+            gate,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            gated,
+            activation=mixer.gate_act,
             gate_first=mixer.gate_position == "before_norm",
-        )  # fmt: skip
+        )
         self._linear(mixer.out_proj, gated, self._x, add=self._x)
 
 
@@ -193,9 +222,19 @@ def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None)
     if _has_any_global_hook():
         return "there are hooks for all modules, which would not be called"
     known = (
-        HGRN, Block, HGRU, GLU, Linear, Int8Linear, nn.Linear, nn.LayerNorm, GatedLayerNorm, nn.Dropout, nn.ModuleList,
+        HGRN,
+        Block,
+        HGRU,
+        GLU,
+        Linear,
+        Int8Linear,
+        nn.Linear,
+        nn.LayerNorm,
+        GatedLayerNorm,
+        nn.Dropout,
+        nn.ModuleList,
         LowerBounds,
-    )  # fmt: skip
+    )
     for name, part in [*stack.named_modules(), ("head", head)]:
         if part is not None and type(part) not in known:
             return f"{name} is a {type(part).__name__}, of which there are no compiled steps"
@@ -204,8 +243,15 @@ def why_not(stack: nn.Module, sequences: int = 1, head: nn.Module | None = None)
         if isinstance(part, nn.Dropout) and part.training and part.p > 0:
             return f"{name} is in training mode; call eval()"
     for whole in (stack, head):
-        for name, tensor in [] if whole is None else [*whole.named_parameters(), *whole.named_buffers()]:
-            fits = is_plain(tensor) and tensor.dtype in (torch.float32, torch.int8) and tensor.is_cpu and tensor.is_contiguous()
+        for name, tensor in (
+            [] if whole is None else [*whole.named_parameters(), *whole.named_buffers()]
+        ):
+            fits = (
+                is_plain(tensor)
+                and tensor.dtype in (torch.float32, torch.int8)
+                and tensor.is_cpu
+                and tensor.is_contiguous()
+            )
             if not fits:
                 return f"{name} is {describe(tensor)}; plain contiguous float32 on cpu is needed"
     return None

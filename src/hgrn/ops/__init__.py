@@ -6,6 +6,13 @@ from .library import available_engines
 from .linear_maps import int8_linear, linear, quantize_rows
 
 __all__ = [
-    "available_engines", "gated_norm", "gated_scan", "gated_unit", "hgru_carry", "hgru_scan",
-    "int8_linear", "linear", "quantize_rows",
-]  # fmt: skip
+    "available_engines",
+    "gated_norm",
+    "gated_scan",
+    "gated_unit",
+    "hgru_carry",
+    "hgru_scan",
+    "int8_linear",
+    "linear",
+    "quantize_rows",
+]

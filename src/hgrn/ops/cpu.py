@@ -20,7 +20,11 @@ _HUGE = 4 << 20  # bytes from which NumPy asks for huge pages
 _BLOCK = 1024  # channels of one task at most: their states and parameters stay near the core
 _ROWS = 64  # rows of one task of a norm or unit: few enough for all threads, so many that partial sums cost little
 _LINE = 16  # blocks of channels are multiples of this many, a cache line of float32
-_ACTIVATIONS = {"identity": cpu_layer.IDENTITY, "silu": cpu_layer.SILU, "sigmoid": cpu_layer.SIGMOID}
+_ACTIVATIONS = {
+    "identity": cpu_layer.IDENTITY,
+    "silu": cpu_layer.SILU,
+    "sigmoid": cpu_layer.SIGMOID,
+}
 
 
 class Launch(addresses.HoldsAddresses):
@@ -39,7 +43,14 @@ class Launch(addresses.HoldsAddresses):
 class Scan:
     """The sizes of one call, as the kernels take them, and how its tasks are cut."""
 
-    def __init__(self, x: Tensor, channels: int, cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool):
+    def __init__(
+        self,
+        x: Tensor,
+        channels: int,
+        cu_seqlens: Tensor | None,
+        mask: Tensor | None,
+        reverse: bool,
+    ):
         outer, self.steps, self.inner, width = x.shape
         self.channels, self.parts, self.reverse = channels, width // max(channels, 1), reverse
         self.bounds = None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
@@ -47,7 +58,9 @@ class Scan:
         self.mask = None if mask is None else mask.contiguous()
         self.dtype, self.accumulate, self.work = x.dtype, state_dtype(x.dtype), x.numel()
         rows = self.sequences * self.inner
-        wanted = max(-(-threads.count() // max(rows, 1)), -(-channels // _BLOCK))  # no thread is idle
+        wanted = max(
+            -(-threads.count() // max(rows, 1)), -(-channels // _BLOCK)
+        )  # no thread is idle
         self.block = max(1, -(-channels // (wanted * _LINE))) * _LINE
         self.blocks = -(-channels // self.block)
         self.tasks = rows * self.blocks
@@ -55,12 +68,22 @@ class Scan:
     def states(self, given: Tensor | None) -> Tensor:
         """Running states `[N, I, C]` that start as `given`, or at zero."""
         if given is None:
-            return torch.zeros(self.sequences, self.inner, self.parts * self.channels, dtype=self.accumulate, device="cpu")
+            return torch.zeros(
+                self.sequences,
+                self.inner,
+                self.parts * self.channels,
+                dtype=self.accumulate,
+                device="cpu",
+            )
         return given.clone(memory_format=torch.contiguous_format)
 
     def room(self, lower_bound: Tensor | None) -> Tensor:
         """`1 - lower_bound`, `[D]`."""
-        return torch.ones(self.channels, dtype=self.accumulate, device="cpu") if lower_bound is None else 1 - lower_bound
+        return (
+            torch.ones(self.channels, dtype=self.accumulate, device="cpu")
+            if lower_bound is None
+            else 1 - lower_bound
+        )
 
     def turn(self, theta: Tensor | None) -> dict[str, Tensor | int]:
         """Cosine and sine of theta, `[D]`, from angles in float64; of a real state nobody reads them."""
@@ -69,7 +92,13 @@ class Scan:
         wide = theta.double()
         return {"cos": wide.cos().to(self.accumulate), "sin": wide.sin().to(self.accumulate)}
 
-    def launch(self, kernel: Kernel, strided: dict[str, Tensor], dense: dict[str, Tensor], **wide: Tensor | int) -> Launch:
+    def launch(
+        self,
+        kernel: Kernel,
+        strided: dict[str, Tensor],
+        dense: dict[str, Tensor],
+        **wide: Tensor | int,
+    ) -> Launch:
         """The kernel over all tasks.
 
         Args:
@@ -83,14 +112,25 @@ class Scan:
         for name, x in strided.items():
             outer, time, inner, _ = x.stride()
             fields[name] = addresses.address_of_rows(x, dtype)
-            fields[name + "_outer"], fields[name + "_time"], fields[name + "_inner"] = outer * size, time * size, inner * size
+            fields[name + "_outer"], fields[name + "_time"], fields[name + "_inner"] = (
+                outer * size,
+                time * size,
+                inner * size,
+            )
         for name, x in wide.items():
             fields[name] = addresses.address(x, self.accumulate) if isinstance(x, Tensor) else x
         block = kernel.block(
-            self.tasks, steps=self.steps, inner=self.inner, channels=self.channels, blocks=self.blocks, block=self.block,
-            bounds=addresses.optional(self.bounds, torch.int64), reverse=self.reverse,
-            mask=addresses.optional(self.mask, torch.bool), **fields,
-        )  # fmt: skip
+            self.tasks,
+            steps=self.steps,
+            inner=self.inner,
+            channels=self.channels,
+            blocks=self.blocks,
+            block=self.block,
+            bounds=addresses.optional(self.bounds, torch.int64),
+            reverse=self.reverse,
+            mask=addresses.optional(self.mask, torch.bool),
+            **fields,
+        )
         tensors = (self.bounds, self.mask, *strided.values(), *dense.values(), *wide.values())
         return Launch(kernel.address(name_of(dtype), self.parts), block, self.work, tensors)
 
@@ -115,45 +155,82 @@ def _unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+def hgru_scan(
+    candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_scan`."""
     scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
     state = scan.states(initial_state)
     h = _empty(candidate.shape, candidate.dtype)
     scan.launch(
-        cpu_scan.hgru_scan, {"candidate": candidate, "forget": forget}, {"h": h}, room=scan.room(lower_bound),
-        **scan.turn(theta), state=state, decay=0,
-    ).run()  # fmt: skip
+        cpu_scan.hgru_scan,
+        {"candidate": candidate, "forget": forget},
+        {"h": h},
+        room=scan.room(lower_bound),
+        **scan.turn(theta),
+        state=state,
+        decay=0,
+    ).run()
     return h, state
 
 
-def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+def hgru_carry(
+    candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_carry`."""
     scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
     state = scan.states(None)
-    decay = torch.ones(scan.sequences, scan.inner, scan.channels, dtype=scan.accumulate, device="cpu")
+    decay = torch.ones(
+        scan.sequences, scan.inner, scan.channels, dtype=scan.accumulate, device="cpu"
+    )
     scan.launch(
-        cpu_scan.hgru_scan, {"candidate": candidate, "forget": forget}, {"h": torch.empty_like(state, dtype=scan.dtype)},
-        room=scan.room(lower_bound), **scan.turn(theta), state=state, decay=decay,
-    ).run()  # fmt: skip
+        cpu_scan.hgru_scan,
+        {"candidate": candidate, "forget": forget},
+        {"h": torch.empty_like(state, dtype=scan.dtype)},
+        room=scan.room(lower_bound),
+        **scan.turn(theta),
+        state=state,
+        decay=decay,
+    ).run()
     return decay, state
 
 
 def hgru_scan_backward(
-    grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse
+    grad_h,
+    grad_final,
+    candidate,
+    forget,
+    lower_bound,
+    theta,
+    initial_state,
+    h,
+    cu_seqlens,
+    mask,
+    reverse,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of candidate, forget, lower_bound, theta and initial_state; h is what the forward returned."""
     scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
     initial = scan.states(None) if initial_state is None else initial_state.contiguous()
     g = scan.states(grad_final.to(scan.accumulate))
     h = h.contiguous()
-    grad_candidate, grad_forget = _empty(candidate.shape, candidate.dtype), _empty(forget.shape, forget.dtype)
-    sums = torch.zeros(2, scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu")
+    grad_candidate, grad_forget = (
+        _empty(candidate.shape, candidate.dtype),
+        _empty(forget.shape, forget.dtype),
+    )
+    sums = torch.zeros(
+        2, scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu"
+    )
     scan.launch(
-        cpu_scan.hgru_scan_backward, {"candidate": candidate, "forget": forget, "grad_h": grad_h},
-        {"h": h, "grad_candidate": grad_candidate, "grad_forget": grad_forget}, room=scan.room(lower_bound),
-        **scan.turn(theta), initial=initial, g=g, grad_lower=sums[0], grad_theta=sums[1],
-    ).run()  # fmt: skip
+        cpu_scan.hgru_scan_backward,
+        {"candidate": candidate, "forget": forget, "grad_h": grad_h},
+        {"h": h, "grad_candidate": grad_candidate, "grad_forget": grad_forget},
+        room=scan.room(lower_bound),
+        **scan.turn(theta),
+        initial=initial,
+        g=g,
+        grad_lower=sums[0],
+        grad_theta=sums[1],
+    ).run()
     grad_lower, grad_theta = sums.sum(1).unbind(0)
     return grad_candidate, grad_forget, grad_lower.clone(), grad_theta.clone(), g
 
@@ -163,7 +240,9 @@ def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     scan = Scan(x, log_f.shape[-1], cu_seqlens, mask, reverse)
     state = scan.states(initial_state)
     h = _empty(x.shape, x.dtype)
-    scan.launch(cpu_gated.gated_scan, {"x": x, "log_f": log_f}, {"h": h}, **scan.turn(theta), state=state).run()
+    scan.launch(
+        cpu_gated.gated_scan, {"x": x, "log_f": log_f}, {"h": h}, **scan.turn(theta), state=state
+    ).run()
     return h, state
 
 
@@ -176,11 +255,18 @@ def gated_scan_backward(
     g = scan.states(grad_final.to(scan.accumulate))
     h = h.contiguous()
     grad_x, grad_log_f = _empty(h.shape, h.dtype), _empty(log_f.shape, log_f.dtype)
-    sums = torch.zeros(scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu")
+    sums = torch.zeros(
+        scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu"
+    )
     scan.launch(
-        cpu_gated.gated_scan_backward, {"log_f": log_f, "grad_h": grad_h},
-        {"h": h, "grad_x": grad_x, "grad_log_f": grad_log_f}, **scan.turn(theta), initial=initial, g=g, grad_theta=sums,
-    ).run()  # fmt: skip
+        cpu_gated.gated_scan_backward,
+        {"log_f": log_f, "grad_h": grad_h},
+        {"h": h, "grad_x": grad_x, "grad_log_f": grad_log_f},
+        **scan.turn(theta),
+        initial=initial,
+        g=g,
+        grad_theta=sums,
+    ).run()
     return grad_x, grad_log_f, sums.sum(0), g
 
 
@@ -190,7 +276,12 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def rows_launch(
-    kernel: Kernel, activation: str, like: Tensor, rows: dict[str, Tensor], dense: dict[str, Tensor], **wide: Tensor | int
+    kernel: Kernel,
+    activation: str,
+    like: Tensor,
+    rows: dict[str, Tensor],
+    dense: dict[str, Tensor],
+    **wide: Tensor | int,
 ) -> Launch:
     """A kernel over the rows of `like` `[..., C]`.
 
@@ -203,28 +294,48 @@ def rows_launch(
     count = like.numel() // max(width, 1)
     fields = {name: addresses.address(x, dtype) for name, x in dense.items()}
     for name, x in rows.items():
-        fields |= {name: addresses.address_of_rows(x, dtype), f"{name}_row": x.stride(0) * x.element_size()}
+        fields |= {
+            name: addresses.address_of_rows(x, dtype),
+            f"{name}_row": x.stride(0) * x.element_size(),
+        }
     for name, x in wide.items():
         fields[name] = addresses.address(x, accumulate) if isinstance(x, Tensor) else x
     block = kernel.block(-(-count // _ROWS), rows=count, block=_ROWS, width=width, **fields)
     tensors = (*rows.values(), *dense.values(), *wide.values())
-    return Launch(kernel.address(name_of(dtype), _ACTIVATIONS[activation]), block, like.numel(), tensors)
+    return Launch(
+        kernel.address(name_of(dtype), _ACTIVATIONS[activation]), block, like.numel(), tensors
+    )
 
 
 def gated_norm(x, gate, weight, bias, eps, activation, gate_first) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and each row's mean and inverse deviation; see `hgrn.ops.layer.gated_norm`."""
-    rows, y, wide = _rows(x), _empty(x.shape, x.dtype), dict(dtype=state_dtype(x.dtype), device="cpu")
+    rows, y, wide = (
+        _rows(x),
+        _empty(x.shape, x.dtype),
+        dict(dtype=state_dtype(x.dtype), device="cpu"),
+    )
     mean, inverse = torch.empty(x.shape[:-1], **wide), torch.empty(x.shape[:-1], **wide)
     scratch = torch.empty(-(-rows.shape[0] // _ROWS), x.shape[-1], **wide)
     rows_launch(
-        cpu_layer.gated_norm, activation, rows, {"x": rows, "z": _rows(gate)}, {"y": y}, gate_first=gate_first,
-        scale=weight.contiguous(), shift=bias.contiguous(), eps=torch.tensor(eps, **wide), mean=mean, inverse=inverse,
+        cpu_layer.gated_norm,
+        activation,
+        rows,
+        {"x": rows, "z": _rows(gate)},
+        {"y": y},
+        gate_first=gate_first,
+        scale=weight.contiguous(),
+        shift=bias.contiguous(),
+        eps=torch.tensor(eps, **wide),
+        mean=mean,
+        inverse=inverse,
         scratch=scratch,
-    ).run()  # fmt: skip
+    ).run()
     return y, mean, inverse
 
 
-def gated_norm_backward(grad, x, gate, weight, bias, mean, inverse, activation, gate_first) -> tuple[Tensor, ...]:
+def gated_norm_backward(
+    grad, x, gate, weight, bias, mean, inverse, activation, gate_first
+) -> tuple[Tensor, ...]:
     """Gradients of x, gate, weight and bias."""
     rows, wide = _rows(x), dict(dtype=state_dtype(x.dtype), device="cpu")
     tasks = -(-rows.shape[0] // _ROWS)
@@ -232,10 +343,20 @@ def gated_norm_backward(grad, x, gate, weight, bias, mean, inverse, activation, 
     sums = torch.zeros(2, tasks, x.shape[-1], **wide)
     scratch = torch.empty(tasks, 4, x.shape[-1], **wide)
     rows_launch(
-        cpu_layer.gated_norm_backward, activation, rows, {"x": rows, "z": _rows(gate), "dy": _rows(grad)},
-        {"dx": grad_x, "dz": grad_gate}, gate_first=gate_first, scale=weight.contiguous(), shift=bias.contiguous(),
-        mean=mean.contiguous(), inverse=inverse.contiguous(), dscale=sums[0], dshift=sums[1], scratch=scratch,
-    ).run()  # fmt: skip
+        cpu_layer.gated_norm_backward,
+        activation,
+        rows,
+        {"x": rows, "z": _rows(gate), "dy": _rows(grad)},
+        {"dx": grad_x, "dz": grad_gate},
+        gate_first=gate_first,
+        scale=weight.contiguous(),
+        shift=bias.contiguous(),
+        mean=mean.contiguous(),
+        inverse=inverse.contiguous(),
+        dscale=sums[0],
+        dshift=sums[1],
+        scratch=scratch,
+    ).run()
     grad_weight, grad_bias = sums.sum(1).unbind(0)
     return grad_x, grad_gate, grad_weight.clone(), grad_bias.clone()
 
@@ -255,24 +376,41 @@ def gated_unit_backward(grad, x, activation) -> Tensor:
 
 
 def linear_launch(
-    kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, add: Tensor | None = None,
+    kernel: Kernel,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    add: Tensor | None = None,
     scale: Tensor | None = None,
-) -> Launch:  # fmt: skip
+) -> Launch:
     """A linear map of the rows of x `[R, I]`, which have unit last stride, into y `[R, O]`; all other tensors are contiguous.
 
     All are of one dtype; where there is a scale, the weight is int8.
     """
     (out, width), dtype = weight.shape, x.dtype
     block = kernel.block(
-        -(-out // _ROWS), rows=out, block=_ROWS, width=width, batch=x.shape[0], x=addresses.address_of_rows(x, dtype),
-        x_row=x.stride(0) * x.element_size(), y=addresses.address(y, dtype), bias=addresses.optional(bias, dtype),
-        weight=addresses.address(weight, dtype if scale is None else torch.int8), add=addresses.optional(add, dtype),
+        -(-out // _ROWS),
+        rows=out,
+        block=_ROWS,
+        width=width,
+        batch=x.shape[0],
+        x=addresses.address_of_rows(x, dtype),
+        x_row=x.stride(0) * x.element_size(),
+        y=addresses.address(y, dtype),
+        bias=addresses.optional(bias, dtype),
+        weight=addresses.address(weight, dtype if scale is None else torch.int8),
+        add=addresses.optional(add, dtype),
         scale=addresses.optional(scale, dtype),
-    )  # fmt: skip
-    return Launch(kernel.address(name_of(dtype), 0), block, weight.numel(), (x, weight, bias, y, add, scale))
+    )
+    return Launch(
+        kernel.address(name_of(dtype), 0), block, weight.numel(), (x, weight, bias, y, add, scale)
+    )
 
 
-def _linear(kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None) -> Tensor:
+def _linear(
+    kernel: Kernel, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None
+) -> Tensor:
     y = x.new_empty(x.shape[0], weight.shape[0])
     bias, scale = (None if given is None else given.contiguous() for given in (bias, scale))
     linear_launch(kernel, _unit_last_stride(x), weight.contiguous(), bias, y, scale=scale).run()

@@ -26,8 +26,15 @@ def warn_once(folder: Path | None, problem: str) -> None:
     if folder in _said:
         return
     _said.add(folder)
-    where = "no folder for compiled CPU kernels is writable" if folder is None else f"compiled CPU kernels cannot be kept in {folder}"
-    warnings.warn(f"{where} ({problem}), so each process compiles them again (some seconds); {REMEDY}", stacklevel=2)
+    where = (
+        "no folder for compiled CPU kernels is writable"
+        if folder is None
+        else f"compiled CPU kernels cannot be kept in {folder}"
+    )
+    warnings.warn(
+        f"{where} ({problem}), so each process compiles them again (some seconds); {REMEDY}",
+        stacklevel=2,
+    )
 
 
 class KernelFile:

@@ -1,6 +1,16 @@
 """The CPU kernels of `gated_scan` and of its backward; tasks and letters as in `cpu_scan`."""
 
-from .cpu_language import Kernel, exp_nonpositive, helper, itemsize, load, load_flag, next_task, prefetch, store
+from .cpu_language import (
+    Kernel,
+    exp_nonpositive,
+    helper,
+    itemsize,
+    load,
+    load_flag,
+    next_task,
+    prefetch,
+    store,
+)
 from .cpu_scan import LAYOUT, PIECE, clear, scan_task
 
 _INPUTS = " log_f log_f_outer log_f_time log_f_inner cos sin"
@@ -9,7 +19,9 @@ _INPUTS = " log_f log_f_outer log_f_time log_f_inner cos sin"
 @helper
 def _gated_real(token, one, width, x, log_f, state, h):
     for j in range(width):
-        s = exp_nonpositive(load(token, log_f, j, 1)) * load(one, state, j, 3) + load(token, x, j, 0)
+        s = exp_nonpositive(load(token, log_f, j, 1)) * load(one, state, j, 3) + load(
+            token, x, j, 0
+        )
         store(one, state, j, s, 3)
         store(token, h, j, s, 4)
 
@@ -17,7 +29,11 @@ def _gated_real(token, one, width, x, log_f, state, h):
 @helper
 def _gated_complex(token, one, width, size, wide, x, log_f, cos, sin, state, h):
     for j in range(width):
-        decay, c, s = exp_nonpositive(load(token, log_f, j, 1)), load(one, cos, j, 2), load(one, sin, j, 2)
+        decay, c, s = (
+            exp_nonpositive(load(token, log_f, j, 1)),
+            load(one, cos, j, 2),
+            load(one, sin, j, 2),
+        )
         re, im = load(one, state, j, 3), load(one, state + wide, j, 5)
         new_re = decay * (c * re - s * im) + load(token, x, j, 0)
         new_im = decay * (s * re + c * im) + load(token, x + size, j, 0)
@@ -68,7 +84,19 @@ def gated_scan(call):
                 if parts == 1:
                     _gated_real(token, one, n, x_row + at, f_row + at, s + y, h_row + at)
                 else:
-                    _gated_complex(token, one, n, part, wide_part, x_row + at, f_row + at, cos + y, sin + y, s + y, h_row + at)
+                    _gated_complex(
+                        token,
+                        one,
+                        n,
+                        part,
+                        wide_part,
+                        x_row + at,
+                        f_row + at,
+                        cos + y,
+                        sin + y,
+                        s + y,
+                        h_row + at,
+                    )
         task = next_task(call)
 
 
@@ -90,10 +118,29 @@ def _back_real(token, past, one, width, log_f, before, grad_h, g_row, grad_x, gr
 
 @helper
 def _back_complex(
-    token, past, one, width, size, past_size, wide, log_f, cos, sin, before, grad_h, g_row, grad_x, grad_f, grad_theta
+    token,
+    past,
+    one,
+    width,
+    size,
+    past_size,
+    wide,
+    log_f,
+    cos,
+    sin,
+    before,
+    grad_h,
+    g_row,
+    grad_x,
+    grad_f,
+    grad_theta,
 ):
     for j in range(width):
-        decay, c, s = exp_nonpositive(load(token, log_f, j, 1)), load(one, cos, j, 2), load(one, sin, j, 2)
+        decay, c, s = (
+            exp_nonpositive(load(token, log_f, j, 1)),
+            load(one, cos, j, 2),
+            load(one, sin, j, 2),
+        )
         g_re = load(one, g_row, j, 5) + load(token, grad_h, j, 4)
         g_im = load(one, g_row + wide, j, 9) + load(token, grad_h + size, j, 4)
         re, im = load(past, before, j, 3), load(past, before + past_size, j, 3)
@@ -116,7 +163,11 @@ def _back_held(token, one, width, grad_h, g_row, grad_x):
         store(token, grad_x, j, g, 6)
 
 
-@Kernel(LAYOUT + _INPUTS + " initial h grad_h grad_h_outer grad_h_time grad_h_inner g grad_x grad_log_f grad_theta")
+@Kernel(
+    LAYOUT
+    + _INPUTS
+    + " initial h grad_h grad_h_outer grad_h_time grad_h_inner g grad_x grad_log_f grad_theta"
+)
 def gated_scan_backward(call):
     """`g` holds the final states' gradients and is left with the initial states'.
 
@@ -129,20 +180,36 @@ def gated_scan_backward(call):
     while task < call.tasks:
         sequence, outer, i, start, width, begin, end = scan_task(call, task)
         row = (sequence * inner + i) * call.channels
-        s0, g_row = call.initial + wide * (row * parts + start), call.g + wide * (row * parts + start)
-        gt, cos, sin = call.grad_theta + wide * (row + start), call.cos + wide * start, call.sin + wide * start
+        s0, g_row = (
+            call.initial + wide * (row * parts + start),
+            call.g + wide * (row * parts + start),
+        )
+        gt, cos, sin = (
+            call.grad_theta + wide * (row + start),
+            call.cos + wide * start,
+            call.sin + wide * start,
+        )
         log_f = call.log_f + outer * call.log_f_outer + i * call.log_f_inner + size * start
         grad_h = call.grad_h + outer * call.grad_h_outer + i * call.grad_h_inner + size * start
         first = outer * call.steps * inner + i
-        h, grad_x = call.h + part * parts * first + size * start, call.grad_x + part * parts * first + size * start
+        h, grad_x = (
+            call.h + part * parts * first + size * start,
+            call.grad_x + part * parts * first + size * start,
+        )
         grad_f = call.grad_log_f + part * first + size * start
         back = 1 if reverse else -1
         for step in range(end - begin):
             t = begin + step if reverse else end - 1 - step
-            dh, dx, df = grad_h + t * call.grad_h_time, grad_x + t * inner * part * parts, grad_f + t * inner * part
+            dh, dx, df = (
+                grad_h + t * call.grad_h_time,
+                grad_x + t * inner * part * parts,
+                grad_f + t * inner * part,
+            )
             if call.mask != 0 and not load_flag(call.mask, first + t * inner):
                 for k in range(parts):
-                    _back_held(token, one, width, dh + k * part, g_row + k * wide_part, dx + k * part)
+                    _back_held(
+                        token, one, width, dh + k * part, g_row + k * wide_part, dx + k * part
+                    )
                 clear(token, one, width, df)
                 continue
             f_row, before = log_f + t * call.log_f_time, h + (t + back) * inner * part * parts
@@ -157,16 +224,57 @@ def gated_scan_backward(call):
                     prefetch(before_next + k * part + x, n * size)
                 if parts == 2 and entering:
                     _back_complex(
-                        token, one, one, n, part, wide_part, wide_part, f_row + x, cos + y, sin + y, s0 + y, dh + x, g_row + y,
-                        dx + x, df + x, gt + y,
-                    )  # fmt: skip
+                        token,
+                        one,
+                        one,
+                        n,
+                        part,
+                        wide_part,
+                        wide_part,
+                        f_row + x,
+                        cos + y,
+                        sin + y,
+                        s0 + y,
+                        dh + x,
+                        g_row + y,
+                        dx + x,
+                        df + x,
+                        gt + y,
+                    )
                 elif parts == 2:
                     _back_complex(
-                        token, token, one, n, part, part, wide_part, f_row + x, cos + y, sin + y, before + x, dh + x, g_row + y,
-                        dx + x, df + x, gt + y,
-                    )  # fmt: skip
+                        token,
+                        token,
+                        one,
+                        n,
+                        part,
+                        part,
+                        wide_part,
+                        f_row + x,
+                        cos + y,
+                        sin + y,
+                        before + x,
+                        dh + x,
+                        g_row + y,
+                        dx + x,
+                        df + x,
+                        gt + y,
+                    )
                 elif entering:
-                    _back_real(token, one, one, n, f_row + x, s0 + y, dh + x, g_row + y, dx + x, df + x)
+                    _back_real(
+                        token, one, one, n, f_row + x, s0 + y, dh + x, g_row + y, dx + x, df + x
+                    )
                 else:
-                    _back_real(token, token, one, n, f_row + x, before + x, dh + x, g_row + y, dx + x, df + x)
+                    _back_real(
+                        token,
+                        token,
+                        one,
+                        n,
+                        f_row + x,
+                        before + x,
+                        dh + x,
+                        g_row + y,
+                        dx + x,
+                        df + x,
+                    )
         task = next_task(call)

@@ -30,7 +30,13 @@ from numba.core.compiler import CompileResult
 from numba.core.datamodel import models
 from numba.core.serialize import dumps
 from numba.core.typing.templates import AttributeTemplate
-from numba.extending import infer_getattr, intrinsic, lower_getattr_generic, overload, register_model
+from numba.extending import (
+    infer_getattr,
+    intrinsic,
+    lower_getattr_generic,
+    overload,
+    register_model,
+)
 
 from .cpu_cache import KernelFile, warn_once
 
@@ -43,12 +49,19 @@ log = logging.getLogger(__name__)
 # Calls
 
 # Kernels use what stands in other files than their own.
-_SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("cpu_*.py")))).hexdigest()[:12]
+_SOURCES = hashlib.sha256(
+    b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("cpu_*.py")))
+).hexdigest()[:12]
 # The first places of every call: how many tasks there are, and the next one that nobody has taken.
 _COMMON = ("tasks", "next")
 _STREAMS = 24
 _SIZE = {types.float32: 4, types.float64: 8, types.uint16: 2, types.int16: 2}
-_TOKENS = {"float32": types.float32, "float64": types.float64, "bfloat16": types.uint16, "float16": types.int16}
+_TOKENS = {
+    "float32": types.float32,
+    "float64": types.float64,
+    "bfloat16": types.uint16,
+    "float16": types.int16,
+}
 
 
 def _value_type(token):
@@ -88,7 +101,9 @@ def _field(context, builder, call, value, name):
     if name == "variant":
         return context.get_constant(types.int64, call.variant)
     pointer = builder.inttoptr(value, ir.IntType(64).as_pointer())
-    return builder.load(builder.gep(pointer, [ir.Constant(ir.IntType(64), call.fields.index(name))]))
+    return builder.load(
+        builder.gep(pointer, [ir.Constant(ir.IntType(64), call.fields.index(name))])
+    )
 
 
 @intrinsic
@@ -97,7 +112,10 @@ def next_task(typing, call):
 
     def generate(context, builder, signature, arguments):
         i64 = ir.IntType(64)
-        pointer = builder.gep(builder.inttoptr(arguments[0], i64.as_pointer()), [ir.Constant(i64, _COMMON.index("next"))])
+        pointer = builder.gep(
+            builder.inttoptr(arguments[0], i64.as_pointer()),
+            [ir.Constant(i64, _COMMON.index("next"))],
+        )
         return builder.atomic_rmw("add", pointer, ir.Constant(i64, 1), "monotonic")
 
     return types.int64(call), generate
@@ -164,7 +182,9 @@ class Kernel:
         return self
 
     def _compile(self, dtype: str, variant: int):
-        made = CFunc(self.function, ((Call(self.fields, _TOKENS[dtype], variant),), types.void), {}, _OPTIONS)
+        made = CFunc(
+            self.function, ((Call(self.fields, _TOKENS[dtype], variant),), types.void), {}, _OPTIONS
+        )
         if (folder := cache_folder()) is not None:
             module = self.function.__module__.rpartition(".")[-1]
             made._cache = _Kept(f"{module}.{self.function.__qualname__}-{dtype}-{variant}", folder)
@@ -179,7 +199,9 @@ class Kernel:
 
     def block(self, tasks: int, **values: int) -> np.ndarray:
         """The block of integers for one call; every field must be given."""
-        return np.array((tasks, 0, *map(values.__getitem__, self.fields[len(_COMMON) :])), dtype=np.int64)
+        return np.array(
+            (tasks, 0, *map(values.__getitem__, self.fields[len(_COMMON) :])), dtype=np.int64
+        )
 
 
 @intrinsic
@@ -188,7 +210,9 @@ def enter(typing, kernel, block):
 
     def generate(context, builder, signature, arguments):
         i64 = ir.IntType(64)
-        function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), [i64]).as_pointer())
+        function = builder.inttoptr(
+            arguments[0], ir.FunctionType(ir.VoidType(), [i64]).as_pointer()
+        )
         builder.call(function, [arguments[1]])
         return context.get_dummy_value()
 
@@ -201,8 +225,13 @@ def enter_parallel(typing, parallel, kernel, block, threads):
 
     def generate(context, builder, signature, arguments):
         i32, i64 = ir.IntType(32), ir.IntType(64)
-        function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), [i64, i64, i32, i32]).as_pointer())
-        builder.call(function, [arguments[1], arguments[2], builder.trunc(arguments[3], i32), ir.Constant(i32, 0)])
+        function = builder.inttoptr(
+            arguments[0], ir.FunctionType(ir.VoidType(), [i64, i64, i32, i32]).as_pointer()
+        )
+        builder.call(
+            function,
+            [arguments[1], arguments[2], builder.trunc(arguments[3], i32), ir.Constant(i32, 0)],
+        )
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.int64), generate
@@ -212,8 +241,11 @@ def enter_parallel(typing, parallel, kernel, block, threads):
 # Memory
 
 _MEMORY_TYPE = {
-    types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.uint16: ir.IntType(16), types.int16: ir.HalfType()
-}  # fmt: skip
+    types.float32: ir.FloatType(),
+    types.float64: ir.DoubleType(),
+    types.uint16: ir.IntType(16),
+    types.int16: ir.HalfType(),
+}
 
 
 def _element(builder, token, address, index):
@@ -225,7 +257,9 @@ def _mark(module, instruction, stream: int) -> None:
     domain = module.add_metadata(["hgrn"])
     scopes = [module.add_metadata([f"hgrn.{k}", domain]) for k in range(_STREAMS)]
     instruction.set_metadata("alias.scope", module.add_metadata([scopes[stream]]))
-    instruction.set_metadata("noalias", module.add_metadata([s for k, s in enumerate(scopes) if k != stream]))
+    instruction.set_metadata(
+        "noalias", module.add_metadata([s for k, s in enumerate(scopes) if k != stream])
+    )
 
 
 @intrinsic(prefer_literal=True)
@@ -234,7 +268,9 @@ def load(typing, token, address, index, stream):
     number = stream.literal_value
 
     def generate(context, builder, signature, arguments):
-        value = builder.load(_element(builder, token, arguments[1], arguments[2]), align=_SIZE[token])
+        value = builder.load(
+            _element(builder, token, arguments[1], arguments[2]), align=_SIZE[token]
+        )
         _mark(builder.module, value, number)
         if token == types.uint16:  # bfloat16 is the upper half of a float32
             wide = builder.shl(builder.zext(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
@@ -256,7 +292,9 @@ def store(typing, token, address, index, value, stream):
             bits = builder.bitcast(value, i32)
             odd = builder.and_(builder.lshr(bits, ir.Constant(i32, 16)), ir.Constant(i32, 1))
             rounded = builder.add(bits, builder.add(odd, ir.Constant(i32, 0x7FFF)))
-            quiet = builder.or_(bits, ir.Constant(i32, 0x400000))  # rounding up must not turn a NaN into infinity
+            quiet = builder.or_(
+                bits, ir.Constant(i32, 0x400000)
+            )  # rounding up must not turn a NaN into infinity
             bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
             value = builder.trunc(builder.lshr(bits, ir.Constant(i32, 16)), ir.IntType(16))
         elif token == types.int16:
@@ -328,7 +366,9 @@ def number(typing, one, n):
 def itemsize(typing, token):
     """Bytes of one element in memory."""
     size = _SIZE[token]
-    return types.int64(token), lambda context, builder, signature, arguments: ir.Constant(ir.IntType(64), size)
+    return types.int64(token), lambda context, builder, signature, arguments: ir.Constant(
+        ir.IntType(64), size
+    )
 
 
 @intrinsic
@@ -402,7 +442,13 @@ _LOWEST, _ZERO = np.float32(-87.33), np.float32(0)
 _ONE = np.float32(1)
 _C1, _C2, _C3, _C4, _C5 = (
     np.float32(c)
-    for c in (0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.001326472731307149)
+    for c in (
+        0.6931470036506653,
+        0.24022242426872253,
+        0.05550733581185341,
+        0.009671512991189957,
+        0.001326472731307149,
+    )
 )
 
 
@@ -413,7 +459,9 @@ def _(x):
 
     def single(x):
         shifted = x * _LOG2E + _SHIFT
-        r = x * _LOG2E - (shifted - _SHIFT)  # contracted: the product is not rounded before the subtraction
+        r = x * _LOG2E - (
+            shifted - _SHIFT
+        )  # contracted: the product is not rounded before the subtraction
         series = _ONE + r * (_C1 + r * (_C2 + r * (_C3 + r * (_C4 + r * _C5))))
         return select(x < _LOWEST, _ZERO, series * _power_of_two(shifted))
 

@@ -9,7 +9,19 @@ the output, `scale` and `shift` the norm's parameters.
 
 import math
 
-from .cpu_language import Kernel, arithmetic, helper, itemsize, load, next_task, number, sigmoid, sigmoid_pair, store, summing
+from .cpu_language import (
+    Kernel,
+    arithmetic,
+    helper,
+    itemsize,
+    load,
+    next_task,
+    number,
+    sigmoid,
+    sigmoid_pair,
+    store,
+    summing,
+)
 
 IDENTITY, SILU, SIGMOID = 0, 1, 2
 _ROWS = "rows block width"
@@ -59,7 +71,9 @@ def _sum_of_squares(token, one, width, x, mean):
 @helper
 def _gate(token, one, variant, width, x, z, gated):
     for j in range(width):
-        store(one, gated, j, load(token, x, j, 0) * _activation(variant, one, load(token, z, j, 1)), 2)
+        store(
+            one, gated, j, load(token, x, j, 0) * _activation(variant, one, load(token, z, j, 1)), 2
+        )
 
 
 @helper
@@ -90,7 +104,18 @@ def norm(call):
             mean = _sum(token, one, width, x) / count
             variance = _sum_of_squares(token, one, width, x, mean) / count
             inverse = one / math.sqrt(variance + eps)
-            _norm(token, token, one, width, x, mean, inverse, call.scale, call.shift, call.y + row * width * itemsize(token))
+            _norm(
+                token,
+                token,
+                one,
+                width,
+                x,
+                mean,
+                inverse,
+                call.scale,
+                call.shift,
+                call.y + row * width * itemsize(token),
+            )
         task = next_task(call)
 
 
@@ -104,7 +129,11 @@ def gated_norm(call):
     while task < call.tasks:
         gated = call.scratch + task * width * wide
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            x, z, y = call.x + row * call.x_row, call.z + row * call.z_row, call.y + row * width * size
+            x, z, y = (
+                call.x + row * call.x_row,
+                call.z + row * call.z_row,
+                call.y + row * width * size,
+            )
             if call.gate_first:
                 _gate(token, one, call.variant, width, x, z, gated)
                 mean = _sum(one, one, width, gated) / count
@@ -115,7 +144,9 @@ def gated_norm(call):
                 mean = _sum(token, one, width, x) / count
                 variance = _sum_of_squares(token, one, width, x, mean) / count
                 inverse = one / math.sqrt(variance + eps)
-                _norm_and_gate(token, one, call.variant, width, x, z, mean, inverse, call.scale, call.shift, y)
+                _norm_and_gate(
+                    token, one, call.variant, width, x, z, mean, inverse, call.scale, call.shift, y
+                )
             store(one, call.mean, row, mean, 0)
             store(one, call.inverse, row, inverse, 0)
         task = next_task(call)
@@ -123,8 +154,23 @@ def gated_norm(call):
 
 @summing
 def _back_after(
-    token, one, variant, width, x, z, dy, mean, inverse, scale, shift, dz, dscale, dshift, slope, u_row
-):  # fmt: skip
+    token,
+    one,
+    variant,
+    width,
+    x,
+    z,
+    dy,
+    mean,
+    inverse,
+    scale,
+    shift,
+    dz,
+    dscale,
+    dshift,
+    slope,
+    u_row,
+):
     """For `y = norm(x) act(z)`: leaves `dL/du` and u in rows of their own, and returns the sums of both products."""
     first = second = one - one
     for j in range(width):
@@ -144,8 +190,23 @@ def _back_after(
 
 @summing
 def _back_before(
-    token, one, variant, width, x, z, dy, mean, inverse, scale, dscale, dshift, slope, u_row, a_row, da_row
-):  # fmt: skip
+    token,
+    one,
+    variant,
+    width,
+    x,
+    z,
+    dy,
+    mean,
+    inverse,
+    scale,
+    dscale,
+    dshift,
+    slope,
+    u_row,
+    a_row,
+    da_row,
+):
     """For `y = norm(x act(z))`: as `_back_after`, and leaves the gate and its derivative too."""
     first = second = one - one
     for j in range(width):
@@ -167,18 +228,29 @@ def _back_before(
 @helper
 def _finish_after(token, one, width, inverse, first, second, slope, u_row, dx):
     for j in range(width):
-        store(token, dx, j, inverse * (load(one, slope, j, 0) - first - load(one, u_row, j, 1) * second), 2)
+        store(
+            token,
+            dx,
+            j,
+            inverse * (load(one, slope, j, 0) - first - load(one, u_row, j, 1) * second),
+            2,
+        )
 
 
 @helper
-def _finish_before(token, one, width, inverse, first, second, slope, u_row, a_row, da_row, x, dx, dz):
+def _finish_before(
+    token, one, width, inverse, first, second, slope, u_row, a_row, da_row, x, dx, dz
+):
     for j in range(width):
         dv = inverse * (load(one, slope, j, 0) - first - load(one, u_row, j, 1) * second)
         store(token, dx, j, dv * load(one, a_row, j, 2), 5)
         store(token, dz, j, dv * load(one, da_row, j, 3) * load(token, x, j, 4), 6)
 
 
-@Kernel(_ROWS + " gate_first x x_row z z_row dy dy_row scale shift mean inverse dx dz dscale dshift scratch")
+@Kernel(
+    _ROWS
+    + " gate_first x x_row z z_row dy dy_row scale shift mean inverse dx dz dscale dshift scratch"
+)
 def gated_norm_backward(call):
     """dscale and dshift have a row for each task and start at 0; `scratch` has four."""
     token, one, width = call.token, call.one, call.width
@@ -190,20 +262,69 @@ def gated_norm_backward(call):
         slope = call.scratch + 4 * task * width * wide
         u, a, da = slope + width * wide, slope + 2 * width * wide, slope + 3 * width * wide
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            x, z, dy = call.x + row * call.x_row, call.z + row * call.z_row, call.dy + row * call.dy_row
+            x, z, dy = (
+                call.x + row * call.x_row,
+                call.z + row * call.z_row,
+                call.dy + row * call.dy_row,
+            )
             dx, dz = call.dx + row * width * size, call.dz + row * width * size
             mean, inverse = load(one, call.mean, row, 0), load(one, call.inverse, row, 0)
             if call.gate_first:
                 first, second = _back_before(
-                    token, one, call.variant, width, x, z, dy, mean, inverse, call.scale, dscale, dshift, slope, u, a, da
+                    token,
+                    one,
+                    call.variant,
+                    width,
+                    x,
+                    z,
+                    dy,
+                    mean,
+                    inverse,
+                    call.scale,
+                    dscale,
+                    dshift,
+                    slope,
+                    u,
+                    a,
+                    da,
                 )
-                _finish_before(token, one, width, inverse, first / count, second / count, slope, u, a, da, x, dx, dz)
+                _finish_before(
+                    token,
+                    one,
+                    width,
+                    inverse,
+                    first / count,
+                    second / count,
+                    slope,
+                    u,
+                    a,
+                    da,
+                    x,
+                    dx,
+                    dz,
+                )
             else:
                 first, second = _back_after(
-                    token, one, call.variant, width, x, z, dy, mean, inverse, call.scale, call.shift, dz, dscale, dshift,
-                    slope, u,
-                )  # fmt: skip
-                _finish_after(token, one, width, inverse, first / count, second / count, slope, u, dx)
+                    token,
+                    one,
+                    call.variant,
+                    width,
+                    x,
+                    z,
+                    dy,
+                    mean,
+                    inverse,
+                    call.scale,
+                    call.shift,
+                    dz,
+                    dscale,
+                    dshift,
+                    slope,
+                    u,
+                )
+                _finish_after(
+                    token, one, width, inverse, first / count, second / count, slope, u, dx
+                )
         task = next_task(call)
 
 
@@ -214,7 +335,9 @@ def gated_norm_backward(call):
 @helper
 def _unit(token, one, variant, width, z, x, y):
     for j in range(width):
-        store(token, y, j, _activation(variant, one, load(token, z, j, 0)) * load(token, x, j, 1), 2)
+        store(
+            token, y, j, _activation(variant, one, load(token, z, j, 0)) * load(token, x, j, 1), 2
+        )
 
 
 @helper
@@ -234,7 +357,15 @@ def gated_unit(call):
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
             z = call.x + row * call.x_row
-            _unit(call.token, call.one, call.variant, width, z, z + width * size, call.y + row * width * size)
+            _unit(
+                call.token,
+                call.one,
+                call.variant,
+                width,
+                z,
+                z + width * size,
+                call.y + row * width * size,
+            )
         task = next_task(call)
 
 
@@ -245,6 +376,20 @@ def gated_unit_backward(call):
     task = next_task(call)
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            z, dy, dz = call.x + row * call.x_row, call.dy + row * call.dy_row, call.dx + 2 * row * width * size
-            _unit_back(call.token, call.one, call.variant, width, z, z + width * size, dy, dz, dz + width * size)
+            z, dy, dz = (
+                call.x + row * call.x_row,
+                call.dy + row * call.dy_row,
+                call.dx + 2 * row * width * size,
+            )
+            _unit_back(
+                call.token,
+                call.one,
+                call.variant,
+                width,
+                z,
+                z + width * size,
+                dy,
+                dz,
+                dz + width * size,
+            )
         task = next_task(call)

@@ -36,7 +36,10 @@ def linear(call):
             shift = load(token, call.bias, row, 0) if call.bias != 0 else one - one
             prefetch(call.weight + row * row_size + _AHEAD, row_size)
             for n in range(call.batch):
-                y = _dot(token, one, width, call.weight + row * row_size, call.x + n * call.x_row) + shift
+                y = (
+                    _dot(token, one, width, call.weight + row * row_size, call.x + n * call.x_row)
+                    + shift
+                )
                 if call.add != 0:
                     y += load(token, call.add, n * call.rows + row, 2)
                 store(token, call.y, n * call.rows + row, y, 2)

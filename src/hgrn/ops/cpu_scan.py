@@ -29,9 +29,7 @@ from .cpu_language import (
 PIECE = 128  # channels
 AHEAD = 1024  # channels whose computation takes about as long as memory takes to answer
 LAYOUT = "steps inner channels blocks block bounds reverse mask"  # strides are in bytes
-_CANDIDATE = (
-    " candidate candidate_outer candidate_time candidate_inner forget forget_outer forget_time forget_inner room cos sin"
-)
+_CANDIDATE = " candidate candidate_outer candidate_time candidate_inner forget forget_outer forget_time forget_inner room cos sin"
 
 
 @helper
@@ -41,7 +39,11 @@ def scan_task(call, task):
     i, start = rest // call.blocks, (rest % call.blocks) * call.block
     outer, begin, end = sequence, 0, call.steps
     if call.bounds != 0:
-        outer, begin, end = 0, load_index(call.bounds, sequence), load_index(call.bounds, sequence + 1)
+        outer, begin, end = (
+            0,
+            load_index(call.bounds, sequence),
+            load_index(call.bounds, sequence + 1),
+        )
     return sequence, outer, i, start, min(call.block, call.channels - start), begin, end
 
 
@@ -111,9 +113,15 @@ def hgru_scan(call):
         row = (sequence * inner + i) * call.channels
         s, decay = call.state + wide * (row * parts + start), call.decay + wide * (row + start)
         room, cos, sin = call.room + wide * start, call.cos + wide * start, call.sin + wide * start
-        candidate = call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
+        candidate = (
+            call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
+        )
         forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
-        h = call.h + size * start + part * parts * ((outer * call.steps * inner + i) if forward else row // call.channels)
+        h = (
+            call.h
+            + size * start
+            + part * parts * ((outer * call.steps * inner + i) if forward else row // call.channels)
+        )
         h_time = part * parts * inner if forward else 0
         ahead = lookahead(width)
         ahead = -ahead if reverse else ahead
@@ -135,7 +143,18 @@ def hgru_scan(call):
                     _scan_real(token, one, n, c_row + x, f_row + x, room + y, s + y, h_row + x)
                 else:
                     _scan_complex(
-                        token, one, n, part, wide_part, c_row + x, f_row + x, room + y, cos + y, sin + y, s + y, h_row + x
+                        token,
+                        one,
+                        n,
+                        part,
+                        wide_part,
+                        c_row + x,
+                        f_row + x,
+                        room + y,
+                        cos + y,
+                        sin + y,
+                        s + y,
+                        h_row + x,
                     )
                 if not forward:
                     _carry(token, one, n, f_row + x, room + y, decay + y)
@@ -147,7 +166,21 @@ def hgru_scan(call):
 
 
 @helper
-def _back_real(token, past, one, width, candidate, forget, room, before, grad_h, g_row, grad_c, grad_f, grad_lower):
+def _back_real(
+    token,
+    past,
+    one,
+    width,
+    candidate,
+    forget,
+    room,
+    before,
+    grad_h,
+    g_row,
+    grad_c,
+    grad_f,
+    grad_lower,
+):
     """`past` is the dtype of the row `before` that holds h_{t-1}: the initial state's is the state dtype."""
     for j in range(width):
         room_j = load(one, room, j, 2)
@@ -164,9 +197,26 @@ def _back_real(token, past, one, width, candidate, forget, room, before, grad_h,
 
 @helper
 def _back_complex(
-    token, past, one, width, size, past_size, wide, candidate, forget, room, cos, sin, before, grad_h, g_row, grad_c,
-    grad_f, grad_lower, grad_theta,
-):  # fmt: skip
+    token,
+    past,
+    one,
+    width,
+    size,
+    past_size,
+    wide,
+    candidate,
+    forget,
+    room,
+    cos,
+    sin,
+    before,
+    grad_h,
+    g_row,
+    grad_c,
+    grad_f,
+    grad_lower,
+    grad_theta,
+):
     for j in range(width):
         room_j, c, s = load(one, room, j, 2), load(one, cos, j, 2), load(one, sin, j, 2)
         keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
@@ -203,7 +253,9 @@ def clear(token, one, width, row):
 
 
 @Kernel(
-    LAYOUT + _CANDIDATE + " initial h grad_h grad_h_outer grad_h_time grad_h_inner g grad_candidate grad_forget"
+    LAYOUT
+    + _CANDIDATE
+    + " initial h grad_h grad_h_outer grad_h_time grad_h_inner g grad_candidate grad_forget"
     " grad_lower grad_theta"
 )
 def hgru_scan_backward(call):
@@ -218,20 +270,32 @@ def hgru_scan_backward(call):
     while task < call.tasks:
         sequence, outer, i, start, width, begin, end = scan_task(call, task)
         row = (sequence * inner + i) * call.channels
-        s0, g_row = call.initial + wide * (row * parts + start), call.g + wide * (row * parts + start)
+        s0, g_row = (
+            call.initial + wide * (row * parts + start),
+            call.g + wide * (row * parts + start),
+        )
         gl, gt = call.grad_lower + wide * (row + start), call.grad_theta + wide * (row + start)
         room, cos, sin = call.room + wide * start, call.cos + wide * start, call.sin + wide * start
-        candidate = call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
+        candidate = (
+            call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
+        )
         forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
         grad_h = call.grad_h + outer * call.grad_h_outer + i * call.grad_h_inner + size * start
         first = outer * call.steps * inner + i
-        h, grad_c = call.h + part * parts * first + size * start, call.grad_candidate + part * parts * first + size * start
+        h, grad_c = (
+            call.h + part * parts * first + size * start,
+            call.grad_candidate + part * parts * first + size * start,
+        )
         grad_f = call.grad_forget + part * first + size * start
         back = 1 if reverse else -1
         ahead = back * lookahead(width)
         for step in range(end - begin):
             t = begin + step if reverse else end - 1 - step
-            dh, dc, df = grad_h + t * call.grad_h_time, grad_c + t * inner * part * parts, grad_f + t * inner * part
+            dh, dc, df = (
+                grad_h + t * call.grad_h_time,
+                grad_c + t * inner * part * parts,
+                grad_f + t * inner * part,
+            )
             if call.mask != 0 and not load_flag(call.mask, first + t * inner):
                 for k in range(parts):
                     _hold(token, one, width, dh + k * part, g_row + k * wide_part)
@@ -239,7 +303,11 @@ def hgru_scan_backward(call):
                 clear(token, one, width, df)
                 continue
             c_row, f_row = candidate + t * call.candidate_time, forget + t * call.forget_time
-            c_next, f_next, dh_next = c_row + ahead * call.candidate_time, f_row + ahead * call.forget_time, dh + ahead * call.grad_h_time
+            c_next, f_next, dh_next = (
+                c_row + ahead * call.candidate_time,
+                f_row + ahead * call.forget_time,
+                dh + ahead * call.grad_h_time,
+            )
             before = h + (t + back) * inner * part * parts
             before_next = before + ahead * inner * part * parts
             entering = step == end - begin - 1
@@ -252,16 +320,78 @@ def hgru_scan_backward(call):
                     prefetch(before_next + k * part + x, n * size)
                 if parts == 2 and entering:
                     _back_complex(
-                        token, one, one, n, part, wide_part, wide_part, c_row + x, f_row + x, room + y, cos + y, sin + y,
-                        s0 + y, dh + x, g_row + y, dc + x, df + x, gl + y, gt + y,
-                    )  # fmt: skip
+                        token,
+                        one,
+                        one,
+                        n,
+                        part,
+                        wide_part,
+                        wide_part,
+                        c_row + x,
+                        f_row + x,
+                        room + y,
+                        cos + y,
+                        sin + y,
+                        s0 + y,
+                        dh + x,
+                        g_row + y,
+                        dc + x,
+                        df + x,
+                        gl + y,
+                        gt + y,
+                    )
                 elif parts == 2:
                     _back_complex(
-                        token, token, one, n, part, part, wide_part, c_row + x, f_row + x, room + y, cos + y, sin + y,
-                        before + x, dh + x, g_row + y, dc + x, df + x, gl + y, gt + y,
-                    )  # fmt: skip
+                        token,
+                        token,
+                        one,
+                        n,
+                        part,
+                        part,
+                        wide_part,
+                        c_row + x,
+                        f_row + x,
+                        room + y,
+                        cos + y,
+                        sin + y,
+                        before + x,
+                        dh + x,
+                        g_row + y,
+                        dc + x,
+                        df + x,
+                        gl + y,
+                        gt + y,
+                    )
                 elif entering:
-                    _back_real(token, one, one, n, c_row + x, f_row + x, room + y, s0 + y, dh + x, g_row + y, dc + x, df + x, gl + y)
+                    _back_real(
+                        token,
+                        one,
+                        one,
+                        n,
+                        c_row + x,
+                        f_row + x,
+                        room + y,
+                        s0 + y,
+                        dh + x,
+                        g_row + y,
+                        dc + x,
+                        df + x,
+                        gl + y,
+                    )
                 else:
-                    _back_real(token, token, one, n, c_row + x, f_row + x, room + y, before + x, dh + x, g_row + y, dc + x, df + x, gl + y)
+                    _back_real(
+                        token,
+                        token,
+                        one,
+                        n,
+                        c_row + x,
+                        f_row + x,
+                        room + y,
+                        before + x,
+                        dh + x,
+                        g_row + y,
+                        dc + x,
+                        df + x,
+                        gl + y,
+                    )
         task = next_task(call)

@@ -14,15 +14,19 @@ from .reference import state_dtype
 
 def _hgru_scan(
     candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """As `reference.hgru_scan`, in whose loop each position would become a part of the graph."""
     if cu_seqlens is not None:
         raise NotImplementedError(
             "hgru_scan with cu_seqlens has no decomposition: a scan cannot begin anew inside; export without cu_seqlens, and "
             "give padded sequences with a mask"
         )
-    if isinstance(candidate.shape[1], int) and candidate.shape[1] == 1:  # not a free length, of which this would make a guard
-        return reference.hgru_scan(candidate, forget, lower_bound, theta, initial_state, None, mask, reverse)
+    if (
+        isinstance(candidate.shape[1], int) and candidate.shape[1] == 1
+    ):  # not a free length, of which this would make a guard
+        return reference.hgru_scan(
+            candidate, forget, lower_bound, theta, initial_state, None, mask, reverse
+        )
     accumulate = state_dtype(candidate.dtype)
     keep, write = reference.gates(forget.to(accumulate), lower_bound)
     x = reference.doubled(write, theta) * torch.nn.functional.silu(candidate.to(accumulate))
@@ -48,12 +52,18 @@ def _hgru_scan(
     return h.movedim(0, 1).to(candidate.dtype).contiguous(), final
 
 
-def _gated_norm(x, gate, weight, bias, eps, activation, gate_first, engine) -> tuple[Tensor, Tensor, Tensor]:
+def _gated_norm(
+    x, gate, weight, bias, eps, activation, gate_first, engine
+) -> tuple[Tensor, Tensor, Tensor]:
     y = layer._reference_norm(x, gate, weight, bias, eps, activation, gate_first)
     wide = state_dtype(x.dtype)
     normed = x.to(wide) * layer.ACTIVATIONS[activation](gate.to(wide)) if gate_first else x.to(wide)
     variance, mean = torch.var_mean(normed, -1, correction=0)
-    return y, mean, torch.rsqrt(variance + eps)  # the last two, for the backward, fall out of a graph of inference
+    return (
+        y,
+        mean,
+        torch.rsqrt(variance + eps),
+    )  # the last two, for the backward, fall out of a graph of inference
 
 
 def _gated_unit(x, activation, engine) -> Tensor:

@@ -20,7 +20,9 @@ class Layout:
     def __init__(self, x: Tensor, name: str, dim: int, cu_seqlens: Tensor | None):
         check_floating(x, name)
         if x.ndim < 2:
-            raise ValueError(f"{name} needs at least a time and a channel axis, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} needs at least a time and a channel axis, got shape {tuple(x.shape)}"
+            )
         if not isinstance(dim, (int, torch.SymInt)):
             raise TypeError(f"dim must be the number of the time axis, an integer, got {dim!r}")
         if not -x.ndim <= dim < x.ndim:
@@ -28,7 +30,9 @@ class Layout:
         self.name, self.shape, self.dim = name, x.shape, dim % x.ndim
         self.device, self.dtype = x.device, x.dtype
         if self.dim == x.ndim - 1:
-            raise ValueError(f"dim must be the time axis, got {dim}, the channel axis (last) of {name}; give the axis before it")
+            raise ValueError(
+                f"dim must be the time axis, got {dim}, the channel axis (last) of {name}; give the axis before it"
+            )
         if cu_seqlens is None:
             self.states = (*x.shape[: self.dim], *x.shape[self.dim + 1 : -1])
             self.sequences = math.prod(x.shape[: self.dim])
@@ -52,7 +56,9 @@ class Layout:
 
     def check_device(self, tensor: Tensor, name: str) -> None:
         if tensor.device != self.device:
-            raise ValueError(f"{name} is on {tensor.device} but {self.name} on {self.device}; move it there")
+            raise ValueError(
+                f"{name} is on {tensor.device} but {self.name} on {self.device}; move it there"
+            )
 
     def canonical(self, x: Tensor) -> Tensor:
         """`[..., T, ..., C]` -> `[O, T, I, C]`, a view where the axes allow it."""
@@ -67,7 +73,9 @@ class Layout:
         check_floating(x, name)
         self.check_device(x, name)
         if x.shape != (size,):
-            raise ValueError(f"{name} must have one value per channel, shape ({size},), got {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} must have one value per channel, shape ({size},), got {tuple(x.shape)}"
+            )
         return x.to(state_dtype(self.dtype)).contiguous()
 
     def initial(self, x: Tensor | None) -> Tensor | None:
@@ -82,24 +90,34 @@ class Layout:
                 f"initial_state must have shape {expected} ({self.name}'s without its time axis; one row a sequence if "
                 f"packed), got {tuple(x.shape)}"
             )
-        return x.reshape(self.sequences, self.inner, x.shape[-1]).to(state_dtype(self.dtype)).contiguous()
+        return (
+            x.reshape(self.sequences, self.inner, x.shape[-1])
+            .to(state_dtype(self.dtype))
+            .contiguous()
+        )
 
     def mask(self, x: Tensor | None) -> Tensor | None:
         """The mask as bool `[O, T, I]`."""
         if x is None:
             return None
         if not isinstance(x, Tensor):
-            raise TypeError(f"mask must be a bool tensor (True where there is input), got {type(x).__name__}; torch.as_tensor(mask) makes one")
+            raise TypeError(
+                f"mask must be a bool tensor (True where there is input), got {type(x).__name__}; torch.as_tensor(mask) makes one"
+            )
         self.check_device(x, "mask")
         if x.dtype != torch.bool:
-            raise TypeError(f"mask must be a bool tensor (True where there is input), got {x.dtype}; use mask.bool()")
+            raise TypeError(
+                f"mask must be a bool tensor (True where there is input), got {x.dtype}; use mask.bool()"
+            )
         if x.shape != self.shape[:-1]:
             raise ValueError(
                 f"mask must have the shape of {self.name} without its channel axis, {tuple(self.shape[:-1])}, "
                 f"got {tuple(x.shape)}; expand it over the missing axes"
             )
-        return x.reshape(-1, self.shape[self.dim], self.inner) if x.numel() else x.reshape(
-            math.prod(self.shape[: self.dim]), self.shape[self.dim], self.inner
+        return (
+            x.reshape(-1, self.shape[self.dim], self.inner)
+            if x.numel()
+            else x.reshape(math.prod(self.shape[: self.dim]), self.shape[self.dim], self.inner)
         )
 
     def state(self, x: Tensor) -> Tensor:
@@ -116,8 +134,14 @@ def check_gate(gate: Tensor, name: str, layout: Layout, theta: Tensor | None) ->
     width, parts = layout.shape[-1], 1 if theta is None else 2
     if width % parts or gate.shape != (*layout.shape[:-1], width // parts):
         wanted = (*layout.shape[:-1], width // parts)
-        hint = "a complex state needs theta" if theta is None and gate.shape[-1] * 2 == width else (
-            f"{layout.name} holds [Re | Im] because theta is given" if theta is not None else "one gate per channel"
+        hint = (
+            "a complex state needs theta"
+            if theta is None and gate.shape[-1] * 2 == width
+            else (
+                f"{layout.name} holds [Re | Im] because theta is given"
+                if theta is not None
+                else "one gate per channel"
+            )
         )
         raise ValueError(f"{name} must have shape {tuple(wanted)}, got {tuple(gate.shape)}; {hint}")
     return width // parts
@@ -164,9 +188,14 @@ def hgru_scan(
     layout = Layout(candidate, "candidate", dim, cu_seqlens)
     size = check_gate(forget, "forget", layout, theta)
     tensors = (
-        layout.canonical(candidate), layout.canonical(forget), layout.channels(lower_bound, "lower_bound", size),
-        layout.channels(theta, "theta", size), layout.initial(initial_state), cu_seqlens, layout.mask(mask),
-    )  # fmt: skip
+        layout.canonical(candidate),
+        layout.canonical(forget),
+        layout.channels(lower_bound, "lower_bound", size),
+        layout.channels(theta, "theta", size),
+        layout.initial(initial_state),
+        cu_seqlens,
+        layout.mask(mask),
+    )
     engine = choose(engine, candidate.device.type)
     if engine == "reference":
         h, final = reference.hgru_scan(*tensors, reverse)
@@ -200,9 +229,13 @@ def hgru_carry(
     layout = Layout(candidate, "candidate", dim, cu_seqlens)
     size = check_gate(forget, "forget", layout, theta)
     tensors = (
-        layout.canonical(candidate), layout.canonical(forget), layout.channels(lower_bound, "lower_bound", size),
-        layout.channels(theta, "theta", size), cu_seqlens, layout.mask(mask),
-    )  # fmt: skip
+        layout.canonical(candidate),
+        layout.canonical(forget),
+        layout.channels(lower_bound, "lower_bound", size),
+        layout.channels(theta, "theta", size),
+        cu_seqlens,
+        layout.mask(mask),
+    )
     engine = choose(engine, candidate.device.type)
     if engine == "reference":
         decay, end_state = reference.hgru_carry(*tensors, reverse)
@@ -240,9 +273,13 @@ def gated_scan(
         layout.mask(mask)  # checked before it is used
         x = torch.where(mask.unsqueeze(-1), x, 0)
     tensors = (
-        layout.canonical(x), layout.canonical(log_f), layout.channels(theta, "theta", size),
-        layout.initial(initial_state), cu_seqlens, layout.mask(mask),
-    )  # fmt: skip
+        layout.canonical(x),
+        layout.canonical(log_f),
+        layout.channels(theta, "theta", size),
+        layout.initial(initial_state),
+        cu_seqlens,
+        layout.mask(mask),
+    )
     engine = choose(engine, x.device.type)
     if engine == "reference":
         h, final = reference.gated_scan(*tensors, reverse)

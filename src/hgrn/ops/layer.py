@@ -34,7 +34,9 @@ def _reference_unit(x, activation) -> Tensor:
 
 def _asks_for_operator(engine: str | None, x: Tensor) -> str | None:
     """The engine to hand to the operator, or None for the composition."""
-    if engine is None and (x.device.type != "cpu" or (not torch.compiler.is_compiling() and x.numel() < _SMALL)):
+    if engine is None and (
+        x.device.type != "cpu" or (not torch.compiler.is_compiling() and x.numel() < _SMALL)
+    ):
         return None
     chosen = choose(engine, x.device.type)
     return None if chosen == "reference" or is_transformed() else chosen
@@ -88,7 +90,9 @@ def gated_norm(
     if chosen is None:
         return _reference_norm(x, gate, weight, bias, eps, activation, gate_first)
     wide = state_dtype(x.dtype)
-    return _gated_norm(x, gate, weight.to(wide), bias.to(wide), eps, activation, gate_first, chosen)[0]
+    return _gated_norm(
+        x, gate, weight.to(wide), bias.to(wide), eps, activation, gate_first, chosen
+    )[0]
 
 
 def gated_unit(x: Tensor, *, activation: str = "silu", engine: str | None = None) -> Tensor:
@@ -108,7 +112,9 @@ def gated_unit(x: Tensor, *, activation: str = "silu", engine: str | None = None
     _check_activation(activation)
     check_floating(x, "x")
     if x.ndim == 0 or x.shape[-1] % 2:
-        raise ValueError(f"x must have an even number of channels, [gate | up], got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"x must have an even number of channels, [gate | up], got shape {tuple(x.shape)}"
+        )
     chosen = _asks_for_operator(engine, x)
     if chosen is None:
         return _reference_unit(x, activation)
@@ -125,7 +131,14 @@ def _contiguous_like(x: Tensor) -> Tensor:
 
 @operator("hgrn::gated_norm")
 def _gated_norm(
-    x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, eps: float, activation: str, gate_first: bool, engine: str
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    activation: str,
+    gate_first: bool,
+    engine: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and for the backward each row's mean and inverse deviation."""
     return _engine(engine, x).gated_norm(x, gate, weight, bias, eps, activation, gate_first)
@@ -139,16 +152,31 @@ def _(x, gate, weight, bias, eps, activation, gate_first, engine):
 
 @operator("hgrn::gated_norm_backward")
 def _gated_norm_backward(
-    grad: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor, activation: str,
-    gate_first: bool, engine: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    activation: str,
+    gate_first: bool,
+    engine: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, gate, weight and bias."""
-    return _engine(engine, x).gated_norm_backward(grad, x, gate, weight, bias, mean, inverse, activation, gate_first)
+    return _engine(engine, x).gated_norm_backward(
+        grad, x, gate, weight, bias, mean, inverse, activation, gate_first
+    )
 
 
 @_gated_norm_backward.register_fake
 def _(grad, x, gate, weight, bias, mean, inverse, activation, gate_first, engine):
-    return _contiguous_like(x), _contiguous_like(gate), torch.empty_like(weight), torch.empty_like(bias)
+    return (
+        _contiguous_like(x),
+        _contiguous_like(gate),
+        torch.empty_like(weight),
+        torch.empty_like(bias),
+    )
 
 
 @operator("hgrn::gated_unit")
@@ -187,8 +215,12 @@ def _norm_backward(ctx, grad, grad_mean, grad_inverse):
     x, gate, weight, bias, mean, inverse = ctx.saved_tensors
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled() or is_transformed():
-        again = partial(_reference_norm, eps=ctx.eps, activation=ctx.activation, gate_first=ctx.gate_first)
-        grads = _through_reference(lambda *tensors: (again(*tensors),), (x, gate, weight, bias), needs, (grad,))
+        again = partial(
+            _reference_norm, eps=ctx.eps, activation=ctx.activation, gate_first=ctx.gate_first
+        )
+        grads = _through_reference(
+            lambda *tensors: (again(*tensors),), (x, gate, weight, bias), needs, (grad,)
+        )
         return _where_needed(needs, *grads)
     return _where_needed(
         needs,
@@ -211,7 +243,9 @@ def _unit_backward(ctx, grad):
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled() or is_transformed():
         again = partial(_reference_unit, activation=ctx.activation)
-        return _where_needed(needs, *_through_reference(lambda x: (again(x),), (x,), needs, (grad,)))
+        return _where_needed(
+            needs, *_through_reference(lambda x: (again(x),), (x,), needs, (grad,))
+        )
     return _where_needed(needs, _gated_unit_backward(grad, x, ctx.activation, ctx.engine))
 
 

@@ -41,7 +41,10 @@ def why_not(engine: str) -> str | None:
         _load(engine)
     except ModuleNotFoundError as error:
         return f"install {error.name or engine} for a fast one"
-    except (ImportError, OSError) as error:  # OSError: a library of the package that the system cannot load
+    except (
+        ImportError,
+        OSError,
+    ) as error:  # OSError: a library of the package that the system cannot load
         return str(error)
     return None
 
@@ -49,14 +52,18 @@ def why_not(engine: str) -> str | None:
 def available_engines(device: str | torch.device = "cpu") -> tuple[str, ...]:
     """The engines that work for tensors on `device`, fastest first; "reference" works everywhere."""
     engine = _ENGINE_OF_DEVICE.get(torch.device(device).type)
-    return (engine, "reference") if engine is not None and why_not(engine) is None else ("reference",)
+    return (
+        (engine, "reference") if engine is not None and why_not(engine) is None else ("reference",)
+    )
 
 
 @cache
 def _warn_once_of_reference(device_type: str) -> None:
     engine = _ENGINE_OF_DEVICE.get(device_type)
     remedy = why_not(engine) if engine else f"no fast engine exists for {device_type}"
-    warnings.warn(f"hgrn runs its reference loop on {device_type}, which is slow: {remedy}", stacklevel=4)
+    warnings.warn(
+        f"hgrn runs its reference loop on {device_type}, which is slow: {remedy}", stacklevel=4
+    )
 
 
 @torch.compiler.assume_constant_result
@@ -68,7 +75,9 @@ def choose(engine: str | None, device_type: str) -> str:
         _warn_once_of_reference(device_type)
         return "reference"
     if engine not in ("reference", *_ENGINE_FILES):
-        raise ValueError(f"engine must be one of 'reference', 'numba', 'triton' or None, got {engine!r}")
+        raise ValueError(
+            f"engine must be one of 'reference', 'numba', 'triton' or None, got {engine!r}"
+        )
     if engine != "reference" and device_type != "meta":
         if _ENGINE_OF_DEVICE.get(device_type) != engine:
             raise ValueError(
@@ -76,15 +85,21 @@ def choose(engine: str | None, device_type: str) -> str:
                 "leave engine=None to choose by device"
             )
         if (problem := why_not(engine)) is not None:
-            raise ImportError(f"engine {engine!r} was asked for, but cannot be used: {problem}; engine='reference' always works")
+            raise ImportError(
+                f"engine {engine!r} was asked for, but cannot be used: {problem}; engine='reference' always works"
+            )
     return engine
 
 
 def check_floating(x: Tensor, name: str) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}; torch.as_tensor({name}) makes one of numbers")
+        raise TypeError(
+            f"{name} must be a tensor, got {type(x).__name__}; torch.as_tensor({name}) makes one of numbers"
+        )
     if x.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it, for example with .float()")
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it, for example with .float()"
+        )
 
 
 def _engine(engine: str, tensor: Tensor):
@@ -119,9 +134,16 @@ def _contiguous_like(x: Tensor) -> Tensor:
 
 @operator("hgrn::hgru_scan")
 def hgru_scan(
-    candidate: Tensor, forget: Tensor, lower_bound: Tensor | None, theta: Tensor | None, initial_state: Tensor | None,
-    cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool, engine: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    candidate: Tensor,
+    forget: Tensor,
+    lower_bound: Tensor | None,
+    theta: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    mask: Tensor | None,
+    reverse: bool,
+    engine: str,
+) -> tuple[Tensor, Tensor]:
     _check_values(candidate, lower_bound, cu_seqlens)
     return _engine(engine, candidate).hgru_scan(
         candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
@@ -138,53 +160,102 @@ def _has_overflowed(h: Tensor) -> bool:
 
     On CPU only: to ask a GPU would be to wait for it.
     """
-    return h.dtype == torch.float16 and h.device.type == "cpu" and not h.sum(dtype=torch.float32).isfinite().item()
+    return (
+        h.dtype == torch.float16
+        and h.device.type == "cpu"
+        and not h.sum(dtype=torch.float32).isfinite().item()
+    )
 
 
 @operator("hgrn::hgru_scan_backward")
 def hgru_scan_backward(
-    grad_h: Tensor, grad_final: Tensor, candidate: Tensor, forget: Tensor, lower_bound: Tensor | None,
-    theta: Tensor | None, initial_state: Tensor | None, h: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None,
-    reverse: bool, engine: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_h: Tensor,
+    grad_final: Tensor,
+    candidate: Tensor,
+    forget: Tensor,
+    lower_bound: Tensor | None,
+    theta: Tensor | None,
+    initial_state: Tensor | None,
+    h: Tensor,
+    cu_seqlens: Tensor | None,
+    mask: Tensor | None,
+    reverse: bool,
+    engine: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of candidate, forget, lower_bound `[D]`, theta `[D]`, initial_state; zeros for what was not given."""
     engine, rest = _engine(engine, candidate), (lower_bound, theta, initial_state)
     if not _has_overflowed(h):
-        return engine.hgru_scan_backward(grad_h, grad_final, candidate, forget, *rest, h, cu_seqlens, mask, reverse)
+        return engine.hgru_scan_backward(
+            grad_h, grad_final, candidate, forget, *rest, h, cu_seqlens, mask, reverse
+        )
     wide = candidate.float(), forget.float(), *rest
     h, _ = engine.hgru_scan(*wide, cu_seqlens, mask, reverse)
-    grads = engine.hgru_scan_backward(grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse)
+    grads = engine.hgru_scan_backward(
+        grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse
+    )
     return grads[0].to(candidate.dtype), grads[1].to(forget.dtype), *grads[2:]
 
 
 @hgru_scan_backward.register_fake
-def _(grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
+def _(
+    grad_h,
+    grad_final,
+    candidate,
+    forget,
+    lower_bound,
+    theta,
+    initial_state,
+    h,
+    cu_seqlens,
+    mask,
+    reverse,
+    engine,
+):
     channel = forget.new_empty(forget.shape[-1:], dtype=state_dtype(forget.dtype))
     return (
-        _contiguous_like(candidate), _contiguous_like(forget), channel, torch.empty_like(channel),
+        _contiguous_like(candidate),
+        _contiguous_like(forget),
+        channel,
+        torch.empty_like(channel),
         _states(candidate, cu_seqlens, candidate.shape[-1]),
-    )  # fmt: skip
+    )
 
 
 @operator("hgrn::hgru_carry")
 def hgru_carry(
-    candidate: Tensor, forget: Tensor, lower_bound: Tensor | None, theta: Tensor | None, cu_seqlens: Tensor | None,
-    mask: Tensor | None, reverse: bool, engine: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    candidate: Tensor,
+    forget: Tensor,
+    lower_bound: Tensor | None,
+    theta: Tensor | None,
+    cu_seqlens: Tensor | None,
+    mask: Tensor | None,
+    reverse: bool,
+    engine: str,
+) -> tuple[Tensor, Tensor]:
     _check_values(candidate, lower_bound, cu_seqlens)
-    return _engine(engine, candidate).hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse)
+    return _engine(engine, candidate).hgru_carry(
+        candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse
+    )
 
 
 @hgru_carry.register_fake
 def _(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse, engine):
-    return _states(forget, cu_seqlens, forget.shape[-1]), _states(candidate, cu_seqlens, candidate.shape[-1])
+    return _states(forget, cu_seqlens, forget.shape[-1]), _states(
+        candidate, cu_seqlens, candidate.shape[-1]
+    )
 
 
 @operator("hgrn::gated_scan")
 def gated_scan(
-    x: Tensor, log_f: Tensor, theta: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
-    mask: Tensor | None, reverse: bool, engine: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    log_f: Tensor,
+    theta: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    mask: Tensor | None,
+    reverse: bool,
+    engine: str,
+) -> tuple[Tensor, Tensor]:
     _check_values(x, None, cu_seqlens)
     return _engine(engine, x).gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse)
 
@@ -196,23 +267,41 @@ def _(x, log_f, theta, initial_state, cu_seqlens, mask, reverse, engine):
 
 @operator("hgrn::gated_scan_backward")
 def gated_scan_backward(
-    grad_h: Tensor, grad_final: Tensor, x: Tensor, log_f: Tensor, theta: Tensor | None, initial_state: Tensor | None,
-    h: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool, engine: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_h: Tensor,
+    grad_final: Tensor,
+    x: Tensor,
+    log_f: Tensor,
+    theta: Tensor | None,
+    initial_state: Tensor | None,
+    h: Tensor,
+    cu_seqlens: Tensor | None,
+    mask: Tensor | None,
+    reverse: bool,
+    engine: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, log_f, theta `[D]` and initial_state; zeros for what was not given."""
     engine, rest = _engine(engine, h), (theta, initial_state)
     if not _has_overflowed(h):
-        return engine.gated_scan_backward(grad_h, grad_final, log_f, *rest, h, cu_seqlens, mask, reverse)
+        return engine.gated_scan_backward(
+            grad_h, grad_final, log_f, *rest, h, cu_seqlens, mask, reverse
+        )
     wide = log_f.float(), *rest
     h, _ = engine.gated_scan(x.float(), *wide, cu_seqlens, mask, reverse)
-    grads = engine.gated_scan_backward(grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse)
+    grads = engine.gated_scan_backward(
+        grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse
+    )
     return grads[0].to(x.dtype), grads[1].to(log_f.dtype), *grads[2:]
 
 
 @gated_scan_backward.register_fake
 def _(grad_h, grad_final, x, log_f, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
     channel = log_f.new_empty(log_f.shape[-1:], dtype=state_dtype(log_f.dtype))
-    return _contiguous_like(h), _contiguous_like(log_f), channel, _states(h, cu_seqlens, h.shape[-1])
+    return (
+        _contiguous_like(h),
+        _contiguous_like(log_f),
+        channel,
+        _states(h, cu_seqlens, h.shape[-1]),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,7 +310,9 @@ def _(grad_h, grad_final, x, log_f, theta, initial_state, h, cu_seqlens, mask, r
 
 def _where_needed(needs: tuple[bool, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """The gradients that were asked for, padded with None for the arguments behind the tensors."""
-    return tuple(grad if need else None for need, grad in zip(needs, grads)) + (None,) * (len(needs) - len(grads))
+    return tuple(grad if need else None for need, grad in zip(needs, grads)) + (None,) * (
+        len(needs) - len(grads)
+    )
 
 
 def _through_reference(function: Callable, inputs: tuple[Tensor | None, ...], needs, grad_outputs):
@@ -229,9 +320,15 @@ def _through_reference(function: Callable, inputs: tuple[Tensor | None, ...], ne
     wanted = [x for x, need in zip(inputs, needs) if need]
     again = torch.is_grad_enabled() or is_transformed()
     with torch.enable_grad():
-        pairs = [(out, grad) for out, grad in zip(function(*inputs), grad_outputs) if out.requires_grad]
+        pairs = [
+            (out, grad) for out, grad in zip(function(*inputs), grad_outputs) if out.requires_grad
+        ]
         outputs, grad_outputs = zip(*pairs)
-    grads = iter(torch.autograd.grad(outputs, wanted, grad_outputs, create_graph=again, materialize_grads=True))
+    grads = iter(
+        torch.autograd.grad(
+            outputs, wanted, grad_outputs, create_graph=again, materialize_grads=True
+        )
+    )
     return [next(grads) if need else None for need in needs[: len(inputs)]]
 
 
@@ -246,7 +343,9 @@ def _scan_backward(ctx, grad_h, grad_final):
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled() or is_transformed():  # derivatives of this backward are wanted
         again = partial(reference.hgru_scan, cu_seqlens=cu_seqlens, mask=mask, reverse=ctx.reverse)
-        return _where_needed(needs, *_through_reference(again, differentiable, needs, (grad_h, grad_final)))
+        return _where_needed(
+            needs, *_through_reference(again, differentiable, needs, (grad_h, grad_final))
+        )
     return _where_needed(
         needs,
         *hgru_scan_backward(
@@ -270,17 +369,37 @@ def _carry_backward(ctx, grad_decay, grad_end):
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled() or is_transformed():
         again = partial(reference.hgru_carry, cu_seqlens=cu_seqlens, mask=mask, reverse=ctx.reverse)
-        return _where_needed(needs, *_through_reference(again, differentiable, needs, (grad_decay, grad_end)))
-    scan = partial(_final_state_gradients, forget=forget, lower_bound=lower_bound, cu_seqlens=cu_seqlens, mask=mask,
-                   reverse=ctx.reverse, engine=ctx.engine)  # fmt: skip
+        return _where_needed(
+            needs, *_through_reference(again, differentiable, needs, (grad_decay, grad_end))
+        )
+    scan = partial(
+        _final_state_gradients,
+        forget=forget,
+        lower_bound=lower_bound,
+        cu_seqlens=cu_seqlens,
+        mask=mask,
+        reverse=ctx.reverse,
+        engine=ctx.engine,
+    )
     grads = scan(grad_end, candidate, theta=theta, initial_state=None)
     # The product of the gates is what a real scan without input makes of an initial state of ones.
-    of_decay = scan(grad_decay, torch.zeros_like(forget), theta=None, initial_state=torch.ones_like(grad_decay))
+    of_decay = scan(
+        grad_decay, torch.zeros_like(forget), theta=None, initial_state=torch.ones_like(grad_decay)
+    )
     return _where_needed(needs, grads[0], grads[1] + of_decay[1], grads[2] + of_decay[2], grads[3])
 
 
 def _final_state_gradients(
-    grad_final, candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine
+    grad_final,
+    candidate,
+    forget,
+    lower_bound,
+    theta,
+    initial_state,
+    cu_seqlens,
+    mask,
+    reverse,
+    engine,
 ):
     inputs = (candidate, forget, lower_bound, theta, initial_state)
     h, _ = hgru_scan(*inputs, cu_seqlens, mask, reverse, engine)
@@ -297,7 +416,9 @@ def _gated_setup(ctx, inputs, output):
     ctx.save_for_backward(*tensors, output[0])
 
 
-def _edges(x: Tensor, cu_seqlens: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _edges(
+    x: Tensor, cu_seqlens: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of each sequence its row, its first and last position as the scan goes, and whether it is not empty: four `[N]`."""
     if cu_seqlens is not None:
         first, last, filled = packing.edges(cu_seqlens, reverse)
@@ -305,10 +426,17 @@ def _edges(x: Tensor, cu_seqlens: Tensor | None, reverse: bool) -> tuple[Tensor,
     zeros = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
     ends = zeros + x.shape[1] - 1
     first, last = (ends, zeros) if reverse else (zeros, ends)
-    return torch.arange(x.shape[0], device=x.device), first, last, torch.ones_like(zeros, dtype=torch.bool)
+    return (
+        torch.arange(x.shape[0], device=x.device),
+        first,
+        last,
+        torch.ones_like(zeros, dtype=torch.bool),
+    )
 
 
-def previous_states(h: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None, reverse: bool) -> Tensor:
+def previous_states(
+    h: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
+) -> Tensor:
     """The state before each position, `[O, T, I, C]`, of h in the state dtype; T is not 0."""
     row, first, _, filled = _edges(h, cu_seqlens, reverse)
     # Accumulating writes only: an empty sequence's clamped position may be the first one of another sequence.
@@ -317,7 +445,9 @@ def previous_states(h: Tensor, initial_state: Tensor | None, cu_seqlens: Tensor 
     previous = torch.where(starts[:, :, None, None] > 0, 0, h.roll(1 if not reverse else -1, 1))
     if initial_state is None:
         return previous
-    return previous.index_put((row, first), torch.where(filled[:, None, None], initial_state, 0), accumulate=True)
+    return previous.index_put(
+        (row, first), torch.where(filled[:, None, None], initial_state, 0), accumulate=True
+    )
 
 
 def _gated_backward(ctx, grad_h, grad_final):
@@ -325,23 +455,63 @@ def _gated_backward(ctx, grad_h, grad_final):
     x, log_f, theta, initial_state, cu_seqlens, mask, h = ctx.saved_tensors
     if not torch.is_grad_enabled() and not is_transformed():
         grads = gated_scan_backward(
-            grad_h, grad_final, x, log_f, theta, initial_state, h, cu_seqlens, mask, ctx.reverse, ctx.engine
+            grad_h,
+            grad_final,
+            x,
+            log_f,
+            theta,
+            initial_state,
+            h,
+            cu_seqlens,
+            mask,
+            ctx.reverse,
+            ctx.engine,
         )
         return _where_needed(ctx.needs_input_grad, *grads)
     wide = state_dtype(x.dtype)
     log_gate = log_f.to(wide)
     if h.dtype != wide:  # it was rounded, and may have overflowed
-        h, _ = gated_scan(x.to(wide), log_gate, theta, initial_state, cu_seqlens, mask, ctx.reverse, ctx.engine)
+        h, _ = gated_scan(
+            x.to(wide), log_gate, theta, initial_state, cu_seqlens, mask, ctx.reverse, ctx.engine
+        )
     gate = log_gate.exp()
     grad_x, grad_gate, grad_theta, grad_initial = adjoint(
-        gated_scan, log_gate, gate, grad_h, grad_final, theta, initial_state, cu_seqlens, mask, h, ctx.reverse, ctx.engine
+        gated_scan,
+        log_gate,
+        gate,
+        grad_h,
+        grad_final,
+        theta,
+        initial_state,
+        cu_seqlens,
+        mask,
+        h,
+        ctx.reverse,
+        ctx.engine,
     )
-    return _where_needed(ctx.needs_input_grad, grad_x.to(x.dtype), (gate * grad_gate).to(log_f.dtype), grad_theta, grad_initial)
+    return _where_needed(
+        ctx.needs_input_grad,
+        grad_x.to(x.dtype),
+        (gate * grad_gate).to(log_f.dtype),
+        grad_theta,
+        grad_initial,
+    )
 
 
 def adjoint(
-    scan, argument, gate, grad_h, grad_final, theta, initial_state, cu_seqlens, mask, h, reverse, engine
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    scan,
+    argument,
+    gate,
+    grad_h,
+    grad_final,
+    theta,
+    initial_state,
+    cu_seqlens,
+    mask,
+    h,
+    reverse,
+    engine,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The adjoint of a gated scan is the same scan the other way, its gates moved by one position.
 
     With `G_t` the gradient of `h_t` and `a_t = gate_t exp(i theta)` (1 where the mask is False):
@@ -355,18 +525,31 @@ def adjoint(
         Gradients of x, gate, theta and initial_state; the last two only where they were given.
     """
     if h.shape[1] == 0:
-        return grad_h, torch.zeros_like(gate), None if theta is None else torch.zeros_like(theta), grad_final
+        return (
+            grad_h,
+            torch.zeros_like(gate),
+            None if theta is None else torch.zeros_like(theta),
+            grad_final,
+        )
     row, first, last, filled = _edges(h, cu_seqlens, reverse)
     live = filled[:, None, None]
     before = 1 if reverse else -1  # where the position that a scan visits next lies, for torch.roll
 
     # The final state is h at the last position, so its gradient joins there; an empty sequence hands it through.
-    upstream = grad_h.to(h.dtype).index_put((row, last), torch.where(live, grad_final, 0).to(h.dtype), accumulate=True)
+    upstream = grad_h.to(h.dtype).index_put(
+        (row, last), torch.where(live, grad_final, 0).to(h.dtype), accumulate=True
+    )
     # What rolls over a sequence's edge meets a zero state there, so its value does not matter.
     to_x, _ = scan(
-        upstream, argument.roll(before, 1), None if theta is None else -theta, None, cu_seqlens,
-        None if mask is None else mask.roll(before, 1), not reverse, engine,
-    )  # fmt: skip
+        upstream,
+        argument.roll(before, 1),
+        None if theta is None else -theta,
+        None,
+        cu_seqlens,
+        None if mask is None else mask.roll(before, 1),
+        not reverse,
+        engine,
+    )
 
     turned = reference.rotate(previous_states(h, initial_state, cu_seqlens, reverse), theta)
     if theta is None:
@@ -375,16 +558,21 @@ def adjoint(
     else:
         to_re, to_im = to_x.chunk(2, -1)
         turned_re, turned_im = turned.chunk(2, -1)
-        to_gate, to_angle = to_re * turned_re + to_im * turned_im, gate * (to_im * turned_re - to_re * turned_im)
+        to_gate, to_angle = (
+            to_re * turned_re + to_im * turned_im,
+            gate * (to_im * turned_re - to_re * turned_im),
+        )
         back = reference.rotate(torch.cat([gate, gate], -1) * to_x, -theta)
     if mask is not None:
         to_gate = torch.where(mask[..., None], to_gate, 0)
         to_angle = None if to_angle is None else torch.where(mask[..., None], to_angle, 0)
         back = torch.where(mask[..., None], back, to_x)
     return (
-        to_x, to_gate, None if to_angle is None else to_angle.sum((0, 1, 2)),
+        to_x,
+        to_gate,
+        None if to_angle is None else to_angle.sum((0, 1, 2)),
         None if initial_state is None else torch.where(live, back[row, first], grad_final),
-    )  # fmt: skip
+    )
 
 
 gated_scan.register_autograd(_gated_backward, setup_context=_gated_setup)
@@ -416,7 +604,11 @@ def fold(function, overload, info, in_dims, *arguments):
     def folded(name, argument, dim):
         if not isinstance(argument, Tensor) or name in shared:
             return argument
-        moved = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+        moved = (
+            argument.expand(info.batch_size, *argument.shape)
+            if dim is None
+            else argument.movedim(dim, 0)
+        )
         return moved.flatten(0, 1)
 
     outputs = function(*(folded(*triple) for triple in zip(names, arguments, in_dims)))

@@ -13,8 +13,12 @@ from .operator import is_listened_to, is_transformed, operator
 
 _FEW = 8  # rows of x from which a matrix product is faster
 _LARGE = 1 << 18  # elements of a weight from which its reading is what takes the time
-_WORTHWHILE = 1 << 26  # multiplications from which the speed of a product counts more than that of its call
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_WORTHWHILE = (
+    1 << 26
+)  # multiplications from which the speed of a product counts more than that of its call
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -33,7 +37,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     rows, out = x.reshape(-1, x.shape[-1]), weight.shape[0]
     if len(rows) <= _FEW:
-        if weight.numel() >= _LARGE and not torch.is_grad_enabled() and choose(None, "cpu") != "reference":
+        if (
+            weight.numel() >= _LARGE
+            and not torch.is_grad_enabled()
+            and choose(None, "cpu") != "reference"
+        ):
             return _engine("auto", x).linear(rows, weight, bias).reshape(*x.shape[:-1], out)
     elif rows.numel() * out >= _WORTHWHILE and _HAS_ONEDNN:
         return _Product.apply(rows, weight, bias).reshape(*x.shape[:-1], out)
@@ -43,7 +51,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether this is float32 on a CPU, called eagerly, with shapes that fit (otherwise the error is PyTorch's)."""
     return (
-        not is_listened_to((x, weight, bias))  # before the sizes: of a comparison of them a tracer would make a guard
+        not is_listened_to(
+            (x, weight, bias)
+        )  # before the sizes: of a comparison of them a tracer would make a guard
         and x.dtype == weight.dtype == torch.float32
         and (bias is None or bias.dtype == torch.float32)
         and x.device.type == weight.device.type == "cpu"
@@ -73,7 +83,11 @@ class _Product(torch.autograd.Function):
         needs = ctx.needs_input_grad
         grad_x = None
         if needs[0]:  # with gradients enabled, or under a transform, second derivatives are wanted
-            grad_x = grad @ weight if torch.is_grad_enabled() or is_transformed() else product(grad, weight.T)
+            grad_x = (
+                grad @ weight
+                if torch.is_grad_enabled() or is_transformed()
+                else product(grad, weight.T)
+            )
         return grad_x, grad.T @ x if needs[1] else None, grad.sum(0) if needs[2] else None
 
 
@@ -88,7 +102,14 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(weight / scale[:, None]).to(torch.int8), scale
 
 
-def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, engine: str | None = None) -> Tensor:
+def int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    engine: str | None = None,
+) -> Tensor:
     """`x @ (weight * scale[:, None]).T + bias`, for few rows of x without ever making the weights wide in memory.
 
     Args:
@@ -103,25 +124,39 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
     """
     for name, tensor in (("x", x), ("weight", weight), ("scale", scale)):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}; quantize_rows makes weight and scale")
+            raise TypeError(
+                f"{name} must be a tensor, got {type(tensor).__name__}; quantize_rows makes weight and scale"
+            )
     if weight.ndim != 2:
-        raise ValueError(f"weight must be int8 [O, I], got {tuple(weight.shape)}; quantize_rows makes it and its scale")
+        raise ValueError(
+            f"weight must be int8 [O, I], got {tuple(weight.shape)}; quantize_rows makes it and its scale"
+        )
     out, width = weight.shape
-    if x.ndim == 0 or x.dtype != torch.float32 or weight.dtype != torch.int8 or x.shape[-1] != width or scale.shape != (out,):
+    if (
+        x.ndim == 0
+        or x.dtype != torch.float32
+        or weight.dtype != torch.int8
+        or x.shape[-1] != width
+        or scale.shape != (out,)
+    ):
         raise ValueError(
             f"int8_linear takes float32 x [..., {width}], int8 weight [{out}, {width}] and scale [{out}], got {x.dtype} "
             f"{tuple(x.shape)}, {weight.dtype} and {tuple(scale.shape)}"
         )
     chosen = choose(engine, x.device.type)
     rows = x.reshape(-1, width)
-    derived = is_transformed() or (torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)))
+    derived = is_transformed() or (
+        torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    )
     if derived or chosen == "reference" or x.device.type != "cpu" or rows.shape[0] > _FEW:
         return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
     return _int8_linear(rows, weight, scale, bias, chosen).reshape(*x.shape[:-1], out)
 
 
 @operator("hgrn::int8_linear")
-def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, engine: str) -> Tensor:
+def _int8_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, engine: str
+) -> Tensor:
     return _engine(engine, x).int8_linear(x, weight, scale, bias)
 
 

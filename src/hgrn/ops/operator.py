@@ -20,11 +20,16 @@ def is_transformed() -> bool:
         return True
     if not torch._C._are_functorch_transforms_active():
         return False
-    return any(interpreter.key() in _DERIVING for interpreter in torch._C._functorch.get_interpreter_stack())
+    return any(
+        interpreter.key() in _DERIVING
+        for interpreter in torch._C._functorch.get_interpreter_stack()
+    )
+
 
 from .addresses import is_plain
 
 _BATCHING = torch._C._dispatch_key_parse("VmapMode")  # on while torch.autograd batches gradients
+
 
 def is_listened_to(arguments: tuple) -> bool:
     """Whether the operator itself must be seen, and by whom: a tracer, a transform of torch.func, a dispatch mode, a tensor subclass.
@@ -59,7 +64,10 @@ class Operator:
     def __init__(self, name: str, function: Callable):
         self._function, self._direct, self._composition = function, function, None
         self.registered = torch.library.custom_op(name, function, mutates_args=())
-        self.register_fake, self.register_vmap = self.registered.register_fake, self.registered.register_vmap
+        self.register_fake, self.register_vmap = (
+            self.registered.register_fake,
+            self.registered.register_vmap,
+        )
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -94,7 +102,9 @@ class Operator:
     def __call__(self, *arguments):
         if is_transformed():
             if self._composition is None:
-                raise NotImplementedError(f"{self.overload} has no forward-mode derivatives, and none under torch.func")
+                raise NotImplementedError(
+                    f"{self.overload} has no forward-mode derivatives, and none under torch.func"
+                )
             return self._composition(*arguments)
         return (self.registered if is_listened_to(arguments) else self._direct)(*arguments)
 

@@ -13,8 +13,14 @@ def check_boundaries(cu_seqlens: Tensor) -> None:
     """Raises TypeError or ValueError unless it is a 1-d tensor of integers."""
     rule = "cu_seqlens must be a 1-d int32 or int64 tensor of N + 1 boundaries"
     if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"{rule}, got {type(cu_seqlens).__name__}; torch.as_tensor(cu_seqlens) makes one")
-    if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+        raise TypeError(
+            f"{rule}, got {type(cu_seqlens).__name__}; torch.as_tensor(cu_seqlens) makes one"
+        )
+    if (
+        cu_seqlens.dtype not in (torch.int32, torch.int64)
+        or cu_seqlens.ndim != 1
+        or cu_seqlens.shape[0] < 1
+    ):
         raise ValueError(f"{rule}, got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}")
 
 

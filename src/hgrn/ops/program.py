@@ -62,7 +62,14 @@ class Program(addresses.HoldsAddresses):
         self._made_for, self._launch, self._changed = None, None, np.zeros(1, dtype=np.int64)
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *, scale: Tensor | None = None, add: Tensor | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        *,
+        scale: Tensor | None = None,
+        add: Tensor | None = None,
     ) -> None:
         """`y = x weight^T + bias + add`; `add` may be y. With `scale` `[O]` the weight is int8, and row o counts `scale[o]` times."""
         (rows, out), width = y.shape, x.shape[-1]
@@ -77,42 +84,87 @@ class Program(addresses.HoldsAddresses):
         _check(weight=(weight, x.shape[-1:]), bias=(bias, x.shape[-1:]), y=(y, x.shape))
         self._append(
             cpu.rows_launch(
-                cpu_layer.norm, "identity", x, {"x": x}, {"y": y}, scale=weight, shift=bias, eps=x.new_full((), eps),
+                cpu_layer.norm,
+                "identity",
+                x,
+                {"x": x},
+                {"y": y},
+                scale=weight,
+                shift=bias,
+                eps=x.new_full((), eps),
             )
-        )  # fmt: skip
+        )
 
-    def gated_norm(self, x, gate, weight, bias, eps: float, y, *, activation: str, gate_first: bool) -> None:
+    def gated_norm(
+        self, x, gate, weight, bias, eps: float, y, *, activation: str, gate_first: bool
+    ) -> None:
         """As `hgrn.ops.gated_norm`."""
-        _check(gate=(gate, x.shape), weight=(weight, x.shape[-1:]), bias=(bias, x.shape[-1:]), y=(y, x.shape))
-        mean, inverse, scratch = x.new_empty(x.shape[0]), x.new_empty(x.shape[0]), x.new_empty(x.shape)
+        _check(
+            gate=(gate, x.shape),
+            weight=(weight, x.shape[-1:]),
+            bias=(bias, x.shape[-1:]),
+            y=(y, x.shape),
+        )
+        mean, inverse, scratch = (
+            x.new_empty(x.shape[0]),
+            x.new_empty(x.shape[0]),
+            x.new_empty(x.shape),
+        )
         self._append(
             cpu.rows_launch(
-                cpu_layer.gated_norm, activation, x, {"x": x, "z": gate}, {"y": y}, gate_first=gate_first, scale=weight,
-                shift=bias, eps=x.new_full((), eps), mean=mean, inverse=inverse, scratch=scratch,
+                cpu_layer.gated_norm,
+                activation,
+                x,
+                {"x": x, "z": gate},
+                {"y": y},
+                gate_first=gate_first,
+                scale=weight,
+                shift=bias,
+                eps=x.new_full((), eps),
+                mean=mean,
+                inverse=inverse,
+                scratch=scratch,
             )
-        )  # fmt: skip
+        )
 
     def gated_unit(self, x: Tensor, y: Tensor, *, activation: str) -> None:
         """As `hgrn.ops.gated_unit`."""
         _check(x=(x, (len(y), 2 * y.shape[-1])))
         self._append(cpu.rows_launch(cpu_layer.gated_unit, activation, y, {"x": x}, {"y": y}))
 
-    def hgru_step(self, candidate, forget, lower_bound: Tensor | None, theta: Tensor | None, state: Tensor, h: Tensor) -> None:
+    def hgru_step(
+        self,
+        candidate,
+        forget,
+        lower_bound: Tensor | None,
+        theta: Tensor | None,
+        state: Tensor,
+        h: Tensor,
+    ) -> None:
         """One position of `hgrn.ops.hgru_scan`: `state` `[N, C]` becomes the state after it, and h too."""
         channels = forget.shape[-1:]
         width = channels if theta is None else (2 * channels[0],)
-        _check(candidate=(candidate, (len(state), *width)), forget=(forget, (len(state), *channels)), h=(h, candidate.shape),
-               state=(state, candidate.shape))  # fmt: skip
+        _check(
+            candidate=(candidate, (len(state), *width)),
+            forget=(forget, (len(state), *channels)),
+            h=(h, candidate.shape),
+            state=(state, candidate.shape),
+        )
         optional = dict(lower_bound=(lower_bound, channels), theta=(theta, channels))
         _check(**{name: pair for name, pair in optional.items() if pair[0] is not None})
         candidate, forget, h = (x[:, None, None] for x in (candidate, forget, h))
         scan = cpu.Scan(candidate, channels[0], None, None, False)
         self._append(
             scan.launch(
-                cpu_scan.hgru_scan, {"candidate": candidate, "forget": forget}, {"h": h}, room=scan.room(lower_bound),
-                **scan.turn(theta), state=state, decay=0,
+                cpu_scan.hgru_scan,
+                {"candidate": candidate, "forget": forget},
+                {"h": h},
+                room=scan.room(lower_bound),
+                **scan.turn(theta),
+                state=state,
+                decay=0,
             )
-        )  # fmt: skip
+        )
 
     def watch(self, x: Tensor) -> None:
         """Has `run` stop where the values of x, contiguous float32, are no longer what they are now."""
@@ -128,13 +180,25 @@ class Program(addresses.HoldsAddresses):
 
     def _sequence(self, count: int, parallel: int) -> cpu.Launch:
         shared = (threads.is_shared(launch.block, launch.work) for launch in self._launches)
-        calls = [(launch.kernel, launch.block.ctypes.data, both) for launch, both in zip(self._launches, shared)]
-        watched = [(*(addresses.address(x, torch.float32) for x in pair), pair[0].numel()) for pair in self._watched]
+        calls = [
+            (launch.kernel, launch.block.ctypes.data, both)
+            for launch, both in zip(self._launches, shared)
+        ]
+        watched = [
+            (*(addresses.address(x, torch.float32) for x in pair), pair[0].numel())
+            for pair in self._watched
+        ]
         calls, watched = (np.array(rows, dtype=np.int64) for rows in (calls, watched))
         block = _sequence.block(
-            1, calls=calls.ctypes.data, count=len(calls), watched=watched.ctypes.data, watches=len(watched),
-            changed=self._changed.ctypes.data, threads=count, parallel=parallel if count > 1 else 0,
-        )  # fmt: skip
+            1,
+            calls=calls.ctypes.data,
+            count=len(calls),
+            watched=watched.ctypes.data,
+            watches=len(watched),
+            changed=self._changed.ctypes.data,
+            threads=count,
+            parallel=parallel if count > 1 else 0,
+        )
         return cpu.Launch(_sequence.address("float32", 0), block, 0, (calls, watched))
 
     def _append(self, launch: cpu.Launch) -> None:
@@ -146,4 +210,6 @@ class Program(addresses.HoldsAddresses):
 def _check(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:
     for name, (x, shape) in tensors.items():
         if x is None or x.shape != shape:
-            raise ValueError(f"{name} must have shape {tuple(shape)}, got {None if x is None else tuple(x.shape)}")
+            raise ValueError(
+                f"{name} must have shape {tuple(shape)}, got {None if x is None else tuple(x.shape)}"
+            )

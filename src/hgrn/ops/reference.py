@@ -41,9 +41,14 @@ def doubled(gate: Tensor, theta: Tensor | None) -> Tensor:
     return gate if theta is None else torch.cat([gate, gate], dim=-1)
 
 
-def _recur(decay: Tensor, x: Tensor, theta, initial_state: Tensor, mask, reverse: bool) -> tuple[Tensor, Tensor]:
+def _recur(
+    decay: Tensor, x: Tensor, theta, initial_state: Tensor, mask, reverse: bool
+) -> tuple[Tensor, Tensor]:
     """`h_t = decay_t * exp(i theta) * h_{t-1} + x_t` over `[O, T, I, *]`; where mask is False, `h_t = h_{t-1} + x_t`."""
-    state, states = initial_state.clone(), [None] * x.shape[1]  # a copy: no output may alias an input
+    state, states = (
+        initial_state.clone(),
+        [None] * x.shape[1],
+    )  # a copy: no output may alias an input
     for t in reversed(range(x.shape[1])) if reverse else range(x.shape[1]):
         carried = doubled(decay[:, t], theta) * rotate(state, theta)
         if mask is not None:
@@ -53,7 +58,9 @@ def _recur(decay: Tensor, x: Tensor, theta, initial_state: Tensor, mask, reverse
     return (torch.stack(states, dim=1) if states else x.clone()), state
 
 
-def _each_sequence(decay, x, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+def _each_sequence(
+    decay, x, theta, initial_state, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor]:
     """`_recur` over the whole tensor, or over each packed sequence on its own."""
     if cu_seqlens is None:
         if initial_state is None:
@@ -63,10 +70,16 @@ def _each_sequence(decay, x, theta, initial_state, cu_seqlens, mask, reverse) ->
         initial_state = x.new_zeros(cu_seqlens.shape[0] - 1, *x.shape[2:])
     bounds = cu_seqlens.tolist()
     pieces = [
-        _recur(decay[:, a:b], x[:, a:b], theta, initial_state[n : n + 1],
-               None if mask is None else mask[:, a:b], reverse)
+        _recur(
+            decay[:, a:b],
+            x[:, a:b],
+            theta,
+            initial_state[n : n + 1],
+            None if mask is None else mask[:, a:b],
+            reverse,
+        )
         for n, (a, b) in enumerate(zip(bounds, bounds[1:]))
-    ]  # fmt: skip
+    ]
     return torch.cat([h for h, _ in pieces], dim=1), torch.cat([final for _, final in pieces])
 
 
@@ -82,12 +95,20 @@ def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     """
     accumulate = state_dtype(x.dtype)
     h, final = _each_sequence(
-        log_f.to(accumulate).exp(), x.to(accumulate), theta, initial_state, cu_seqlens, mask, reverse
+        log_f.to(accumulate).exp(),
+        x.to(accumulate),
+        theta,
+        initial_state,
+        cu_seqlens,
+        mask,
+        reverse,
     )
     return h.to(x.dtype), final
 
 
-def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+def hgru_scan(
+    candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor]:
     """The recurrence of HGRN from pre-activations (equations at the top of this file).
 
     Args:
@@ -106,7 +127,9 @@ def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, 
     return h.to(candidate.dtype), final
 
 
-def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+def hgru_carry(
+    candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor]:
     """What a stretch of sequence does to any state that enters it, without the states inside.
 
     Returns:

@@ -23,7 +23,9 @@ import torch
 _SERIAL = 1 << 14  # elements that one thread has done before another one has begun
 _MOST = 1024  # threads; of more the systems that we know cannot start all, and the runtime then ends the process
 _PAUSE_HARD = 2  # omp_pause_hard
-_function = cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))  # the C function at an address; kernels stay where they are
+_function = cache(
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+)  # the C function at an address; kernels stay where they are
 _forked = False
 _paused = False
 _pool: ThreadPoolExecutor | None = None
@@ -65,7 +67,10 @@ def _gomp_parallel():
     """The function with which compiled OpenMP code enters a parallel region, of the runtime that PyTorch calls; or None."""
     function = getattr(_openmp(), "GOMP_parallel", None)
     if function is not None:
-        function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+        function.argtypes, function.restype = (
+            (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint),
+            None,
+        )
     return function
 
 

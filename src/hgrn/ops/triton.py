@@ -18,8 +18,12 @@ from .reference import state_dtype
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
 _SHORTEST = 4  # tiles of a stretch at least: the first pass over it has to pay
 _BLOCKS = (64, 32, 16, 8)  # channels of a program, widest first
-_AHEAD = 2**16  # bytes of the tiles that are on the way to a program: two fit on an H100, one on every GPU
-_NVIDIA = torch.version.cuda is not None and isinstance(kernels.scan, triton.JITFunction)  # and not the interpreter
+_AHEAD = (
+    2**16
+)  # bytes of the tiles that are on the way to a program: two fit on an H100, one on every GPU
+_NVIDIA = torch.version.cuda is not None and isinstance(
+    kernels.scan, triton.JITFunction
+)  # and not the interpreter
 _NO_CARRY = {"decay": None, "turns": None}
 
 
@@ -44,11 +48,19 @@ class Tile:
 
     def constants(self, nvidia: bool) -> dict[str, int]:
         """As the kernels take them; AMD's keep tiles in flight in registers, so there is one of them."""
-        return dict(R=self.rows, W=self.slots, BD=self.block, V=self.vector, STAGES=self.stages if nvidia else 2)
+        return dict(
+            R=self.rows,
+            W=self.slots,
+            BD=self.block,
+            V=self.vector,
+            STAGES=self.stages if nvidia else 2,
+        )
 
     def options(self, nvidia: bool, warp: int) -> dict[str, int]:
         """As the compiler takes them, for warps of so many threads."""
-        return {"num_warps": self.threads // warp} | ({"maxnreg": self.registers} if nvidia and self.registers else {})
+        return {"num_warps": self.threads // warp} | (
+            {"maxnreg": self.registers} if nvidia and self.registers else {}
+        )
 
 
 def tile_of(is_complex: bool, itemsize: int, backward: bool, block: int) -> Tile:
@@ -57,7 +69,9 @@ def tile_of(is_complex: bool, itemsize: int, backward: bool, block: int) -> Tile
     A thread holds `rows * vector` positions of channels: as many as let two programs of 256 threads, or three of 128, share the
     registers of a multiprocessor. float64 has to work, not to be fast.
     """
-    numbers = (7 if backward else 3) if is_complex else (4 if backward else 2)  # that are read at a position of a channel
+    numbers = (
+        (7 if backward else 3) if is_complex else (4 if backward else 2)
+    )  # that are read at a position of a channel
     vector = 2 if is_complex or backward else 4
     rows = 8 if not backward and itemsize <= (4 if is_complex else 2) else 4
     threads = 128 if is_complex and backward else 256
@@ -69,18 +83,33 @@ def tile_of(is_complex: bool, itemsize: int, backward: bool, block: int) -> Tile
 @cache
 def _chip(device: torch.device):
     """What is known of a GPU; the interpreter has one multiprocessor."""
-    return torch.cuda.get_device_properties(device) if device.type == "cuda" else SimpleNamespace(multi_processor_count=1, warp_size=32)
+    return (
+        torch.cuda.get_device_properties(device)
+        if device.type == "cuda"
+        else SimpleNamespace(multi_processor_count=1, warp_size=32)
+    )
 
 
 class _Scan:
     """The sizes of one call, how its tiles are cut, and the launch of a kernel over them."""
 
     def __init__(
-        self, x: Tensor, channels: int, theta: Tensor | None, cu_seqlens: Tensor | None, mask: Tensor | None, reverse: bool,
+        self,
+        x: Tensor,
+        channels: int,
+        theta: Tensor | None,
+        cu_seqlens: Tensor | None,
+        mask: Tensor | None,
+        reverse: bool,
         backward: bool = False,
-    ):  # fmt: skip
+    ):
         outer, self.steps, self.inner, width = x.shape
-        self.channels, self.width, self.complex, self.device = channels, width, theta is not None, x.device
+        self.channels, self.width, self.complex, self.device = (
+            channels,
+            width,
+            theta is not None,
+            x.device,
+        )
         self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.rows, self.wide = self.sequences * self.inner, state_dtype(x.dtype)
         self.theta, self.bounds = theta, cu_seqlens
@@ -89,10 +118,17 @@ class _Scan:
         self.blocks = -(-channels // self.tile.block)
         self.parts, self.stretch = self._split()
         self.flags = dict(
-            inner=self.inner, channels=channels, REVERSE=reverse, COMPLEX=self.complex, MASKED=mask is not None,
-            PACKED=cu_seqlens is not None, WIDE=_WIDE[self.wide], PTX=_NVIDIA and self.wide == torch.float32,
-            **self.tile.constants(_NVIDIA), **self.tile.options(_NVIDIA, _chip(self.device).warp_size),
-        )  # fmt: skip
+            inner=self.inner,
+            channels=channels,
+            REVERSE=reverse,
+            COMPLEX=self.complex,
+            MASKED=mask is not None,
+            PACKED=cu_seqlens is not None,
+            WIDE=_WIDE[self.wide],
+            PTX=_NVIDIA and self.wide == torch.float32,
+            **self.tile.constants(_NVIDIA),
+            **self.tile.options(_NVIDIA, _chip(self.device).warp_size),
+        )
 
     def _tile(self, itemsize: int, backward: bool) -> Tile:
         """Of the widest block that gives every multiprocessor nearly two programs, or else of the narrowest."""
@@ -125,23 +161,46 @@ class _Scan:
             return
         with torch.cuda.device_of(arguments["f"]):
             kernel[(self.blocks * self.rows, self.parts)](
-                **arguments, mask=self.mask, bounds=self.bounds, steps=self.steps, rows=self.rows, stretch=self.stretch, **self.flags,
-            )  # fmt: skip
+                **arguments,
+                mask=self.mask,
+                bounds=self.bounds,
+                steps=self.steps,
+                rows=self.rows,
+                stretch=self.stretch,
+                **self.flags,
+            )
 
-    def chained(self, entering: Tensor, decay: Tensor, turns: Tensor | None, end: Tensor, backward: bool) -> Tensor:
+    def chained(
+        self, entering: Tensor, decay: Tensor, turns: Tensor | None, end: Tensor, backward: bool
+    ) -> Tensor:
         """What enters each stretch, `[S, R, C]`."""
         states = torch.empty_like(end)
         if not (self.channels and self.rows):
             return states
         with torch.cuda.device_of(end):
             kernels.chain[(-(-self.channels // 128) * self.rows,)](
-                entering, decay, turns, end, self.theta, states, self.rows, self.parts, channels=self.channels, COMPLEX=self.complex,
-                BACKWARD=backward, WIDE=_WIDE[self.wide], BD=128,
-            )  # fmt: skip
+                entering,
+                decay,
+                turns,
+                end,
+                self.theta,
+                states,
+                self.rows,
+                self.parts,
+                channels=self.channels,
+                COMPLEX=self.complex,
+                BACKWARD=backward,
+                WIDE=_WIDE[self.wide],
+                BD=128,
+            )
         return states
 
     def carry_outputs(self) -> dict[str, Tensor | None]:
-        turns = torch.zeros(self.parts, self.rows, dtype=torch.int64, device=self.device) if self.complex else None
+        turns = (
+            torch.zeros(self.parts, self.rows, dtype=torch.int64, device=self.device)
+            if self.complex
+            else None
+        )
         return {"decay": self.empty(self.parts, self.rows, self.channels), "turns": turns}
 
 
@@ -166,14 +225,38 @@ def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     """Both scans: from pre-activations if `room` is given, else from log gates."""
     scan = _Scan(x, f.shape[-1], theta, cu_seqlens, mask, reverse)
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    inputs = {**_strided("x", x), **_strided("f", f), "room": room, "theta": theta, "FUSED": room is not None}
+    inputs = {
+        **_strided("x", x),
+        **_strided("f", f),
+        "room": room,
+        "theta": theta,
+        "FUSED": room is not None,
+    }
     entering = scan.states(initial_state)
     final = scan.empty(scan.parts, scan.rows, scan.width)
     if scan.parts > 1:
         carry, zeros = scan.carry_outputs(), torch.zeros_like(final)
-        scan.launch(kernels.scan, **inputs, initial=zeros, h=h, final=final, **carry, WRITE=False, CARRY=True)
+        scan.launch(
+            kernels.scan,
+            **inputs,
+            initial=zeros,
+            h=h,
+            final=final,
+            **carry,
+            WRITE=False,
+            CARRY=True,
+        )
         entering = scan.chained(entering, **carry, end=final, backward=False)
-    scan.launch(kernels.scan, **inputs, initial=entering, h=h, final=final, **_NO_CARRY, WRITE=True, CARRY=False)
+    scan.launch(
+        kernels.scan,
+        **inputs,
+        initial=entering,
+        h=h,
+        final=final,
+        **_NO_CARRY,
+        WRITE=True,
+        CARRY=False,
+    )
     last = final[-1] if scan.channels and scan.rows else scan.states(initial_state).clone()
     return h, last.reshape(scan.sequences, scan.inner, scan.width).clone()
 
@@ -182,44 +265,102 @@ def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlen
     """Gradients of x, f, lower bound, theta and initial state."""
     like = h if x is None else x
     scan = _Scan(like, f.shape[-1], theta, cu_seqlens, mask, reverse, backward=True)
-    dx, df = torch.empty(h.shape, dtype=h.dtype, device=h.device), torch.empty(f.shape, dtype=f.dtype, device=f.device)
+    dx, df = (
+        torch.empty(h.shape, dtype=h.dtype, device=h.device),
+        torch.empty(f.shape, dtype=f.dtype, device=f.device),
+    )
     inputs = {
-        **_strided("x", like), **_strided("f", f), "room": room, "theta": theta, "initial": scan.states(initial_state),
-        "h": h.contiguous(), **_strided("dh", _unit_last_stride(grad_h)), "FUSED": room is not None,
-    }  # fmt: skip
+        **_strided("x", like),
+        **_strided("f", f),
+        "room": room,
+        "theta": theta,
+        "initial": scan.states(initial_state),
+        "h": h.contiguous(),
+        **_strided("dh", _unit_last_stride(grad_h)),
+        "FUSED": room is not None,
+    }
     entering = scan.states(grad_final)
     passed = scan.empty(scan.parts, scan.rows, scan.width)
-    sums = torch.zeros(2, scan.parts * scan.rows, scan.channels, dtype=scan.wide, device=scan.device)
+    sums = torch.zeros(
+        2, scan.parts * scan.rows, scan.channels, dtype=scan.wide, device=scan.device
+    )
     outputs = {"dx": dx, "df": df, "dlower": sums[0], "dtheta": sums[1]}
     if scan.parts > 1:
         carry, zeros = scan.carry_outputs(), torch.zeros_like(passed)
-        scan.launch(kernels.scan_backward, **inputs, **outputs, entering=zeros, passed=passed, **carry, WRITE=False, CARRY=True)
+        scan.launch(
+            kernels.scan_backward,
+            **inputs,
+            **outputs,
+            entering=zeros,
+            passed=passed,
+            **carry,
+            WRITE=False,
+            CARRY=True,
+        )
         entering = scan.chained(entering, **carry, end=passed, backward=True)
-    scan.launch(kernels.scan_backward, **inputs, **outputs, entering=entering, passed=passed, **_NO_CARRY, WRITE=True, CARRY=False)
+    scan.launch(
+        kernels.scan_backward,
+        **inputs,
+        **outputs,
+        entering=entering,
+        passed=passed,
+        **_NO_CARRY,
+        WRITE=True,
+        CARRY=False,
+    )
     grad_lower, grad_theta = sums.sum(1).unbind(0)
     first = passed[0] if scan.channels and scan.rows else scan.states(grad_final)
     grad_initial = first.reshape(scan.sequences, scan.inner, scan.width).clone()
     return dx, df, grad_lower.clone(), grad_theta.clone(), grad_initial
 
 
-def hgru_scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+def hgru_scan(
+    candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_scan`."""
-    return _forward(candidate, forget, _room(lower_bound, forget), theta, initial_state, cu_seqlens, mask, reverse)
+    return _forward(
+        candidate,
+        forget,
+        _room(lower_bound, forget),
+        theta,
+        initial_state,
+        cu_seqlens,
+        mask,
+        reverse,
+    )
 
 
-def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
+def hgru_carry(
+    candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse
+) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_carry`."""
     scan = _Scan(candidate, forget.shape[-1], theta, cu_seqlens, mask, reverse)
     room = _room(lower_bound, forget)
     final, carry = scan.empty(scan.parts, scan.rows, scan.width), scan.carry_outputs()
     scan.launch(
-        kernels.scan, **_strided("x", candidate), **_strided("f", forget), room=room, theta=theta, FUSED=True,
-        initial=torch.zeros_like(final), h=candidate, final=final, **carry, WRITE=False, CARRY=True,
-    )  # fmt: skip
+        kernels.scan,
+        **_strided("x", candidate),
+        **_strided("f", forget),
+        room=room,
+        theta=theta,
+        FUSED=True,
+        initial=torch.zeros_like(final),
+        h=candidate,
+        final=final,
+        **carry,
+        WRITE=False,
+        CARRY=True,
+    )
     if scan.parts > 1:
         # `chained` says what enters each stretch, so what leaves the last is still to be made.
         states = scan.chained(scan.states(None), **carry, end=final, backward=False)
-        end = _after(states[-1], carry["decay"][-1], carry["turns"][-1] if scan.complex else None, theta, final[-1])
+        end = _after(
+            states[-1],
+            carry["decay"][-1],
+            carry["turns"][-1] if scan.complex else None,
+            theta,
+            final[-1],
+        )
     else:
         end = final[0]
     decay = carry["decay"].prod(0)
@@ -227,7 +368,9 @@ def hgru_carry(candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse)
     return decay.reshape(*shape, scan.channels), end.reshape(*shape, scan.width).clone()
 
 
-def _after(state: Tensor, decay: Tensor, turns: Tensor | None, theta: Tensor | None, end: Tensor) -> Tensor:
+def _after(
+    state: Tensor, decay: Tensor, turns: Tensor | None, theta: Tensor | None, end: Tensor
+) -> Tensor:
     """What a stretch makes of the state `[R, C]` that enters it."""
     if theta is None:
         return decay * state + end
@@ -238,11 +381,33 @@ def _after(state: Tensor, decay: Tensor, turns: Tensor | None, theta: Tensor | N
 
 
 def hgru_scan_backward(
-    grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse
+    grad_h,
+    grad_final,
+    candidate,
+    forget,
+    lower_bound,
+    theta,
+    initial_state,
+    h,
+    cu_seqlens,
+    mask,
+    reverse,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of candidate, forget, lower_bound, theta and initial_state; h is what the forward returned."""
     room = _room(lower_bound, forget)
-    return _backward(grad_h, grad_final, candidate, forget, room, theta, initial_state, h, cu_seqlens, mask, reverse)
+    return _backward(
+        grad_h,
+        grad_final,
+        candidate,
+        forget,
+        room,
+        theta,
+        initial_state,
+        h,
+        cu_seqlens,
+        mask,
+        reverse,
+    )
 
 
 def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,12 @@ def _real(a, x, b, y):
 
 @triton.jit
 def _complex(a, a_im, x, x_im, b, b_im, y, y_im):
-    return a * b - a_im * b_im, a * b_im + a_im * b, x * b - x_im * b_im + y, x * b_im + x_im * b + y_im
+    return (
+        a * b - a_im * b_im,
+        a * b_im + a_im * b,
+        x * b - x_im * b_im + y,
+        x * b_im + x_im * b + y_im,
+    )
 
 
 @triton.jit
@@ -47,7 +52,9 @@ def _newest_two(x, before_x, count_x, y, before_y, count_y):
 @triton.jit
 def _shifted(x, first: tl.constexpr):
     """Along axis 0 the value before each, `first` in front: no instruction where that axis lies in registers."""
-    return tl.associative_scan((x, tl.full(x.shape, first, x.dtype), tl.full(x.shape, 1, tl.int32)), 0, _newest_two)[1]
+    return tl.associative_scan(
+        (x, tl.full(x.shape, first, x.dtype), tl.full(x.shape, 1, tl.int32)), 0, _newest_two
+    )[1]
 
 
 @triton.jit
@@ -84,7 +91,9 @@ def _top(x, W: tl.constexpr):
 def _exp2(x, PTX: tl.constexpr):
     """PTX: without the instructions that keep results below 2^-126, which are nothing beside 1."""
     if PTX:
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
     return tl.exp2(x)
 
 
@@ -92,7 +101,9 @@ def _exp2(x, PTX: tl.constexpr):
 def _inverse(x, PTX: tl.constexpr):
     """Of x in [1, 2^126] or infinite. PTX: in one instruction, where a division would look for other x first."""
     if PTX:
-        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
     return 1 / x
 
 
@@ -173,7 +184,9 @@ def _place(channels: tl.constexpr, BD: tl.constexpr, V: tl.constexpr):
 
 
 @triton.jit
-def _cross(a, a_im, b, b_im, state, state_im, COMPLEX: tl.constexpr, W: tl.constexpr, BD: tl.constexpr):
+def _cross(
+    a, a_im, b, b_im, state, state_im, COMPLEX: tl.constexpr, W: tl.constexpr, BD: tl.constexpr
+):
     """From what each slot makes of a state, `a * state + b`, what enters each, and in every row what leaves the last."""
     if COMPLEX:
         a, a_im, b, b_im = tl.associative_scan((a, a_im, b, b_im), 0, _complex)
@@ -183,10 +196,18 @@ def _cross(a, a_im, b, b_im, state, state_im, COMPLEX: tl.constexpr, W: tl.const
         end = b + a * state
         end_im = end
     slot = tl.arange(0, W)[:, None]
-    before, last = tl.broadcast_to(tl.maximum(slot - 1, 0), [W, BD]), tl.full([W, BD], W - 1, tl.int32)
+    before, last = (
+        tl.broadcast_to(tl.maximum(slot - 1, 0), [W, BD]),
+        tl.full([W, BD], W - 1, tl.int32),
+    )
     enters, leaves = tl.where(slot == 0, state, tl.gather(end, before, 0)), tl.gather(end, last, 0)
     if COMPLEX:
-        return enters, tl.where(slot == 0, state_im, tl.gather(end_im, before, 0)), leaves, tl.gather(end_im, last, 0)
+        return (
+            enters,
+            tl.where(slot == 0, state_im, tl.gather(end_im, before, 0)),
+            leaves,
+            tl.gather(end_im, last, 0),
+        )
     return enters, enters, leaves, leaves
 
 
@@ -212,12 +233,43 @@ def _exact(a, a_im, count, rest, rest_im):
 
 @triton.jit(do_not_specialize=["steps", "rows", "stretch"])
 def scan(
-    x, x_outer, x_inner, f, f_outer, f_inner, room, theta, mask, bounds, initial, h, final, decay, turns, steps, rows, stretch,
-    x_time: tl.constexpr, f_time: tl.constexpr, inner: tl.constexpr, channels: tl.constexpr,
-    REVERSE: tl.constexpr, COMPLEX: tl.constexpr, FUSED: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr,
-    WRITE: tl.constexpr, CARRY: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
-    R: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, V: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_outer,
+    x_inner,
+    f,
+    f_outer,
+    f_inner,
+    room,
+    theta,
+    mask,
+    bounds,
+    initial,
+    h,
+    final,
+    decay,
+    turns,
+    steps,
+    rows,
+    stretch,
+    x_time: tl.constexpr,
+    f_time: tl.constexpr,
+    inner: tl.constexpr,
+    channels: tl.constexpr,
+    REVERSE: tl.constexpr,
+    COMPLEX: tl.constexpr,
+    FUSED: tl.constexpr,
+    MASKED: tl.constexpr,
+    PACKED: tl.constexpr,
+    WRITE: tl.constexpr,
+    CARRY: tl.constexpr,
+    WIDE: tl.constexpr,
+    PTX: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+    BD: tl.constexpr,
+    V: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """States `h` (WRITE) and the state behind each stretch, `final [S, rows, C]`, from `initial [S, rows, C]`.
 
     CARRY leaves `decay [S, rows, D]`, the product of the gates, and `turns [S, rows]`, how many positions turned the state.
@@ -263,9 +315,13 @@ def scan(
             if FUSED:
                 new_im = write * _silu(_clean(new_im, counted, MASKED), PTX)
             a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * s1, 0)
-            a, a_im, b, b_im, count = tl.associative_scan((a, a_im, new, new_im, counted.to(WIDE)), 0, _counted)
+            a, a_im, b, b_im, count = tl.associative_scan(
+                (a, a_im, new, new_im, counted.to(WIDE)), 0, _counted
+            )
             by, by_im = _exact(a, a_im, count, c_rest, s_rest)
-            enters, enters_im, re, im = _cross(_last(by, R), _last(by_im, R), _last(b, R), _last(b_im, R), re, im, COMPLEX, W, BD)
+            enters, enters_im, re, im = _cross(
+                _last(by, R), _last(by_im, R), _last(b, R), _last(b_im, R), re, im, COMPLEX, W, BD
+            )
             if WRITE:
                 out = b + a * enters[None] - a_im * enters_im[None]
                 out_im = b_im + a * enters_im[None] + a_im * enters[None]
@@ -273,7 +329,9 @@ def scan(
                 _store(h_at + channels, out_im, here)
         else:
             a, b = tl.associative_scan((gate, new), 0, _real)
-            enters, _, re, _ = _cross(_last(a, R), none, _last(b, R), none, re, none, COMPLEX, W, BD)
+            enters, _, re, _ = _cross(
+                _last(a, R), none, _last(b, R), none, re, none, COMPLEX, W, BD
+            )
             if WRITE:
                 _store(h_at, b + a * enters[None], here)
         now += R * W
@@ -291,13 +349,52 @@ def scan(
 
 @triton.jit(do_not_specialize=["steps", "rows", "stretch"])
 def scan_backward(
-    x, x_outer, x_inner, f, f_outer, f_inner, room, theta, mask, bounds, initial, h, dh, dh_outer, dh_inner, entering,
-    dx, df, passed, decay, turns, dlower, dtheta, steps, rows, stretch,
-    x_time: tl.constexpr, f_time: tl.constexpr, dh_time: tl.constexpr, inner: tl.constexpr, channels: tl.constexpr,
-    REVERSE: tl.constexpr, COMPLEX: tl.constexpr, FUSED: tl.constexpr, MASKED: tl.constexpr, PACKED: tl.constexpr,
-    WRITE: tl.constexpr, CARRY: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
-    R: tl.constexpr, W: tl.constexpr, BD: tl.constexpr, V: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_outer,
+    x_inner,
+    f,
+    f_outer,
+    f_inner,
+    room,
+    theta,
+    mask,
+    bounds,
+    initial,
+    h,
+    dh,
+    dh_outer,
+    dh_inner,
+    entering,
+    dx,
+    df,
+    passed,
+    decay,
+    turns,
+    dlower,
+    dtheta,
+    steps,
+    rows,
+    stretch,
+    x_time: tl.constexpr,
+    f_time: tl.constexpr,
+    dh_time: tl.constexpr,
+    inner: tl.constexpr,
+    channels: tl.constexpr,
+    REVERSE: tl.constexpr,
+    COMPLEX: tl.constexpr,
+    FUSED: tl.constexpr,
+    MASKED: tl.constexpr,
+    PACKED: tl.constexpr,
+    WRITE: tl.constexpr,
+    CARRY: tl.constexpr,
+    WIDE: tl.constexpr,
+    PTX: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+    BD: tl.constexpr,
+    V: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Gradients `dx`, `df` (WRITE) and the sums for lower bounds and angles `[S, rows, D]`, walking from a stretch's end to its start.
 
     `entering [S, rows, C]` is the gradient of the state behind a stretch, `passed` that of the state before it.
@@ -335,7 +432,10 @@ def scan_backward(
         full = real[:, None] & there[None, :]
         f_at, x_at = _at(f_base, t, column, f_time), _at(x_base, t, column, x_time)
         place = (outer * steps + t) * inner + i
-        dh_at, h_at = _at(dh_base, t, column, dh_time), _at(h, place + earlier * inner, column, width)
+        dh_at, h_at = (
+            _at(dh_base, t, column, dh_time),
+            _at(h, place + earlier * inner, column, width),
+        )
         has_before = full & _rows(k, lane, R)[:, None]
         live = _rows(now - slot - low + 1, lane, R)
         here = live[:, None] & there[None, :]
@@ -345,7 +445,9 @@ def scan_backward(
         counted = _slots(live[:, None], R, W, BD)
         place = (outer * steps + _position(now - slot - lane, begin, length, REVERSE)) * inner + i
         dx_at, df_at = _at(dx, place, column, width), _at(df, place, column, channels)
-        gate, write, keep, drop = _gate(_load(f_at, full, WIDE, R, W, BD), counted, space, FUSED, PTX)
+        gate, write, keep, drop = _gate(
+            _load(f_at, full, WIDE, R, W, BD), counted, space, FUSED, PTX
+        )
         g = _load(dh_at, full, WIDE, R, W, BD)
         # What passes from row to row of a slot is the gate of the row before: the first takes what enters as it is.
         if COMPLEX:
@@ -355,20 +457,44 @@ def scan_backward(
             b, b_im, g, g_im, count = tl.associative_scan((b, b_im, g, g_im, count), 0, _counted)
             by, by_im = _exact(a * b - a_im * b_im, a * b_im + a_im * b, count, c_rest, -s_rest)
             enters, enters_im, p, p_im = _cross(
-                _last(by, R), _last(by_im, R), _last(a * g - a_im * g_im, R), _last(a * g_im + a_im * g, R), p, p_im, COMPLEX, W, BD,
-            )  # fmt: skip
-            g, g_im = g + b * enters[None] - b_im * enters_im[None], g_im + b * enters_im[None] + b_im * enters[None]
+                _last(by, R),
+                _last(by_im, R),
+                _last(a * g - a_im * g_im, R),
+                _last(a * g_im + a_im * g, R),
+                p,
+                p_im,
+                COMPLEX,
+                W,
+                BD,
+            )
+            g, g_im = (
+                g + b * enters[None] - b_im * enters_im[None],
+                g_im + b * enters_im[None] + b_im * enters[None],
+            )
         else:
             b, g = tl.associative_scan((_shifted(gate, 1), g), 0, _real)
-            enters, _, p, _ = _cross(_last(gate * b, R), none, _last(gate * g, R), none, p, none, COMPLEX, W, BD)
+            enters, _, p, _ = _cross(
+                _last(gate * b, R), none, _last(gate * g, R), none, p, none, COMPLEX, W, BD
+            )
             g += b * enters[None]
         if CARRY:
             product *= tl.reduce(tl.reduce(gate, 0, _product), 0, _product)
             turned += tl.sum(live.to(tl.int64), 0)
         if WRITE:
-            prev = _slots(tl.where(starts, first, tl.load(h_at, mask=has_before, other=0).to(WIDE)), R, W, BD)
+            prev = _slots(
+                tl.where(starts, first, tl.load(h_at, mask=has_before, other=0).to(WIDE)), R, W, BD
+            )
             if COMPLEX:
-                prev_im = _slots(tl.where(starts, first_im, tl.load(h_at + channels, mask=has_before, other=0).to(WIDE)), R, W, BD)
+                prev_im = _slots(
+                    tl.where(
+                        starts,
+                        first_im,
+                        tl.load(h_at + channels, mask=has_before, other=0).to(WIDE),
+                    ),
+                    R,
+                    W,
+                    BD,
+                )
                 prev, prev_im = c1 * prev - s1 * prev_im, s1 * prev + c1 * prev_im
                 sum_theta += tl.sum(tl.where(counted, gate * (g_im * prev - g * prev_im), 0), 0)
             if FUSED:
@@ -414,9 +540,20 @@ def scan_backward(
 
 @triton.jit(do_not_specialize=["rows", "parts"])
 def chain(
-    entering, decay, turns, end, theta, states, rows, parts,
-    channels: tl.constexpr, COMPLEX: tl.constexpr, BACKWARD: tl.constexpr, WIDE: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
+    entering,
+    decay,
+    turns,
+    end,
+    theta,
+    states,
+    rows,
+    parts,
+    channels: tl.constexpr,
+    COMPLEX: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    WIDE: tl.constexpr,
+    BD: tl.constexpr,
+):
     """Follows the stretches of each row: `states [S, R, C]` is what enters each, the first of them `entering [R, C]`.
 
     BACKWARD goes from the last stretch to the first, and turns by the negative angle.

@@ -51,7 +51,9 @@ def parallelize(model: nn.Module, group: Group) -> None:
     context = Context.of(group)
     layers = [part for part in model.modules() if isinstance(part, HGRU | ShortConvolution)]
     if any(isinstance(part, HGRU2d) for part in layers):
-        raise ValueError("an HGRU2d scans a grid, which is not split over ranks; use data parallelism for this model")
+        raise ValueError(
+            "an HGRU2d scans a grid, which is not split over ranks; use data parallelism for this model"
+        )
     if not any(isinstance(part, HGRU) for part in layers):
         raise ValueError(f"model must have an HGRU inside, got {type(model).__name__} without one")
     for layer in layers:
@@ -94,7 +96,9 @@ def local_cu_seqlens(cu_seqlens: Tensor, group: Group) -> Tensor:
     """
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
         found = tuple(cu_seqlens.shape)
-        raise ValueError(f"cu_seqlens must be the boundaries [M + 1] of at least one sequence, got shape {found}")
+        raise ValueError(
+            f"cu_seqlens must be the boundaries [M + 1] of at least one sequence, got shape {found}"
+        )
     context, total = Context.of(group), int(cu_seqlens[-1])
     check_cu_seqlens(cu_seqlens, total)
     stretch, inner = local_stretch(total, group), cu_seqlens[1:-1]
@@ -106,7 +110,9 @@ def local_cu_seqlens(cu_seqlens: Tensor, group: Group) -> Tensor:
 
 
 @torch.no_grad()
-def last_state(state: tuple[tuple[Tensor, ...], ...], group: Group) -> tuple[tuple[Tensor, ...], ...]:
+def last_state(
+    state: tuple[tuple[Tensor, ...], ...], group: Group
+) -> tuple[tuple[Tensor, ...], ...]:
     """The state behind a sequence that is not packed, on every rank: what the last rank's model returned, without its gradient.
 
     Give it to the next call, and the sequence goes on.
@@ -140,5 +146,9 @@ def context_scan(
     """
     context, options = Context.of(group), dict(cu_seqlens=cu_seqlens, mask=mask, engine=engine)
     if context.world == 1:
-        return hgru_scan(candidate, forget, lower_bound, theta, initial_state, reverse=reverse, **options)
-    return context.scan(candidate, forget, lower_bound, [(reverse, theta)], initial_state, **options)
+        return hgru_scan(
+            candidate, forget, lower_bound, theta, initial_state, reverse=reverse, **options
+        )
+    return context.scan(
+        candidate, forget, lower_bound, [(reverse, theta)], initial_state, **options
+    )

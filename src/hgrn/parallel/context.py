@@ -19,7 +19,9 @@ from .window import ContextWindow, last_inputs, moved
 
 Group = dist.ProcessGroup | DeviceMesh
 
-GROUPS: dict[str, dist.ProcessGroup] = {}  # by name, which a module can hold and be copied with; a group cannot be copied
+GROUPS: dict[
+    str, dist.ProcessGroup
+] = {}  # by name, which a module can hold and be copied with; a group cannot be copied
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,14 @@ class Context:
         """From a process group or a device mesh of one dimension."""
         if isinstance(group, DeviceMesh):
             if group.ndim != 1:
-                raise ValueError(f"group must have one dimension, got a mesh of {group.ndim}; take one, as mesh['context']")
+                raise ValueError(
+                    f"group must have one dimension, got a mesh of {group.ndim}; take one, as mesh['context']"
+                )
             group = group.get_group()
         if not isinstance(group, dist.ProcessGroup):
-            raise TypeError(f"group must be a ProcessGroup or a DeviceMesh of one dimension, got {type(group).__name__}")
+            raise TypeError(
+                f"group must be a ProcessGroup or a DeviceMesh of one dimension, got {type(group).__name__}"
+            )
         GROUPS[group.group_name] = group
         return cls(group.group_name, dist.get_rank(group), dist.get_world_size(group))
 
@@ -76,23 +82,37 @@ class Context:
         if candidate.ndim != 3:
             raise ValueError(f"candidate must have shape [B, T, C], got {tuple(candidate.shape)}")
         if cu_seqlens is not None and cu_seqlens.shape[0] < 2:
-            raise ValueError("cu_seqlens must hold at least one sequence on every rank, as local_cu_seqlens makes it")
+            raise ValueError(
+                "cu_seqlens must hold at least one sequence on every rank, as local_cu_seqlens makes it"
+            )
         size = check_gate(forget, "forget", layout, thetas[0])
         initial = layout.initial(initial_state)
         *h, final = ContextScan.apply(
-            layout.canonical(candidate), layout.canonical(forget), layout.channels(lower_bound, "lower_bound", size),
-            None if thetas[0] is None else torch.stack([layout.channels(theta, "theta", size) for theta in thetas]),
-            None if initial is None else initial.squeeze(1), cu_seqlens, layout.mask(mask),
-            tuple(reverse for reverse, _ in directions), library.choose(engine, candidate.device.type), self,
-        )  # fmt: skip
+            layout.canonical(candidate),
+            layout.canonical(forget),
+            layout.channels(lower_bound, "lower_bound", size),
+            None
+            if thetas[0] is None
+            else torch.stack([layout.channels(theta, "theta", size) for theta in thetas]),
+            None if initial is None else initial.squeeze(1),
+            cu_seqlens,
+            layout.mask(mask),
+            tuple(reverse for reverse, _ in directions),
+            library.choose(engine, candidate.device.type),
+            self,
+        )
         return sum(h[1:], h[0]).reshape(candidate.shape), final
 
     @torch.compiler.disable
-    def window(self, x: Tensor, state: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    def window(
+        self, x: Tensor, state: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> Tensor:
         """The inputs in front of this rank's stretch x `[B, T, C]`, `[N, W - 1, C]`: `state` where no earlier rank has them."""
         if state.shape[1] == 0:
             return state
-        before, later = (state, state[:0]) if cu_seqlens is None else (state[:1], state[1:])  # later ones begin in x
+        before, later = (
+            (state, state[:0]) if cu_seqlens is None else (state[:1], state[1:])
+        )  # later ones begin in x
         if not self.is_first(reverse=False):
             before = torch.zeros_like(before)
         own, kept = last_inputs(x, state.shape[1], mask, cu_seqlens)

@@ -11,12 +11,23 @@ from torch import Tensor, nn
 
 from hgrn.ops import library, reference
 
+
 class ContextScan(torch.autograd.Function):
     """Scans of a stretch in one or two directions, in the canonical layout; states are `[N, C]`."""
 
     @staticmethod
     def forward(
-        ctx, candidate, forget, lower_bound, thetas, initial_state, cu_seqlens, mask, directions, engine, context
+        ctx,
+        candidate,
+        forget,
+        lower_bound,
+        thetas,
+        initial_state,
+        cu_seqlens,
+        mask,
+        directions,
+        engine,
+        context,
     ):
         arguments = (candidate, forget, lower_bound)
         angles = (None,) * len(directions) if thetas is None else thetas.unbind(0)
@@ -28,7 +39,9 @@ class ContextScan(torch.autograd.Function):
         starts, message = [], []
         for reverse, theta in zip(directions, angles):
             entry, exit = _edge_rows(cu_seqlens, reverse)
-            decay, end = (x.squeeze(1) for x in carry(*arguments, theta, cu_seqlens, mask, reverse, *trailing))
+            decay, end = (
+                x.squeeze(1) for x in carry(*arguments, theta, cu_seqlens, mask, reverse, *trailing)
+            )
             start, end = torch.zeros_like(end), end[exit]
             if initial_state is not None:
                 start.copy_(initial_state)
@@ -43,25 +56,43 @@ class ContextScan(torch.autograd.Function):
             starts.append(start)
             message.append(end)
 
-        decays, steps, *ends = context.gather(torch.cat(message, dim=-1)).split([part.shape[-1] for part in message], dim=-1)
-        decays, steps = decays.clone(), steps.squeeze(-1).long()  # without the ends, which the backward does not need
+        decays, steps, *ends = context.gather(torch.cat(message, dim=-1)).split(
+            [part.shape[-1] for part in message], dim=-1
+        )
+        decays, steps = (
+            decays.clone(),
+            steps.squeeze(-1).long(),
+        )  # without the ends, which the backward does not need
 
         outputs, finals = [], []
         for reverse, theta, start, end in zip(directions, angles, starts, ends):
             if not context.is_first(reverse):
                 entry, _ = _edge_rows(cu_seqlens, reverse)
-                start[entry] = _arriving(*(context.before(x, reverse) for x in (end, decays, steps)), theta).to(start.dtype)
-            h, final = scan(*arguments, theta, start.unsqueeze(1), cu_seqlens, mask, reverse, *trailing)
+                start[entry] = _arriving(
+                    *(context.before(x, reverse) for x in (end, decays, steps)), theta
+                ).to(start.dtype)
+            h, final = scan(
+                *arguments, theta, start.unsqueeze(1), cu_seqlens, mask, reverse, *trailing
+            )
             outputs.append(h)
             finals.append(final.squeeze(1))
-        ctx.save_for_backward(*arguments, thetas, cu_seqlens, mask, decays, steps, *starts, *outputs)
-        ctx.directions, ctx.engine, ctx.context, ctx.has_initial = directions, engine, context, initial_state is not None
+        ctx.save_for_backward(
+            *arguments, thetas, cu_seqlens, mask, decays, steps, *starts, *outputs
+        )
+        ctx.directions, ctx.engine, ctx.context, ctx.has_initial = (
+            directions,
+            engine,
+            context,
+            initial_state is not None,
+        )
         return *outputs, finals[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):
-        candidate, forget, lower_bound, thetas, cu_seqlens, mask, decays, steps, *saved = ctx.saved_tensors
+        candidate, forget, lower_bound, thetas, cu_seqlens, mask, decays, steps, *saved = (
+            ctx.saved_tensors
+        )
         directions, context = ctx.directions, ctx.context
         angles = (None,) * len(directions) if thetas is None else thetas.unbind(0)
         starts, outputs = saved[: len(directions)], saved[len(directions) :]
@@ -70,9 +101,19 @@ class ContextScan(torch.autograd.Function):
 
         def gradients(index: int) -> tuple[Tensor | None, ...]:
             return _scan_gradients(
-                grads_h[index], grads_final[index].unsqueeze(1), candidate, forget, lower_bound, angles[index],
-                starts[index].unsqueeze(1), outputs[index], cu_seqlens, mask, directions[index], ctx.engine,
-            )  # fmt: skip
+                grads_h[index],
+                grads_final[index].unsqueeze(1),
+                candidate,
+                forget,
+                lower_bound,
+                angles[index],
+                starts[index].unsqueeze(1),
+                outputs[index],
+                cu_seqlens,
+                mask,
+                directions[index],
+                ctx.engine,
+            )
 
         # First what this rank's own loss sends back to where each scan entered; then, with what arrives from
         # the ranks behind, everything. No linear shortcut: the gates' gradients need the whole adjoint at once.
@@ -80,7 +121,9 @@ class ContextScan(torch.autograd.Function):
         for index, reverse in enumerate(directions):
             entry, _ = _edge_rows(cu_seqlens, reverse)
             sent.append(gradients(index)[4].squeeze(1)[entry])
-        gathered = context.gather(torch.cat(sent, dim=-1)).split([part.shape[-1] for part in sent], dim=-1)
+        gathered = context.gather(torch.cat(sent, dim=-1)).split(
+            [part.shape[-1] for part in sent], dim=-1
+        )
         results = []
         for index, (reverse, theta) in enumerate(zip(directions, angles)):
             behind = (context.before(x, not reverse) for x in (gathered[index], decays, steps))
@@ -101,19 +144,35 @@ class ContextScan(torch.autograd.Function):
             grad_initial = sum(own[1:], own[0])
         of_candidate, of_forget, of_bound, of_theta, _ = zip(*results)
         return (
-            sum(of_candidate[1:], of_candidate[0]), sum(of_forget[1:], of_forget[0]),
-            None if lower_bound is None else sum(of_bound[1:], of_bound[0]), None if thetas is None else torch.stack(of_theta),
-            grad_initial, *(None,) * 5,
-        )  # fmt: skip
+            sum(of_candidate[1:], of_candidate[0]),
+            sum(of_forget[1:], of_forget[0]),
+            None if lower_bound is None else sum(of_bound[1:], of_bound[0]),
+            None if thetas is None else torch.stack(of_theta),
+            grad_initial,
+            *(None,) * 5,
+        )
 
 
 def _scan_gradients(
-    grad_h, grad_final, candidate, forget, lower_bound, theta, initial_state, h, cu_seqlens, mask, reverse, engine
+    grad_h,
+    grad_final,
+    candidate,
+    forget,
+    lower_bound,
+    theta,
+    initial_state,
+    h,
+    cu_seqlens,
+    mask,
+    reverse,
+    engine,
 ):
     """Gradients of candidate, forget, lower_bound, theta and initial_state; None or zeros for what was not given."""
     inputs = (candidate, forget, lower_bound, theta, initial_state)
     if engine != "reference":
-        return library.hgru_scan_backward(grad_h, grad_final, *inputs, h, cu_seqlens, mask, reverse, engine)
+        return library.hgru_scan_backward(
+            grad_h, grad_final, *inputs, h, cu_seqlens, mask, reverse, engine
+        )
     leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
     with torch.enable_grad():
         outputs = reference.hgru_scan(*leaves, cu_seqlens, mask, reverse)
@@ -138,9 +197,15 @@ def passes(cu_seqlens: Tensor | None) -> bool:
 def _counts(x: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None) -> Tensor:
     """How many positions of each sequence in x `[B, T, 1, C]` are not masked, `[N]`."""
     if cu_seqlens is None:
-        return x.new_full((x.shape[0],), x.shape[1], dtype=torch.long) if mask is None else mask.sum((1, 2))
+        return (
+            x.new_full((x.shape[0],), x.shape[1], dtype=torch.long)
+            if mask is None
+            else mask.sum((1, 2))
+        )
     borders = cu_seqlens.long().clamp(0, x.shape[1])
-    return (borders if mask is None else nn.functional.pad(mask.flatten().cumsum(0), (1, 0))[borders]).diff()
+    return (
+        borders if mask is None else nn.functional.pad(mask.flatten().cumsum(0), (1, 0))[borders]
+    ).diff()
 
 
 def _turned(state: Tensor, steps: Tensor, theta: Tensor | None) -> Tensor:

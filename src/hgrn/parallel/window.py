@@ -35,7 +35,9 @@ class ContextWindow(torch.autograd.Function):
         return moved(windows, -by).sum(0), None, None
 
 
-def _before(context: "Context", windows: Tensor, passed: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+def _before(
+    context: "Context", windows: Tensor, passed: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor]:
     """The windows of the ranks before this one, and by how much each has moved on the way."""
     return context.before(windows, reverse), behind(context.before(passed, reverse))
 
@@ -49,7 +51,9 @@ def moved(window: Tensor, by: Tensor) -> Tensor:
     return torch.where(inside.unsqueeze(-1), window.gather(-2, index), 0)
 
 
-def last_inputs(x: Tensor, size: int, mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+def last_inputs(
+    x: Tensor, size: int, mask: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The last `size` inputs of x `[B, T, C]` (of its last sequence), oldest first, zeros in front; and how many they are."""
     batch, length = x.shape[:2]
     positions = torch.arange(length, device=x.device)
@@ -58,7 +62,9 @@ def last_inputs(x: Tensor, size: int, mask: Tensor | None, cu_seqlens: Tensor | 
     if length == 0:  # padded, so that the backward passes here as on every rank
         return nn.functional.pad(x, (0, 0, size, 0)), kept.new_zeros(batch)
     count = kept[:, -1]
-    number = count[:, None] - torch.arange(size - 1, -1, -1, device=x.device)  # of each among the inputs, from 1
+    number = count[:, None] - torch.arange(
+        size - 1, -1, -1, device=x.device
+    )  # of each among the inputs, from 1
     index = torch.searchsorted(kept, number.clamp(min=1)).clamp(max=length - 1)
     inputs = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
     return torch.where(number[..., None] > 0, inputs, 0), count.clamp(max=size)

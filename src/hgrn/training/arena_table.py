@@ -84,14 +84,18 @@ def arena_table(
             absent.append(f"left out: {run}: {' '.join(str(error).split())}")
             continue
         if examples.fingerprint != Manifest.read(checkpoint).data:
-            absent.append(f"left out: {run}: {recipe.data.path} holds other data than it was trained on")
+            absent.append(
+                f"left out: {run}: {recipe.data.path} holds other data than it was trained on"
+            )
             continue
         rows.append(_row(run, recipe, model, examples, checkpoint, on_progress))
     if not rows:
         raise UserError("no run can be evaluated:\n  " + "\n  ".join(absent))
     rows.sort(key=lambda row: (row.task, row.command))
     file = Path(out) if out is not None else folder / NAME
-    text = _TEXT.format(rows="\n".join(map(_line, rows))) + "".join(f"\n{line}\n" for line in absent)
+    text = _TEXT.format(rows="\n".join(map(_line, rows))) + "".join(
+        f"\n{line}\n" for line in absent
+    )
     with whole_file(file, "give another file") as draft:
         draft.write_text(text, encoding="utf-8")
     return rows, absent
@@ -103,11 +107,21 @@ def command(recipe: Recipe, file: Path) -> str:
         shipped = load_recipe(name) if name.startswith("lra/") else None
         if shipped is None or shipped.name != recipe.name or type(shipped) is not type(recipe):
             continue
-        before, after = (leaves(each.model_dump(mode="json", exclude={"target"})) for each in (shipped, recipe))
+        before, after = (
+            leaves(each.model_dump(mode="json", exclude={"target"})) for each in (shipped, recipe)
+        )
         changed = {key: value for key, value in after.items() if value != before.get(key)}
         if before.keys() <= after.keys():
-            words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in changed.items()}
-            return pasted("hgrn", "train", name, *chain.from_iterable((f"--{key}", word) for key, word in words.items()))
+            words = {
+                key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in changed.items()
+            }
+            return pasted(
+                "hgrn",
+                "train",
+                name,
+                *chain.from_iterable((f"--{key}", word) for key, word in words.items()),
+            )
     return pasted("hgrn", "train", file)
 
 
@@ -119,11 +133,19 @@ def _runs(folder: Path) -> list[Path]:
         return [
             file.parent
             for file in sorted(folder.rglob("recipe.yaml"))
-            if steps_saved(file.parent) and b"task: long-range-arena" in file.read_bytes().splitlines()
+            if steps_saved(file.parent)
+            and b"task: long-range-arena" in file.read_bytes().splitlines()
         ]
 
 
-def _row(run: Path, recipe: ArenaRecipe, model: Any, examples: Examples, checkpoint: Path, on_progress: Tell | None) -> Row:
+def _row(
+    run: Path,
+    recipe: ArenaRecipe,
+    model: Any,
+    examples: Examples,
+    checkpoint: Path,
+    on_progress: Tell | None,
+) -> Row:
     def tell(done: int) -> None:
         if on_progress is not None:
             on_progress(recipe.name, done, examples.size)
@@ -131,7 +153,9 @@ def _row(run: Path, recipe: ArenaRecipe, model: Any, examples: Examples, checkpo
     result = evaluate(model, examples.batches, tell)
     step = Manifest.read(checkpoint).step
     rows = read_rows(run / "log.jsonl")
-    times = [row.get("elapsed", 0.0) for row in rows if row["kind"] == "train" and row["step"] <= step]
+    times = [
+        row.get("elapsed", 0.0) for row in rows if row["kind"] == "train" and row["step"] <= step
+    ]
     return Row(
         task=recipe.name,
         data=recipe.data.path,
@@ -161,8 +185,17 @@ def _line(row: Row) -> str:
     low, high = row.interval
     steps = f"{row.steps:,}" if row.steps == row.of_steps else f"{row.steps:,} of {row.of_steps:,}"
     cells = [
-        row.task, row.data, "-" if row.paper is None else f"{row.paper:.2f}%", f"{row.accuracy:.2%}", f"{low:.2%} to {high:.2%}",
-        f"{row.examples:,}", f"{row.random:.2%}", f"{row.majority:.2%}", steps, f"{row.seconds:,.0f} s", f"`{row.command}`",
+        row.task,
+        row.data,
+        "-" if row.paper is None else f"{row.paper:.2f}%",
+        f"{row.accuracy:.2%}",
+        f"{low:.2%} to {high:.2%}",
+        f"{row.examples:,}",
+        f"{row.random:.2%}",
+        f"{row.majority:.2%}",
+        steps,
+        f"{row.seconds:,.0f} s",
+        f"`{row.command}`",
         row.commit,
-    ]  # fmt: skip
+    ]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -55,7 +55,9 @@ class WeightAverage:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Hold what `state_dict` gave."""
-        self._other = {name: state[name].to(tensor.device) for name, tensor in self._tensors().items()}
+        self._other = {
+            name: state[name].to(tensor.device) for name, tensor in self._tensors().items()
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every parameter and every saved buffer, each once."""

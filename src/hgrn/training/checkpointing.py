@@ -131,7 +131,9 @@ def save(
     """
     place = run / "checkpoints" / f"step-{step:06d}"
     hidden = place.with_name(SAVING + place.name)
-    weights = shards = None  # of a model that is not sharded, save_pretrained takes the weights itself
+    weights = shards = (
+        None  # of a model that is not sharded, save_pretrained takes the weights itself
+    )
     if ranks.is_sharded:
         weights = sharding.whole_weights(model, keep=ranks.is_main)
         optimizer_state, shards = sharding.split_state(model, optimizer)
@@ -198,7 +200,9 @@ def _seal(folder: Path, step: int, world: int, fingerprint: str) -> None:
 
     finish_folder(folder)
     _done("files on disk")
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != card.NAME]
+    files = [
+        file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != card.NAME
+    ]
     listed = [
         SavedFile(file.relative_to(folder).as_posix(), file.stat().st_size, _sha256(file))
         for file in files
@@ -320,7 +324,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         load_model(model, file, device="cpu")
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the weights in {file} cannot be loaded into the model of this recipe: {error}") from error
+        raise UserError(
+            f"the weights in {file} cannot be loaded into the model of this recipe: {error}"
+        ) from error
 
 
 def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str) -> None:
@@ -351,14 +357,24 @@ def check_same_recipe(saved: Path, recipe: Recipe) -> None:
             remedy += (
                 " A cosine ends with its run, so a longer run would have had other learning rates from its first steps on; a new "
                 "run can start from these weights"
-                + (f": {pasted('--model.weights', saved.parent)}" if (saved.parent / "manifest.json").is_file() else "")
+                + (
+                    f": {pasted('--model.weights', saved.parent)}"
+                    if (saved.parent / "manifest.json").is_file()
+                    else ""
+                )
             )
-        raise UserError(f"{saved.parent} was trained with another recipe:\n  " + "\n  ".join(changes) + f"\n{remedy}")
+        raise UserError(
+            f"{saved.parent} was trained with another recipe:\n  "
+            + "\n  ".join(changes)
+            + f"\n{remedy}"
+        )
 
 
 def layout(checkpoint: Path) -> tuple[int, int]:
     """How many processes saved a checkpoint, and how many of them shared each sequence."""
-    return Manifest.read(checkpoint).world, recipe_from_yaml(checkpoint / "recipe.yaml").parallel.context
+    return Manifest.read(checkpoint).world, recipe_from_yaml(
+        checkpoint / "recipe.yaml"
+    ).parallel.context
 
 
 def load_model_and_optimizer(

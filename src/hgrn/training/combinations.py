@@ -40,14 +40,28 @@ def _common(
         rule = f"must be a multiple of batch.accumulation = {batch.accumulation}"
         found.append(Problem("batch.batch_size", batch.batch_size, rule, "change either"))
     if optimizer and not all(0 <= beta < 1 for beta in optimizer.betas):
-        found.append(Problem("optimizer.betas", list(optimizer.betas), "both must be at least 0 and below 1"))
+        found.append(
+            Problem("optimizer.betas", list(optimizer.betas), "both must be at least 0 and below 1")
+        )
     if schedule:
         found += _schedule(schedule, optimizer, training)
-    if parallel and training and training.compile and (parallel.mode == "fsdp" or parallel.context > 1):
+    if (
+        parallel
+        and training
+        and training.compile
+        and (parallel.mode == "fsdp" or parallel.context > 1)
+    ):
         rule = "goes with parallel.mode = ddp and parallel.context = 1 only"
         found.append(Problem("training.compile", True, rule, "set it to false"))
     if parallel and training and training.average and parallel.mode == "fsdp":
-        found.append(Problem("training.average", training.average, "goes with parallel.mode = ddp only", "set it to null"))
+        found.append(
+            Problem(
+                "training.average",
+                training.average,
+                "goes with parallel.mode = ddp only",
+                "set it to null",
+            )
+        )
     if model:
         found += _model(model)
     return found
@@ -64,7 +78,9 @@ def _language(data=None, batch=None, training=None, parallel=None, **_: Any) -> 
     return found
 
 
-def _images(data=None, images=None, augmentation=None, mixing=None, parallel=None, **_: Any) -> list[Problem]:
+def _images(
+    data=None, images=None, augmentation=None, mixing=None, parallel=None, **_: Any
+) -> list[Problem]:
     found = _whole_examples(parallel)
     if data:
         found += [Problem("data", ABSENT, problem) for problem in image_problems(data)]
@@ -73,11 +89,21 @@ def _images(data=None, images=None, augmentation=None, mixing=None, parallel=Non
             found += [Problem(name, ABSENT, problem) for problem in section.problems()]
     if images:
         if images.resize is not None and images.resize < images.size:
-            found.append(Problem("images.resize", images.resize, f"must be at least images.size = {images.size}"))
+            found.append(
+                Problem(
+                    "images.resize", images.resize, f"must be at least images.size = {images.size}"
+                )
+            )
         for name in ("mean", "std"):
             values = list(getattr(images, name))
             if data and len(values) != data.channels:
-                found.append(Problem(f"images.{name}", values, f"must be as many numbers as data.channels = {data.channels}"))
+                found.append(
+                    Problem(
+                        f"images.{name}",
+                        values,
+                        f"must be as many numbers as data.channels = {data.channels}",
+                    )
+                )
         if any(value <= 0 for value in images.std):
             found.append(Problem("images.std", list(images.std), "every number must be above 0"))
     return found
@@ -87,8 +113,14 @@ def _arena(data=None, batch=None, parallel=None, **_: Any) -> list[Problem]:
     found = _whole_examples(parallel)
     if data and batch and not hasattr(data, "max_length"):
         rule = f"is for sequences, and data.task = {data.task} has images"
-        found += [Problem(f"batch.{name}", value, rule, "remove it")
-                  for name, value in (("pad_to", batch.pad_to), ("group_by_length", batch.group_by_length)) if value]
+        found += [
+            Problem(f"batch.{name}", value, rule, "remove it")
+            for name, value in (
+                ("pad_to", batch.pad_to),
+                ("group_by_length", batch.group_by_length),
+            )
+            if value
+        ]
     return found
 
 
@@ -97,7 +129,14 @@ _OF_KIND = {LanguageRecipe: _language, ImageRecipe: _images, ArenaRecipe: _arena
 
 def _whole_examples(parallel: ParallelSpec | None) -> list[Problem]:
     if parallel and parallel.context > 1:
-        return [Problem("parallel.context", parallel.context, "goes with task = language-model only", "set it to 1")]
+        return [
+            Problem(
+                "parallel.context",
+                parallel.context,
+                "goes with task = language-model only",
+                "set it to 1",
+            )
+        ]
     return []
 
 
@@ -108,7 +147,9 @@ def _schedule(
     if training and schedule.warmup_steps > training.steps:
         rule = f"must be at most training.steps = {training.steps}"
         found.append(
-            Problem("schedule.warmup_steps", schedule.warmup_steps, rule, "shorten it or train longer")
+            Problem(
+                "schedule.warmup_steps", schedule.warmup_steps, rule, "shorten it or train longer"
+            )
         )
     if schedule.name == "inverse_sqrt" and schedule.warmup_steps == 0:
         rule = "must be at least 1 for inverse_sqrt, whose decay starts there"
@@ -116,7 +157,9 @@ def _schedule(
     for name, unset in (("min_lr", 0), ("total_steps", "null")):
         if schedule.name != "cosine" and getattr(schedule, name):
             rule = f"is for cosine, and schedule.name = {schedule.name}"
-            found.append(Problem(f"schedule.{name}", getattr(schedule, name), rule, f"set it to {unset}"))
+            found.append(
+                Problem(f"schedule.{name}", getattr(schedule, name), rule, f"set it to {unset}")
+            )
     if schedule.total_steps is not None and schedule.total_steps <= schedule.warmup_steps:
         rule = f"must be above schedule.warmup_steps = {schedule.warmup_steps}"
         found.append(Problem("schedule.total_steps", schedule.total_steps, rule))
@@ -134,10 +177,15 @@ def _model(spec: ModelSpec) -> list[Problem]:
     from hgrn.models import HGRNConfig
     from hgrn.models.configuration import OF_TRANSFORMERS
 
-    foreign = (OF_TRANSFORMERS | {field.name for field in fields(PreTrainedConfig)}) - {"num_labels"}
+    foreign = (OF_TRANSFORMERS | {field.name for field in fields(PreTrainedConfig)}) - {
+        "num_labels"
+    }
     if foreign := [name for name in spec.model_extra if name in foreign or name.startswith("_")]:
         rule = "is not a field of HGRNConfig that a recipe can set"
-        return [Problem(f"model.{name}", spec.model_extra[name], rule, "leave it out") for name in foreign]
+        return [
+            Problem(f"model.{name}", spec.model_extra[name], rule, "leave it out")
+            for name in foreign
+        ]
     try:
         HGRNConfig(**spec.model_extra) if spec.preset is None else HGRNConfig.preset(
             spec.preset, **spec.model_extra

@@ -55,7 +55,11 @@ class Ranks:
             device = torch.device("cpu")
         ours = not dist.is_initialized()
         world = int(os.environ.get("WORLD_SIZE", 1)) if ours else dist.get_world_size()
-        if ours and world > 1 and (missing := [name for name in _FROM_TORCHRUN if name not in os.environ]):
+        if (
+            ours
+            and world > 1
+            and (missing := [name for name in _FROM_TORCHRUN if name not in os.environ])
+        ):
             raise UserError(
                 f"WORLD_SIZE = {world} in the environment asks for as many processes, but {', '.join(missing)} is not set there: "
                 f"start `torchrun --nproc-per-node {world} -m hgrn train ...`, or unset WORLD_SIZE to train with one process"
@@ -71,11 +75,15 @@ class Ranks:
         if ours:
             on_cuda = device.type == "cuda"
             dist.init_process_group(
-                "nccl" if on_cuda else "gloo", timeout=_TIMEOUT, device_id=device if on_cuda else None
+                "nccl" if on_cuda else "gloo",
+                timeout=_TIMEOUT,
+                device_id=device if on_cuda else None,
             )
         try:
             mesh = init_device_mesh(
-                device.type, (world // parallel.context, parallel.context), mesh_dim_names=("data", "context")
+                device.type,
+                (world // parallel.context, parallel.context),
+                mesh_dim_names=("data", "context"),
             )
             peers = Peers()
             with peers.watched(), peers.explained():
@@ -156,7 +164,9 @@ class Ranks:
         if self.context is not None:
             parallelize(model, self.context)
         if self.is_sharded:
-            sharding.shard(model, init_device_mesh(self.device.type, (self.world,)), bf16=precision == "bf16")
+            sharding.shard(
+                model, init_device_mesh(self.device.type, (self.world,)), bf16=precision == "bf16"
+            )
             return model
         return DistributedDataParallel(
             model, device_ids=[self.device] if self.device.type == "cuda" else None

@@ -149,7 +149,9 @@ class Trainer:
         self.progress = Progress()
         self.checkpoint: Path | None = None
         self.stop_requested: Callable[[], bool] = lambda: False
-        self.check_lock: Callable[[], None] = _nothing  # raises UserError if another run has the folder
+        self.check_lock: Callable[[], None] = (
+            _nothing  # raises UserError if another run has the folder
+        )
         self.lr = self.grad_norm = math.nan  # of the last step
         torch.manual_seed(recipe.training.seed + ranks.rank)  # dropout differs between the ranks
 
@@ -183,7 +185,9 @@ class Trainer:
             checkpointing.check_resumable(checkpoint, self.recipe, self.task.fingerprint)
         elif passed_over:
             reasons = "".join(f"\n  {path}: {reason}" for path, reason in passed_over)
-            raise UserError(f"no checkpoint in {self.run} is whole, so it cannot be resumed:{reasons}")
+            raise UserError(
+                f"no checkpoint in {self.run} is whole, so it cannot be resumed:{reasons}"
+            )
         elif (self.run / "recipe.yaml").is_file():
             checkpointing.check_same_recipe(self.run / "recipe.yaml", self.recipe)
         return checkpoint
@@ -193,7 +197,9 @@ class Trainer:
         ranks = self.ranks
         world, context = checkpointing.layout(checkpoint)
         with ranks.together():
-            states = [checkpointing.load_state(checkpoint, rank) for rank in range(0, world, context)]
+            states = [
+                checkpointing.load_state(checkpoint, rank) for rank in range(0, world, context)
+            ]
         with checkpointing.state_of_ours(checkpoint):
             self.progress = Progress(**states[0]["progress"])
             checkpointing.load_model_and_optimizer(
@@ -227,7 +233,9 @@ class Trainer:
             processes=self.ranks.world,
         )
         if progress.step == training.steps:
-            self._emit("finished", can_be_longer=can_be_longer(self.recipe), path=str(self.checkpoint))
+            self._emit(
+                "finished", can_be_longer=can_be_longer(self.recipe), path=str(self.checkpoint)
+            )
         while progress.step < training.steps:
             stop = self._step()
             last = progress.step == training.steps
@@ -255,8 +263,12 @@ class Trainer:
                 # The backward pass averages over the ranks and we want the sum: counted spans all of them.
                 (loss * ranks.world).backward()
             total = total + loss.detach()
-        norm = get_total_norm([local(parameter.grad) for parameter in self.parameters if parameter.grad is not None])
-        loss_here, grad_norm = torch.stack([total, norm]).tolist()  # the one wait for the device in a step
+        norm = get_total_norm(
+            [local(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
+        )
+        loss_here, grad_norm = torch.stack(
+            [total, norm]
+        ).tolist()  # the one wait for the device in a step
         loss, stop, squares = ranks.sum(loss_here, self.stop_requested(), grad_norm**2)
         if ranks.is_sharded:
             grad_norm = math.sqrt(squares)
@@ -296,7 +308,10 @@ class Trainer:
                 epoch=task.sampler.epoch + task.sampler.index / task.sampler.steps_per_epoch,
                 elapsed=progress.seconds,
                 time_left=(training.steps - progress.step) * progress.window_seconds / window_steps,
-                **{task.unit: progress.units, f"{task.unit}_per_s": progress.window_units / progress.window_seconds},
+                **{
+                    task.unit: progress.units,
+                    f"{task.unit}_per_s": progress.window_units / progress.window_seconds,
+                },
             )
         progress.window_nats, progress.window_units, progress.window_seconds = 0.0, 0, 0.0
 
@@ -340,7 +355,11 @@ class Trainer:
         """What the model card says of the run."""
         progress, task, recipe = self.progress, self.task, self.recipe
         best, metric = progress.best, task.metric
-        measured = f"{best[metric]:.4f} on the validation split at step {best['step']}, the best so far" if best else "not measured"
+        measured = (
+            f"{best[metric]:.4f} on the validation split at step {best['step']}, the best so far"
+            if best
+            else "not measured"
+        )
         return {
             "recipe": f"{recipe.name} (recipe.yaml), after step {progress.step} of {recipe.training.steps}",
             "code": f"hgrn at {commit()}",
@@ -378,7 +397,11 @@ def _nothing() -> None:
 def _check_division(recipe: Recipe, ranks: Ranks) -> None:
     parts = ranks.data_world * recipe.batch.accumulation
     if recipe.batch.batch_size % parts:
-        shared = f" over parallel.context = {recipe.parallel.context}" if recipe.parallel.context > 1 else ""
+        shared = (
+            f" over parallel.context = {recipe.parallel.context}"
+            if recipe.parallel.context > 1
+            else ""
+        )
         raise UserError(
             f"batch.batch_size = {recipe.batch.batch_size} must be a multiple of {parts}: {ranks.world} "
             f"processes{shared} times batch.accumulation = {recipe.batch.accumulation}"
@@ -398,7 +421,9 @@ def _stop_signals(second_aborts: bool) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    if threading.current_thread() is not threading.main_thread():  # only there Python lets us listen
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only there Python lets us listen
         yield lambda: False
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -23,7 +23,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)  # the largest singular value is now at most 1
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(
+        1e-7
+    )  # the largest singular value is now at most 1
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
@@ -45,10 +47,17 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(
-        self, matrices: Iterable[tuple[nn.Parameter, tuple[int, ...]]], others: list[dict], weight_decay: float, **options
+        self,
+        matrices: Iterable[tuple[nn.Parameter, tuple[int, ...]]],
+        others: list[dict],
+        weight_decay: float,
+        **options,
     ):
         pairs = list(matrices)
-        group = {"params": [parameter for parameter, _ in pairs], "rows": [rows for _, rows in pairs]}
+        group = {
+            "params": [parameter for parameter, _ in pairs],
+            "rows": [rows for _, rows in pairs],
+        }
         super().__init__([*others, group | {"weight_decay": weight_decay}], fused=True, **options)
 
     @torch.no_grad()
@@ -67,7 +76,10 @@ class Muon(torch.optim.AdamW):
             state = self.state[parameter]
             if not state:
                 # AdamW looks for a step in every state that it loads.
-                state |= {"step": torch.zeros((), device="cpu"), "momentum": torch.zeros_like(parameter, dtype=torch.float32)}
+                state |= {
+                    "step": torch.zeros((), device="cpu"),
+                    "momentum": torch.zeros_like(parameter, dtype=torch.float32),
+                }
             state["step"] += 1
             momentum = state["momentum"]
             momentum.lerp_(parameter.grad.float(), 1 - _MOMENTUM)
@@ -82,13 +94,21 @@ class Muon(torch.optim.AdamW):
         for shape, pairs in by_shape.items():
             directions = orthogonalize(torch.stack([update for update, _ in pairs]))
             for (_, part), direction in zip(pairs, directions):
-                part.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=_size(group, shape))
+                part.mul_(1 - group["lr"] * group["weight_decay"]).sub_(
+                    direction, alpha=_size(group, shape)
+                )
 
-    def _step_of_shard(self, group: dict, parameter: DTensor, update: DTensor, rows: tuple[int, ...]) -> None:
+    def _step_of_shard(
+        self, group: dict, parameter: DTensor, update: DTensor, rows: tuple[int, ...]
+    ) -> None:
         """One step of a sharded matrix, the only one that is whole in memory meanwhile; collective."""
         maps = update.full_tensor().split(rows)
-        direction = torch.cat([orthogonalize(part[None])[0] * _size(group, part.shape) for part in maps])
-        direction = distribute_tensor(direction, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        direction = torch.cat(
+            [orthogonalize(part[None])[0] * _size(group, part.shape) for part in maps]
+        )
+        direction = distribute_tensor(
+            direction, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction)
 
 

@@ -15,7 +15,9 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
     `model.no_decay_names()` names. Muon's matrices are what `model.layer_matrices()` names. The fused kernel of AdamW updates
     all tensors of a group in one pass.
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     matrices = model.layer_matrices() if spec.name == "muon" else {}
     spared = model.no_decay_names() if spec.no_decay == "module" else set()
     decayed, undecayed = [], []

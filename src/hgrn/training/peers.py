@@ -18,7 +18,14 @@ from hgrn.errors import UserError
 from hgrn.files import is_running
 
 _POLL, _GRACE = 0.25, 3.0  # seconds
-_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "Timed out", "timed out")  # what gloo says
+_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Timed out",
+    "timed out",
+)  # what gloo says
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,10 @@ class Peers:
     def gone(self, within: float = 0.0) -> list[int]:
         """The ranks that have ended, as soon as there are any; waits for one as long as `within` seconds."""
         until = time.monotonic() + within
-        while not (found := [rank for rank, process in enumerate(self._all) if process.is_gone]) and time.monotonic() < until:
+        while (
+            not (found := [rank for rank, process in enumerate(self._all) if process.is_gone])
+            and time.monotonic() < until
+        ):
             time.sleep(_POLL)
         return found
 
@@ -113,7 +123,9 @@ class Peers:
         try:
             yield
         except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in _LOST):
+            if not isinstance(error, dist.DistError) and not any(
+                sign in str(error) for sign in _LOST
+            ):
                 raise
             outlive_torchrun()
             raise UserError(self._message(self.gone(within=_GRACE))) from error

@@ -20,7 +20,11 @@ _FORMS = (
     ("null", r"~|null|", ["~", "n", ""]),
     ("bool", r"true|false", ["t", "f"]),
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)", list("-+.0123456789")),
+    (
+        "float",
+        r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)",
+        list("-+.0123456789"),
+    ),
 )
 
 
@@ -48,19 +52,30 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str):
         super().__init__(stream)
         self._depth = 0
-        self._extents: dict[yaml.Node, tuple[int, int]] = {}  # nodes and levels, of each node that is complete
+        self._extents: dict[
+            yaml.Node, tuple[int, int]
+        ] = {}  # nodes and levels, of each node that is complete
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         event = self.peek_event()
         if getattr(event, "tag", None) not in TEXT_TAGS:
-            raise yaml.MarkedYAMLError(None, None, f"the tag {event.tag[:80]} is not read here; write the value alone", event.start_mark)
+            raise yaml.MarkedYAMLError(
+                None,
+                None,
+                f"the tag {event.tag[:80]} is not read here; write the value alone",
+                event.start_mark,
+            )
         if self._depth == DEEPEST:
-            raise yaml.MarkedYAMLError(None, None, f"more than {DEEPEST} levels are nested", event.start_mark)
+            raise yaml.MarkedYAMLError(
+                None, None, f"more than {DEEPEST} levels are nested", event.start_mark
+            )
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent) and node not in self._extents:
-            raise yaml.MarkedYAMLError(None, None, "an alias stands inside of what it names", event.start_mark)
+            raise yaml.MarkedYAMLError(
+                None, None, "an alias stands inside of what it names", event.start_mark
+            )
         nodes, levels = self._extents.setdefault(node, self._extent(node))
         if nodes > MOST_NODES or self._depth + levels > DEEPEST:
             rule = f"with its aliases written out, it has more than {MOST_NODES:,} values or {DEEPEST} levels"
@@ -71,10 +86,18 @@ class _Loader(yaml.SafeLoader):
         """How many nodes and levels there are in a node whose parts are complete."""
         if isinstance(node, yaml.ScalarNode):
             return 1, 1
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        parts = (
+            [part for pair in node.value for part in pair]
+            if isinstance(node, yaml.MappingNode)
+            else node.value
+        )
         extents = [self._extents[part] for part in parts]
-        return 1 + sum(nodes for nodes, _ in extents), 1 + max((levels for _, levels in extents), default=0)
+        return 1 + sum(nodes for nodes, _ in extents), 1 + max(
+            (levels for _, levels in extents), default=0
+        )
 
 
 for _kind, _form, _starts in _FORMS:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_form})$"), _starts)
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_form})$"), _starts
+    )

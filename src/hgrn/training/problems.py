@@ -34,9 +34,13 @@ ABSENT = _Absent()
 
 def report(subject: str, found: Sequence[Problem]) -> str:
     """The message that lists `found`, one line each."""
-    lines = [f"{subject} has {len(found)} problem{'s' if len(found) > 1 else ''}; nothing was started:"]
+    lines = [
+        f"{subject} has {len(found)} problem{'s' if len(found) > 1 else ''}; nothing was started:"
+    ]
     for problem in found:
-        at = problem.path if problem.value is ABSENT else f"{problem.path} = {_short(problem.value)}"
+        at = (
+            problem.path if problem.value is ABSENT else f"{problem.path} = {_short(problem.value)}"
+        )
         lines.append(f"  {at}: {problem.rule}{f' ({problem.remedy})' if problem.remedy else ''}")
     return "\n".join(lines)
 
@@ -54,11 +58,25 @@ def numbers_out_of_range(document: Any, location: tuple[str | int, ...] = ()) ->
     """Numbers of a nested document that no field can mean: not finite as float32, or whole and beyond 64 bits."""
     if isinstance(document, dict | list):
         parts = document.items() if isinstance(document, dict) else enumerate(document)
-        return [problem for key, part in parts for problem in numbers_out_of_range(part, (*location, key))]
+        return [
+            problem
+            for key, part in parts
+            for problem in numbers_out_of_range(part, (*location, key))
+        ]
     if isinstance(document, float) and not abs(document) <= _LARGEST_FLOAT:
-        return [Problem(dotted(location), document, f"must be a finite number, at most {_LARGEST_FLOAT:.1e} in size")]
+        return [
+            Problem(
+                dotted(location),
+                document,
+                f"must be a finite number, at most {_LARGEST_FLOAT:.1e} in size",
+            )
+        ]
     if isinstance(document, int) and not abs(document) <= _LARGEST_WHOLE:
-        return [Problem(dotted(location), document, f"must be at most {_LARGEST_WHOLE} (2**63 - 1) in size")]
+        return [
+            Problem(
+                dotted(location), document, f"must be at most {_LARGEST_WHOLE} (2**63 - 1) in size"
+            )
+        ]
     return []
 
 
@@ -129,7 +147,9 @@ def describe(root: type[BaseModel], error: dict) -> Problem:
         )
     if error["type"].startswith("missing"):
         return Problem(dotted(location), ABSENT, "required", remedy)
-    return Problem(dotted(location), error["input"], error["msg"].replace("Input should", "should"), remedy)
+    return Problem(
+        dotted(location), error["input"], error["msg"].replace("Input should", "should"), remedy
+    )
 
 
 def _short(value: Any) -> str:

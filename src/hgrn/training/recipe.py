@@ -45,7 +45,9 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     document, found = _read(name_or_path), []
     kind = recipe_type(document)
     for key, value in (overrides or {}).items():
-        found += _override(document, Recipe if isinstance(kind, Problem) else kind, key.split("."), value)
+        found += _override(
+            document, Recipe if isinstance(kind, Problem) else kind, key.split("."), value
+        )
     recipe, wrong = check(document)
     if found or wrong:
         raise UserError(report(f"recipe {name_or_path}", found + wrong))
@@ -54,7 +56,9 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
 
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The recipe with every default written out; `recipe_from_yaml` and `load_recipe` read it back equal."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
 
 
 def recipe_from_yaml(file: Path) -> Recipe:
@@ -68,7 +72,9 @@ def recipe_from_yaml(file: Path) -> Recipe:
             raise ValueError(f"{kind.path} {kind.rule}")
         return kind.model_validate_json(json.dumps(document))
     except ValueError as error:
-        raise UserError(f"{file} is not a recipe that this version of hgrn saved: {error}") from error
+        raise UserError(
+            f"{file} is not a recipe that this version of hgrn saved: {error}"
+        ) from error
 
 
 def check(document: dict) -> tuple[Recipe | None, list[Problem]]:
@@ -143,7 +149,8 @@ def blocking_changes(saved: Recipe, now: Recipe) -> list[str]:
     return [
         f"{key}: {before.get(key)!r} in the checkpoint, {after.get(key)!r} now"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
+        if before.get(key) != after.get(key)
+        and not any(fnmatchcase(key, pattern) for pattern in free)
     ]
 
 
@@ -174,7 +181,11 @@ def _shipped() -> dict[str, Any]:
     root = package_files("hgrn") / "recipes"
     found = {}
     for entry in root.iterdir():
-        inside = [(f"{entry.name}/", file) for file in entry.iterdir()] if entry.is_dir() else [("", entry)]
+        inside = (
+            [(f"{entry.name}/", file) for file in entry.iterdir()]
+            if entry.is_dir()
+            else [("", entry)]
+        )
         found |= {
             prefix + file.name.removesuffix(".yaml"): file
             for prefix, file in inside
@@ -230,7 +241,9 @@ def _override(document: dict, root: type[Recipe], path: list[str], value: Any) -
         try:
             value = value if keep_text else parse_yaml(value)
         except ValueError:
-            return [Problem(".".join(path), value, "not a YAML value", "close every bracket and quote")]
+            return [
+                Problem(".".join(path), value, "not a YAML value", "close every bracket and quote")
+            ]
         if is_list and isinstance(value, str | int | float):
             value = [value]
     section = document

@@ -204,7 +204,9 @@ class Console:
                 self._progress.console.print(line, markup=False, soft_wrap=True)
             elif not self._is_gone:
                 print(line, file=self._stream, flush=True)
-        except OSError:  # nobody reads any more, as with `| head`, or a disk is full: no reason to end a run
+        except (
+            OSError
+        ):  # nobody reads any more, as with `| head`, or a disk is full: no reason to end a run
             self._is_gone = True
 
     def _line(self, event: dict[str, Any]) -> str | None:
@@ -227,7 +229,9 @@ class Console:
             case "resumed":
                 return f"resumed at step {event['step']} from {event['path']}"
             case "train":
-                return f"step {event['step']}: {_numbers(event)}, {_duration(event['time_left'])} left"
+                return (
+                    f"step {event['step']}: {_numbers(event)}, {_duration(event['time_left'])} left"
+                )
             case "validation":
                 return f"step {event['step']}: validation {_measured(event)}"
             case "interrupted":
@@ -237,7 +241,11 @@ class Console:
 
 def _numbers(event: dict[str, Any]) -> str:
     """Loss, figures and speed of a training row."""
-    (speed,) = [f"{value:,.0f} {name.removesuffix('_per_s')}/s" for name, value in event.items() if name.endswith("_per_s")]
+    (speed,) = [
+        f"{value:,.0f} {name.removesuffix('_per_s')}/s"
+        for name, value in event.items()
+        if name.endswith("_per_s")
+    ]
     return ", ".join(filter(None, [f"loss {event['loss']:.4f}", _measured(event), speed]))
 
 

@@ -36,14 +36,22 @@ def shard(model: nn.Module, mesh: DeviceMesh, *, bf16: bool) -> None:
     narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for block in [part for part in model.modules() if isinstance(part, Block)]:
         if bf16:
-            fully_shard([part for part in block.modules() if isinstance(part, nn.Linear)], mesh=mesh, mp_policy=narrow)
+            fully_shard(
+                [part for part in block.modules() if isinstance(part, nn.Linear)],
+                mesh=mesh,
+                mp_policy=narrow,
+            )
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor):
             raise RuntimeError(f"{name} was not sharded")
-        if (found := parameter.to_local().shape) != (expected := local_shape(parameter.shape, mesh)):
-            raise RuntimeError(f"this rank holds {tuple(found)} of {name} instead of {tuple(expected)}")
+        if (found := parameter.to_local().shape) != (
+            expected := local_shape(parameter.shape, mesh)
+        ):
+            raise RuntimeError(
+                f"this rank holds {tuple(found)} of {name} instead of {tuple(expected)}"
+            )
 
 
 def local_shape(shape: torch.Size, mesh: DeviceMesh) -> torch.Size:
@@ -68,7 +76,9 @@ def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor] | None:
     return whole if keep else None
 
 
-def split_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def split_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The optimizer's `state_dict` with None for what is sharded; and that and the weights, by names for a sharded checkpoint."""
     state, names = optimizer.state_dict(), _names(model, optimizer)
     sharded = {_weight(name): parameter.detach() for name, parameter in model.named_parameters()}
@@ -91,7 +101,9 @@ def save(folder: Path, sharded: dict[str, Tensor]) -> None:
         raise failure from error
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
     """Put a sharded checkpoint into a model and its optimizer, whole or sharded over any number of ranks.
 
     state: what `split_state` has left; its None are filled in. Buffers are not there (see `load_buffers`).
@@ -101,13 +113,19 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
     for index, name in enumerate(_names(model, optimizer)):
         for key, value in state["state"].get(index, {}).items():
             if value is None:
-                state["state"][index][key] = wanted[_moment(name, key)] = torch.empty_like(parameters[name]).detach()
+                state["state"][index][key] = wanted[_moment(name, key)] = torch.empty_like(
+                    parameters[name]
+                ).detach()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
+        warnings.filterwarnings(
+            "ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning
+        )
         dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
 
 
-def load_whole(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_whole(
+    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
     """The same from a file of whole weights and the optimizer's whole `state_dict`, which is cut as the model is."""
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         load_model(model, file, device="cpu")
@@ -133,13 +151,17 @@ def load_buffers(file: Path, model: nn.Module) -> None:
 def _cut(tensor: Tensor, parameter: DTensor) -> DTensor:
     """A whole tensor of a parameter's shape, cut as the parameter is."""
     tensor = tensor.to(parameter.device)
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor, parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """The names of an optimizer's parameters, in the order of the numbers that its `state_dict` gives them."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    return [
+        names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]
+    ]
 
 
 def _weight(name: str) -> str:

@@ -5,7 +5,16 @@ Every value is checked here by itself; `combinations` checks them together.
 
 import os
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, get_args, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -28,8 +37,15 @@ def _stays_inside(name: str) -> str:
     """The name of a run, which is where its folder lies below `runs` as well. Raises ValueError for one that leads elsewhere."""
     parts = PurePosixPath(name).parts
     leads_out = name.startswith("/") or ".." in parts or PureWindowsPath(name).drive or "\\" in name
-    if not parts or leads_out or not name.isprintable() or any(len(part.encode()) > LONGEST_PART for part in parts):
-        raise ValueError(f"should be a name, or a path below a folder, of printable characters and without .., of up to {LONGEST_PART} bytes a part")
+    if (
+        not parts
+        or leads_out
+        or not name.isprintable()
+        or any(len(part.encode()) > LONGEST_PART for part in parts)
+    ):
+        raise ValueError(
+            f"should be a name, or a path below a folder, of printable characters and without .., of up to {LONGEST_PART} bytes a part"
+        )
     return name
 
 
@@ -48,7 +64,9 @@ class Target(BaseModel):
     model_config = STRICT
     table: str = Field(description="the table of the paper, and the row")
     metric: str = Field(description="what the number measures, and on which split")
-    value: float | None = Field(None, description="the published number; null where it was not found")
+    value: float | None = Field(
+        None, description="the published number; null where it was not found"
+    )
 
 
 class ModelSpec(BaseModel):
@@ -56,7 +74,10 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     preset: str | None = Field(None, description="a name that HGRNConfig.preset knows")
-    weights: str | None = Field(None, description="a run folder or saved model whose weights the run starts from; null draws them")
+    weights: str | None = Field(
+        None,
+        description="a run folder or saved model whose weights the run starts from; null draws them",
+    )
 
     def config(self, **facts: Any) -> "HGRNConfig":
         """The model's configuration for data of which these `facts` hold: vocab_size, num_channels, id2label, ...
@@ -70,13 +91,17 @@ class ModelSpec(BaseModel):
         if classes := len(facts.get("id2label", ())):
             facts["num_labels"] = classes
             if (given := self.model_extra.get("num_labels", classes)) != classes:
-                raise ValueError(f"num_labels must be {classes}, the number of classes in the data, got {given!r}; leave it out")
+                raise ValueError(
+                    f"num_labels must be {classes}, the number of classes in the data, got {given!r}; leave it out"
+                )
         if self.preset is None:
             config = HGRNConfig(**facts | self.model_extra)
         else:
             facts.pop("vocab_size", None)
             config = HGRNConfig.preset(self.preset, **facts | self.model_extra)
-        if (needed := 4 * config.fewest_numbers) > (there := _memory()):  # before PyTorch asks for it tensor by tensor
+        if (needed := 4 * config.fewest_numbers) > (
+            there := _memory()
+        ):  # before PyTorch asks for it tensor by tensor
             raise ValueError(
                 f"the model's weights need {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB of memory: lower "
                 "model.hidden_size, model.num_hidden_layers or model.vocab_size"
@@ -88,7 +113,9 @@ class BatchSpec(BaseModel):
     """What one optimizer step sees."""
 
     model_config = STRICT
-    batch_size: int = Field(gt=0, description="examples of one step, over all processes and micro-batches")
+    batch_size: int = Field(
+        gt=0, description="examples of one step, over all processes and micro-batches"
+    )
     accumulation: int = Field(
         1, gt=0, description="micro-batches into which a process splits its share of a step"
     )
@@ -99,22 +126,28 @@ class BlockBatchSpec(BatchSpec):
 
     block_size: int = Field(gt=0, description="tokens of one sequence")
     state: Literal["reset", "carry", "documents"] = Field(
-        "reset", description="state at a block's start: zero, the block before's, or zero at each document"
+        "reset",
+        description="state at a block's start: zero, the block before's, or zero at each document",
     )
 
 
 class ImageBatchSpec(BatchSpec):
     """What one optimizer step of an image classifier sees."""
 
-    repeats: int = Field(1, gt=0, description="how often an epoch takes an image, each time augmented anew")
+    repeats: int = Field(
+        1, gt=0, description="how often an epoch takes an image, each time augmented anew"
+    )
 
 
 class SequenceBatchSpec(BatchSpec):
     """What one optimizer step of a task of Long Range Arena sees."""
 
-    pad_to: int | None = Field(None, gt=0, description="length of all sequences; null pads to the longest of a step")
+    pad_to: int | None = Field(
+        None, gt=0, description="length of all sequences; null pads to the longest of a step"
+    )
     group_by_length: bool = Field(
-        False, description="take sequences of about one length into a step, of every 50 steps' examples, so that little is padded"
+        False,
+        description="take sequences of about one length into a step, of every 50 steps' examples, so that little is padded",
     )
 
 
@@ -123,18 +156,33 @@ class ImageSpec(BaseModel):
 
     model_config = STRICT
     size: int = Field(gt=0, description="rows and columns that the model sees")
-    resize: int | None = Field(None, gt=0, description="shorter side in evaluation, of which the centre is cut; null is size")
-    mean: tuple[float, ...] = Field(description="subtracted from values in [0, 1], one number a channel")
+    resize: int | None = Field(
+        None,
+        gt=0,
+        description="shorter side in evaluation, of which the centre is cut; null is size",
+    )
+    mean: tuple[float, ...] = Field(
+        description="subtracted from values in [0, 1], one number a channel"
+    )
     std: tuple[float, ...] = Field(description="then divided by, one number a channel")
-    workers: int = Field(0, ge=0, le=1024, description="processes that decode images; 0 decodes in the training process")
-    max_corrupt: int = Field(10, ge=0, description="images that may be skipped because they cannot be decoded")
+    workers: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="processes that decode images; 0 decodes in the training process",
+    )
+    max_corrupt: int = Field(
+        10, ge=0, description="images that may be skipped because they cannot be decoded"
+    )
 
 
 class OptimizerSpec(BaseModel):
     """The optimizer and the clipping of its gradients."""
 
     model_config = STRICT
-    name: Literal["adamw", "muon"] = Field("adamw", description="muon: for the matrices of the layers; AdamW for the rest")
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of the layers; AdamW for the rest"
+    )
     lr: float = Field(gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moments")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
@@ -157,7 +205,9 @@ class ScheduleSpec(BaseModel):
     warmup_init_lr: float = Field(0.0, ge=0, description="rate at which the warm-up starts")
     min_lr: float = Field(0.0, ge=0, description="rate at the end of a cosine; null is 0")
     total_steps: int | None = Field(
-        None, gt=0, description="step at which a cosine is at its end, and rises again behind; null is training.steps"
+        None,
+        gt=0,
+        description="step at which a cosine is at its end, and rises again behind; null is training.steps",
     )
 
     @field_validator("warmup_init_lr", "min_lr", mode="before")
@@ -172,14 +222,24 @@ class TrainingSpec(BaseModel):
 
     model_config = STRICT
     steps: int = Field(gt=0, description="optimizer steps")
-    seed: int = Field(1, ge=0, le=2**63 - 1, description="seed of the weights, of the order of the data and of dropout")
+    seed: int = Field(
+        1,
+        ge=0,
+        le=2**63 - 1,
+        description="seed of the weights, of the order of the data and of dropout",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16 computes under autocast, weights stay fp32"
     )
     average: float | None = Field(
-        None, gt=0, lt=1, description="decay of a moving average of the weights, which is then evaluated and saved; null has none"
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is then evaluated and saved; null has none",
     )
-    eval_every: int | None = Field(None, gt=0, description="steps between validations; null never validates")
+    eval_every: int | None = Field(
+        None, gt=0, description="steps between validations; null never validates"
+    )
     save_every: int = Field(1000, gt=0, description="steps between checkpoints")
     keep: int | None = Field(
         2, gt=0, description="how many of the newest checkpoints to keep; null keeps all"
@@ -202,11 +262,15 @@ class ParallelSpec(BaseModel):
 
     model_config = STRICT
     mode: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="ddp: whole weights in every process; fsdp: each holds a part of every parameter"
+        "ddp",
+        description="ddp: whole weights in every process; fsdp: each holds a part of every parameter",
     )
-    context: int = Field(1, gt=0, description="processes that share each sequence, a stretch for each")
+    context: int = Field(
+        1, gt=0, description="processes that share each sequence, a stretch for each"
+    )
     recompute: bool = Field(
-        False, description="keep only the inputs of each layer and compute it again in the backward pass"
+        False,
+        description="keep only the inputs of each layer and compute it again in the backward pass",
     )
 
 
@@ -217,7 +281,9 @@ class Recipe(BaseModel):
     """
 
     model_config = STRICT
-    name: Annotated[str, AfterValidator(_stays_inside)] = Field(description="what the run is called")
+    name: Annotated[str, AfterValidator(_stays_inside)] = Field(
+        description="what the run is called"
+    )
     about: str = Field("", description="one line for people")
     target: Target | None = None
     task: str = Field(description="what is trained")
@@ -261,7 +327,10 @@ class ArenaRecipe(Recipe, Generic[Data]):
     batch: SequenceBatchSpec
 
 
-RECIPES: dict[str, type[Recipe]] = {"language-model": LanguageRecipe, "image-classification": ImageRecipe}
+RECIPES: dict[str, type[Recipe]] = {
+    "language-model": LanguageRecipe,
+    "image-classification": ImageRecipe,
+}
 ARENA_RECIPES: dict[str, type[Recipe]] = {
     get_args(get_type_hints(kind)["task"])[0]: ArenaRecipe[kind] for kind in get_args(LRAData)
 }
@@ -272,7 +341,11 @@ def recipe_type(document: dict) -> type[Recipe] | Problem:
     task = document.get("task", "language-model")
     if task == "long-range-arena":
         data = document.get("data")
-        path, name, known = "data.task", data.get("task") if isinstance(data, dict) else None, ARENA_RECIPES
+        path, name, known = (
+            "data.task",
+            data.get("task") if isinstance(data, dict) else None,
+            ARENA_RECIPES,
+        )
     else:
         path, name, known = "task", task, RECIPES
     if isinstance(name, str) and name in known:

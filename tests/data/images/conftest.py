@@ -10,10 +10,14 @@ from PIL import Image
 from hgrn.data.images.source import TensorSource
 
 
-def encoded(seed: int = 0, height: int = 12, width: int = 16, mode: str = "RGB", form: str = "PNG") -> bytes:
+def encoded(
+    seed: int = 0, height: int = 12, width: int = 16, mode: str = "RGB", form: str = "PNG"
+) -> bytes:
     """One random image, as the bytes of a file."""
     channels = {"L": 1, "RGB": 3, "RGBA": 4}[mode]
-    pixels = np.random.default_rng(seed).integers(256, size=(height, width, channels), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(
+        256, size=(height, width, channels), dtype=np.uint8
+    )
     stream = io.BytesIO()
     Image.fromarray(pixels.squeeze()).save(stream, form)
     return stream.getvalue()
@@ -36,4 +40,9 @@ def image_folder(tmp_path):
 def tensors():
     """40 images 1 x 8 x 8 whose pixels are all their own number; 4 classes."""
     values = torch.arange(40, dtype=torch.uint8)
-    return TensorSource("forty", values.view(40, 1, 1, 1).repeat(1, 1, 8, 8), values.long() % 4, ["a", "b", "c", "d"])
+    return TensorSource(
+        "forty",
+        values.view(40, 1, 1, 1).repeat(1, 1, 8, 8),
+        values.long() % 4,
+        ["a", "b", "c", "d"],
+    )

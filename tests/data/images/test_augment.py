@@ -8,7 +8,15 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from hgrn.data.images import augment
-from hgrn.data.images.augment import IMAGENET, LIGHT, Augmentation, EvaluationTransform, Normalisation, TrainingTransform, drawing_from
+from hgrn.data.images.augment import (
+    IMAGENET,
+    LIGHT,
+    Augmentation,
+    EvaluationTransform,
+    Normalisation,
+    TrainingTransform,
+    drawing_from,
+)
 from hgrn.data.images.mixing import Mixing, label_matrix, mix
 from hgrn.data.images.preview import preview
 from hgrn.data.images.randaugment import OPERATIONS, rand_augment
@@ -18,7 +26,12 @@ PLAIN = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def pictures(count: int = 6, channels: int = 3, height: int = 16, width: int = 16) -> torch.Tensor:
-    return torch.randint(256, (count, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        256,
+        (count, channels, height, width),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def as_pillow(image: torch.Tensor) -> Image.Image:
@@ -32,7 +45,9 @@ def from_pillow(image: Image.Image) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------- transforms
 
 
-@pytest.mark.parametrize("settings", [IMAGENET, LIGHT, Augmentation()], ids=["imagenet", "light", "none"])
+@pytest.mark.parametrize(
+    "settings", [IMAGENET, LIGHT, Augmentation()], ids=["imagenet", "light", "none"]
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_equal_seeds_give_equal_batches_and_leave_the_global_generator(settings, channels):
     transform = TrainingTransform(settings, 12, Normalisation((0.5,) * channels, (0.2,) * channels))
@@ -47,7 +62,11 @@ def test_equal_seeds_give_equal_batches_and_leave_the_global_generator(settings,
     state = torch.get_rng_state()
     made += [call(1)]
     made += [call(1)]
-    assert made[0].shape == (6, channels, 12, 12) and made[0].dtype == torch.float32 and made[0].isfinite().all()
+    assert (
+        made[0].shape == (6, channels, 12, 12)
+        and made[0].dtype == torch.float32
+        and made[0].isfinite().all()
+    )
     assert torch.equal(made[0], made[1]) and torch.equal(images, kept)
     assert torch.equal(made[0], call(2)) == (settings == Augmentation())
     torch.set_rng_state(state)
@@ -64,11 +83,15 @@ def test_nothing_is_done_by_default():
 @pytest.mark.parametrize("height, width", [(40, 60), (61, 33), (20, 20), (9, 14)])
 def test_evaluation_resizes_as_pillow_does(height, width):
     """Within what rounding between the two passes of Pillow gives."""
-    yy, xx = torch.meshgrid(torch.linspace(0, 9, height), torch.linspace(0, 7, width), indexing="ij")
+    yy, xx = torch.meshgrid(
+        torch.linspace(0, 9, height), torch.linspace(0, 7, width), indexing="ij"
+    )
     image = (127 + 120 * torch.stack([yy.sin(), xx.cos(), (xx + yy).sin()])).to(torch.uint8)
     made = EvaluationTransform(16, PLAIN, resize=20).fit(image)
     shorter = min(height, width)
-    resized = as_pillow(image).resize((int(20 * width / shorter), int(20 * height / shorter)), Image.Resampling.BICUBIC)
+    resized = as_pillow(image).resize(
+        (int(20 * width / shorter), int(20 * height / shorter)), Image.Resampling.BICUBIC
+    )
     left, top = round((resized.width - 16) / 2), round((resized.height - 16) / 2)
     expected = np.array(resized.crop((left, top, left + 16, top + 16))).astype(int)
     assert np.abs(made.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
@@ -107,7 +130,9 @@ def test_flip_takes_its_share():
 def test_resized_crops_cover_the_stated_parts():
     """A ramp from 0 to 1 shows where each part begins and ends: their widths, and through them the areas."""
     ramp = torch.linspace(0, 1, 64)
-    images = torch.stack([ramp.expand(64, 64), ramp.unsqueeze(1).expand(64, 64)]).expand(200, 2, 64, 64)
+    images = torch.stack([ramp.expand(64, 64), ramp.unsqueeze(1).expand(64, 64)]).expand(
+        200, 2, 64, 64
+    )
     with drawing_from(0):
         made = augment.random_resized_crop(images, 16, (0.25, 0.5), (0.75, 4 / 3))
     width = (made[:, 0, 8, -1] - made[:, 0, 8, 0]) * 16 / 15
@@ -119,7 +144,11 @@ def test_resized_crops_cover_the_stated_parts():
 
 def test_a_small_part_of_a_photograph_is_not_grainy():
     """A checkerboard of single pixels, made 8 times smaller, is grey: there is a low-pass filter."""
-    board = ((torch.arange(128).unsqueeze(0) + torch.arange(128).unsqueeze(1)) % 2).float().expand(4, 3, 128, 128)
+    board = (
+        ((torch.arange(128).unsqueeze(0) + torch.arange(128).unsqueeze(1)) % 2)
+        .float()
+        .expand(4, 3, 128, 128)
+    )
     with drawing_from(0):
         made = augment.random_resized_crop(board, 16, (0.9, 1.0), (1.0, 1.0))
     assert (made[..., 2:-2, 2:-2] - 0.5).abs().max() < 0.1
@@ -141,12 +170,19 @@ def test_erasing_fills_boxes_with_noise():
     assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"crop": "random"}, "crop must be 'centre', 'padded' or 'resized'; got 'random'"), ({"flip": 1.5}, r"flip must be in \[0, 1\]"),
-    ({"randaugment": 11}, r"randaugment must be in \[0, 10\]; got 11"), ({"scale": (0.5, 0.2)}, "scale must be"),
-    ({"ratio": (0, 1)}, "ratio must be"), ({"padding": -1}, "padding must be"), ({"erasing": -1}, "erasing must be"),
-    ({"randaugment_deviation": -1}, "randaugment_deviation must be"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"crop": "random"}, "crop must be 'centre', 'padded' or 'resized'; got 'random'"),
+        ({"flip": 1.5}, r"flip must be in \[0, 1\]"),
+        ({"randaugment": 11}, r"randaugment must be in \[0, 10\]; got 11"),
+        ({"scale": (0.5, 0.2)}, "scale must be"),
+        ({"ratio": (0, 1)}, "ratio must be"),
+        ({"padding": -1}, "padding must be"),
+        ({"erasing": -1}, "erasing must be"),
+        ({"randaugment_deviation": -1}, "randaugment_deviation must be"),
+    ],
+)
 def test_settings_that_are_wrong(change, message):
     with pytest.raises(UserError, match=message):
         TrainingTransform(Augmentation(**change), 8, PLAIN)
@@ -155,24 +191,44 @@ def test_settings_that_are_wrong(change, message):
 # ----------------------------------------------------------------------------------------------------- RandAugment
 
 PILLOW = {
-    "auto contrast": lambda image, level: ImageOps.autocontrast(image), "equalize": lambda image, level: ImageOps.equalize(image),
-    "invert": lambda image, level: ImageOps.invert(image), "posterize": lambda image, level: ImageOps.posterize(image, 4 - int(level * 4)),
+    "auto contrast": lambda image, level: ImageOps.autocontrast(image),
+    "equalize": lambda image, level: ImageOps.equalize(image),
+    "invert": lambda image, level: ImageOps.invert(image),
+    "posterize": lambda image, level: ImageOps.posterize(image, 4 - int(level * 4)),
     "solarize": lambda image, level: ImageOps.solarize(image, 256 - int(level * 256)),
-    "solarize add": lambda image, level: image.point([min(255, v + int(level * 110)) if v < 128 else v for v in range(256)] * 3),
+    "solarize add": lambda image, level: image.point(
+        [min(255, v + int(level * 110)) if v < 128 else v for v in range(256)] * 3
+    ),
     "color": lambda image, level: ImageEnhance.Color(image).enhance(1 + 0.9 * level),
     "contrast": lambda image, level: ImageEnhance.Contrast(image).enhance(1 + 0.9 * level),
     "brightness": lambda image, level: ImageEnhance.Brightness(image).enhance(1 + 0.9 * level),
     "sharpness": lambda image, level: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * level),
     "rotate": lambda image, level: image.rotate(30 * level, Image.Resampling.BICUBIC),
-    "shear x": lambda image, level: image.transform(image.size, Image.Transform.AFFINE, (1, -0.3 * level, 0.3 * level * 15.5, 0, 1, 0),
-                                                    Image.Resampling.BICUBIC),
-    "shear y": lambda image, level: image.transform(image.size, Image.Transform.AFFINE, (1, 0, 0, -0.3 * level, 1, 0.3 * level * 15.5),
-                                                    Image.Resampling.BICUBIC),
-    "translate x": lambda image, level: image.transform(image.size, Image.Transform.AFFINE, (1, 0, -0.45 * level * 32, 0, 1, 0),
-                                                        Image.Resampling.BICUBIC),
-    "translate y": lambda image, level: image.transform(image.size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, -0.45 * level * 32),
-                                                        Image.Resampling.BICUBIC),
-}  # fmt: skip
+    "shear x": lambda image, level: image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        (1, -0.3 * level, 0.3 * level * 15.5, 0, 1, 0),
+        Image.Resampling.BICUBIC,
+    ),
+    "shear y": lambda image, level: image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        (1, 0, 0, -0.3 * level, 1, 0.3 * level * 15.5),
+        Image.Resampling.BICUBIC,
+    ),
+    "translate x": lambda image, level: image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        (1, 0, -0.45 * level * 32, 0, 1, 0),
+        Image.Resampling.BICUBIC,
+    ),
+    "translate y": lambda image, level: image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        (1, 0, 0, 0, 1, -0.45 * level * 32),
+        Image.Resampling.BICUBIC,
+    ),
+}
 
 
 @pytest.mark.parametrize("level", [0.25, 0.5, 0.9])
@@ -183,7 +239,11 @@ def test_operations_are_those_of_pillow(name, level):
     image = (127 + 110 * torch.stack([yy.sin(), xx.cos(), (xx + yy).sin()])).to(torch.uint8)
     made = OPERATIONS[name]((image / 255).unsqueeze(0), torch.tensor([level])).clamp(0, 1)[0]
     expected = from_pillow(PILLOW[name](as_pillow(image), level))
-    inside = expected.abs().sum(0, keepdim=True) > 0 if name[:5] in ("rotat", "shear", "trans") else torch.ones(1, 32, 32, dtype=bool)
+    inside = (
+        expected.abs().sum(0, keepdim=True) > 0
+        if name[:5] in ("rotat", "shear", "trans")
+        else torch.ones(1, 32, 32, dtype=bool)
+    )
     difference = (made - expected).abs()[inside.expand(3, 32, 32)]
     # Other roundings, and at the borders of what moved another filter: means, not single pixels.
     assert inside.float().mean() > 0.5
@@ -222,7 +282,9 @@ def test_two_operations_an_image_each_applied_half_of_the_time(monkeypatch):
 
 def test_label_matrix():
     matrix = label_matrix(torch.tensor([2, 0]), 4, 0.1)
-    assert torch.allclose(matrix, torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]]))
+    assert torch.allclose(
+        matrix, torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]])
+    )
     assert torch.equal(label_matrix(torch.tensor([1]), 3), torch.tensor([[0.0, 1.0, 0.0]]))
 
 
@@ -232,7 +294,9 @@ def constants(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     return values.view(count, 1, 1, 1).expand(count, 3, 10, 14), torch.arange(count)
 
 
-@pytest.mark.parametrize("settings", [Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0)])
+@pytest.mark.parametrize(
+    "settings", [Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0)]
+)
 def test_targets_say_how_much_of_each_image_there_is(settings):
     images, labels = constants()
     kept, shares = images.clone(), []
@@ -245,7 +309,10 @@ def test_targets_say_how_much_of_each_image_there_is(settings):
         assert targets[2, 2] == 1  # the one in the middle meets itself
     assert torch.equal(images, kept)
     assert np.std(shares) > 0.1  # not one share for every batch
-    assert all(torch.equal(a, b) for a, b in zip(mix(images, labels, 5, settings, 7), mix(images, labels, 5, settings, 7)))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(mix(images, labels, 5, settings, 7), mix(images, labels, 5, settings, 7))
+    )
 
 
 def test_mixed_labels_are_smoothed_first():
@@ -282,7 +349,10 @@ def test_lambda_has_the_moments_of_its_distribution():
 def test_mixing_can_be_left_out():
     images, labels = constants()
     assert torch.equal(mix(images, labels, 5, Mixing(), 0)[0], images)
-    untouched = sum(mix(images, labels, 5, Mixing(mixup=0.8, probability=0.3), seed)[0] is images for seed in range(300))
+    untouched = sum(
+        mix(images, labels, 5, Mixing(mixup=0.8, probability=0.3), seed)[0] is images
+        for seed in range(300)
+    )
     assert 180 < untouched < 240
     assert len(Mixing(mixup=-1, cutmix=-1, probability=2, switch=-1, smoothing=1).problems()) == 5
 
@@ -291,12 +361,24 @@ def test_mixing_can_be_left_out():
 
 
 def test_preview_writes_a_sheet_for_each_augmentation(tmp_path, tensors):
-    paths = preview(tensors, tmp_path / "sheets", 8, IMAGENET, Mixing(mixup=0.8, cutmix=1.0), columns=5, rows=2)
-    assert [path.stem for path in paths] == ["resized_crop", "flip", "randaugment", "erasing", "mixup", "cutmix", "all"]
+    paths = preview(
+        tensors, tmp_path / "sheets", 8, IMAGENET, Mixing(mixup=0.8, cutmix=1.0), columns=5, rows=2
+    )
+    assert [path.stem for path in paths] == [
+        "resized_crop",
+        "flip",
+        "randaugment",
+        "erasing",
+        "mixup",
+        "cutmix",
+        "all",
+    ]
     for path in paths:
         with Image.open(path) as sheet:
             assert sheet.size == (5 * 58 + 2, 3 * 58 + 8) and sheet.mode == "RGB"
-    again = preview(tensors, tmp_path / "again", 8, IMAGENET, Mixing(mixup=0.8, cutmix=1.0), columns=5, rows=2)
+    again = preview(
+        tensors, tmp_path / "again", 8, IMAGENET, Mixing(mixup=0.8, cutmix=1.0), columns=5, rows=2
+    )
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
     with pytest.raises(UserError, match="no augmentation is on"):
         preview(tensors, tmp_path, 8, Augmentation(), Mixing())

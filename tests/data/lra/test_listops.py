@@ -15,7 +15,12 @@ NESTED = "( ( ( ( [MAX 2 ) 9 ) ( ( ( [MIN 4 ) 7 ) ] ) ) ] )"
 
 @pytest.fixture
 def write_files(tmp_path):
-    def write(train: list[str], validation: list[str] = ("5\t5",), test: list[str] = ("5\t5",), header: str = HEADER):
+    def write(
+        train: list[str],
+        validation: list[str] = ("5\t5",),
+        test: list[str] = ("5\t5",),
+        header: str = HEADER,
+    ):
         folder = tmp_path / "listops-1000"
         folder.mkdir(exist_ok=True)
         for split, lines in (("train", train), ("validation", validation), ("test", test)):
@@ -35,11 +40,20 @@ def test_parentheses_are_dropped_and_the_bracket_is_a_token():
 
 def test_vocabulary_is_that_of_the_release(write_files, tmp_path):
     """4 operators, X, 10 digits and 3 specials, each with an id of its own; the ids come back as the tokens."""
-    lines = [f"( ( ( {operator} {digit} ) {digit} ) ] )\t{evaluate([operator, str(digit), str(digit), 'X'])}"
-             for operator in OPERATORS for digit in range(10)]
+    lines = [
+        f"( ( ( {operator} {digit} ) {digit} ) ] )\t{evaluate([operator, str(digit), str(digit), 'X'])}"
+        for operator in OPERATORS
+        for digit in range(10)
+    ]
     data = load(write_files(lines, [f"{NESTED}\t9"]), tmp_path)
     assert len(data.vocabulary) == 18 and set(data.vocabulary.tokens) == {
-        "<pad>", "<unk>", "<eos>", "X", *OPERATORS, *"0123456789"}
+        "<pad>",
+        "<unk>",
+        "<eos>",
+        "X",
+        *OPERATORS,
+        *"0123456789",
+    }
     assert data.num_classes == 10
     names = [data.vocabulary.tokens[token] for token in data.splits["validation"].sequence(0)]
     assert names == [*tokenize(NESTED), "<eos>"]
@@ -57,16 +71,22 @@ def test_vocabulary_comes_from_the_training_split(write_files, tmp_path):
 def test_long_expressions_are_cut_before_eos(write_files, tmp_path, max_length, kept):
     data = load(write_files([f"{NESTED}\t9"]), tmp_path, max_length=max_length)
     sequence = data.splits["train"].sequence(0)
-    assert [data.vocabulary.tokens[token] for token in sequence] == [*tokenize(NESTED)[:kept], "<eos>"]
+    assert [data.vocabulary.tokens[token] for token in sequence] == [
+        *tokenize(NESTED)[:kept],
+        "<eos>",
+    ]
 
 
-@pytest.mark.parametrize("lines, header, message", [
-    (["5\t5"], "Source,Target", "basic_train.tsv:1: the first line must be the header"),
-    (["[SM 5 ]"], HEADER, "basic_train.tsv:2: a line must be an expression, a tab and a digit"),
-    (["5\t5", "5\t10"], HEADER, "basic_train.tsv:3: a line must be"),
-    (["( )\t5"], HEADER, "basic_train.tsv:2: the expression is empty"),
-    ([], HEADER, "basic_train.tsv has no expressions"),
-])
+@pytest.mark.parametrize(
+    "lines, header, message",
+    [
+        (["5\t5"], "Source,Target", "basic_train.tsv:1: the first line must be the header"),
+        (["[SM 5 ]"], HEADER, "basic_train.tsv:2: a line must be an expression, a tab and a digit"),
+        (["5\t5", "5\t10"], HEADER, "basic_train.tsv:3: a line must be"),
+        (["( )\t5"], HEADER, "basic_train.tsv:2: the expression is empty"),
+        ([], HEADER, "basic_train.tsv has no expressions"),
+    ],
+)
 def test_other_files_are_refused(write_files, tmp_path, lines, header, message):
     with pytest.raises(UserError, match=message):
         load(write_files(lines, header=header), tmp_path)
@@ -79,15 +99,27 @@ def test_missing_files_are_named(write_files, tmp_path):
         load(folder, tmp_path)
 
 
-@pytest.mark.parametrize("expression, value", [
-    ("[MIN 4 2 7 X", 2), ("[MAX 4 2 7 X", 7), ("[SM 4 9 7 X", 0), ("[MED 4 2 7 X", 4), ("[MED 4 2 7 9 X", 5),
-    ("[MED 1 2 X", 1), ("[SM [MAX 3 [MIN 8 6 X X 9 X", 5), ("7", 7),
-])
+@pytest.mark.parametrize(
+    "expression, value",
+    [
+        ("[MIN 4 2 7 X", 2),
+        ("[MAX 4 2 7 X", 7),
+        ("[SM 4 9 7 X", 0),
+        ("[MED 4 2 7 X", 4),
+        ("[MED 4 2 7 9 X", 5),
+        ("[MED 1 2 X", 1),
+        ("[SM [MAX 3 [MIN 8 6 X X 9 X", 5),
+        ("7", 7),
+    ],
+)
 def test_evaluator(expression, value):
     assert evaluate(expression.split()) == value
 
 
-@pytest.mark.parametrize("expression", ["", "X", "[MIN X", "[MIN 1", "1 2", "1 X", "[MIN 1 X 2", "[FIRST 1 2 X", "1 [SM 2 X"])
+@pytest.mark.parametrize(
+    "expression",
+    ["", "X", "[MIN X", "[MIN 1", "1 2", "1 X", "[MIN 1 X 2", "[FIRST 1 2 X", "1 [SM 2 X"],
+)
 def test_evaluator_refuses_what_is_no_expression(expression):
     with pytest.raises(ValueError):
         evaluate(expression.split())
@@ -113,6 +145,7 @@ def test_generated_values_are_right(generated):
 
 def test_generated_parentheses_are_those_of_the_grammar(generated):
     """An operator with k arguments has k + 1 pairs: ( ( ( op a ) b ) ] ). Reduced to nothing, outwards."""
+
     def reduce(tokens: list[str]) -> int:
         """How many tokens the expression at the start takes."""
         if tokens[0] in "0123456789":
@@ -124,10 +157,10 @@ def test_generated_parentheses_are_those_of_the_grammar(generated):
         assert tokens[opening] in OPERATORS
         at = opening + 1
         for _ in range(opening - 1):
-            at += reduce(tokens[at:at + 8000])
+            at += reduce(tokens[at : at + 8000])
             assert tokens[at] == ")"
             at += 1
-        assert tokens[at:at + 2] == ["]", ")"]
+        assert tokens[at : at + 2] == ["]", ")"]
         return at + 2
 
     folder, _ = generated
@@ -138,7 +171,9 @@ def test_generated_parentheses_are_those_of_the_grammar(generated):
 
 def test_generated_expressions_keep_to_the_limits(generated):
     folder, found = generated
-    lines = [line for name in FILES.values() for line in (folder / name).read_text().splitlines()[1:]]
+    lines = [
+        line for name in FILES.values() for line in (folder / name).read_text().splitlines()[1:]
+    ]
     assert len(set(lines)) == len(lines) == 340
     for line in lines:
         tokens = tokenize(line.split("\t")[0])
@@ -158,8 +193,12 @@ def test_report_counts_what_is_there(generated):
     assert train["number"] == 300
     assert (train["length"]["min"], train["length"]["max"]) == (min(lengths), max(lengths))
     assert train["length"]["mean"] == pytest.approx(np.mean(lengths))
-    assert train["answer"] == {str(digit): sum(int(target) == digit for _, target in lines) for digit in range(10)}
-    assert train["operator"] == {operator: sum(each.count(operator) for each in tokens) for operator in OPERATORS}
+    assert train["answer"] == {
+        str(digit): sum(int(target) == digit for _, target in lines) for digit in range(10)
+    }
+    assert train["operator"] == {
+        operator: sum(each.count(operator) for each in tokens) for operator in OPERATORS
+    }
     assert sum(train["depth"].values()) == 300
 
 
@@ -202,14 +241,27 @@ def test_generated_files_are_read_back(generated, tmp_path):
     folder, found = generated
     data = load(folder, tmp_path)
     assert len(data.vocabulary) == 18
-    assert {split: len(each) for split, each in data.splits.items()} == {"train": 300, "validation": 20, "test": 20}
+    assert {split: len(each) for split, each in data.splits.items()} == {
+        "train": 300,
+        "validation": 20,
+        "test": 20,
+    }
     lengths = data.splits["train"].lengths - 1  # without <eos>
-    assert (lengths.min(), lengths.max()) == (found["train"]["length"]["min"], found["train"]["length"]["max"])
+    assert (lengths.min(), lengths.max()) == (
+        found["train"]["length"]["min"],
+        found["train"]["length"]["max"],
+    )
 
 
 def test_other_lengths(tmp_path):
-    found = generate(tmp_path / "short", train=50, validation=5, test=5, processes=1,
-                     grammar=Grammar(max_depth=4, max_args=5, min_length=10, max_length=40))
+    found = generate(
+        tmp_path / "short",
+        train=50,
+        validation=5,
+        test=5,
+        processes=1,
+        grammar=Grammar(max_depth=4, max_args=5, min_length=10, max_length=40),
+    )
     assert 10 < found["train"]["length"]["min"] <= found["train"]["length"]["max"] < 40
     assert max(map(int, found["train"]["depth"])) <= 3
 
@@ -231,27 +283,44 @@ def test_lengths_and_depths_are_those_of_the_recursive_grammar(tmp_path):
         tree = node(1)
         if grammar.min_length < tree[0] < grammar.max_length:
             naive.append(tree)
-    found = generate(tmp_path / "own", seed=1, train=3000, validation=0, test=0, grammar=grammar, processes=1)["train"]
+    found = generate(
+        tmp_path / "own", seed=1, train=3000, validation=0, test=0, grammar=grammar, processes=1
+    )["train"]
     lengths, depths = np.array(naive).T
     assert abs(found["length"]["mean"] - lengths.mean()) < 5 * lengths.std() * np.sqrt(2 / 3000)
     for depth in range(2, 6):
         share = (depths == depth).mean()
-        assert abs(found["depth"].get(str(depth), 0) / 3000 - share) < 5 * np.sqrt(2 * share * (1 - share) / 3000)
+        assert abs(found["depth"].get(str(depth), 0) / 3000 - share) < 5 * np.sqrt(
+            2 * share * (1 - share) / 3000
+        )
     assert len(found["depth"]) >= 4
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"train": -1}, "train must not be negative; got -1"),
-    ({"processes": 0}, "processes must be at least 1"),
-    ({"grammar": Grammar(max_depth=1)}, "max_depth must be at least 2"),
-    ({"grammar": Grammar(max_args=1)}, "max_args must be at least 2"),
-    ({"grammar": Grammar(min_length=9, max_length=10)}, "must differ by 2 or more; got 9 and 10"),
-    ({"train": 2000, "grammar": Grammar(max_depth=2, max_args=2, min_length=3, max_length=5)},
-     "no more than 400 expressions of .* were found"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"train": -1}, "train must not be negative; got -1"),
+        ({"processes": 0}, "processes must be at least 1"),
+        ({"grammar": Grammar(max_depth=1)}, "max_depth must be at least 2"),
+        ({"grammar": Grammar(max_args=1)}, "max_args must be at least 2"),
+        (
+            {"grammar": Grammar(min_length=9, max_length=10)},
+            "must differ by 2 or more; got 9 and 10",
+        ),
+        (
+            {
+                "train": 2000,
+                "grammar": Grammar(max_depth=2, max_args=2, min_length=3, max_length=5),
+            },
+            "no more than 400 expressions of .* were found",
+        ),
+    ],
+)
 def test_impossible_wishes(tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        generate(tmp_path / "out", **{"processes": 1, "validation": 0, "test": 0, "train": 1, **settings})
+        generate(
+            tmp_path / "out", **{"processes": 1, "validation": 0, "test": 0, "train": 1, **settings}
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,14 @@ import torch
 
 from hgrn.data.lra.image import augmented
 from hgrn.data.lra.sampling import ExampleSampler, in_order
-from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit, SequenceSplit, sequence_data, write_sequences
+from hgrn.data.lra.splits import (
+    ImageSplit,
+    LabelledData,
+    PairSplit,
+    SequenceSplit,
+    sequence_data,
+    write_sequences,
+)
 from hgrn.data.lra.store import cached
 from hgrn.data.lra.vocabulary import SPECIALS, Vocabulary
 from hgrn.errors import UserError
@@ -18,7 +25,9 @@ SIZE = 23
 
 def sequences(lengths, labels):
     """Sequence i is i + 3, repeated."""
-    tokens = np.concatenate([np.full(length, number + 3, np.uint8) for number, length in enumerate(lengths)])
+    tokens = np.concatenate(
+        [np.full(length, number + 3, np.uint8) for number, length in enumerate(lengths)]
+    )
     return SequenceSplit(tokens, np.concatenate([[0], np.cumsum(lengths)]), labels)
 
 
@@ -29,7 +38,10 @@ def data(request):
     if request.param == "sequences":
         split, settings = sequences(lengths, labels), {}
     elif request.param == "pairs":
-        split, settings = PairSplit(sequences(lengths, labels), sequences(lengths[::-1], labels)), {}
+        split, settings = (
+            PairSplit(sequences(lengths, labels), sequences(lengths[::-1], labels)),
+            {},
+        )
     else:
         images = np.arange(SIZE, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3), np.uint8)
         split, settings = ImageSplit(images, labels), {"mean": (0.0,), "std": (1 / 255,)}
@@ -45,7 +57,8 @@ def numbers(batch) -> list[int]:
 
 def same(one, other) -> bool:
     return one.inputs().keys() == other.inputs().keys() and all(
-        torch.equal(value, other.inputs()[name]) for name, value in one.inputs().items())
+        torch.equal(value, other.inputs()[name]) for name, value in one.inputs().items()
+    )
 
 
 def test_an_epoch_takes_every_example_once(data):
@@ -65,15 +78,26 @@ def test_padding_and_labels(data):
         found = numbers(batch)
         assert batch.labels.tolist() == [number % 4 for number in found] and len(batch) == 6
         if batch.input_ids is None:
-            assert batch.pixel_values.shape == (6, 1, 2, 3) and batch.pixel_values.dtype == torch.float32
+            assert (
+                batch.pixel_values.shape == (6, 1, 2, 3)
+                and batch.pixel_values.dtype == torch.float32
+            )
             continue
         own = [number % 7 + 1 for number in found]
         halves = [(batch.input_ids, batch.attention_mask, own)]
         if batch.input_ids_b is not None:
-            halves.append((batch.input_ids_b, batch.attention_mask_b, [(SIZE - 1 - number) % 7 + 1 for number in found]))
+            halves.append(
+                (
+                    batch.input_ids_b,
+                    batch.attention_mask_b,
+                    [(SIZE - 1 - number) % 7 + 1 for number in found],
+                )
+            )
         longest = max(max(lengths) for *_, lengths in halves)
         for ids, mask, lengths in halves:
-            assert ids.shape == mask.shape == (6, longest) and ids.dtype == mask.dtype == torch.int64
+            assert (
+                ids.shape == mask.shape == (6, longest) and ids.dtype == mask.dtype == torch.int64
+            )
             for row, (number, length) in enumerate(zip(found, lengths)):
                 assert ids[row].tolist() == [number + 3] * length + [0] * (longest - length)
                 assert mask[row].tolist() == [1] * length + [0] * (longest - length)
@@ -85,7 +109,9 @@ def test_pad_to(data):
             ExampleSampler(data, "train", 2, seed=0, pad_to=9)
         return
     assert ExampleSampler(data, "train", 2, seed=0, pad_to=9).next().input_ids.shape == (2, 9)
-    with pytest.raises(UserError, match="pad_to 6 is less than the longest sequence of split train, 7"):
+    with pytest.raises(
+        UserError, match="pad_to 6 is less than the longest sequence of split train, 7"
+    ):
         ExampleSampler(data, "train", 2, seed=0, pad_to=6)
 
 
@@ -117,7 +143,11 @@ def test_resuming_goes_on_exactly(data):
 def lengths_in_disorder():
     """103 sequences, so that no group of steps is whole but the first ones; their lengths are no function of the place."""
     lengths = np.random.default_rng(0).integers(1, 200, 103)
-    split = SequenceSplit(np.repeat(np.arange(103), lengths), np.concatenate([[0], np.cumsum(lengths)]), np.arange(103))
+    split = SequenceSplit(
+        np.repeat(np.arange(103), lengths),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.arange(103),
+    )
     return LabelledData({"train": split}, ("a",), ""), lengths
 
 
@@ -125,12 +155,20 @@ def lengths_in_disorder():
 def test_grouping_by_length_takes_every_example_once(lengths_in_disorder, group, monkeypatch):
     monkeypatch.setattr("hgrn.data.lra.sampling.GROUP", group)
     data, _ = lengths_in_disorder
-    sampler, plain = (ExampleSampler(data, "train", 4, seed=1, group_by_length=grouped) for grouped in (True, False))
+    sampler, plain = (
+        ExampleSampler(data, "train", 4, seed=1, group_by_length=grouped)
+        for grouped in (True, False)
+    )
     epochs = []
     for _ in range(2):
-        found = [[sampler.next().labels.tolist() for _ in range(25)], [plain.next().labels.tolist() for _ in range(25)]]
+        found = [
+            [sampler.next().labels.tolist() for _ in range(25)],
+            [plain.next().labels.tolist() for _ in range(25)],
+        ]
         assert len({label for step in found[0] for label in step}) == 100
-        for first in range(0, 25, group):  # the examples of these steps are those that would be drawn anyway
+        for first in range(
+            0, 25, group
+        ):  # the examples of these steps are those that would be drawn anyway
             ours, theirs = (sorted(sum(steps[first : first + group], [])) for steps in found)
             assert ours == theirs
         epochs.append(found[0])
@@ -146,7 +184,9 @@ def test_grouping_by_length_pads_little_and_mixes_the_steps(lengths_in_disorder)
         assert padded < 1.1 * sum(int(step.attention_mask.sum()) for step in steps)
         widths = [step.input_ids.shape[1] for step in steps]
         assert widths != sorted(widths) and widths != sorted(widths, reverse=True)
-        assert all(step.attention_mask.sum(1).tolist() == lengths[step.labels].tolist() for step in steps)
+        assert all(
+            step.attention_mask.sum(1).tolist() == lengths[step.labels].tolist() for step in steps
+        )
 
 
 def test_grouping_by_length_resumes_exactly_and_shares_out_steps(lengths_in_disorder, monkeypatch):
@@ -155,7 +195,9 @@ def test_grouping_by_length_resumes_exactly_and_shares_out_steps(lengths_in_diso
     whole = ExampleSampler(data, "train", 4, seed=3, group_by_length=True)
     for _ in range(30):
         whole.next()
-    ranks = [ExampleSampler(data, "train", 4, 0, rank, 2, group_by_length=True) for rank in range(2)]
+    ranks = [
+        ExampleSampler(data, "train", 4, 0, rank, 2, group_by_length=True) for rank in range(2)
+    ]
     for rank in ranks:
         rank.load_state_dict(whole.state_dict())
     for _ in range(40):
@@ -167,13 +209,17 @@ def test_grouping_by_length_resumes_exactly_and_shares_out_steps(lengths_in_diso
 def test_images_have_no_length_to_group_by():
     images = ImageSplit(np.zeros((4, 1, 2, 2), np.uint8), np.zeros(4, np.int64))
     with pytest.raises(ValueError, match="group_by_length is for sequences"):
-        ExampleSampler(LabelledData({"train": images}, ("a",), ""), "train", 2, seed=0, group_by_length=True)
+        ExampleSampler(
+            LabelledData({"train": images}, ("a",), ""), "train", 2, seed=0, group_by_length=True
+        )
 
 
 def test_augmented_batches_depend_on_the_position_alone():
     images = np.random.default_rng(0).integers(0, 256, (SIZE, 3, 8, 8), dtype=np.uint8)
     split = ImageSplit(images, np.arange(SIZE))
-    data = LabelledData({"train": split}, tuple(map(str, range(SIZE))), "", mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    data = LabelledData(
+        {"train": split}, tuple(map(str, range(SIZE))), "", mean=(0.0,) * 3, std=(1 / 255,) * 3
+    )
     sampler = ExampleSampler(data, "train", 4, seed=3, augment=True)
     ranks = [ExampleSampler(data, "train", 4, 0, rank, 2, augment=True) for rank in range(2)]
     seen = {number: [] for number in range(SIZE)}
@@ -186,9 +232,13 @@ def test_augmented_batches_depend_on_the_position_alone():
         for number, pixels in zip(batch.labels.tolist(), expected):
             seen[number].append(pixels)
         if step >= 7:
-            assert torch.equal(torch.cat([rank.next().pixel_values for rank in ranks]), batch.pixel_values)
+            assert torch.equal(
+                torch.cat([rank.next().pixel_values for rank in ranks]), batch.pixel_values
+            )
     twice = [found for found in seen.values() if len(found) == 2]
-    assert sum(np.array_equal(*found) for found in twice) < len(twice) / 4  # another way in the next epoch
+    assert (
+        sum(np.array_equal(*found) for found in twice) < len(twice) / 4
+    )  # another way in the next epoch
 
 
 def test_sequences_cannot_be_augmented(lengths_in_disorder):
@@ -204,14 +254,21 @@ def test_evaluation_sees_every_example_once(data, world):
     assert [number for batch in batches for number in numbers(batch)] == list(range(SIZE))
 
 
-@pytest.mark.parametrize("arguments, error, message", [
-    ({"batch_size": 24}, UserError, "split train has 23 examples, fewer than a batch of 24"),
-    ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
-    ({"world": 0}, ValueError, "world must be at least 1"),
-    ({"world": 3}, ValueError, "batch_size 4 must be a multiple of the 3 ranks"),
-    ({"rank": 1}, ValueError, r"rank must be in \[0, 1\)"),
-    ({"split": "validation"}, UserError, "data has no split 'validation'; there is train, test"),
-])
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"batch_size": 24}, UserError, "split train has 23 examples, fewer than a batch of 24"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"world": 0}, ValueError, "world must be at least 1"),
+        ({"world": 3}, ValueError, "batch_size 4 must be a multiple of the 3 ranks"),
+        ({"rank": 1}, ValueError, r"rank must be in \[0, 1\)"),
+        (
+            {"split": "validation"},
+            UserError,
+            "data has no split 'validation'; there is train, test",
+        ),
+    ],
+)
 def test_impossible_samplers(data, arguments, error, message):
     with pytest.raises(error, match=message):
         ExampleSampler(data, **{"split": "train", "batch_size": 4, "seed": 0, **arguments})
@@ -229,10 +286,19 @@ def entry(tmp_path):
         def write(writer):
             written.append(1)
             for split in ("train", "test"):
-                write_sequences(writer, split, [VOCABULARY.encode("ab"), VOCABULARY.encode("")], VOCABULARY.dtype)
+                write_sequences(
+                    writer,
+                    split,
+                    [VOCABULARY.encode("ab"), VOCABULARY.encode("")],
+                    VOCABULARY.dtype,
+                )
                 writer.append(f"{split}/labels", np.array([1, 0]))
-            return {"vocabulary": list(VOCABULARY.tokens), "classes": ["n", "y"], "max_length": 9,
-                    "stored": {"train": "train", "validation": "test", "test": "test"}}
+            return {
+                "vocabulary": list(VOCABULARY.tokens),
+                "classes": ["n", "y"],
+                "max_length": 9,
+                "stored": {"train": "train", "validation": "test", "test": "test"},
+            }
 
         return cached(str(tmp_path / "cache"), list(source), write)
 
@@ -245,22 +311,36 @@ def test_an_entry_is_written_once_and_mapped(entry, tmp_path):
     assert len(entry.written) == 1 and first.fingerprint == second.fingerprint
     data = sequence_data(second)
     train = data.splits["train"]
-    assert isinstance(train.tokens, np.memmap) and not train.tokens.flags.writeable and train.tokens.dtype == np.uint8
+    assert (
+        isinstance(train.tokens, np.memmap)
+        and not train.tokens.flags.writeable
+        and train.tokens.dtype == np.uint8
+    )
     assert [train.sequence(i).tolist() for i in range(2)] == [[3, 4, 2], [2]]
     assert data.splits["validation"].tokens is data.splits["test"].tokens
     entry(("y",))
     assert len(entry.written) == 2
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", "", ".lock", ".lock"]
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [
+        "",
+        "",
+        ".lock",
+        ".lock",
+    ]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda folder: (folder / "train/labels").write_bytes(b"short"),
-    lambda folder: (folder / "train/labels").write_bytes(np.array([1, 7]).tobytes()),
-    lambda folder: (folder / "train/tokens").unlink(),
-    lambda folder: (folder / "meta.json").write_text((folder / "meta.json").read_text().replace('"y"', '"z"')),
-    lambda folder: (folder / "meta.json").write_text("{"),
-    lambda folder: (folder / "meta.json").unlink(),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "train/labels").write_bytes(b"short"),
+        lambda folder: (folder / "train/labels").write_bytes(np.array([1, 7]).tobytes()),
+        lambda folder: (folder / "train/tokens").unlink(),
+        lambda folder: (folder / "meta.json").write_text(
+            (folder / "meta.json").read_text().replace('"y"', '"z"')
+        ),
+        lambda folder: (folder / "meta.json").write_text("{"),
+        lambda folder: (folder / "meta.json").unlink(),
+    ],
+)
 def test_a_damaged_entry_is_written_again(entry, tmp_path, damage):
     before = entry().fingerprint
     damage(next(path for path in (tmp_path / "cache").iterdir() if path.is_dir()))
@@ -269,7 +349,9 @@ def test_a_damaged_entry_is_written_again(entry, tmp_path, damage):
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match="the data cache .* cannot be written: .* set cache to another folder"):
+    with pytest.raises(
+        UserError, match="the data cache .* cannot be written: .* set cache to another folder"
+    ):
         cached(str(tmp_path / "cache"), [], lambda writer: {})
 
 
@@ -295,5 +377,9 @@ def test_pieces_of_an_array_must_agree(tmp_path):
 def test_characters_outside_the_vocabulary():
     vocabulary = Vocabulary(SPECIALS + ("b", "a", "\U0001f600"))
     assert vocabulary.encode_characters("ab\U0001f600c\ud800").tolist() == [4, 3, 5, 1, 1, 2]
-    assert vocabulary.encode(["<pad>", "a"]).tolist() == [1, 4, 2]  # text that spells a special token is text
+    assert vocabulary.encode(["<pad>", "a"]).tolist() == [
+        1,
+        4,
+        2,
+    ]  # text that spells a special token is text
     assert Vocabulary(SPECIALS).encode_characters("ab").tolist() == [1, 1, 2]

@@ -44,20 +44,27 @@ class Augmentation:
 
     def problems(self) -> list[str]:
         """Everything that is wrong with the values."""
-        found = [f"{name} must be in [0, 1]; got {getattr(self, name)}" for name in ("flip", "erasing")
-                 if not 0 <= getattr(self, name) <= 1]  # fmt: skip
+        found = [
+            f"{name} must be in [0, 1]; got {getattr(self, name)}"
+            for name in ("flip", "erasing")
+            if not 0 <= getattr(self, name) <= 1
+        ]
         if self.crop not in ("centre", "padded", "resized"):
             found.append(f"crop must be 'centre', 'padded' or 'resized'; got {self.crop!r}")
         if self.padding < 0:
             found.append(f"padding must be at least 0; got {self.padding}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            found.append(f"scale must be [low, high] with 0 < low <= high <= 1; got {list(self.scale)}")
+            found.append(
+                f"scale must be [low, high] with 0 < low <= high <= 1; got {list(self.scale)}"
+            )
         if not 0 < self.ratio[0] <= self.ratio[1]:
             found.append(f"ratio must be [low, high] with 0 < low <= high; got {list(self.ratio)}")
         if not 0 <= self.randaugment <= 10:
             found.append(f"randaugment must be in [0, 10]; got {self.randaugment}")
         if self.randaugment_deviation < 0:
-            found.append(f"randaugment_deviation must be at least 0; got {self.randaugment_deviation}")
+            found.append(
+                f"randaugment_deviation must be at least 0; got {self.randaugment_deviation}"
+            )
         return found
 
 
@@ -70,12 +77,18 @@ class Normalisation:
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         if len(mean) != len(std) or min(std) <= 0:
-            raise UserError(f"mean and std must be as many numbers, std above 0; got {list(mean)} and {list(std)}")
-        self.mean, self.std = (torch.tensor(values, device="cpu").view(-1, 1, 1) for values in (mean, std))
+            raise UserError(
+                f"mean and std must be as many numbers, std above 0; got {list(mean)} and {list(std)}"
+            )
+        self.mean, self.std = (
+            torch.tensor(values, device="cpu").view(-1, 1, 1) for values in (mean, std)
+        )
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if images.shape[1] != len(self.mean):
-            raise UserError(f"images have {images.shape[1]} channels, and mean and std {len(self.mean)}; make them agree")
+            raise UserError(
+                f"images have {images.shape[1]} channels, and mean and std {len(self.mean)}; make them agree"
+            )
         return (images - self.mean.to(images)) / self.std.to(images)
 
 
@@ -85,7 +98,9 @@ class EvaluationTransform:
     def __init__(self, size: int, normalise: Normalisation, resize: int | None = None):
         self.size, self.normalise, self.resize = size, normalise, resize or size
         if not 1 <= self.size <= self.resize:
-            raise UserError(f"size must be at least 1 and at most resize; got size {self.size}, resize {self.resize}")
+            raise UserError(
+                f"size must be at least 1 and at most resize; got size {self.size}, resize {self.resize}"
+            )
 
     def fit(self, image: torch.Tensor, seed: int = 0) -> torch.Tensor:
         """One image uint8 [C, H, W] of any size to [C, size, size]; the seed is not used."""
@@ -103,10 +118,17 @@ class EvaluationTransform:
 class TrainingTransform:
     """The augmentation of an image (`fit`) and of a batch (the call), then the normalisation."""
 
-    def __init__(self, settings: Augmentation, size: int, normalise: Normalisation, resize: int | None = None):
+    def __init__(
+        self, settings: Augmentation, size: int, normalise: Normalisation, resize: int | None = None
+    ):
         if found := settings.problems():
             raise UserError("; ".join(found))
-        self.settings, self.size, self.normalise, self.resize = settings, size, normalise, resize or size
+        self.settings, self.size, self.normalise, self.resize = (
+            settings,
+            size,
+            normalise,
+            resize or size,
+        )
         if settings.crop != "centre" or settings.flip or settings.randaugment or settings.erasing:
             _kornia()  # now rather than at the first batch
 
@@ -117,7 +139,9 @@ class TrainingTransform:
     def fit_batch(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """Images uint8 [B, C, H, W] of one size to [B, C, size, size], in one draw."""
         if self.settings.crop != "resized":
-            return resize_and_crop(images, self.resize if self.settings.crop == "centre" else self.size, self.size)
+            return resize_and_crop(
+                images, self.resize if self.settings.crop == "centre" else self.size, self.size
+            )
         with drawing_from(seed):
             return random_resized_crop(images, self.size, self.settings.scale, self.settings.ratio)
 
@@ -143,24 +167,34 @@ def drawing_from(seed: int) -> Iterator[None]:
         yield
 
 
-def random_resized_crop(images: torch.Tensor, size: int, scale: tuple[float, float], ratio: tuple[float, float]) -> torch.Tensor:
+def random_resized_crop(
+    images: torch.Tensor, size: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> torch.Tensor:
     """A random part of each image, uint8 or float [B, C, H, W], brought to [B, C, size, size].
 
     kornia draws the parts; they are resampled here, because kornia's way has no low-pass filter and makes
     large photographs grainy.
     """
     draw = _kornia().RandomResizedCrop((size, size), scale=scale, ratio=ratio)
-    corners = draw.forward_parameters(images.shape)["src"]  # [B, 4, 2], (x, y), clockwise from the top left, both ends inside
+    corners = draw.forward_parameters(images.shape)[
+        "src"
+    ]  # [B, 4, 2], (x, y), clockwise from the top left, both ends inside
     parts = []
     for row, box in enumerate(corners.round().long().tolist()):
         (left, top), _, (right, bottom), _ = box
-        parts.append(_resample(images[row : row + 1, :, top : bottom + 1, left : right + 1], size, size))
+        parts.append(
+            _resample(images[row : row + 1, :, top : bottom + 1, left : right + 1], size, size)
+        )
     return torch.cat(parts)
 
 
 def padded_crop(images: torch.Tensor, padding: int) -> torch.Tensor:
     """Each image [B, C, H, W] moved by up to padding pixels in either direction, black outside."""
-    return _kornia().RandomCrop(tuple(images.shape[-2:]), padding=padding)(images) if padding else images
+    return (
+        _kornia().RandomCrop(tuple(images.shape[-2:]), padding=padding)(images)
+        if padding
+        else images
+    )
 
 
 def flip(images: torch.Tensor, probability: float) -> torch.Tensor:
@@ -180,7 +214,9 @@ def resize_and_crop(images: torch.Tensor, resize: int, size: int) -> torch.Tenso
     height, width = images.shape[-2:]
     shorter = min(height, width)
     if shorter != resize:
-        height, width = (resize if side == shorter else int(side * resize / shorter) for side in (height, width))
+        height, width = (
+            resize if side == shorter else int(side * resize / shorter) for side in (height, width)
+        )
         images = _resample(images, height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return images[..., top : top + size, left : left + size]
@@ -190,8 +226,14 @@ def _resample(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Bicubic with antialiasing, as Pillow does it; [B, C, H, W] of any dtype to the same."""
     if images.shape[-2:] == (height, width):
         return images
-    made = F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
-    return made.round().clamp(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else made.clamp(0, 1)
+    made = F.interpolate(
+        images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False
+    )
+    return (
+        made.round().clamp(0, 255).to(torch.uint8)
+        if images.dtype == torch.uint8
+        else made.clamp(0, 1)
+    )
 
 
 def _kornia():
@@ -199,6 +241,8 @@ def _kornia():
     try:
         import kornia.augmentation
     except ImportError:
-        raise UserError("augmentation needs kornia: pip install kornia, or turn crop, flip, randaugment and "
-                        "erasing off") from None
+        raise UserError(
+            "augmentation needs kornia: pip install kornia, or turn crop, flip, randaugment and "
+            "erasing off"
+        ) from None
     return kornia.augmentation

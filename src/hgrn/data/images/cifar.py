@@ -35,15 +35,43 @@ class Layout:
 
 
 CIFAR10 = (
-    Layout("cifar-10-batches-bin", tuple(f"data_batch_{n}.bin" for n in range(1, 6)), ("test_batch.bin",), "batches.meta.txt", 10),
-    Layout("cifar-10-batches-py", tuple(f"data_batch_{n}" for n in range(1, 6)), ("test_batch",), "batches.meta", 10,
-           labels_key=b"labels", names_key=b"label_names"),
-)  # fmt: skip
+    Layout(
+        "cifar-10-batches-bin",
+        tuple(f"data_batch_{n}.bin" for n in range(1, 6)),
+        ("test_batch.bin",),
+        "batches.meta.txt",
+        10,
+    ),
+    Layout(
+        "cifar-10-batches-py",
+        tuple(f"data_batch_{n}" for n in range(1, 6)),
+        ("test_batch",),
+        "batches.meta",
+        10,
+        labels_key=b"labels",
+        names_key=b"label_names",
+    ),
+)
 LAYOUTS = (
     *CIFAR10,
-    Layout("cifar-100-binary", ("train.bin",), ("test.bin",), "fine_label_names.txt", 100, label_bytes=2),
-    Layout("cifar-100-python", ("train",), ("test",), "meta", 100, labels_key=b"fine_labels", names_key=b"fine_label_names"),
-)  # fmt: skip
+    Layout(
+        "cifar-100-binary",
+        ("train.bin",),
+        ("test.bin",),
+        "fine_label_names.txt",
+        100,
+        label_bytes=2,
+    ),
+    Layout(
+        "cifar-100-python",
+        ("train",),
+        ("test",),
+        "meta",
+        100,
+        labels_key=b"fine_labels",
+        names_key=b"fine_label_names",
+    ),
+)
 
 
 def open_cifar(folder: Path, split: str) -> TensorSource:
@@ -52,7 +80,12 @@ def open_cifar(folder: Path, split: str) -> TensorSource:
     parts = [read_batch(folder / file, layout) for file in getattr(layout, split)]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
     source = f"{folder} {split}"
-    return TensorSource(source, torch.from_numpy(images.reshape(-1, 3, 32, 32)), torch.from_numpy(labels), _names(folder, layout))
+    return TensorSource(
+        source,
+        torch.from_numpy(images.reshape(-1, 3, 32, 32)),
+        torch.from_numpy(labels),
+        _names(folder, layout),
+    )
 
 
 def read_batch(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +98,9 @@ def _layout(folder: Path) -> tuple[Layout, Path]:
         for layout in LAYOUTS:
             if (place / layout.train[0]).is_file() and (place / layout.names).is_file():
                 return layout, place
-    raise UserError(f"{folder} holds no CIFAR: there must be {', '.join(layout.folder for layout in LAYOUTS)}, or the files of one")
+    raise UserError(
+        f"{folder} holds no CIFAR: there must be {', '.join(layout.folder for layout in LAYOUTS)}, or the files of one"
+    )
 
 
 def _read_binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +110,9 @@ def _read_binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if data.size == 0 or data.size % record:
-        raise UserError(f"{path} is truncated: {data.size} bytes are not whole records of {record}; fetch it again")
+        raise UserError(
+            f"{path} is truncated: {data.size} bytes are not whole records of {record}; fetch it again"
+        )
     data = data.reshape(-1, record)
     return data[:, layout.label_bytes :], data[:, layout.label_bytes - 1].astype(np.int64)
 
@@ -86,13 +123,20 @@ def _read_pickle(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     if b"data" not in content or key not in content:
         raise UserError(f"{path} must be a dictionary with data and {key.decode()}")
     images, labels = content[b"data"], content[key]
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS:
+    if (
+        not isinstance(images, np.ndarray)
+        or images.dtype != np.uint8
+        or images.ndim != 2
+        or images.shape[1] != PIXELS
+    ):
         raise UserError(f"{path}: data must be uint8 [N, {PIXELS}], 3 channels of 32 x 32")
     if isinstance(labels, np.ndarray) and labels.ndim == 1:
         labels = labels.tolist()
     fits = isinstance(labels, list) and len(labels) == len(images)
     if not fits or not all(type(label) is int and abs(label) < 2**63 for label in labels):
-        raise UserError(f"{path}: {key.decode()} must be {len(images)} integers, one for each image")
+        raise UserError(
+            f"{path}: {key.decode()} must be {len(images)} integers, one for each image"
+        )
     return images, np.array(labels, dtype=np.int64)
 
 
@@ -101,7 +145,10 @@ def _dictionary(path: Path) -> dict[bytes, object]:
     content = load_plain_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a dictionary; it is a {type(content).__name__.strip('_')}")
-    return {key.encode("utf-8", "replace") if isinstance(key, str) else key: value for key, value in content.items()}
+    return {
+        key.encode("utf-8", "replace") if isinstance(key, str) else key: value
+        for key, value in content.items()
+    }
 
 
 def _names(folder: Path, layout: Layout) -> list[str]:

@@ -23,7 +23,10 @@ DEEP_MODES = ("I", "I;16", "F")  # more than 8 bits: a conversion would clip the
 
 
 def decode(
-    data: bytes, name: str, channels: int, no_colour: str = "channels is 1; set channels to 3, or make the images grey"
+    data: bytes,
+    name: str,
+    channels: int,
+    no_colour: str = "channels is 1; set channels to 3, or make the images grey",
 ) -> torch.Tensor:
     """Image uint8 [channels, H, W].
 
@@ -37,7 +40,9 @@ def decode(
         if channels == 1 and mode not in GREY_MODES:
             raise UserError(f"{name} has colour (mode {mode}), and {no_colour}")
         pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
+    return (
+        torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
+    )
 
 
 @contextmanager
@@ -47,13 +52,29 @@ def opened(file: Path | BinaryIO, name: str) -> Iterator[Any]:
     try:
         with image_module.open(file) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise CorruptImage(name, f"{image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read")
+                raise CorruptImage(
+                    name, f"{image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read"
+                )
             yield image
     except UserError:
         raise
     # What Pillow's readers fail with: SyntaxError for a broken PNG, the others where a damaged number is believed.
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError,
-            struct.error, zlib.error, RuntimeError, image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:  # fmt: skip
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        RuntimeError,
+        image_module.DecompressionBombError,
+        image_module.DecompressionBombWarning,
+    ) as error:
         raise CorruptImage(name, _reason(error)) from None
 
 
@@ -68,4 +89,8 @@ def pillow():
 
 def _reason(error: Exception) -> str:
     # Pillow names the memory address of the stream it was given.
-    return "not an image that Pillow knows" if "cannot identify image file" in str(error) else str(error)
+    return (
+        "not an image that Pillow knows"
+        if "cannot identify image file" in str(error)
+        else str(error)
+    )

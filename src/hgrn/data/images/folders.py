@@ -27,21 +27,39 @@ class FolderSource:
     def __init__(self, folder: Path, channels: int, classes: list[str] | None = None):
         self.name, self.channels, self.folder = str(folder), channels, folder
         if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder; it must hold one folder of images for each class")
-        found = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+            raise UserError(
+                f"{folder} is not a folder; it must hold one folder of images for each class"
+            )
+        found = sorted(
+            child.name
+            for child in folder.iterdir()
+            if child.is_dir() and not child.name.startswith(".")
+        )
         if not found:
             flat = any(child.suffix.lower() in SUFFIXES for child in folder.iterdir())
-            raise UserError(f"{folder} has no classes: it must hold one folder of images for each class"
-                            + (", and its images lie side by side; move each into the folder of its class" if flat else ""))
+            raise UserError(
+                f"{folder} has no classes: it must hold one folder of images for each class"
+                + (
+                    ", and its images lie side by side; move each into the folder of its class"
+                    if flat
+                    else ""
+                )
+            )
         if classes is not None and found != classes:
             odd = sorted(set(found) ^ set(classes))
-            raise UserError(f"{folder} has other classes than the training set: {', '.join(odd[:5])} in one of them only")
+            raise UserError(
+                f"{folder} has other classes than the training set: {', '.join(odd[:5])} in one of them only"
+            )
         self.classes = found
         files = [_images(folder / name) for name in found]
         for name, inside in zip(found, files):
             if not inside:
-                raise UserError(f"class folder {folder / name} has no {', '.join(SUFFIXES)} files; add some, or remove it")
-        self.files = np.array([file for inside in files for file in inside])  # one block of memory for all workers
+                raise UserError(
+                    f"class folder {folder / name} has no {', '.join(SUFFIXES)} files; add some, or remove it"
+                )
+        self.files = np.array(
+            [file for inside in files for file in inside]
+        )  # one block of memory for all workers
         self.labels = np.repeat(np.arange(len(found)), [len(inside) for inside in files])
 
     def __len__(self) -> int:
@@ -71,8 +89,10 @@ def check_imagenet(source: FolderSource) -> FolderSource:
     odd = [name for name in source.classes if not WNID.fullmatch(name)]
     if odd or len(source.classes) != IMAGENET_CLASSES:
         detail = f"{odd[0]} is not such a name" if odd else f"there are {len(source.classes)}"
-        raise UserError(f"{source.name} must hold the {IMAGENET_CLASSES} folders n01440764 to n15075141 of ImageNet-1k; {detail}. "
-                        "For other folders of classes use format: folder")
+        raise UserError(
+            f"{source.name} must hold the {IMAGENET_CLASSES} folders n01440764 to n15075141 of ImageNet-1k; {detail}. "
+            "For other folders of classes use format: folder"
+        )
     return source
 
 
@@ -84,5 +104,11 @@ def split_folder(root: Path, split: str) -> Path | None:
 
 def _images(folder: Path) -> list[str]:
     """Paths of the images at any depth, from the folder's parent, sorted."""
-    inside = (path.relative_to(folder.parent) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(str(path) for path in inside if not any(part.startswith(".") for part in path.parts))
+    inside = (
+        path.relative_to(folder.parent)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+    )
+    return sorted(
+        str(path) for path in inside if not any(part.startswith(".") for part in path.parts)
+    )

@@ -17,7 +17,15 @@ from hgrn.errors import UserError
 class HubSource:
     """One split of a data set with a column of images and a column of class labels."""
 
-    def __init__(self, dataset: str, config: str | None, split: str, image_field: str, label_field: str, channels: int):
+    def __init__(
+        self,
+        dataset: str,
+        config: str | None,
+        split: str,
+        image_field: str,
+        label_field: str,
+        channels: int,
+    ):
         import datasets
 
         loaded = load_split(dataset, config, split)
@@ -27,13 +35,17 @@ class HubSource:
             found = loaded.features.get(field)
             if not isinstance(found, kind):
                 has = "is not there" if found is None else f"is of type {type(found).__name__}"
-                raise UserError(f"dataset {dataset!r}: column {field!r} must be of type {kind.__name__}, and it {has}; its columns "
-                                f"are {', '.join(loaded.column_names)}: set image_field and label_field")
+                raise UserError(
+                    f"dataset {dataset!r}: column {field!r} must be of type {kind.__name__}, and it {has}; its columns "
+                    f"are {', '.join(loaded.column_names)}: set image_field and label_field"
+                )
         if len(loaded) == 0:
             raise UserError(f"{self.name} holds no images")
         self.classes = list(loaded.features[label_field].names)
         # Undecoded: a damaged image is then one that we name and skip, not an error inside `datasets`.
-        self._rows = loaded.select_columns([image_field, label_field]).cast_column(image_field, datasets.Image(decode=False))
+        self._rows = loaded.select_columns([image_field, label_field]).cast_column(
+            image_field, datasets.Image(decode=False)
+        )
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -20,7 +20,18 @@ LARGEST = 1 << 31  # bytes of values; the largest published file, of EMNIST, has
 MOST_EXAMPLES = 10_000_000
 LARGEST_RANK = 4
 BLOCK = 1 << 20  # bytes read at a time
-FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 DIGITS = [str(digit) for digit in range(10)]
 STEMS = {"train": "train", "test": "t10k"}
 
@@ -37,12 +48,18 @@ def read_idx(path: Path) -> np.ndarray:
             shape = _read_shape(path, stream)
             data = _read_values(stream, prod(shape))
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}; the file may be truncated, fetch it again") from None
+        raise UserError(
+            f"{path} cannot be read: {error}; the file may be truncated, fetch it again"
+        ) from None
     expected = prod(shape)
     if len(data) < expected:
-        raise UserError(f"{path} is truncated: {shape} needs {expected} bytes, and it has {len(data)}; fetch it again")
+        raise UserError(
+            f"{path} is truncated: {shape} needs {expected} bytes, and it has {len(data)}; fetch it again"
+        )
     if len(data) > expected:
-        raise UserError(f"{path} is longer than it should be: {shape} needs {expected} bytes, and it has more; fetch it again")
+        raise UserError(
+            f"{path} is longer than it should be: {shape} needs {expected} bytes, and it has more; fetch it again"
+        )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -53,7 +70,9 @@ def _read_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
         raise UserError(f"{path} is not an idx file: it must start with two zero bytes")
     kind, rank = start[2], start[3]
     if kind != UNSIGNED_BYTES:
-        raise UserError(f"{path} holds values of type 0x{kind:02x}; only unsigned bytes (0x08) are read")
+        raise UserError(
+            f"{path} holds values of type 0x{kind:02x}; only unsigned bytes (0x08) are read"
+        )
     if not 1 <= rank <= LARGEST_RANK:
         raise UserError(f"{path} holds an array of {rank} axes; images have 3 and labels 1")
     sizes = stream.read(4 * rank)
@@ -61,8 +80,10 @@ def _read_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
         raise UserError(f"{path} is truncated: it ends within its header")
     shape = struct.unpack(f">{rank}I", sizes)
     if shape[0] > MOST_EXAMPLES or prod(shape) > LARGEST:
-        raise UserError(f"{path} announces an array of {' x '.join(map(str, shape))}; at most {MOST_EXAMPLES:,} examples and "
-                        f"{LARGEST:,} bytes are read")
+        raise UserError(
+            f"{path} announces an array of {' x '.join(map(str, shape))}; at most {MOST_EXAMPLES:,} examples and "
+            f"{LARGEST:,} bytes are read"
+        )
     if 0 in shape:
         raise UserError(f"{path} holds no values: its sizes are {' x '.join(map(str, shape))}")
     return shape
@@ -84,12 +105,16 @@ def open_idx(folder: Path, split: str, classes: list[str] | None = None) -> Tens
     images = read_idx(_find(folder, f"{STEMS[split]}-images-idx3-ubyte"))
     labels = read_idx(_find(folder, f"{STEMS[split]}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.ndim != 1:
-        raise UserError(f"{folder}: images must be idx3 [N, H, W] and labels idx1 [N]; got {list(images.shape)} and "
-                        f"{list(labels.shape)}")
+        raise UserError(
+            f"{folder}: images must be idx3 [N, H, W] and labels idx1 [N]; got {list(images.shape)} and "
+            f"{list(labels.shape)}"
+        )
     if classes is None:
         classes = idx_classes(folder)
     pixels = torch.from_numpy(images).unsqueeze(1)
-    return TensorSource(f"{folder} {split}", pixels, torch.from_numpy(labels.astype(np.int64)), classes)
+    return TensorSource(
+        f"{folder} {split}", pixels, torch.from_numpy(labels.astype(np.int64)), classes
+    )
 
 
 def idx_classes(folder: Path) -> list[str]:
@@ -99,13 +124,21 @@ def idx_classes(folder: Path) -> list[str]:
 
 def idx_files(folder: Path) -> list[Path]:
     """The four files of a folder. Raises UserError where one is missing."""
-    return [_find(folder, f"{stem}-{kind}-ubyte") for stem in STEMS.values() for kind in ("images-idx3", "labels-idx1")]
+    return [
+        _find(folder, f"{stem}-{kind}-ubyte")
+        for stem in STEMS.values()
+        for kind in ("images-idx3", "labels-idx1")
+    ]
 
 
 def _find(folder: Path, stem: str) -> Path:
     # Some copies are named train-images.idx3-ubyte.
-    names = [f"{form}{suffix}" for form in (stem, stem.replace("-idx", ".idx")) for suffix in ("", ".gz")]
+    names = [
+        f"{form}{suffix}" for form in (stem, stem.replace("-idx", ".idx")) for suffix in ("", ".gz")
+    ]
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder} has no {stem} (plain or .gz); an idx folder holds train- and t10k- images and labels")
+    raise UserError(
+        f"{folder} has no {stem} (plain or .gz); an idx folder holds train- and t10k- images and labels"
+    )

@@ -53,9 +53,17 @@ class CorruptLimit:
                 continue
             self.names.add(name)
             if len(self.names) > self.limit:
-                raise UserError(f"more than {self.limit} images cannot be read, the last {name}: {reason}; mend or remove them, "
-                                "or raise max_corrupt")
-            logger.warning("skipped corrupt image %s: %s (%d of at most %d)", name, reason, len(self.names), self.limit)
+                raise UserError(
+                    f"more than {self.limit} images cannot be read, the last {name}: {reason}; mend or remove them, "
+                    "or raise max_corrupt"
+                )
+            logger.warning(
+                "skipped corrupt image %s: %s (%d of at most %d)",
+                name,
+                reason,
+                len(self.names),
+                self.limit,
+            )
 
 
 class ImageLoader:
@@ -67,13 +75,28 @@ class ImageLoader:
     patch size; a smaller image is an error. workers: processes that decode, 0 for none.
     """
 
-    def __init__(self, sampler: ImageSampler, transform: TrainingTransform, mixing: Mixing = Mixing(), *, workers: int = 0,
-                 max_corrupt: int = 10, patch: int = 1, device: torch.device | str = "cpu"):  # fmt: skip
+    def __init__(
+        self,
+        sampler: ImageSampler,
+        transform: TrainingTransform,
+        mixing: Mixing = Mixing(),
+        *,
+        workers: int = 0,
+        max_corrupt: int = 10,
+        patch: int = 1,
+        device: torch.device | str = "cpu",
+    ):
         if workers < 0:
             raise ValueError(f"workers must be at least 0; got {workers}")
         if found := mixing.problems():
             raise UserError("; ".join(found))
-        self.sampler, self.transform, self.mixing, self.workers, self.device = sampler, transform, mixing, workers, device
+        self.sampler, self.transform, self.mixing, self.workers, self.device = (
+            sampler,
+            transform,
+            mixing,
+            workers,
+            device,
+        )
         self.corrupt = CorruptLimit(max_corrupt)
         self._steps = _Steps(sampler, transform, max_corrupt, patch)
         self._ahead: Iterator | None = None
@@ -97,7 +120,9 @@ class ImageLoader:
         images = self.transform(images, _seed(*position, AUGMENTING))
         if not (self.mixing.mixup or self.mixing.cutmix or self.mixing.smoothing):
             return ImageBatch(images, labels)
-        images, targets = mix(images, labels, len(sampler.source.classes), self.mixing, _seed(*position, MIXING))
+        images, targets = mix(
+            images, labels, len(sampler.source.classes), self.mixing, _seed(*position, MIXING)
+        )
         return ImageBatch(images, labels, targets)
 
     def state_dict(self) -> dict[str, int]:
@@ -116,11 +141,22 @@ class ImageLoader:
         positions = _Positions(self.sampler)
         if self.workers == 0:
             return map(self._steps.__getitem__, positions)
-        return iter(DataLoader(self._steps, batch_size=None, sampler=positions, num_workers=self.workers))
+        return iter(
+            DataLoader(self._steps, batch_size=None, sampler=positions, num_workers=self.workers)
+        )
 
 
-def evaluation_batches(source: ImageSource, batch_size: int, transform: EvaluationTransform, *, workers: int = 0,
-                       max_corrupt: int = 10, patch: int = 1, rank: int = 0, world: int = 1) -> Iterator[ImageBatch]:  # fmt: skip
+def evaluation_batches(
+    source: ImageSource,
+    batch_size: int,
+    transform: EvaluationTransform,
+    *,
+    workers: int = 0,
+    max_corrupt: int = 10,
+    patch: int = 1,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[ImageBatch]:
     """Every image once, in order; batch_size is of this rank, which takes images rank, rank + world, ...
 
     The last batch may be smaller. A corrupt image is left out, so count what comes.
@@ -156,37 +192,72 @@ class _Steps(Dataset):
     Errors travel as text: those raised in a worker arrive with its traceback, which is not for the user.
     """
 
-    def __init__(self, sampler: ImageSampler, transform: TrainingTransform, max_corrupt: int, patch: int):
-        self.sampler, self.transform, self.max_corrupt, self.patch = sampler, transform, max_corrupt, patch
+    def __init__(
+        self, sampler: ImageSampler, transform: TrainingTransform, max_corrupt: int, patch: int
+    ):
+        self.sampler, self.transform, self.max_corrupt, self.patch = (
+            sampler,
+            transform,
+            max_corrupt,
+            patch,
+        )
 
     def __getitem__(self, position: tuple[int, int]) -> tuple:
         source, corrupt, rows = self.sampler.source, [], []
-        indices, numbers = self.sampler.at(*position), (self.sampler.seed, *position, self.sampler.rank, FITTING)
+        indices, numbers = (
+            self.sampler.at(*position),
+            (self.sampler.seed, *position, self.sampler.rank, FITTING),
+        )
         try:
             if isinstance(source, TensorSource):
-                return *_from_tensors(source, indices, self.transform, _seed(*numbers), self.patch), [], None
+                return (
+                    *_from_tensors(source, indices, self.transform, _seed(*numbers), self.patch),
+                    [],
+                    None,
+                )
             for row, index in enumerate(indices.tolist()):
                 rows.append(self._readable(source, index, _seed(*numbers, row), corrupt))
         except UserError as error:
             return None, None, [], str(error)
         return *_stacked(rows), corrupt, None
 
-    def _readable(self, source: ImageSource, index: int, seed: int, corrupt: list) -> tuple[torch.Tensor, int]:
-        for step in range(min(self.max_corrupt + 1, len(source))):  # after so many, the limit is passed anyway
+    def _readable(
+        self, source: ImageSource, index: int, seed: int, corrupt: list
+    ) -> tuple[torch.Tensor, int]:
+        for step in range(
+            min(self.max_corrupt + 1, len(source))
+        ):  # after so many, the limit is passed anyway
             try:
-                return _fitted(source, (index + step) % len(source), self.transform, seed, self.patch)
+                return _fitted(
+                    source, (index + step) % len(source), self.transform, seed, self.patch
+                )
             except CorruptImage as error:
                 corrupt.append((error.name, error.reason))
         name, reason = corrupt[-1]
-        raise UserError(f"{step + 1} images in a row cannot be read, the last {name}: {reason}; mend or remove them, "
-                        "or raise max_corrupt")
+        raise UserError(
+            f"{step + 1} images in a row cannot be read, the last {name}: {reason}; mend or remove them, "
+            "or raise max_corrupt"
+        )
 
 
 class _Chunks(Dataset):
     """Like `_Steps`, over given images in order; corrupt ones are left out."""
 
-    def __init__(self, source: ImageSource, transform: EvaluationTransform, indices: np.ndarray, batch_size: int, patch: int):
-        self.source, self.transform, self.indices, self.batch_size, self.patch = source, transform, indices, batch_size, patch
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: EvaluationTransform,
+        indices: np.ndarray,
+        batch_size: int,
+        patch: int,
+    ):
+        self.source, self.transform, self.indices, self.batch_size, self.patch = (
+            source,
+            transform,
+            indices,
+            batch_size,
+            patch,
+        )
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
@@ -207,16 +278,22 @@ class _Chunks(Dataset):
         return *_stacked(rows), corrupt, None
 
 
-def _fitted(source: ImageSource, index: int, transform, seed: int, patch: int) -> tuple[torch.Tensor, int]:
+def _fitted(
+    source: ImageSource, index: int, transform, seed: int, patch: int
+) -> tuple[torch.Tensor, int]:
     image, label = source.read(index)
     _check(source, index, image.shape, patch)
     if not 0 <= label < len(source.classes):
-        raise UserError(f"image {index} of {source.name} has label {label}; {len(source.classes)} classes have labels 0 to "
-                        f"{len(source.classes) - 1}")
+        raise UserError(
+            f"image {index} of {source.name} has label {label}; {len(source.classes)} classes have labels 0 to "
+            f"{len(source.classes) - 1}"
+        )
     return transform.fit(image, seed), label
 
 
-def _from_tensors(source: TensorSource, indices: np.ndarray, transform, seed: int, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _from_tensors(
+    source: TensorSource, indices: np.ndarray, transform, seed: int, patch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Fitted images and labels; a source of tensors has one size, and its labels were checked when it was made."""
     _check(source, int(indices[0]), source.images.shape[1:], patch)
     chosen = torch.from_numpy(indices)
@@ -226,10 +303,14 @@ def _from_tensors(source: TensorSource, indices: np.ndarray, transform, seed: in
 def _check(source: ImageSource, index: int, shape: torch.Size, patch: int) -> None:
     channels, height, width = shape
     if channels != source.channels:
-        raise UserError(f"image {index} of {source.name} has {channels} channels; {source.channels} are expected")
+        raise UserError(
+            f"image {index} of {source.name} has {channels} channels; {source.channels} are expected"
+        )
     if min(height, width) < patch:
-        raise UserError(f"image {index} of {source.name} is {height} x {width}, smaller than a patch of {patch} x {patch}; "
-                        "remove it, or use a model with smaller patches")
+        raise UserError(
+            f"image {index} of {source.name} is {height} x {width}, smaller than a patch of {patch} x {patch}; "
+            "remove it, or use a model with smaller patches"
+        )
 
 
 def _stacked(rows: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:

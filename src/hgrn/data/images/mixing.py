@@ -31,9 +31,16 @@ class Mixing:
 
     def problems(self) -> list[str]:
         """Everything that is wrong with the values."""
-        found = [f"{name} must be at least 0; got {getattr(self, name)}" for name in ("mixup", "cutmix") if getattr(self, name) < 0]
-        found += [f"{name} must be in [0, 1]; got {getattr(self, name)}" for name in ("probability", "switch")
-                  if not 0 <= getattr(self, name) <= 1]  # fmt: skip
+        found = [
+            f"{name} must be at least 0; got {getattr(self, name)}"
+            for name in ("mixup", "cutmix")
+            if getattr(self, name) < 0
+        ]
+        found += [
+            f"{name} must be in [0, 1]; got {getattr(self, name)}"
+            for name in ("probability", "switch")
+            if not 0 <= getattr(self, name) <= 1
+        ]
         if not 0 <= self.smoothing < 1:
             found.append(f"smoothing must be in [0, 1); got {self.smoothing}")
         return found
@@ -46,7 +53,9 @@ def label_matrix(labels: torch.Tensor, classes: int, smoothing: float = 0.0) -> 
     return matrix.scatter_(1, labels.unsqueeze(1), 1 - smoothing + off)
 
 
-def mix(images: torch.Tensor, labels: torch.Tensor, classes: int, mixing: Mixing, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def mix(
+    images: torch.Tensor, labels: torch.Tensor, classes: int, mixing: Mixing, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixed images [B, C, H, W] and targets float32 [B, K]; the arguments are left as they are.
 
     One share lambda holds for the batch: image i keeps lambda of itself (of its values, or of its area) and
@@ -62,7 +71,9 @@ def mix(images: torch.Tensor, labels: torch.Tensor, classes: int, mixing: Mixing
     if cut:
         height, width = images.shape[-2:]
         top, bottom, left, right = _box(height, width, share, random)
-        share = 1 - (bottom - top) * (right - left) / (height * width)  # what the border cut off is kept
+        share = 1 - (bottom - top) * (right - left) / (
+            height * width
+        )  # what the border cut off is kept
         mixed = images.clone()
         mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
     else:
@@ -70,7 +81,9 @@ def mix(images: torch.Tensor, labels: torch.Tensor, classes: int, mixing: Mixing
     return mixed, targets * share + targets.flip(0) * (1 - share)
 
 
-def _box(height: int, width: int, share: float, random: np.random.Generator) -> tuple[int, int, int, int]:
+def _box(
+    height: int, width: int, share: float, random: np.random.Generator
+) -> tuple[int, int, int, int]:
     """A box of 1 - share of the area around a uniform centre, cut at the border: top, bottom, left, right."""
     scale = (1 - share) ** 0.5
     edges = []

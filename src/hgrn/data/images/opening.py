@@ -62,7 +62,9 @@ def problems(data: ImageData) -> list[str]:
         found.append(f"channels must be 1 or 3; got {data.channels}")
     elif data.channels != CHANNELS.get(data.format, data.channels):
         needed = CHANNELS[data.format]
-        found.append(f"format {data.format} has {needed} channels; got {data.channels}: set channels: {needed}")
+        found.append(
+            f"format {data.format} has {needed} channels; got {data.channels}: set channels: {needed}"
+        )
     if data.validation < 1:
         found.append(f"validation must be at least 1; got {data.validation}")
     if isinstance(data.classes, int) and not 1 <= data.classes <= MOST_CLASSES:
@@ -97,14 +99,18 @@ def _open_fixed(data: ImageData, split: str) -> ImageSource:
     folder = expanded(data.path)
     published = "test" if split == "test" else "train"
     if data.format == "idx":
-        whole = open_idx(folder, published, data.classes if isinstance(data.classes, list) else None)
+        whole = open_idx(
+            folder, published, data.classes if isinstance(data.classes, list) else None
+        )
     else:
         whole = open_cifar(folder, published)
     if split == "test":
         return whole
     border = len(whole) - data.validation
     if border < 1:
-        raise UserError(f"{whole.name} has {len(whole)} images, and validation would hold out {data.validation}; use fewer")
+        raise UserError(
+            f"{whole.name} has {len(whole)} images, and validation would hold out {data.validation}; use fewer"
+        )
     start, stop = (border, len(whole)) if split == "validation" else (0, border)
     return whole.part(f"{folder} {split}", start, stop)
 
@@ -115,13 +121,19 @@ def _open_folder(data: ImageData, split: str) -> ImageSource:
     folder = split_folder(root, split)
     train_folder = split_folder(root, "train")
     if train_folder is None:
-        raise UserError(f"{root} has no folder train; it must hold train, and may hold validation (or val) and test, each with one "
-                        "folder of images for each class")
+        raise UserError(
+            f"{root} has no folder train; it must hold train, and may hold validation (or val) and test, each with one "
+            "folder of images for each class"
+        )
     if split == "test" and folder is None:
         raise UserError(f"{root} has no folder test; use the validation split")
     train = check(FolderSource(train_folder, data.channels))
     if split == "train":
-        return train if split_folder(root, "validation") else hold_out(train, data.validation, validation=False)
+        return (
+            train
+            if split_folder(root, "validation")
+            else hold_out(train, data.validation, validation=False)
+        )
     if folder is None:
         return hold_out(train, data.validation, validation=True)
     return FolderSource(folder, data.channels, classes=train.classes)
@@ -130,8 +142,17 @@ def _open_folder(data: ImageData, split: str) -> ImageSource:
 def _open_listed(data: ImageData, split: str) -> ImageSource:
     def open_named(name: str) -> ImageSource:
         if data.format == "shards":
-            return ShardSource(data.splits[name], data.channels, data.classes, data.label_field, data.buffer)
-        return HubSource(data.path, data.config, data.splits.get(name, name), data.image_field, data.label_field, data.channels)
+            return ShardSource(
+                data.splits[name], data.channels, data.classes, data.label_field, data.buffer
+            )
+        return HubSource(
+            data.path,
+            data.config,
+            data.splits.get(name, name),
+            data.image_field,
+            data.label_field,
+            data.channels,
+        )
 
     # Without a validation split named in the recipe, it is drawn from the training set.
     if "validation" in data.splits or split == "test":

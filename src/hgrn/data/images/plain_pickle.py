@@ -36,9 +36,24 @@ NAMES = {
 }
 # Operations that push what stands behind them in the file.
 VALUES = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE",
-    "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-}  # fmt: skip
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "FLOAT",
+    "BINFLOAT",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
+}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -56,8 +71,18 @@ def load_plain_pickle(path: Path) -> Any:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     # What damage does to the arguments of an operation: of the wrong type, not there, beyond the end.
-    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, struct.error) as error:
-        raise UserError(f"{path} is not a whole pickle: {type(error).__name__}: {error}; fetch it again") from None
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        struct.error,
+    ) as error:
+        raise UserError(
+            f"{path} is not a whole pickle: {type(error).__name__}: {error}; fetch it again"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,11 @@ class _Dtype:
     order: str = "|"
 
     def numpy(self) -> np.dtype:
-        if self.code[:1] not in ("i", "u") or self.code[1:] not in ("1", "2", "4", "8") or self.order not in ("<", ">", "|"):
+        if (
+            self.code[:1] not in ("i", "u")
+            or self.code[1:] not in ("1", "2", "4", "8")
+            or self.order not in ("<", ">", "|")
+        ):
             raise UserError("the pickle holds an array of another type than integers")
         return np.dtype(self.order + self.code)
 
@@ -99,7 +128,9 @@ class _Array:
             raise UserError("the pickle holds an array whose sizes are not all positive")
         needed = prod(self.shape) * dtype.itemsize
         if needed != len(self.data):
-            raise UserError(f"the pickle holds an array whose shape needs {needed} bytes, and {len(self.data)} are there")
+            raise UserError(
+                f"the pickle holds an array whose shape needs {needed} bytes, and {len(self.data)} are there"
+            )
         return np.frombuffer(self.data, dtype).reshape(self.shape, order=self.order)
 
 
@@ -121,7 +152,9 @@ class _Machine:
             if name == "STOP":
                 return self.stack.pop()
             self._do(name, argument)
-        raise UserError(f"the pickle has more than {MOST_OPERATIONS:,} operations; no batch is that long")
+        raise UserError(
+            f"the pickle has more than {MOST_OPERATIONS:,} operations; no batch is that long"
+        )
 
     def _do(self, name: str, argument: Any) -> None:
         stack = self.stack
@@ -168,7 +201,9 @@ class _Machine:
             (state,) = self._take(1)
             _build(stack[-1], _of_type(state, tuple))
         elif name not in NO_MEANING:
-            raise UserError(f"the pickle has the operation {name}, which plain data never needs; it was not run")
+            raise UserError(
+                f"the pickle has the operation {name}, which plain data never needs; it was not run"
+            )
 
     def _take(self, count: int) -> list:
         """The last values of the stack, which are no longer there then."""
@@ -187,7 +222,9 @@ class _Machine:
 
 def _of_type(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise ValueError(f"an operation needs a {kind.__name__.strip('_')}, not a {type(value).__name__.strip('_')}")
+        raise ValueError(
+            f"an operation needs a {kind.__name__.strip('_')}, not a {type(value).__name__.strip('_')}"
+        )
     return value
 
 
@@ -195,7 +232,9 @@ def _filled(target: dict, items: list) -> dict:
     """The dictionary with keys and values that alternate in a list."""
     keys, values = items[0::2], items[1::2]
     if len(keys) != len(values) or any(type(key) not in (bytes, str, int) for key in keys):
-        raise ValueError("a dictionary needs a value for each key, and keys that are text or whole numbers")
+        raise ValueError(
+            "a dictionary needs a value for each key, and keys that are text or whole numbers"
+        )
     target.update(zip(keys, values))
     return target
 
@@ -203,8 +242,10 @@ def _filled(target: dict, items: list) -> dict:
 def _named(module: Any, name: Any) -> _Name:
     full = f"{_of_text(module)}.{_of_text(name)}".replace("numpy.core.", "numpy._core.")
     if full not in NAMES:
-        raise UserError(f"the pickle asks for {full[:80]}, which plain data never needs; it was not run. "
-                        "Get the file from its publisher, or use the binary version")
+        raise UserError(
+            f"the pickle asks for {full[:80]}, which plain data never needs; it was not run. "
+            "Get the file from its publisher, or use the binary version"
+        )
     return _Name(full)
 
 
@@ -213,7 +254,9 @@ def _call(name: str, arguments: tuple) -> Any:
     if name == "_codecs.encode":  # as Python 3 writes bytes for old readers
         text, encoding = arguments
         if _of_text(encoding) not in ("latin1", "latin-1"):  # others decompress, or look modules up
-            raise UserError(f"the pickle asks for the codec {_of_text(encoding)[:80]!r}; only latin1 is plain data")
+            raise UserError(
+                f"the pickle asks for the codec {_of_text(encoding)[:80]!r}; only latin1 is plain data"
+            )
         return _of_type(text, str).encode("latin-1")
     if name == "__builtin__.bytes" and not arguments:  # as it writes no bytes at all
         return b""
@@ -252,7 +295,9 @@ def _with_arrays(content: Any) -> Any:
         raise UserError("the pickle holds no dictionary of plain data")
     if not isinstance(content, dict):
         return content
-    return {key: value.numpy() if isinstance(value, _Array) else value for key, value in content.items()}
+    return {
+        key: value.numpy() if isinstance(value, _Array) else value for key, value in content.items()
+    }
 
 
 def _of_text(value: Any) -> str:

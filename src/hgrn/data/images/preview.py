@@ -24,8 +24,17 @@ SMALL = 56  # smaller images are drawn this large
 Change = Callable[[torch.Tensor, int], torch.Tensor]
 
 
-def preview(source: ImageSource, folder: Path, size: int, settings: Augmentation, mixing: Mixing, *, columns: int = 12,
-            rows: int = 4, seed: int = 0) -> list[Path]:  # fmt: skip
+def preview(
+    source: ImageSource,
+    folder: Path,
+    size: int,
+    settings: Augmentation,
+    mixing: Mixing,
+    *,
+    columns: int = 12,
+    rows: int = 4,
+    seed: int = 0,
+) -> list[Path]:
     """Writes NAME.png for each augmentation that settings and mixing turn on, and `all.png`; returns the paths.
 
     The first row of a sheet shows the images as they are, each other row one draw. size is the model's.
@@ -41,7 +50,9 @@ def preview(source: ImageSource, folder: Path, size: int, settings: Augmentation
         if alpha := getattr(mixing, name):
             changes[name] = _mixed(Mixing(**{name: alpha}), labels, len(source.classes))
     if not changes:
-        raise UserError("no augmentation is on, so there is nothing to preview; turn some on in the recipe")
+        raise UserError(
+            "no augmentation is on, so there is nothing to preview; turn some on in the recipe"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,7 +67,9 @@ def preview(source: ImageSource, folder: Path, size: int, settings: Augmentation
     return written
 
 
-def _some(source: ImageSource, count: int, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _some(
+    source: ImageSource, count: int, size: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Images float [count, C, size, size] drawn from the whole source, and their labels. Corrupt ones are passed over."""
     images, labels = [], []
     for index in shuffled(np.arange(len(source)), len(source), seed, 0).tolist():
@@ -80,15 +93,23 @@ def _changes(settings: Augmentation) -> dict[str, Change]:
         made["padded_crop"] = _drawn(lambda images: augment.padded_crop(images, settings.padding))
     if settings.crop == "resized":
         made["resized_crop"] = _drawn(
-            lambda images: augment.random_resized_crop(images, images.shape[-1], settings.scale, settings.ratio)
+            lambda images: augment.random_resized_crop(
+                images, images.shape[-1], settings.scale, settings.ratio
+            )
         )
     if settings.flip:
         made["flip"] = _drawn(lambda images: augment.flip(images, settings.flip))
     if settings.randaugment:
-        made["randaugment"] = _drawn(lambda images: rand_augment(images, settings.randaugment, settings.randaugment_deviation))
+        made["randaugment"] = _drawn(
+            lambda images: rand_augment(
+                images, settings.randaugment, settings.randaugment_deviation
+            )
+        )
     if settings.erasing:
         # Noise of the normalised values, shown around grey.
-        made["erasing"] = _drawn(lambda images: augment.erase((images - 0.5) * 4, settings.erasing) / 4 + 0.5)
+        made["erasing"] = _drawn(
+            lambda images: augment.erase((images - 0.5) * 4, settings.erasing) / 4 + 0.5
+        )
     return made
 
 
@@ -121,9 +142,18 @@ def _sheet(rows: list[torch.Tensor]):
     across, down = width * scale + GAP, height * scale + GAP
     sheet = np.full((down * len(rows) + 4 * GAP, across * len(rows[0]) + GAP, 3), 255, np.uint8)
     for number, row in enumerate(rows):
-        pixels = (row.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+        pixels = (
+            (row.clamp(0, 1) * 255)
+            .round()
+            .to(torch.uint8)
+            .expand(-1, 3, -1, -1)
+            .permute(0, 2, 3, 1)
+            .numpy()
+        )
         top = GAP + number * down + (3 * GAP if number else 0)
         for column, image in enumerate(pixels):
             left = GAP + column * across
-            sheet[top : top + height * scale, left : left + width * scale] = image.repeat(scale, 0).repeat(scale, 1)
+            sheet[top : top + height * scale, left : left + width * scale] = image.repeat(
+                scale, 0
+            ).repeat(scale, 1)
     return pillow_image.fromarray(sheet)

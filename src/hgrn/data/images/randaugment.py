@@ -78,7 +78,11 @@ def _solarize_add(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 def _color(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     from kornia.enhance import adjust_saturation_with_gray_subtraction
 
-    return images if images.shape[1] == 1 else adjust_saturation_with_gray_subtraction(images, _factors(levels))
+    return (
+        images
+        if images.shape[1] == 1
+        else adjust_saturation_with_gray_subtraction(images, _factors(levels))
+    )
 
 
 def _contrast(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -140,12 +144,36 @@ def _warp(images, xx, xy, yx, yy, shift_x=0.0, shift_y=0.0) -> torch.Tensor:
     if images.shape[1] == 1:  # kornia fills three channels only; the border of grey images is black
         return warp_affine(images, matrix, (height, width), mode="bicubic", padding_mode="zeros")
     mean = torch.tensor(IMAGE_MEAN).to(images)
-    return warp_affine(images, matrix, (height, width), mode="bicubic", padding_mode="fill", fill_value=mean)
+    return warp_affine(
+        images, matrix, (height, width), mode="bicubic", padding_mode="fill", fill_value=mean
+    )
 
 
 OPERATIONS: dict[str, Operation] = {
-    "auto contrast": _auto_contrast, "equalize": _equalize, "invert": _invert, "rotate": _rotate, "posterize": _posterize,
-    "solarize": _solarize, "solarize add": _solarize_add, "color": _color, "contrast": _contrast, "brightness": _brightness,
-    "sharpness": _sharpness, "shear x": _shear_x, "shear y": _shear_y, "translate x": _translate_x, "translate y": _translate_y,
-}  # fmt: skip
-SIGNED = {"rotate", "color", "contrast", "brightness", "sharpness", "shear x", "shear y", "translate x", "translate y"}
+    "auto contrast": _auto_contrast,
+    "equalize": _equalize,
+    "invert": _invert,
+    "rotate": _rotate,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "solarize add": _solarize_add,
+    "color": _color,
+    "contrast": _contrast,
+    "brightness": _brightness,
+    "sharpness": _sharpness,
+    "shear x": _shear_x,
+    "shear y": _shear_y,
+    "translate x": _translate_x,
+    "translate y": _translate_y,
+}
+SIGNED = {
+    "rotate",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear x",
+    "shear y",
+    "translate x",
+    "translate y",
+}

@@ -22,13 +22,29 @@ class ImageSampler(Positioned):
     Raises UserError if there are too few images for one step, ValueError for sizes that do not fit each other.
     """
 
-    def __init__(self, source: ImageSource, batch_size: int, seed: int, rank: int = 0, world: int = 1, repeats: int = 1):
+    def __init__(
+        self,
+        source: ImageSource,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        repeats: int = 1,
+    ):
         check_shares(batch_size, rank, world, repeats=repeats)
         super().__init__(source.name, len(source) // batch_size, seed)
-        self.source, self.batch_size, self.rank, self.world, self.repeats = source, batch_size, rank, world, repeats
+        self.source, self.batch_size, self.rank, self.world, self.repeats = (
+            source,
+            batch_size,
+            rank,
+            world,
+            repeats,
+        )
         if self.steps_per_epoch == 0:
-            raise UserError(f"{source.name} has {len(source)} images, fewer than the {batch_size} of one step; "
-                            "use a smaller batch size")
+            raise UserError(
+                f"{source.name} has {len(source)} images, fewer than the {batch_size} of one step; "
+                "use a smaller batch size"
+            )
 
     def next(self) -> np.ndarray:
         """The images of this rank at the position, int64 [B / world]; the position moves on by one."""

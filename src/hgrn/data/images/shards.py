@@ -40,11 +40,25 @@ class ShardSource:
     link, an absolute path, a sample without image or label, a label out of range.
     """
 
-    def __init__(self, pattern: str, channels: int, classes: list[str] | int, label_key: str = "label", buffer: int = 1000):
+    def __init__(
+        self,
+        pattern: str,
+        channels: int,
+        classes: list[str] | int,
+        label_key: str = "label",
+        buffer: int = 1000,
+    ):
         self.name, self.channels, self.buffer = pattern, channels, buffer
-        self.classes = [str(number) for number in range(classes)] if isinstance(classes, int) else list(classes)
+        self.classes = (
+            [str(number) for number in range(classes)]
+            if isinstance(classes, int)
+            else list(classes)
+        )
         self.shards = expand_shards(pattern)
-        found = [_scan(path, number, label_key, len(self.classes)) for number, path in enumerate(self.shards)]
+        found = [
+            _scan(path, number, label_key, len(self.classes))
+            for number, path in enumerate(self.shards)
+        ]
         # Columns: shard, offset, size, label.
         self.samples = np.concatenate(found)
         self._borders = np.cumsum([0, *map(len, found)])
@@ -70,7 +84,9 @@ class ShardSource:
 
     def _epoch_order(self, seed: int, epoch: int) -> np.ndarray:
         shards = shuffled(np.arange(len(self.shards)), len(self.shards), seed, epoch)
-        order = np.concatenate([np.arange(self._borders[shard], self._borders[shard + 1]) for shard in shards.tolist()])
+        order = np.concatenate(
+            [np.arange(self._borders[shard], self._borders[shard + 1]) for shard in shards.tolist()]
+        )
         draws = np.random.default_rng((seed % 2**64, epoch)).integers(self.buffer, size=len(order))
         for place, step in enumerate(draws.tolist()):
             other = min(place + step, len(order) - 1)
@@ -87,7 +103,9 @@ class ShardSource:
     def fingerprint(self) -> str:
         """Of the shards' names and sizes, and of every sample's place and label."""
         names = [[path.name, path.stat().st_size] for path in self.shards]
-        return hashlib.sha256(json.dumps([names, self.classes]).encode() + self.samples.tobytes()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([names, self.classes]).encode() + self.samples.tobytes()
+        ).hexdigest()
 
 
 def expand_shards(pattern: str) -> list[Path]:
@@ -121,7 +139,9 @@ def _expand_braces(pattern: str) -> list[str]:
             choices.append(part.split(","))
         names *= max(len(choices[-1]), 1)
         if names > MOST_SHARDS:
-            raise UserError(f"the pattern {pattern[:100]} stands for more than {MOST_SHARDS:,} files")
+            raise UserError(
+                f"the pattern {pattern[:100]} stands for more than {MOST_SHARDS:,} files"
+            )
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
@@ -134,7 +154,9 @@ def _scan(path: Path, number: int, label_key: str, classes: int) -> np.ndarray:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if not 0 <= member.size <= whole - member.offset_data:
-                    raise UserError(f"{path} is truncated: member {member.name!r} is not all there; fetch it again")
+                    raise UserError(
+                        f"{path} is truncated: member {member.name!r} is not all there; fetch it again"
+                    )
                 if member.isdir():
                     _check_path(path, member)
                     continue
@@ -153,7 +175,9 @@ def _scan(path: Path, number: int, label_key: str, classes: int) -> np.ndarray:
         raise
     # A damaged header has numbers that are none or too large, and names that continue without end.
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is not a whole plain tar file: {error}; decompress it, or fetch it again") from None
+        raise UserError(
+            f"{path} is not a whole plain tar file: {error}; decompress it, or fetch it again"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not samples:
@@ -166,40 +190,62 @@ def _scan(path: Path, number: int, label_key: str, classes: int) -> np.ndarray:
 def _check_path(path: Path, member: tarfile.TarInfo) -> None:
     parts = PurePosixPath(member.name)
     if parts.is_absolute() or ".." in parts.parts:
-        raise UserError(f"{path}: member {member.name!r} has a path that leads out of the shard; only relative paths are read")
+        raise UserError(
+            f"{path}: member {member.name!r} has a path that leads out of the shard; only relative paths are read"
+        )
 
 
 def _check(path: Path, member: tarfile.TarInfo) -> tuple[str, str]:
     """Stem and suffix of a member that may be here."""
     _check_path(path, member)
     if not member.isreg() or member.issparse():
-        raise UserError(f"{path}: member {member.name!r} is a link or a special file; only plain files are read")
+        raise UserError(
+            f"{path}: member {member.name!r} is a link or a special file; only plain files are read"
+        )
     folder, _, name = member.name.rpartition("/")
     stem, _, suffix = name.partition(".")  # WebDataset: everything after the first dot
     suffix = "." + suffix.lower()
     if suffix not in SUFFIXES + LABEL_SUFFIXES:
-        raise UserError(f"{path}: member {member.name!r} is neither an image ({', '.join(SUFFIXES)}) nor a label "
-                        f"({', '.join(LABEL_SUFFIXES)})")
+        raise UserError(
+            f"{path}: member {member.name!r} is neither an image ({', '.join(SUFFIXES)}) nor a label "
+            f"({', '.join(LABEL_SUFFIXES)})"
+        )
     return f"{folder}/{stem}", suffix
 
 
-def _sample(path: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo], label_key: str,
-            classes: int) -> tuple[int, int, int]:  # fmt: skip
+def _sample(
+    path: Path,
+    tar: tarfile.TarFile,
+    key: str,
+    members: dict[str, tarfile.TarInfo],
+    label_key: str,
+    classes: int,
+) -> tuple[int, int, int]:
     """Offset and size of the image, and the label."""
     images = [suffix for suffix in members if suffix in SUFFIXES]
     labels = [suffix for suffix in LABEL_SUFFIXES if suffix in members]
     if len(images) != 1 or not labels:
-        raise UserError(f"{path}: sample {key.lstrip('/')} needs one image and a label, and has {', '.join(members)}")
+        raise UserError(
+            f"{path}: sample {key.lstrip('/')} needs one image and a label, and has {', '.join(members)}"
+        )
     member = members[labels[0]]
     if member.size > LARGEST_LABEL:
-        raise UserError(f"{path}: member {member.name!r} has {member.size} bytes, too many for a label")
+        raise UserError(
+            f"{path}: member {member.name!r} has {member.size} bytes, too many for a label"
+        )
     text = tar.extractfile(member).read().decode("utf-8", "replace")
     label = _label(text, labels[0], label_key)
     if label is None:
-        form = f"a JSON object with a whole number under {label_key!r}" if labels[0] == ".json" else "a whole number"
+        form = (
+            f"a JSON object with a whole number under {label_key!r}"
+            if labels[0] == ".json"
+            else "a whole number"
+        )
         raise UserError(f"{path}: member {member.name!r} must be {form}; it starts {text[:40]!r}")
     if not 0 <= label < classes:
-        raise UserError(f"{path}: member {member.name!r} has label {label}; {classes} classes have labels 0 to {classes - 1}")
+        raise UserError(
+            f"{path}: member {member.name!r} has label {label}; {classes} classes have labels 0 to {classes - 1}"
+        )
     return members[images[0]].offset_data, members[images[0]].size, label
 
 

@@ -47,16 +47,27 @@ class ImageSource(Protocol):
 class TensorSource:
     """Images of one size, held whole: images uint8 [N, C, H, W], labels int64 [N]."""
 
-    def __init__(self, name: str, images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]):
+    def __init__(
+        self, name: str, images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]
+    ):
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
-            raise UserError(f"{name}: images must be uint8 [N, C, H, W] with 1 or 3 channels; got {images.dtype} "
-                            f"{list(images.shape)}")
+            raise UserError(
+                f"{name}: images must be uint8 [N, C, H, W] with 1 or 3 channels; got {images.dtype} "
+                f"{list(images.shape)}"
+            )
         if len(images) != len(labels):
-            raise UserError(f"{name} has {len(images)} images and {len(labels)} labels; they must be as many")
+            raise UserError(
+                f"{name} has {len(images)} images and {len(labels)} labels; they must be as many"
+            )
         if len(images) == 0:
             raise UserError(f"{name} holds no images")
         check_labels(name, labels.numpy(), len(classes))
-        self.name, self.images, self.labels, self.classes = name, images, labels.long(), list(classes)
+        self.name, self.images, self.labels, self.classes = (
+            name,
+            images,
+            labels.long(),
+            list(classes),
+        )
         self.channels = images.shape[1]
 
     def __len__(self) -> int:
@@ -98,22 +109,28 @@ class Subset:
         return shuffled(positions, len(self), seed, epoch)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.whole.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+        return hashlib.sha256(
+            self.whole.fingerprint().encode() + self.indices.tobytes()
+        ).hexdigest()
 
 
 def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
     """Raises UserError unless every label is in [0, classes)."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
-        raise UserError(f"{name}: label {labels[wrong[0]]} of image {wrong[0]} is out of range; {classes} classes have labels "
-                        f"0 to {classes - 1}")
+        raise UserError(
+            f"{name}: label {labels[wrong[0]]} of image {wrong[0]} is out of range; {classes} classes have labels "
+            f"0 to {classes - 1}"
+        )
 
 
 def hold_out(source: ImageSource, count: int, validation: bool) -> Subset:
     """The count images kept for validation, or all the others: drawn once, the same in every run."""
     if not 0 < count < len(source):
-        raise UserError(f"{source.name} has no validation split, and validation: {count} images cannot be held out of "
-                        f"{len(source)}; give a number between 1 and {len(source) - 1}")
+        raise UserError(
+            f"{source.name} has no validation split, and validation: {count} images cannot be held out of "
+            f"{len(source)}; give a number between 1 and {len(source) - 1}"
+        )
     held = np.sort(shuffled(np.arange(count), len(source), seed=0, epoch=0))
     kept = held if validation else np.setdiff1d(np.arange(len(source)), held)
     return Subset(f"{source.name} ({'validation' if validation else 'train'})", source, kept)

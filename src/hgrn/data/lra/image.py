@@ -62,7 +62,13 @@ def prepare(data: ImageData) -> LabelledData:
         paths, classes = [folder / name for name in (*layout.train, *layout.test)], list(CLASSES)
         if missing := [str(path) for path in paths if not path.is_file()]:
             raise UserError(f"{', '.join(missing)} not found; unpack CIFAR-10 again")
-    source = ["image", FORMAT, data.colour, classes, [TextFile(str(path), path).signature() for path in paths]]
+    source = [
+        "image",
+        FORMAT,
+        data.colour,
+        classes,
+        [TextFile(str(path), path).signature() for path in paths],
+    ]
 
     def write(writer: EntryWriter) -> dict:
         parts, facts = _of_idx(folder) if layout is None else _of_cifar(folder, layout, data.colour)
@@ -90,7 +96,7 @@ def augmented(images: np.ndarray, examples: np.ndarray, seed: int, epoch: int) -
     for row, example in enumerate(examples.tolist()):
         number = hashed(seed, epoch, example)
         top, left, flip = number % (2 * PAD + 1), (number >> 16) % (2 * PAD + 1), number >> 32 & 1
-        crop = padded[row, :, top:top + height, left:left + width]
+        crop = padded[row, :, top : top + height, left : left + width]
         result[row] = crop[:, :, ::-1] if flip else crop
     return result
 
@@ -102,11 +108,15 @@ def _find(path: str) -> tuple[Path, Layout | None]:
         for layout in CIFAR10:
             if (folder / layout.train[0]).is_file():
                 return folder, layout
-    if outer.is_dir() and any("images" in file.name and "idx3" in file.name for file in outer.iterdir()):
+    if outer.is_dir() and any(
+        "images" in file.name and "idx3" in file.name for file in outer.iterdir()
+    ):
         return outer, None
     firsts = " and no ".join(layout.train[0] for layout in CIFAR10)
     folders = " or ".join(layout.folder for layout in CIFAR10)
-    raise UserError(f"path {path} has no {firsts}; name the folder {folders} of CIFAR-10, or one of idx files")
+    raise UserError(
+        f"path {path} has no {firsts}; name the folder {folders} of CIFAR-10, or one of idx files"
+    )
 
 
 def _of_cifar(folder: Path, layout: Layout, colour: bool) -> tuple[list[Part], dict]:
@@ -114,9 +124,13 @@ def _of_cifar(folder: Path, layout: Layout, colour: bool) -> tuple[list[Part], d
         parts = [read_batch(folder / name, layout) for name in names]
         for name, (_, labels) in zip(names, parts):
             if not ((labels >= 0) & (labels < len(CLASSES))).all():
-                raise UserError(f"{folder / name} has labels that are not from 0 to {len(CLASSES) - 1}")
+                raise UserError(
+                    f"{folder / name} has labels that are not from 0 to {len(CLASSES) - 1}"
+                )
         pixels = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, SIZE, SIZE)
-        return pixels if colour else to_grey(pixels), np.concatenate([labels for _, labels in parts])
+        return pixels if colour else to_grey(pixels), np.concatenate(
+            [labels for _, labels in parts]
+        )
 
     return [load(layout.train), load(layout.test)], COLOUR if colour else GREY
 
@@ -127,12 +141,19 @@ def _of_idx(folder: Path) -> tuple[list[Part], dict]:
         source = open_idx(folder, split)
         height, width = source.images.shape[2:]
         if max(height, width) > SIZE:
-            raise UserError(f"{folder} {split}: images must have at most {SIZE} x {SIZE} pixels, got {height} x {width}")
+            raise UserError(
+                f"{folder} {split}: images must have at most {SIZE} x {SIZE} pixels, got {height} x {width}"
+            )
         border = [((SIZE - length) // 2, (SIZE - length + 1) // 2) for length in (height, width)]
-        parts.append((np.pad(source.images.numpy(), ((0, 0), (0, 0), *border)), source.labels.numpy()))
+        parts.append(
+            (np.pad(source.images.numpy(), ((0, 0), (0, 0), *border)), source.labels.numpy())
+        )
     levels, counts = np.arange(256) / 255, np.bincount(parts[0][0].ravel(), minlength=256)
     mean = np.average(levels, weights=counts)
-    return parts, {"mean": [float(mean)], "std": [float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))]}
+    return parts, {
+        "mean": [float(mean)],
+        "std": [float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))],
+    }
 
 
 def _write(writer: EntryWriter, training: Part, test: Part) -> None:
@@ -140,7 +161,9 @@ def _write(writer: EntryWriter, training: Part, test: Part) -> None:
     train = int(len(images) * (1 - VALIDATION_SHARE))
     parts = {
         split: (images[chosen], labels[chosen])
-        for split, chosen in zip(("train", "validation"), random_split(len(images), [train, len(images) - train]))
+        for split, chosen in zip(
+            ("train", "validation"), random_split(len(images), [train, len(images) - train])
+        )
     }
     for split, (images, labels) in (parts | {"test": test}).items():
         writer.append(f"{split}/images", images)

@@ -53,11 +53,15 @@ def prepare(data: ListOpsData) -> LabelledData:
     folder = expanded(data.path)
     missing = [name for name in FILES.values() if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"path {data.path} has no {', '.join(missing)}; name the folder of the ListOps files of the "
-                        "Long Range Arena (listops-1000), or make them with `hgrn data listops`")
+        raise UserError(
+            f"path {data.path} has no {', '.join(missing)}; name the folder of the ListOps files of the "
+            "Long Range Arena (listops-1000), or make them with `hgrn data listops`"
+        )
     files = {split: TextFile(str(folder / name), folder / name) for split, name in FILES.items()}
     source = ["listops", FORMAT, data.max_length, *(file.signature() for file in files.values())]
-    return sequence_data(cached(data.cache, source, lambda writer: _write(writer, files, data.max_length)))
+    return sequence_data(
+        cached(data.cache, source, lambda writer: _write(writer, files, data.max_length))
+    )
 
 
 def tokenize(source: str) -> list[str]:
@@ -67,7 +71,9 @@ def tokenize(source: str) -> list[str]:
 
 def evaluate(tokens: Sequence[str]) -> int:
     """The value of an expression. Raises ValueError if it is none."""
-    values: list[int] = []  # of the innermost list that is open; at first and at the end, of the expression
+    values: list[
+        int
+    ] = []  # of the innermost list that is open; at first and at the end, of the expression
     outer: list[tuple[str, list[int]]] = []
     for position, token in enumerate(tokens):
         if (value := VALUE_OF.get(token)) is not None:
@@ -82,7 +88,9 @@ def evaluate(tokens: Sequence[str]) -> int:
         else:
             raise ValueError(f"token {position}, {token!r}, cannot stand there")
     if outer or len(values) != 1:
-        raise ValueError(f"{len(outer)} lists are not closed and {len(values)} values are left; there must be one value")
+        raise ValueError(
+            f"{len(outer)} lists are not closed and {len(values)} values are left; there must be one value"
+        )
     return values[0]
 
 
@@ -93,11 +101,15 @@ def rows(file: TextFile) -> Iterator[tuple[str, str, int]]:
         text = line.decode("ascii", "replace").rstrip("\r\n")
         if number == 1:
             if text != HEADER:
-                raise UserError(f"{where}: the first line must be the header Source<TAB>Target; got {text[:40]!r}")
+                raise UserError(
+                    f"{where}: the first line must be the header Source<TAB>Target; got {text[:40]!r}"
+                )
             continue
         source, tab, target = text.partition("\t")
         if not tab or target not in DIGITS:
-            raise UserError(f"{where}: a line must be an expression, a tab and a digit; got {text[-40:]!r} at its end")
+            raise UserError(
+                f"{where}: a line must be an expression, a tab and a digit; got {text[-40:]!r} at its end"
+            )
         yield where, source, int(target)
 
 
@@ -111,7 +123,12 @@ def _sum(values: list[int]) -> int:
     return sum(values) % 10
 
 
-APPLY: dict[str, Callable[[list[int]], int]] = {"[MIN": min, "[MAX": max, "[MED": _median, "[SM": _sum}
+APPLY: dict[str, Callable[[list[int]], int]] = {
+    "[MIN": min,
+    "[MAX": max,
+    "[MED": _median,
+    "[SM": _sum,
+}
 OPERATORS = tuple(APPLY)
 
 
@@ -129,10 +146,14 @@ def _write(writer: EntryWriter, files: dict[str, TextFile], max_length: int) -> 
                 if not tokens:
                     raise UserError(f"{where}: the expression is empty")
                 labels.append(target)
-                yield vocabulary.encode(tokens[:max_length - 1])
+                yield vocabulary.encode(tokens[: max_length - 1])
 
         if not write_sequences(writer, split, sequences(), vocabulary.dtype):
             raise UserError(f"{file.name} has no expressions")
         writer.append(f"{split}/labels", np.array(labels, dtype=np.int64))
-    return {"vocabulary": list(vocabulary.tokens), "classes": list(DIGITS), "max_length": max_length,
-            "stored": {split: split for split in files}}
+    return {
+        "vocabulary": list(vocabulary.tokens),
+        "classes": list(DIGITS),
+        "max_length": max_length,
+        "stored": {split: split for split in files},
+    }

@@ -43,8 +43,15 @@ class Grammar:
     max_length: int = 2000
 
 
-def generate(out: str | Path, seed: int = 0, train: int = 96_000, validation: int = 2_000, test: int = 2_000,
-             grammar: Grammar = Grammar(), processes: int | None = None) -> dict:
+def generate(
+    out: str | Path,
+    seed: int = 0,
+    train: int = 96_000,
+    validation: int = 2_000,
+    test: int = 2_000,
+    grammar: Grammar = Grammar(),
+    processes: int | None = None,
+) -> dict:
     """Write the three files and `report.json`, what `report` says of them, into a new folder.
 
     The files depend on seed, the numbers and the grammar, and not on processes (None: one a core). The value
@@ -81,7 +88,9 @@ def report(folder: str | Path) -> dict:
         for _, source, target in rows(file):
             text = np.frombuffer(source.encode(), dtype=np.uint8)
             opens, ends = text == ord("["), text == ord("]")
-            lengths.append(int(opens.sum() + ends.sum() + ((text >= ord("0")) & (text <= ord("9"))).sum()))
+            lengths.append(
+                int(opens.sum() + ends.sum() + ((text >= ord("0")) & (text <= ord("9"))).sum())
+            )
             depths.append(int(np.cumsum(opens.astype(np.int64) - ends).max()))
             answers[str(target)] += 1
             letters = text[np.flatnonzero(opens) + 3]
@@ -98,14 +107,22 @@ def report(folder: str | Path) -> dict:
 
 
 def _check(numbers: dict[str, int], grammar: Grammar) -> None:
-    problems = [f"{split} must not be negative; got {number}" for split, number in numbers.items() if number < 0]
+    problems = [
+        f"{split} must not be negative; got {number}"
+        for split, number in numbers.items()
+        if number < 0
+    ]
     if grammar.max_depth < 2:
-        problems.append(f"max_depth must be at least 2, an operator and its digits; got {grammar.max_depth}")
+        problems.append(
+            f"max_depth must be at least 2, an operator and its digits; got {grammar.max_depth}"
+        )
     if grammar.max_args < 2:
         problems.append(f"max_args must be at least 2; got {grammar.max_args}")
     if grammar.max_length - grammar.min_length < 2:
-        problems.append("lengths lie between min_length and max_length and are neither, so these must differ by 2 or "
-                        f"more; got {grammar.min_length} and {grammar.max_length}")
+        problems.append(
+            "lengths lie between min_length and max_length and are neither, so these must differ by 2 or "
+            f"more; got {grammar.min_length} and {grammar.max_length}"
+        )
     if problems:
         raise UserError("\n".join(problems))
 
@@ -121,8 +138,10 @@ def _distinct(blocks: Iterator[list[str]], grammar: Grammar) -> Iterator[str]:
                 yield line
         fruitless = fruitless + 1 if len(seen) == before else 0
         if fruitless == PATIENCE:
-            raise UserError(f"no more than {len(seen)} expressions of {grammar} were found in {PATIENCE * ROOTS} trees; "
-                            "ask for fewer, or for other lengths")
+            raise UserError(
+                f"no more than {len(seen)} expressions of {grammar} were found in {PATIENCE * ROOTS} trees; "
+                "ask for fewer, or for other lengths"
+            )
 
 
 @dataclass(eq=False)
@@ -179,7 +198,9 @@ def _shapes(rng: np.random.Generator, grammar: Grammar) -> list[_Level]:
 def _accepted(levels: list[_Level], grammar: Grammar) -> list[_Level]:
     """The trees whose length is right, numbered anew."""
     lengths = np.zeros(ROOTS, dtype=np.int64)
-    for level in levels:  # an operator and its end are two tokens, and so is one that the parent counts as a child
+    for level in (
+        levels
+    ):  # an operator and its end are two tokens, and so is one that the parent counts as a child
         leaves = level.arity - np.add.reduceat(level.nested.astype(np.int64), level.first)
         lengths += np.bincount(level.tree, weights=leaves + 2, minlength=ROOTS).astype(np.int64)
     good = (lengths > grammar.min_length) & (lengths < grammar.max_length)
@@ -189,11 +210,19 @@ def _accepted(levels: list[_Level], grammar: Grammar) -> list[_Level]:
         here = good[level.tree]
         if not here.any():
             break
-        kept.append(_Level(number[level.tree[here]], level.arity[here], level.nested[np.repeat(here, level.arity)]))
+        kept.append(
+            _Level(
+                number[level.tree[here]],
+                level.arity[here],
+                level.nested[np.repeat(here, level.arity)],
+            )
+        )
     return kept
 
 
-def _expressions(rng: np.random.Generator, levels: list[_Level]) -> tuple[list[int], list[int], list[int]]:
+def _expressions(
+    rng: np.random.Generator, levels: list[_Level]
+) -> tuple[list[int], list[int], list[int]]:
     """All trees as indices into `WORDS`, end to end; where each ends; the value of each."""
     operators, digits, sizes = [], [], []
     for level in levels:
@@ -230,5 +259,10 @@ def _reduce(operator: np.ndarray, children: np.ndarray, level: _Level) -> np.nda
     ordered = children[np.lexsort((children, level.parent))]
     median = (ordered[first + (level.arity - 1) // 2] + ordered[first + level.arity // 2]) // 2
     total = np.add.reduceat(children, first) % 10
-    by_operator = [np.minimum.reduceat(children, first), np.maximum.reduceat(children, first), median, total]
+    by_operator = [
+        np.minimum.reduceat(children, first),
+        np.maximum.reduceat(children, first),
+        median,
+        total,
+    ]
     return np.choose(operator, by_operator)

@@ -13,7 +13,13 @@ from hgrn.data.lra.text import TextClassificationData
 # Which one it is, the field `task` says: a discriminated union for pydantic.
 LRAData = ListOpsData | TextClassificationData | RetrievalData | ImageData | PathfinderData
 
-ROOMS = {"listops": listops, "text": text, "retrieval": retrieval, "image": image, "pathfinder": pathfinder}
+ROOMS = {
+    "listops": listops,
+    "text": text,
+    "retrieval": retrieval,
+    "image": image,
+    "pathfinder": pathfinder,
+}
 
 
 def prepare(data: LRAData) -> LabelledData:

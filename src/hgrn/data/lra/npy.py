@@ -29,8 +29,13 @@ def read_table(content: bytes) -> list[list]:
     dtype, rows, columns = np.dtype(match[1].decode()), int(match[3]), int(match[4])
     needed, found = rows * columns * dtype.itemsize, len(content) - start
     if needed == 0 or needed != found:
-        raise ValueError(f"{rows} x {columns} values of {dtype} need {needed} bytes, and {found} are there")
-    if dtype.kind == "U" and np.frombuffer(content, dtype.byteorder + "u4", offset=start).max() > sys.maxunicode:
+        raise ValueError(
+            f"{rows} x {columns} values of {dtype} need {needed} bytes, and {found} are there"
+        )
+    if (
+        dtype.kind == "U"
+        and np.frombuffer(content, dtype.byteorder + "u4", offset=start).max() > sys.maxunicode
+    ):
         raise ValueError("its text has characters that do not exist")
     order = "F" if match[2] == b"True" else "C"
     return np.frombuffer(content, dtype, offset=start).reshape(rows, columns, order=order).tolist()

@@ -59,8 +59,10 @@ def prepare(data: PathfinderData) -> LabelledData:
     folder = expanded(data.path) / data.difficulty
     tables = sorted((folder / "metadata").glob("*.npy"), key=_number)
     if not tables:
-        raise UserError(f"path {data.path} has no {data.difficulty}/metadata/*.npy; name the folder of one size of the "
-                        "Long Range Arena (such as pathfinder32), or make it with `hgrn data pathfinder`")
+        raise UserError(
+            f"path {data.path} has no {data.difficulty}/metadata/*.npy; name the folder of one size of the "
+            "Long Range Arena (such as pathfinder32), or make it with `hgrn data pathfinder`"
+        )
     samples = [sample for table in tables for sample in _samples(folder, table)]
     stamps = [[table.name, table.stat().st_size, table.stat().st_mtime_ns] for table in tables]
     # Of every image, since a folder keeps its time when an image in it is changed. 200,000 images
@@ -77,21 +79,30 @@ def _number(table: Path) -> int:
     try:
         return int(table.stem)
     except ValueError:
-        raise UserError(f"{table}: a file of metadata must be called by the number of its batch") from None
+        raise UserError(
+            f"{table}: a file of metadata must be called by the number of its batch"
+        ) from None
 
 
 def _samples(folder: Path, table: Path) -> Iterator[Sample]:
     content = read_bytes(table, LARGEST_TABLE)
     try:
-        rows = read_table(content) if content.startswith(NUMPY_MAGIC) else (
-            line.split() for line in content.decode("ascii").splitlines())
+        rows = (
+            read_table(content)
+            if content.startswith(NUMPY_MAGIC)
+            else (line.split() for line in content.decode("ascii").splitlines())
+        )
     except ValueError as error:  # a damaged array, or bytes that are no text
         raise UserError(f"{table} is neither a table of text nor an array of it: {error}") from None
     for number, row in enumerate(rows, start=1):
         where = f"{table}:{number}"
         if len(row) < 4 or str(row[3]) not in ("0", "1"):
-            raise UserError(f"{where}: a row must start with folder, file, number and a label of 0 or 1; got {str(row)[:200]}")
-        yield Sample(where, folder / _inside(where, str(row[0])) / _inside(where, str(row[1])), int(row[3]))
+            raise UserError(
+                f"{where}: a row must start with folder, file, number and a label of 0 or 1; got {str(row)[:200]}"
+            )
+        yield Sample(
+            where, folder / _inside(where, str(row[0])) / _inside(where, str(row[1])), int(row[3])
+        )
 
 
 def _inside(where: str, name: str) -> str:
@@ -106,21 +117,32 @@ def _write(writer: EntryWriter, samples: list[Sample], data: PathfinderData) -> 
     kept = [sample for sample in samples if _stat(sample).st_size > 0]
     if len(kept) < len(samples):
         names = [str(sample.path) for sample in samples if sample.path.stat().st_size == 0]
-        warnings.warn(f"{len(names)} empty image files are left out: {', '.join(names[:3])}", stacklevel=2)
+        warnings.warn(
+            f"{len(names)} empty image files are left out: {', '.join(names[:3])}", stacklevel=2
+        )
     share = int(SHARE * len(kept))
     if share == 0:
-        raise UserError(f"path {data.path} has {len(kept)} images in {data.difficulty}; splits need 10 at least")
+        raise UserError(
+            f"path {data.path} has {len(kept)} images in {data.difficulty}; splits need 10 at least"
+        )
     shape: tuple[int, int] | None = None
-    for split, chosen in zip(("train", "validation", "test"),
-                             random_split(len(kept), [len(kept) - 2 * share, share, share])):
+    for split, chosen in zip(
+        ("train", "validation", "test"),
+        random_split(len(kept), [len(kept) - 2 * share, share, share]),
+    ):
         for number in chosen.tolist():
             image = _read(kept[number])
             shape = shape or image.shape
             if image.shape != shape:
-                raise UserError(f"{kept[number].path} has {image.shape} pixels, and others have {shape}; a data set must "
-                                "be of one size")
+                raise UserError(
+                    f"{kept[number].path} has {image.shape} pixels, and others have {shape}; a data set must "
+                    "be of one size"
+                )
             writer.append(f"{split}/images", image[None, None])
-        writer.append(f"{split}/labels", np.array([kept[number].label for number in chosen.tolist()], dtype=np.int64))
+        writer.append(
+            f"{split}/labels",
+            np.array([kept[number].label for number in chosen.tolist()], dtype=np.int64),
+        )
     return {"classes": list(CLASSES), "mean": [0.5], "std": [0.5]}
 
 
@@ -128,7 +150,9 @@ def _stat(sample: Sample) -> os.stat_result:
     try:
         return os.stat(sample.path)
     except OSError as error:
-        raise UserError(f"{sample.where}: the image {sample.path} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"{sample.where}: the image {sample.path} cannot be read: {error.strerror}"
+        ) from None
 
 
 def _read(sample: Sample) -> np.ndarray:
@@ -137,4 +161,6 @@ def _read(sample: Sample) -> np.ndarray:
         with opened(sample.path, str(sample.path)) as image:
             return np.array(image.convert("L"))
     except CorruptImage as error:
-        raise UserError(f"{sample.where}: the image {sample.path} cannot be read: {error.reason}") from None
+        raise UserError(
+            f"{sample.where}: the image {sample.path} cannot be read: {error.reason}"
+        ) from None

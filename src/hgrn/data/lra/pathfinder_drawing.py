@@ -66,16 +66,22 @@ def draw(settings: PathfinderSettings, seed: int, index: int) -> Drawing:
     limits = (settings.size, settings.padding, settings.seed_distance)
     pairs = refused = 0
     while True:
-        zone, contours, begun = grow_targets(state, tables, *limits, settings.contour_length, MAX_PAIRS)
+        zone, contours, begun = grow_targets(
+            state, tables, *limits, settings.contour_length, MAX_PAIRS
+        )
         pairs += begun
         if begun > MAX_PAIRS:
-            raise UserError(f"two contours of {settings.contour_length} paddles do not fit into {settings.size} pixels; "
-                            "give a smaller contour_length or a larger size")
+            raise UserError(
+                f"two contours of {settings.contour_length} paddles do not fit into {settings.size} pixels; "
+                "give a smaller contour_length or a larger size"
+            )
         targets = tuple(_contour(each) for each in contours)
         if not _meet(targets, settings):
             break
         refused += 1
-    short = grow_distractors(state, tables, zone, settings.num_distractors, settings.distractor_length)
+    short = grow_distractors(
+        state, tables, zone, settings.num_distractors, settings.distractor_length
+    )
     distractors = [_contour(each) for each in short]
     markers = (_corner(targets[first], 0), _corner(targets[second], -1))
     image = _ink(settings, stamps, targets, distractors, markers)
@@ -156,14 +162,24 @@ def widened(line: np.ndarray) -> np.ndarray:
     return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
 
 
-def _ink(settings: PathfinderSettings, stamps: np.ndarray, targets: tuple[Contour, ...], distractors: list[Contour],
-         markers: tuple[tuple[int, int], ...]) -> np.ndarray:
+def _ink(
+    settings: PathfinderSettings,
+    stamps: np.ndarray,
+    targets: tuple[Contour, ...],
+    distractors: list[Contour],
+    markers: tuple[tuple[int, int], ...],
+) -> np.ndarray:
     reach = stamps.shape[1] // 2
-    canvas = np.zeros((settings.size + 2 * reach,) * 2)  # float64: some grey levels lie exactly between two
-    for contours, contrast in ((targets, settings.target_contrast), (distractors, settings.distractor_contrast)):
+    canvas = np.zeros(
+        (settings.size + 2 * reach,) * 2
+    )  # float64: some grey levels lie exactly between two
+    for contours, contrast in (
+        (targets, settings.target_contrast),
+        (distractors, settings.distractor_contrast),
+    ):
         for contour in contours:
             for y, x, orientation in contour.paddles.tolist():
-                place = canvas[y:y + 2 * reach + 1, x:x + 2 * reach + 1]
+                place = canvas[y : y + 2 * reach + 1, x : x + 2 * reach + 1]
                 np.maximum(place, stamps[orientation] * np.float32(contrast), out=place)
     image = canvas[reach:-reach, reach:-reach]
     for marker in markers:
@@ -173,7 +189,10 @@ def _ink(settings: PathfinderSettings, stamps: np.ndarray, targets: tuple[Contou
 
 def _disc(settings: PathfinderSettings, y: int, x: int) -> np.ndarray:
     scale, size = settings.antialias, settings.size
-    rows, columns = np.arange(size * scale)[:, None] - y * scale, np.arange(size * scale) - x * scale
+    rows, columns = (
+        np.arange(size * scale)[:, None] - y * scale,
+        np.arange(size * scale) - x * scale,
+    )
     large = np.where(rows**2 + columns**2 <= (settings.marker_radius * scale) ** 2, 255, 0)
     return _reduced(large.astype(np.uint8), size)
 
@@ -203,10 +222,17 @@ def _tables(settings: PathfinderSettings, margin: int) -> tuple[np.ndarray, Tabl
     around = np.arange(-margin, margin + 1)
     disc = np.argwhere(around[:, None] ** 2 + around**2 <= margin**2) - margin
     return np.stack(ink), Tables(
-        circle=circle, weights=np.cos(turned) ** 2, zones=np.stack(zones).astype(np.float64), disc=disc,
-        ahead=_step(angles, length + 2 * margin), head=_step(first, length), back=_step(_opposite(first), length + margin),
-        keep_out=np.concatenate(keep_out), keep_out_ends=np.cumsum([len(each) for each in keep_out]),
-        usable=np.array([_reaches_all_corners(each) for each in keep_out]))
+        circle=circle,
+        weights=np.cos(turned) ** 2,
+        zones=np.stack(zones).astype(np.float64),
+        disc=disc,
+        ahead=_step(angles, length + 2 * margin),
+        head=_step(first, length),
+        back=_step(_opposite(first), length + margin),
+        keep_out=np.concatenate(keep_out),
+        keep_out_ends=np.cumsum([len(each) for each in keep_out]),
+        usable=np.array([_reaches_all_corners(each) for each in keep_out]),
+    )
 
 
 def _opposite(angles: np.ndarray) -> np.ndarray:
@@ -225,21 +251,27 @@ def _circle(radius: int) -> np.ndarray:
     return np.unique(np.floor(_step(angles, radius) + 1e-9).astype(np.int64), axis=0)
 
 
-def _stamp(settings: PathfinderSettings, margin: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def _stamp(
+    settings: PathfinderSettings, margin: int, angle: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Ink and zone of a paddle from the middle towards angle, float32 [S, S] each."""
     scale = settings.antialias
     reach = settings.paddle_length + int(np.ceil(settings.paddle_thickness)) + margin
     middle = reach * scale
     large = Image.new("L", (2 * middle + 1, 2 * middle + 1))
     y, x = np.ceil(middle + _step(np.array(angle), settings.paddle_length * scale)).tolist()
-    ImageDraw.Draw(large).line([(middle, middle), (x, y)], fill=255, width=round(settings.paddle_thickness * scale))
+    ImageDraw.Draw(large).line(
+        [(middle, middle), (x, y)], fill=255, width=round(settings.paddle_thickness * scale)
+    )
     line = np.array(large)
     wide, radius = np.zeros_like(line), margin * scale
     padded = np.pad(line, radius)
     for dy in range(-radius, radius + 1):
         for dx in range(-radius, radius + 1):
             if dy * dy + dx * dx <= radius * radius:
-                shifted = padded[radius + dy:radius + dy + len(line), radius + dx:radius + dx + len(line)]
+                shifted = padded[
+                    radius + dy : radius + dy + len(line), radius + dx : radius + dx + len(line)
+                ]
                 np.maximum(wide, shifted, out=wide)
     return _reduced(line, 2 * reach + 1), _reduced(wide, 2 * reach + 1)
 

@@ -22,8 +22,15 @@ TASK = 100  # images that a process draws at a time
 REPORT = "report.json"
 
 
-def generate(out: str | Path, settings: PathfinderSettings, seed: int = 0, number: int = 200_000, per_batch: int = 1000,
-             processes: int | None = None, progress: Callable[[int, int], None] | None = None) -> dict:
+def generate(
+    out: str | Path,
+    settings: PathfinderSettings,
+    seed: int = 0,
+    number: int = 200_000,
+    per_batch: int = 1000,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
     """Write images and metadata into the folder `out/<difficulty>`, which must be new, and return its report.
 
     Image i is a function of settings, seed and i, whatever the number of processes (None: one a core). Every
@@ -31,15 +38,23 @@ def generate(out: str | Path, settings: PathfinderSettings, seed: int = 0, numbe
     and in all. Raises UserError for a folder that exists or cannot be written, numbers that make no sense, and
     contours that do not fit.
     """
-    for name, value, least in (("number", number, 1), ("per_batch", per_batch, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("number", number, 1),
+        ("per_batch", per_batch, 1),
+        ("seed", seed, 0),
+    ):
         if value < least:
             raise UserError(f"{name} must be at least {least}; got {value}")
     folder = expanded(out) / settings.difficulty
     with reading(folder, "give another name"):
         if folder.exists():
             raise UserError(f"{folder} exists already; name another out")
-    draw(settings, seed, 0)  # what cannot be drawn is found here, and the compiled code is on disk for all processes
-    with whole_folder(folder, durable=False) as draft:  # hundreds of thousands of files, which can be drawn again
+    draw(
+        settings, seed, 0
+    )  # what cannot be drawn is found here, and the compiled code is on disk for all processes
+    with whole_folder(
+        folder, durable=False
+    ) as draft:  # hundreds of thousands of files, which can be drawn again
         (draft / "metadata").mkdir()
         found = _write(draft, settings, seed, number, per_batch, processes, progress)
         report = {"seed": seed, "number": number, "settings": asdict(settings), **found}
@@ -54,25 +69,54 @@ def contact_sheet(images: list[np.ndarray], columns: int, scale: int = 1) -> Ima
     sheet = np.full((rows * (size + 1) + 1, columns * (size + 1) + 1), 90, dtype=np.uint8)
     for number, image in enumerate(images):
         top, left = (place * (size + 1) + 1 for place in divmod(number, columns))
-        sheet[top:top + size, left:left + size] = image
+        sheet[top : top + size, left : left + size] = image
     return Image.fromarray(sheet.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
-def _write(folder: Path, settings: PathfinderSettings, seed: int, number: int, per_batch: int, processes: int | None,
-           progress: Callable[[int, int], None] | None) -> dict:
+def _write(
+    folder: Path,
+    settings: PathfinderSettings,
+    seed: int,
+    number: int,
+    per_batch: int,
+    processes: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> dict:
     totals = {"label_1": 0, "crossing": 0, "distractors": 0, "pairs": 0, "refused": 0}
     tasks = ((start, min(start + TASK, number)) for start in range(0, number, TASK))
-    with ordered_map(partial(_draw_some, settings=settings, seed=seed), tasks, processes) as results:
+    with ordered_map(
+        partial(_draw_some, settings=settings, seed=seed), tasks, processes
+    ) as results:
         for index, (png, margin, label, counts) in enumerate(_flat(results)):
             batch = index // per_batch
             images = folder / "imgs" / str(batch)
             images.mkdir(parents=True, exist_ok=True)
             name = f"sample_{index % per_batch}.png"
             (images / name).write_bytes(png)
-            with open(folder / "metadata" / f"{batch}.npy", "a", encoding="ascii", newline="") as metadata:
-                metadata.write(" ".join(map(str, (
-                    f"imgs/{batch}", name, index % per_batch, label, settings.continuity, settings.contour_length,
-                    settings.distractor_length, settings.paddle_length, settings.paddle_thickness, margin, 1))) + "\n")
+            with open(
+                folder / "metadata" / f"{batch}.npy", "a", encoding="ascii", newline=""
+            ) as metadata:
+                metadata.write(
+                    " ".join(
+                        map(
+                            str,
+                            (
+                                f"imgs/{batch}",
+                                name,
+                                index % per_batch,
+                                label,
+                                settings.continuity,
+                                settings.contour_length,
+                                settings.distractor_length,
+                                settings.paddle_length,
+                                settings.paddle_thickness,
+                                margin,
+                                1,
+                            ),
+                        )
+                    )
+                    + "\n"
+                )
             totals = {key: totals[key] + count for key, count in zip(totals, (label, *counts))}
             if progress is not None:
                 progress(index + 1, number)
@@ -90,7 +134,9 @@ def _draw_some(span: tuple[int, int], settings: PathfinderSettings, seed: int) -
     for index in range(*span):
         drawing = draw(settings, seed, index)
         if label_by_flood(drawing) != drawing.label:
-            raise RuntimeError(f"the flood of image {index} of seed {seed} does not give its label, {drawing.label}")
+            raise RuntimeError(
+                f"the flood of image {index} of seed {seed} does not give its label, {drawing.label}"
+            )
         file = io.BytesIO()
         Image.fromarray(drawing.image).save(file, "png")
         counts = (crossing(drawing), len(drawing.distractors), drawing.pairs, drawing.refused)

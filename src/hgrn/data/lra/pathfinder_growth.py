@@ -48,8 +48,20 @@ def growth() -> tuple[Callable, Callable]:
     from numba import njit
 
     # Compiled functions find each other by their names here; Numba is too heavy to import for a reader of images.
-    for name in ("_random_below", "_claim", "_collides", "_moved", "_inside", "_extend", "_begin", "_free_start",
-                 "_begin_somewhere", "_begin_beside", "_grow_targets", "_grow_distractors"):
+    for name in (
+        "_random_below",
+        "_claim",
+        "_collides",
+        "_moved",
+        "_inside",
+        "_extend",
+        "_begin",
+        "_free_start",
+        "_begin_somewhere",
+        "_begin_beside",
+        "_grow_targets",
+        "_grow_distractors",
+    ):
         plain = globals()[name]
         try:
             globals()[name] = njit(nogil=True, cache=True)(plain)
@@ -105,7 +117,10 @@ def _extend(state, tables, zone, size, rows, number):
         if _inside(y, x, size) and tables.weights[before, choice] > 0:
             claimed = 0.0
             for place in range(tables.disc.shape[0]):
-                near_y, near_x = y + tables.disc[place, 0] + reach, x + tables.disc[place, 1] + reach
+                near_y, near_x = (
+                    y + tables.disc[place, 0] + reach,
+                    x + tables.disc[place, 1] + reach,
+                )
                 claimed = max(claimed, zone[near_y, near_x])
             total += tables.weights[before, choice] * (1 - claimed)
         shares[choice] = total
@@ -131,7 +146,10 @@ def _begin(tables, size, rows, y, x, orientation):
     The start is the first turn; until the second paddle is there, that row holds the pivot.
     """
     head_y, head_x = _moved(y, tables.head[orientation, 0]), _moved(x, tables.head[orientation, 1])
-    pivot_y, pivot_x = _moved(head_y, tables.back[orientation, 0]), _moved(head_x, tables.back[orientation, 1])
+    pivot_y, pivot_x = (
+        _moved(head_y, tables.back[orientation, 0]),
+        _moved(head_x, tables.back[orientation, 1]),
+    )
     rows[0, 0], rows[0, 1], rows[0, 2], rows[0, 3], rows[0, 4] = y, x, orientation, pivot_y, pivot_x
     return _inside(head_y, head_x, size) and _inside(pivot_y, pivot_x, size)
 
@@ -144,8 +162,14 @@ def _free_start(state, tables, zone, size, border, orientation):
     least_y = least_x = size
     most_y = most_x = -size
     for place in range(start, stop):
-        least_y, most_y = min(least_y, tables.keep_out[place, 0]), max(most_y, tables.keep_out[place, 0])
-        least_x, most_x = min(least_x, tables.keep_out[place, 1]), max(most_x, tables.keep_out[place, 1])
+        least_y, most_y = (
+            min(least_y, tables.keep_out[place, 0]),
+            max(most_y, tables.keep_out[place, 0]),
+        )
+        least_x, most_x = (
+            min(least_x, tables.keep_out[place, 1]),
+            max(most_x, tables.keep_out[place, 1]),
+        )
     free = np.empty(size * size, np.int64)
     count = 0
     # Some of what must be free is inside the image, wherever a usable orientation starts, and so not in the border.
@@ -155,7 +179,12 @@ def _free_start(state, tables, zone, size, border, orientation):
             for place in range(start, stop):
                 near_y, near_x = y + tables.keep_out[place, 0], x + tables.keep_out[place, 1]
                 if _inside(near_y, near_x, size):
-                    lined = (near_y < border or near_y >= size - border or near_x < border or near_x >= size - border)
+                    lined = (
+                        near_y < border
+                        or near_y >= size - border
+                        or near_x < border
+                        or near_x >= size - border
+                    )
                     if lined or zone[near_y + reach, near_x + reach] > CLAIMED:
                         good = False
                         break
@@ -168,7 +197,11 @@ def _free_start(state, tables, zone, size, border, orientation):
 def _begin_somewhere(state, tables, zone, size, border, rows):
     for _ in range(TRIALS):
         orientation = int(_random_below(state, tables.head.shape[0]))
-        place = _free_start(state, tables, zone, size, border, orientation) if tables.usable[orientation] else -1
+        place = (
+            _free_start(state, tables, zone, size, border, orientation)
+            if tables.usable[orientation]
+            else -1
+        )
         if place < 0:
             return False
         if _begin(tables, size, rows, place // size, place % size, orientation):
@@ -194,14 +227,16 @@ def _grow_targets(state, tables, size, padding, distance, length, limit):
     contours = np.zeros((2, length + 1, 5), np.int64)
     for begun in range(1, limit + 1):
         zone[:] = 0
-        zone[reach:reach + size, reach:reach + size] = 1
-        zone[reach + padding:reach + size - padding, reach + padding:reach + size - padding] = 0
-        good = (_begin_somewhere(state, tables, zone, size, 2 * distance, contours[0])
-                and _begin_beside(state, tables, size, distance, contours[0], contours[1]))
+        zone[reach : reach + size, reach : reach + size] = 1
+        zone[reach + padding : reach + size - padding, reach + padding : reach + size - padding] = 0
+        good = _begin_somewhere(
+            state, tables, zone, size, 2 * distance, contours[0]
+        ) and _begin_beside(state, tables, size, distance, contours[0], contours[1])
         number = 1
         while good and number < length:
-            good = (_extend(state, tables, zone, size, contours[0], number)
-                    and _extend(state, tables, zone, size, contours[1], number))
+            good = _extend(state, tables, zone, size, contours[0], number) and _extend(
+                state, tables, zone, size, contours[1], number
+            )
             number += 1
         if good:
             # As in the original, the zone of the last paddle of the first contour is never claimed.
@@ -232,7 +267,12 @@ def _grow_distractors(state, tables, zone, number, length):
             for paddle in range(1, length):
                 good = good and _extend(state, tables, trial, size, rows, paddle)
             if good:
-                _claim(trial, tables.zones[rows[length - 1, 2]], rows[length - 1, 0], rows[length - 1, 1])
+                _claim(
+                    trial,
+                    tables.zones[rows[length - 1, 2]],
+                    rows[length - 1, 0],
+                    rows[length - 1, 1],
+                )
                 zone[:] = trial
                 rows[0, 3], rows[0, 4] = rows[0, 0], rows[0, 1]
                 found += 1

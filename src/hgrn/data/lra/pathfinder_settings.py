@@ -50,19 +50,60 @@ class PathfinderSettings:
 # What the arena's description of its data says, of each size; "distractors" is divided by their length. Its
 # integer divisions round down, as in the Python of the time.
 ARENA = {
-    32: dict(padding=1, paddle_length=2, paddle_thickness=0.5, margins=(1,), marker_radius=1.5, continuity=1.0,
-             seed_distance=7, target_contrast=1.5, distractor_contrast=2.0, distractors=20),
-    64: dict(padding=1, paddle_length=5, paddle_thickness=1.0, margins=(1,), marker_radius=2.5, continuity=1.8,
-             seed_distance=12, target_contrast=0.8, distractor_contrast=0.8, distractors=22),
-    128: dict(padding=1, paddle_length=5, paddle_thickness=1.5, margins=(2, 3), marker_radius=3.0, continuity=1.8,
-              seed_distance=20, target_contrast=0.9, distractor_contrast=0.9, distractors=35),
-    256: dict(padding=22, paddle_length=5, paddle_thickness=2.0, margins=(3,), marker_radius=5.0, continuity=1.8,
-              seed_distance=27, target_contrast=1.0, distractor_contrast=1.0, distractors=30),
-}  # fmt: skip
+    32: dict(
+        padding=1,
+        paddle_length=2,
+        paddle_thickness=0.5,
+        margins=(1,),
+        marker_radius=1.5,
+        continuity=1.0,
+        seed_distance=7,
+        target_contrast=1.5,
+        distractor_contrast=2.0,
+        distractors=20,
+    ),
+    64: dict(
+        padding=1,
+        paddle_length=5,
+        paddle_thickness=1.0,
+        margins=(1,),
+        marker_radius=2.5,
+        continuity=1.8,
+        seed_distance=12,
+        target_contrast=0.8,
+        distractor_contrast=0.8,
+        distractors=22,
+    ),
+    128: dict(
+        padding=1,
+        paddle_length=5,
+        paddle_thickness=1.5,
+        margins=(2, 3),
+        marker_radius=3.0,
+        continuity=1.8,
+        seed_distance=20,
+        target_contrast=0.9,
+        distractor_contrast=0.9,
+        distractors=35,
+    ),
+    256: dict(
+        padding=22,
+        paddle_length=5,
+        paddle_thickness=2.0,
+        margins=(3,),
+        marker_radius=5.0,
+        continuity=1.8,
+        seed_distance=27,
+        target_contrast=1.0,
+        distractor_contrast=1.0,
+        distractors=30,
+    ),
+}
 
 
-def arena_settings(size: int, contour_length: int = 14, num_distractors: int | None = None,
-                   crossings: bool = True) -> PathfinderSettings:
+def arena_settings(
+    size: int, contour_length: int = 14, num_distractors: int | None = None, crossings: bool = True
+) -> PathfinderSettings:
     """The arena's settings for a size; contour_length 14 is its hard set, 9 and 6 are easier, as are fewer
     distractors (None: as many as the arena has) and no crossings. Raises UserError for what cannot be drawn."""
     if size not in ARENA:
@@ -74,5 +115,11 @@ def arena_settings(size: int, contour_length: int = 14, num_distractors: int | N
     values = dict(ARENA[size])
     total, distractor_length = values.pop("distractors"), contour_length // 3
     number = total // distractor_length if num_distractors is None else num_distractors
-    return PathfinderSettings(size=size, contour_length=contour_length, distractor_length=distractor_length,
-                              num_distractors=number, crossings=crossings, **values)
+    return PathfinderSettings(
+        size=size,
+        contour_length=contour_length,
+        distractor_length=distractor_length,
+        num_distractors=number,
+        crossings=crossings,
+        **values,
+    )

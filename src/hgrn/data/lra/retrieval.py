@@ -18,7 +18,11 @@ from hgrn.data.lra.text import Level, Record, Source, json_files, json_source, p
 from hgrn.errors import UserError
 from hgrn.files import expanded
 
-FILES = {"train": "new_aan_pairs.train.tsv", "validation": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
+FILES = {
+    "train": "new_aan_pairs.train.tsv",
+    "validation": "new_aan_pairs.eval.tsv",
+    "test": "new_aan_pairs.test.tsv",
+}
 CLASSES = ("0", "1")
 COLUMNS = 5
 
@@ -42,14 +46,21 @@ def prepare(data: RetrievalData) -> LabelledData:
     folder = expanded(data.path)
     missing = [name for name in FILES.values() if not (folder / name).is_file()]
     if not missing:
-        files = {split: TextFile(str(folder / name), folder / name) for split, name in FILES.items()}
-        source = Source({split: (lambda file=file: _rows(file)) for split, file in files.items()}, CLASSES,
-                        ["aan", [file.signature() for file in files.values()]])
+        files = {
+            split: TextFile(str(folder / name), folder / name) for split, name in FILES.items()
+        }
+        source = Source(
+            {split: (lambda file=file: _rows(file)) for split, file in files.items()},
+            CLASSES,
+            ["aan", [file.signature() for file in files.values()]],
+        )
     elif (own := json_files(folder))["train"] is not None:
         source = json_source(data.path, own, ("text1", "text2"))
     else:
-        raise UserError(f"path {data.path} has no {', '.join(missing)}, and no train.jsonl either; name the folder "
-                        "tsv_data of the Long Range Arena, or one with pairs in JSON Lines")
+        raise UserError(
+            f"path {data.path} has no {', '.join(missing)}, and no train.jsonl either; name the folder "
+            "tsv_data of the Long Range Arena, or one with pairs in JSON Lines"
+        )
     return prepare_source(source, data.level, data.max_length, data.min_count, data.cache)
 
 
@@ -61,8 +72,10 @@ def _rows(file: TextFile) -> Iterator[Record]:
         except UnicodeDecodeError as error:
             raise UserError(f"{where}: byte {error.start} of the line is not valid UTF-8") from None
         if len(columns) != COLUMNS:
-            raise UserError(f"{where}: a line must have {COLUMNS} columns between tabs, label, two ids and two texts; "
-                            f"got {len(columns)}")
+            raise UserError(
+                f"{where}: a line must have {COLUMNS} columns between tabs, label, two ids and two texts; "
+                f"got {len(columns)}"
+            )
         try:
             label = float(columns[0])
         except ValueError:

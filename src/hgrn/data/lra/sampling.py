@@ -62,8 +62,18 @@ class ExampleSampler(Positioned):
     for numbers that do not fit each other.
     """
 
-    def __init__(self, data: LabelledData, split: str, batch_size: int, seed: int, rank: int = 0, world: int = 1,
-                 pad_to: int | None = None, group_by_length: bool = False, augment: bool = False):
+    def __init__(
+        self,
+        data: LabelledData,
+        split: str,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        pad_to: int | None = None,
+        group_by_length: bool = False,
+        augment: bool = False,
+    ):
         check_shares(batch_size, rank, world)
         self._reader = _Reader(data, split, pad_to)
         if augment and not isinstance(data.splits[split], ImageSplit):
@@ -77,12 +87,16 @@ class ExampleSampler(Positioned):
         self.size = len(data.splits[split])
         super().__init__("a split", self.size // batch_size, seed)
         if self.steps_per_epoch == 0:
-            raise UserError(f"split {split} has {self.size} examples, fewer than a batch of {batch_size}; use more "
-                            "data or a smaller batch size")
+            raise UserError(
+                f"split {split} has {self.size} examples, fewer than a batch of {batch_size}; use more "
+                "data or a smaller batch size"
+            )
 
     def next(self) -> ExampleBatch:
         """The batch at the position, which moves on by one."""
-        examples = self._drawn(self.index, 1)[0] if self._lengths is None else self._grouped(self._lengths)
+        examples = (
+            self._drawn(self.index, 1)[0] if self._lengths is None else self._grouped(self._lengths)
+        )
         changed_by = (self.seed, self.epoch) if self._augment else None
         self.advance()
         return self._reader.read(examples, self._rows, changed_by)
@@ -97,12 +111,22 @@ class ExampleSampler(Positioned):
         first = self.index - self.index % GROUP
         steps = min(GROUP, self.steps_per_epoch - first)
         examples = self._drawn(first, steps).ravel()
-        by_length = examples[np.argsort(lengths[examples], kind="stable")].reshape(steps, self.batch_size)
-        return by_length[shuffled(np.array([self.index - first]), steps, self.seed, hashed(self.epoch, first))[0]]
+        by_length = examples[np.argsort(lengths[examples], kind="stable")].reshape(
+            steps, self.batch_size
+        )
+        return by_length[
+            shuffled(np.array([self.index - first]), steps, self.seed, hashed(self.epoch, first))[0]
+        ]
 
 
-def in_order(data: LabelledData, split: str, batch_size: int, rank: int = 0, world: int = 1,
-             pad_to: int | None = None) -> Iterator[ExampleBatch]:
+def in_order(
+    data: LabelledData,
+    split: str,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    pad_to: int | None = None,
+) -> Iterator[ExampleBatch]:
     """Every example of a split once, in order, for evaluation; the last batch may be smaller.
 
     Each rank gets its share of every batch, all ranks equally many batches; a share may be empty (no rows,
@@ -111,7 +135,10 @@ def in_order(data: LabelledData, split: str, batch_size: int, rank: int = 0, wor
     check_shares(batch_size, rank, world)
     reader, size = _Reader(data, split, pad_to), len(data.splits[split])
     rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-    return (reader.read(np.arange(start, min(start + batch_size, size)), rows) for start in range(0, size, batch_size))
+    return (
+        reader.read(np.arange(start, min(start + batch_size, size)), rows)
+        for start in range(0, size, batch_size)
+    )
 
 
 class _Reader:
@@ -124,10 +151,14 @@ class _Reader:
                 raise ValueError("pad_to is for sequences, and these are images")
             longest = int(self.examples.lengths.max(initial=0))
             if longest > pad_to:
-                raise UserError(f"pad_to {pad_to} is less than the longest sequence of split {split}, {longest}; give at "
-                                "least that, or a smaller max_length of the data")
+                raise UserError(
+                    f"pad_to {pad_to} is less than the longest sequence of split {split}, {longest}; give at "
+                    "least that, or a smaller max_length of the data"
+                )
 
-    def read(self, step: np.ndarray, rows: slice, changed_by: tuple[int, int] | None = None) -> ExampleBatch:
+    def read(
+        self, step: np.ndarray, rows: slice, changed_by: tuple[int, int] | None = None
+    ) -> ExampleBatch:
         """The given rows of a step of which these are the examples. changed_by: seed and epoch of an augmentation."""
         mine, examples = step[rows], self.examples
         labels = torch.from_numpy(np.asarray(examples.labels[mine], dtype=np.int64))
@@ -136,18 +167,28 @@ class _Reader:
             if changed_by is not None:
                 images = augmented(images, mine, *changed_by)
             return ExampleBatch(labels, pixel_values=torch.from_numpy(self.data.normalised(images)))
-        length = self.pad_to if self.pad_to is not None else max(1, int(examples.lengths[step].max()))
-        if isinstance(examples, PairSplit):  # both halves alike: they go through a model as one batch
-            return ExampleBatch(labels, *_padded(examples.first, mine, length), *_padded(examples.second, mine, length))
+        length = (
+            self.pad_to if self.pad_to is not None else max(1, int(examples.lengths[step].max()))
+        )
+        if isinstance(
+            examples, PairSplit
+        ):  # both halves alike: they go through a model as one batch
+            return ExampleBatch(
+                labels,
+                *_padded(examples.first, mine, length),
+                *_padded(examples.second, mine, length),
+            )
         return ExampleBatch(labels, *_padded(examples, mine, length))
 
 
-def _padded(split: SequenceSplit, examples: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(
+    split: SequenceSplit, examples: np.ndarray, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and mask, int64 [R, length]."""
     ids = np.full((len(examples), length), PAD, dtype=np.int64)
     mask = np.zeros((len(examples), length), dtype=np.int64)
     for row, example in enumerate(examples.tolist()):
         sequence = split.sequence(example)
-        ids[row, :len(sequence)] = sequence
-        mask[row, :len(sequence)] = 1
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
     return torch.from_numpy(ids), torch.from_numpy(mask)

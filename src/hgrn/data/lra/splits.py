@@ -35,7 +35,7 @@ class SequenceSplit:
 
     def sequence(self, index: int) -> np.ndarray:
         """The token ids of one example, <eos> included."""
-        return self.tokens[self.offsets[index]:self.offsets[index + 1]]
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +95,23 @@ class LabelledData:
 
     def normalised(self, images: np.ndarray) -> np.ndarray:
         """uint8 [..., C, H, W] -> float32: scaled to [0, 1], less the mean, over the standard deviation."""
-        mean, std = (np.array(each, dtype=np.float32)[:, None, None] for each in (self.mean, self.std))
+        mean, std = (
+            np.array(each, dtype=np.float32)[:, None, None] for each in (self.mean, self.std)
+        )
         return (images.astype(np.float32) / 255 - mean) / std
 
 
 def random_split(number: int, sizes: list[int]) -> list[np.ndarray]:
     """The indices that `torch.utils.data.random_split` of range(number) gives with the seed of the published runs."""
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(SPLIT_SEED), device="cpu").numpy()
+    order = torch.randperm(
+        number, generator=torch.Generator().manual_seed(SPLIT_SEED), device="cpu"
+    ).numpy()
     return np.split(order, np.cumsum(sizes)[:-1])
 
 
-def write_sequences(writer: EntryWriter, name: str, sequences: Iterable[np.ndarray], dtype: np.dtype) -> int:
+def write_sequences(
+    writer: EntryWriter, name: str, sequences: Iterable[np.ndarray], dtype: np.dtype
+) -> int:
     """Append sequences of token ids as `name/tokens` and `name/offsets`; returns how many there were."""
     ends = [0]
     writer.append(f"{name}/tokens", np.empty(0, dtype))
@@ -126,18 +132,32 @@ def sequence_data(entry: Entry) -> LabelledData:
         if f"{name}/tokens" in entry.arrays:
             splits[split] = _sequences(entry, name, labels)
         else:
-            splits[split] = PairSplit(*(_sequences(entry, f"{name}/{half}", labels) for half in ("first", "second")))
-    return LabelledData(splits, tuple(facts["classes"]), entry.fingerprint, Vocabulary(tuple(facts["vocabulary"])),
-                        facts["max_length"])
+            splits[split] = PairSplit(
+                *(_sequences(entry, f"{name}/{half}", labels) for half in ("first", "second"))
+            )
+    return LabelledData(
+        splits,
+        tuple(facts["classes"]),
+        entry.fingerprint,
+        Vocabulary(tuple(facts["vocabulary"])),
+        facts["max_length"],
+    )
 
 
 def image_data(entry: Entry) -> LabelledData:
     """The data of an entry whose splits have images and labels."""
     facts = entry.facts
-    splits: dict[str, Split] = {split: ImageSplit(entry.arrays[f"{split}/images"], entry.arrays[f"{split}/labels"])
-                                for split in SPLITS}
-    return LabelledData(splits, tuple(facts["classes"]), entry.fingerprint, mean=tuple(facts["mean"]),
-                        std=tuple(facts["std"]))
+    splits: dict[str, Split] = {
+        split: ImageSplit(entry.arrays[f"{split}/images"], entry.arrays[f"{split}/labels"])
+        for split in SPLITS
+    }
+    return LabelledData(
+        splits,
+        tuple(facts["classes"]),
+        entry.fingerprint,
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+    )
 
 
 def _sequences(entry: Entry, name: str, labels: np.ndarray) -> SequenceSplit:

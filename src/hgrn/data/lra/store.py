@@ -59,8 +59,13 @@ class EntryWriter:
             self._open[name] = (open(path, "xb"), hashlib.sha256())
             self.descriptions[name] = {"dtype": piece.dtype.str, "shape": [0, *piece.shape[1:]]}
         description = self.descriptions[name]
-        if piece.dtype.str != description["dtype"] or list(piece.shape[1:]) != description["shape"][1:]:
-            raise ValueError(f"array {name} has {description}; got a piece of {piece.dtype} {piece.shape}")
+        if (
+            piece.dtype.str != description["dtype"]
+            or list(piece.shape[1:]) != description["shape"][1:]
+        ):
+            raise ValueError(
+                f"array {name} has {description}; got a piece of {piece.dtype} {piece.shape}"
+            )
         stream, digest = self._open[name]
         data = np.ascontiguousarray(piece).data
         stream.write(data)
@@ -87,14 +92,20 @@ class EntryWriter:
             stream.close()
 
 
-def cached(cache: str | None, source: list, write: Callable[[EntryWriter], dict[str, Any]]) -> Entry:
+def cached(
+    cache: str | None, source: list, write: Callable[[EntryWriter], dict[str, Any]]
+) -> Entry:
     """The entry for a source, from the cache or written now.
 
     cache: the folder of entries, None for the user's cache folder. source: plain data that changes whenever
     the entry would. write appends the arrays and returns the facts. Processes that ask for the same entry
     wait for the first of them. Raises UserError if the folder cannot be written.
     """
-    root = user_path(cache, "data.cache") if cache is not None else default_cache_folder().with_name("lra")
+    root = (
+        user_path(cache, "data.cache")
+        if cache is not None
+        else default_cache_folder().with_name("lra")
+    )
     folder = root / hashlib.sha256(json.dumps(source).encode()).hexdigest()
     try:
         return open_entry(folder)
@@ -113,8 +124,10 @@ def cached(cache: str | None, source: list, write: Callable[[EntryWriter], dict[
             _write(folder, write)
             return open_entry(folder)
     except OSError as error:
-        raise UserError(f"the data cache {root} cannot be written: {error}; make room there, or set cache to "
-                        "another folder") from error
+        raise UserError(
+            f"the data cache {root} cannot be written: {error}; make room there, or set cache to "
+            "another folder"
+        ) from error
 
 
 def open_entry(folder: Path) -> Entry:
@@ -124,8 +137,14 @@ def open_entry(folder: Path) -> Entry:
             content = json.load(file)
             arrays = {name: _map(folder / name, each) for name, each in content["arrays"].items()}
             fingerprint = content.pop("fingerprint")
-        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError,
-                RecursionError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            FileNotFoundError,
+            RecursionError,
+        ) as error:
             raise DamagedEntry(f"{folder}: {error}") from None
     if fingerprint != _fingerprint(content):
         raise DamagedEntry(f"{folder / META} was changed")

@@ -79,18 +79,23 @@ def prepare(data: TextClassificationData) -> LabelledData:
     return prepare_source(source, data.level, data.max_length, data.min_count, data.cache)
 
 
-def prepare_source(source: Source, level: Level, max_length: int, min_count: int, cache: str | None) -> LabelledData:
+def prepare_source(
+    source: Source, level: Level, max_length: int, min_count: int, cache: str | None
+) -> LabelledData:
     """Encode what a source reads; of records with two texts, as pairs."""
     if max_length < 2:
         raise UserError(f"max_length must be at least 2, a token and <eos>; got {max_length}")
     if level not in ("characters", "bytes"):
         raise UserError(f"level must be 'characters' or 'bytes'; got {level!r}")
     key = ["text", FORMAT, level, max_length, min_count, source.signature]
-    return sequence_data(cached(cache, key, lambda writer: _write(writer, source, level, max_length, min_count)))
+    return sequence_data(
+        cached(cache, key, lambda writer: _write(writer, source, level, max_length, min_count))
+    )
 
 
 def json_files(folder: Path) -> dict[str, TextFile | None]:
     """`<split>.jsonl` in a folder, plain or compressed, by split."""
+
     def find(split: str) -> TextFile | None:
         names = [f"{split}.jsonl{suffix}" for suffix in ("", *OPENERS)]
         paths = [folder / name for name in names if (folder / name).is_file()]
@@ -108,7 +113,9 @@ def json_source(path: str, files: dict[str, TextFile | None], fields: tuple[str,
         for where, record in file.records():
             for field in (*fields, "label"):
                 if field not in record:
-                    raise UserError(f"{where}: the record has no field {field!r}; it has {', '.join(record) or 'none'}")
+                    raise UserError(
+                        f"{where}: the record has no field {field!r}; it has {', '.join(record) or 'none'}"
+                    )
             texts = tuple(record[field] for field in fields)
             if not all(isinstance(text, str) for text in texts):
                 raise UserError(f"{where}: {' and '.join(map(repr, fields))} must be strings")
@@ -118,16 +125,25 @@ def json_source(path: str, files: dict[str, TextFile | None], fields: tuple[str,
             yield Record(where, texts, label)
 
     present = {split: file for split, file in files.items() if file is not None}
-    return Source({split: (lambda file=file: read(file)) for split, file in present.items()}, None,
-                  [fields, {split: file.signature() for split, file in present.items()}])
+    return Source(
+        {split: (lambda file=file: read(file)) for split, file in present.items()},
+        None,
+        [fields, {split: file.signature() for split, file in present.items()}],
+    )
 
 
 def _imdb(folder: Path) -> Source:
-    paths = {split: [path for name in IMDB_CLASSES for path in sorted((folder / split / name).glob("*.txt"))]
-             for split in ("train", "test")}
+    paths = {
+        split: [
+            path for name in IMDB_CLASSES for path in sorted((folder / split / name).glob("*.txt"))
+        ]
+        for split in ("train", "test")
+    }
     for split, found in paths.items():
         if {path.parent.name for path in found} != set(IMDB_CLASSES):
-            raise UserError(f"{folder / split} must have the folders {' and '.join(IMDB_CLASSES)} with .txt files in them")
+            raise UserError(
+                f"{folder / split} must have the folders {' and '.join(IMDB_CLASSES)} with .txt files in them"
+            )
 
     def read(found: list[Path]) -> Iterator[Record]:
         for path in found:
@@ -137,16 +153,25 @@ def _imdb(folder: Path) -> Source:
                 raise UserError(f"{path}: byte {error.start} is not valid UTF-8") from None
             yield Record(str(path), (text,), path.parent.name)
 
-    stats = [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns]
-             for found in paths.values() for path in found]
-    return Source({split: (lambda found=found: read(found)) for split, found in paths.items()}, IMDB_CLASSES, stats)
+    stats = [
+        [str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns]
+        for found in paths.values()
+        for path in found
+    ]
+    return Source(
+        {split: (lambda found=found: read(found)) for split, found in paths.items()},
+        IMDB_CLASSES,
+        stats,
+    )
 
 
 def _dataset(name: str) -> Source:
     loaded = {split: load_split(name, None, split) for split in ("train", "test")}
     for split, column in product(loaded, ("text", "label")):
         if column not in loaded[split].column_names:
-            raise UserError(f"dataset {name!r} has no column {column!r}; it has {', '.join(loaded[split].column_names)}")
+            raise UserError(
+                f"dataset {name!r} has no column {column!r}; it has {', '.join(loaded[split].column_names)}"
+            )
     classes = getattr(loaded["train"].features["label"], "names", None)
 
     def read(split: str) -> Iterator[Record]:
@@ -154,24 +179,42 @@ def _dataset(name: str) -> Source:
             label = row["label"] if classes is None else classes[row["label"]]
             yield Record(f"{name}, {split}, record {number}", (row["text"],), label)
 
-    files = [TextFile(entry["filename"], Path(entry["filename"])).signature()
-             for each in loaded.values() for entry in each.cache_files]
+    files = [
+        TextFile(entry["filename"], Path(entry["filename"])).signature()
+        for each in loaded.values()
+        for entry in each.cache_files
+    ]
     signature = [name, [len(each) for each in loaded.values()], files]
-    return Source({split: (lambda split=split: read(split)) for split in loaded},
-                  None if classes is None else tuple(classes), signature)
+    return Source(
+        {split: (lambda split=split: read(split)) for split in loaded},
+        None if classes is None else tuple(classes),
+        signature,
+    )
 
 
-def _write(writer: EntryWriter, source: Source, level: Level, max_length: int, min_count: int) -> dict:
+def _write(
+    writer: EntryWriter, source: Source, level: Level, max_length: int, min_count: int
+) -> dict:
     train = source.readers["train"]
     classes = source.classes or _classes(train())
     if level == "bytes":
         vocabulary = BYTES
     else:
-        vocabulary = build_characters((text[:max_length - 1] for record in train() for text in record.texts), min_count)
+        vocabulary = build_characters(
+            (text[: max_length - 1] for record in train() for text in record.texts), min_count
+        )
     for split, reader in source.readers.items():
         _write_split(writer, split, reader, classes, vocabulary, level, max_length)
-    stored = {split: split if split in source.readers else "test" for split in ("train", "validation", "test")}
-    return {"vocabulary": list(vocabulary.tokens), "classes": list(classes), "max_length": max_length, "stored": stored}
+    stored = {
+        split: split if split in source.readers else "test"
+        for split in ("train", "validation", "test")
+    }
+    return {
+        "vocabulary": list(vocabulary.tokens),
+        "classes": list(classes),
+        "max_length": max_length,
+        "stored": stored,
+    }
 
 
 def _classes(records: Iterable[Record]) -> tuple[str, ...]:
@@ -185,16 +228,27 @@ def _classes(records: Iterable[Record]) -> tuple[str, ...]:
     if all(isinstance(label, str) for label in found):
         return tuple(sorted(found))
     if any(isinstance(label, str) or label < 0 for label in found):
-        raise UserError(f"labels must be all names, or all whole numbers from 0; got {sorted(map(str, found))[:6]}")
+        raise UserError(
+            f"labels must be all names, or all whole numbers from 0; got {sorted(map(str, found))[:6]}"
+        )
     most = max(MOST_WITHOUT_EXAMPLES, 10 * len(found))
     if max(found) >= most:
-        raise UserError(f"label {max(found)} is too large: there are {len(found)} different labels, and numbers are read up to {most - 1}; "
-                        "number the classes 0, 1, 2, ..., or name them")
+        raise UserError(
+            f"label {max(found)} is too large: there are {len(found)} different labels, and numbers are read up to {most - 1}; "
+            "number the classes 0, 1, 2, ..., or name them"
+        )
     return tuple(map(str, range(max(found) + 1)))
 
 
-def _write_split(writer: EntryWriter, split: str, reader: Reader, classes: tuple[str, ...], vocabulary: Vocabulary,
-                 level: Level, max_length: int) -> None:
+def _write_split(
+    writer: EntryWriter,
+    split: str,
+    reader: Reader,
+    classes: tuple[str, ...],
+    vocabulary: Vocabulary,
+    level: Level,
+    max_length: int,
+) -> None:
     numbers = {name: number for number, name in enumerate(classes)}
     labels: list[int] = []
     halves = len(next(reader(), Record("", ("",), "")).texts)
@@ -204,8 +258,10 @@ def _write_split(writer: EntryWriter, split: str, reader: Reader, classes: tuple
             for record in reader():
                 if half == 0:
                     if str(record.label) not in numbers:
-                        raise UserError(f"{record.where}: label {record.label!r} is none of the training split, "
-                                        f"{', '.join(classes[:8])}")
+                        raise UserError(
+                            f"{record.where}: label {record.label!r} is none of the training split, "
+                            f"{', '.join(classes[:8])}"
+                        )
                     labels.append(numbers[str(record.label)])
                 yield _encode(record.texts[half], vocabulary, level, max_length, record.where)
 
@@ -215,10 +271,14 @@ def _write_split(writer: EntryWriter, split: str, reader: Reader, classes: tuple
     writer.append(f"{split}/labels", np.array(labels, dtype=np.int64))
 
 
-def _encode(text: str, vocabulary: Vocabulary, level: Level, max_length: int, where: str) -> np.ndarray:
+def _encode(
+    text: str, vocabulary: Vocabulary, level: Level, max_length: int, where: str
+) -> np.ndarray:
     if level == "characters":
-        return vocabulary.encode_characters(text[:max_length - 1])
+        return vocabulary.encode_characters(text[: max_length - 1])
     try:
-        return encode_bytes(text[:max_length - 1].encode()[:max_length - 1])
+        return encode_bytes(text[: max_length - 1].encode()[: max_length - 1])
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: the text holds half of a surrogate pair at character {error.start}") from None
+        raise UserError(
+            f"{where}: the text holds half of a surrogate pair at character {error.start}"
+        ) from None

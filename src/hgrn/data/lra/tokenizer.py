@@ -17,24 +17,50 @@ if TYPE_CHECKING:
 def build_tokenizer(task: str, data: LabelledData) -> PreTrainedTokenizerFast:
     """The one of a task of sequences or pairs, "listops", "text" or "retrieval": with `truncation=True` it gives what `prepare`
     does, <eos> at the end included; without, longer texts are whole. Text that spells "<eos>" is text, but in ListOps."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
 
     pad, unknown, eos = SPECIALS
     # Half of a surrogate pair, which escapes in JSON can spell, is in no text that a tokenizer reads.
-    ids = {token: number for number, token in enumerate(data.vocabulary.tokens) if not "\ud800" <= token <= "\udfff"}
+    ids = {
+        token: number
+        for number, token in enumerate(data.vocabulary.tokens)
+        if not "\ud800" <= token <= "\udfff"
+    }
     if task == "listops":
         from hgrn.data.lra.listops import CLOSE
 
         backend = Tokenizer(models.WordLevel(ids, unk_token=unknown))
-        backend.normalizer = normalizers.Sequence([normalizers.Replace(Regex("[()]"), ""), normalizers.Replace("]", CLOSE)])
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Replace(Regex("[()]"), ""), normalizers.Replace("]", CLOSE)]
+        )
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     else:  # a BPE that merges nothing has characters, and, where it knows none of them, bytes
         is_bytes = data.vocabulary == BYTES
         backend = Tokenizer(models.BPE(ids, [], unk_token=unknown, byte_fallback=is_bytes))
-        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()]) if is_bytes else decoders.Fuse()
-    backend.post_processor = processors.TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, ids[eos])])
+        backend.decoder = (
+            decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+            if is_bytes
+            else decoders.Fuse()
+        )
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {eos}", special_tokens=[(eos, ids[eos])]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=pad, unk_token=unknown, eos_token=eos, model_max_length=data.max_length,
-        split_special_tokens=True, clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+        tokenizer_object=backend,
+        pad_token=pad,
+        unk_token=unknown,
+        eos_token=eos,
+        model_max_length=data.max_length,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )

@@ -44,7 +44,9 @@ class Vocabulary:
 
     def encode(self, tokens: Iterable[str]) -> np.ndarray:
         """Ids of tokens and of <eos> behind them, [len(tokens) + 1]."""
-        return np.array([*(self._ids.get(token, UNKNOWN) for token in tokens), EOS], dtype=self.dtype)
+        return np.array(
+            [*(self._ids.get(token, UNKNOWN) for token in tokens), EOS], dtype=self.dtype
+        )
 
     def encode_characters(self, text: str) -> np.ndarray:
         """As `encode` of the characters of a text, for a vocabulary of characters."""
@@ -57,12 +59,14 @@ class Vocabulary:
 
     @cached_property
     def _ids(self) -> dict[str, int]:
-        return {token: number for number, token in enumerate(self.tokens) if number >= len(SPECIALS)}
+        return {
+            token: number for number, token in enumerate(self.tokens) if number >= len(SPECIALS)
+        }
 
     @cached_property
     def _characters(self) -> tuple[np.ndarray, np.ndarray]:
         """Sorted code points of the tokens, and their ids."""
-        codes = np.array([ord(token) for token in self.tokens[len(SPECIALS):]], dtype=np.uint32)
+        codes = np.array([ord(token) for token in self.tokens[len(SPECIALS) :]], dtype=np.uint32)
         order = np.argsort(codes)
         return codes[order], (order + len(SPECIALS)).astype(self.dtype)
 
@@ -78,8 +82,10 @@ def encode_bytes(content: bytes) -> np.ndarray:
 
 def build(counts: Counter[str], min_count: int = 1) -> Vocabulary:
     """The vocabulary of the tokens that were counted at least min_count times."""
-    kept = sorted((token for token, count in counts.items() if count >= min_count),
-                  key=lambda token: (-counts[token], token))
+    kept = sorted(
+        (token for token, count in counts.items() if count >= min_count),
+        key=lambda token: (-counts[token], token),
+    )
     return Vocabulary(SPECIALS + tuple(kept))
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from hgrn.training.tasks.classification import Examples
 
 
-def build_task(recipe: Recipe, ranks: Ranks, progress: Callable[[int, int | None], None] | None = None) -> Task:
+def build_task(
+    recipe: Recipe, ranks: Ranks, progress: Callable[[int, int | None], None] | None = None
+) -> Task:
     """Open the data of a recipe and build its seeded model; see `Task`."""
     return _room(recipe).TASK(recipe, ranks, progress)
 

@@ -26,11 +26,20 @@ class ArenaTask(ClassificationTask):
         self.data = prepare(recipe.data)
         self.fingerprint, self.size = self.data.fingerprint, len(self.data.splits["train"])
         self.data_name = f"{recipe.data.task} {recipe.data.path}"
-        self.processor = None if self.data.vocabulary is None else build_tokenizer(recipe.data.task, self.data)
+        self.processor = (
+            None if self.data.vocabulary is None else build_tokenizer(recipe.data.task, self.data)
+        )
         self.sampler = ExampleSampler(
-            self.data, "train", recipe.batch.batch_size, recipe.training.seed, ranks.data_rank, ranks.data_world,
-            recipe.batch.pad_to, recipe.batch.group_by_length, isinstance(recipe.data, ImageData) and recipe.data.augment,
-        )  # fmt: skip
+            self.data,
+            "train",
+            recipe.batch.batch_size,
+            recipe.training.seed,
+            ranks.data_rank,
+            ranks.data_world,
+            recipe.batch.pad_to,
+            recipe.batch.group_by_length,
+            isinstance(recipe.data, ImageData) and recipe.data.augment,
+        )
 
     def next_batch(self) -> ExampleBatch:
         return self.sampler.next()
@@ -47,7 +56,11 @@ class ArenaTask(ClassificationTask):
             kind, facts["num_channels"] = models.HGRNForImageClassification, len(data.mean)
         else:
             pairs = isinstance(data.splits["train"], PairSplit)
-            kind = models.HGRNForSequencePairClassification if pairs else models.HGRNForSequenceClassification
+            kind = (
+                models.HGRNForSequencePairClassification
+                if pairs
+                else models.HGRNForSequenceClassification
+            )
             facts["vocab_size"] = len(data.vocabulary.tokens)
         try:
             config = self.recipe.model.config(**facts)
@@ -55,7 +68,9 @@ class ArenaTask(ClassificationTask):
         except ValueError as error:
             raise UserError(f"model: {error}") from error
         if (needed := facts.get("vocab_size", 0)) > config.vocab_size:
-            raise UserError(f"model.vocab_size = {config.vocab_size}, but the data has {needed} tokens: raise it or leave it out")
+            raise UserError(
+                f"model.vocab_size = {config.vocab_size}, but the data has {needed} tokens: raise it or leave it out"
+            )
         return model
 
 

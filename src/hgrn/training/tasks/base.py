@@ -101,7 +101,9 @@ class Task(ABC):
 
 def not_finite(model: nn.Module, what: str) -> UserError:
     """The error for an output on `what` that is not finite; it says which weights are to blame."""
-    names = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
+    names = [
+        name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()
+    ]
     if names:
         more = ", ..." if len(names) > 3 else ""
         reason = f"{', '.join(names[:3])}{more} hold NaN or infinity. Use another checkpoint."

@@ -58,7 +58,9 @@ class Classification:
         """Wilson's 95 % interval of the accuracy: how far the number of examples alone may have moved it."""
         z, n, p = 1.959964, self.examples, self.accuracy
         centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+        return max(0.0, (centre - half) / (1 + z * z / n)), min(
+            1.0, (centre + half) / (1 + z * z / n)
+        )
 
     @property
     def top_accuracy(self) -> float:
@@ -104,11 +106,17 @@ class ClassificationTask(Task):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Any], on_progress: Callable[[int], None] | None = None) -> Classification:
+def evaluate(
+    model: nn.Module, batches: Iterable[Any], on_progress: Callable[[int], None] | None = None
+) -> Classification:
     """Answer every example once; on_progress gets the number answered so far. UserError for an output that is not finite."""
     device, classes = next(model.parameters()).device, model.config.num_labels
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    in_top, nats, done = torch.zeros((), dtype=torch.int64, device=device), torch.zeros((), dtype=torch.float64, device=device), 0
+    in_top, nats, done = (
+        torch.zeros((), dtype=torch.int64, device=device),
+        torch.zeros((), dtype=torch.float64, device=device),
+        0,
+    )
     was_training = model.training
     model.eval()
     for batch in batches:

@@ -31,15 +31,25 @@ class ImageTask(ClassificationTask):
         self.validation = open_images(data, "validation") if recipe.training.eval_every else None
         self.processor = image_processor(recipe)
         self.sampler = ImageSampler(
-            train, recipe.batch.batch_size, recipe.training.seed, ranks.data_rank, ranks.data_world, recipe.batch.repeats
+            train,
+            recipe.batch.batch_size,
+            recipe.training.seed,
+            ranks.data_rank,
+            ranks.data_world,
+            recipe.batch.repeats,
         )
         transform = TrainingTransform(
             recipe.augmentation, images.size, Normalisation(images.mean, images.std), images.resize
         )
         self.loader = ImageLoader(
-            self.sampler, transform, recipe.mixing, workers=images.workers, max_corrupt=images.max_corrupt,
-            patch=self._config().patch_size, device=ranks.device,
-        )  # fmt: skip
+            self.sampler,
+            transform,
+            recipe.mixing,
+            workers=images.workers,
+            max_corrupt=images.max_corrupt,
+            patch=self._config().patch_size,
+            device=ranks.device,
+        )
 
     def next_batch(self) -> ImageBatch:
         return self.loader.next()
@@ -59,7 +69,9 @@ class ImageTask(ClassificationTask):
         names = dict(enumerate(self.classes))
         try:
             config = self.recipe.model.config(
-                num_channels=self.recipe.data.channels, id2label=names, label2id={name: i for i, name in names.items()}
+                num_channels=self.recipe.data.channels,
+                id2label=names,
+                label2id={name: i for i, name in names.items()},
             )
         except ValueError as error:
             raise UserError(f"model: {error}") from error
@@ -77,9 +89,13 @@ def open_examples(recipe: ImageRecipe, split: str) -> Examples:
 
 def _examples(recipe: ImageRecipe, source: ImageSource) -> Examples:
     images = recipe.images
-    transform = EvaluationTransform(images.size, Normalisation(images.mean, images.std), images.resize)
+    transform = EvaluationTransform(
+        images.size, Normalisation(images.mean, images.std), images.resize
+    )
     size = recipe.batch.batch_size // recipe.batch.accumulation  # what fits while training
-    batches = evaluation_batches(source, size, transform, workers=images.workers, max_corrupt=images.max_corrupt)
+    batches = evaluation_batches(
+        source, size, transform, workers=images.workers, max_corrupt=images.max_corrupt
+    )
     return Examples(batches, len(source), list(source.classes))
 
 
@@ -89,9 +105,12 @@ def image_processor(recipe: ImageRecipe) -> "HGRNImageProcessor":
 
     images = recipe.images
     return HGRNImageProcessor(
-        num_channels=recipe.data.channels, image_mean=list(images.mean), image_std=list(images.std),
-        size={"shortest_edge": images.resize or images.size}, crop_size={"height": images.size, "width": images.size},
-    )  # fmt: skip
+        num_channels=recipe.data.channels,
+        image_mean=list(images.mean),
+        image_std=list(images.std),
+        size={"shortest_edge": images.resize or images.size},
+        crop_size={"height": images.size, "width": images.size},
+    )
 
 
 TASK = ImageTask

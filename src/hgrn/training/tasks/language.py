@@ -47,7 +47,9 @@ class LanguageModelTask(Task):
         recipe, ranks = self.recipe, self.ranks
         self.processor = load_tokenizer(recipe.data.tokenizer)
         self.train = prepare(recipe.data, "train", progress)
-        self.validation = prepare(recipe.data, "validation", progress) if recipe.training.eval_every else None
+        self.validation = (
+            prepare(recipe.data, "validation", progress) if recipe.training.eval_every else None
+        )
         self.sampler = BlockSampler(
             self.train,
             recipe.batch.block_size,
@@ -96,11 +98,19 @@ class LanguageModelTask(Task):
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         self.sampler.load_state_dict(states[0]["sampler"])
-        caches = [cache for state in states for cache in state["carried"]]  # in the order of the rows of a step
+        caches = [
+            cache for state in states for cache in state["carried"]
+        ]  # in the order of the rows of a step
         if caches[0] is None:
             return
-        parts, index = len(self.carried) * self.ranks.data_world, len(self.carried) * self.ranks.data_rank
-        whole = [[torch.cat(same).chunk(parts) for same in zip(*layer)] for layer in zip(*(state for state, _ in caches))]
+        parts, index = (
+            len(self.carried) * self.ranks.data_world,
+            len(self.carried) * self.ranks.data_rank,
+        )
+        whole = [
+            [torch.cat(same).chunk(parts) for same in zip(*layer)]
+            for layer in zip(*(state for state, _ in caches))
+        ]
         for micro in range(len(self.carried)):
             state = tuple(tuple(part[index + micro] for part in layer) for layer in whole)
             self.carried[micro] = self._cache(state, caches[0][1])
@@ -108,8 +118,13 @@ class LanguageModelTask(Task):
     def validate(self) -> dict[str, float]:
         """Bits per byte of the validation split, or of its first `training.eval_tokens` tokens."""
         with self._validating(), whole_sequences(self.model):
-            result = evaluate(self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens)
-        return {"bits_per_byte": result.bits_per_byte, "nats_per_token": result.nats / result.tokens}
+            result = evaluate(
+                self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens
+            )
+        return {
+            "bits_per_byte": result.bits_per_byte,
+            "nats_per_token": result.nats / result.tokens,
+        }
 
     def _stretch(self, batch: Batch) -> Batch:
         """What this rank reads of a micro-batch that it shares with others."""
@@ -118,19 +133,27 @@ class LanguageModelTask(Task):
             return batch
         part = local_stretch(batch.input_ids.shape[1], group)
         borders = None if batch.cu_seqlens is None else local_cu_seqlens(batch.cu_seqlens, group)
-        return replace(batch, input_ids=batch.input_ids[:, part], labels=batch.labels[:, part], cu_seqlens=borders)
+        return replace(
+            batch,
+            input_ids=batch.input_ids[:, part],
+            labels=batch.labels[:, part],
+            cu_seqlens=borders,
+        )
 
     def _cache(self, state: tuple, seen_tokens: int) -> "HGRNCache":
         from hgrn.models import HGRNCache
 
         device = self.ranks.device
-        return HGRNCache(tuple(tuple(part.to(device) for part in layer) for layer in state), seen_tokens)
+        return HGRNCache(
+            tuple(tuple(part.to(device) for part in layer) for layer in state), seen_tokens
+        )
 
     def _build_model(self) -> "HGRNForCausalLM":
         from hgrn.models import HGRNForCausalLM
 
         special = {
-            name: getattr(self.processor, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+            name: getattr(self.processor, name)
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
         }
         try:
             config = self.recipe.model.config(vocab_size=self.train.vocab_size, **special)
@@ -186,12 +209,16 @@ def evaluate(
     if not torch.isfinite(nats):
         raise not_finite(model, "this text")
     num_bytes = (tokens.num_bytes - tokens.first_token_bytes) * (length - 1) / (len(tokens) - 1)
-    return Evaluation(nats.item() / math.log(2) / num_bytes, nats.item(), round(num_bytes), length - 1)
+    return Evaluation(
+        nats.item() / math.log(2) / num_bytes, nats.item(), round(num_bytes), length - 1
+    )
 
 
 def _source(data: TextData) -> str:
     """Where training text comes from, for people."""
-    return ", ".join(data.splits["train"].files or data.files or [f"{data.dataset} {data.config or ''}".strip()])
+    return ", ".join(
+        data.splits["train"].files or data.files or [f"{data.dataset} {data.config or ''}".strip()]
+    )
 
 
 TASK = LanguageModelTask
