@@ -10,8 +10,8 @@ import torch
 
 import benchmarks.gpu as package
 
-from . import models, report, scans
-from .clock import Bench, interpreted
+from benchmarks.gpu import models, report, scans
+from benchmarks.gpu.clock import Bench, interpreted
 
 PARTS = ("check", "scans", "train", "decode")
 _ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from hgrn.training.recipe import load_recipe
 from hgrn.training.runlog import Console, read_rows
 from hgrn.training.tasks.language import Evaluation, evaluate
 
-from . import inference
+from hgrn import inference
 
 PROMPT = "KING HENRY.\n"
 _GATE_TOKENS = 4096  # positions over which the picture shows the gates

@@ -8,7 +8,7 @@ from hgrn.bench.scan_cases import GivenOutputs, ScanCase, check
 from hgrn.errors import UserError
 from hgrn.ops import cpu
 
-from ..tolerances import assert_close
+from tests.tolerances import assert_close
 
 SHAPE = (2, 20, 16)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from .run import fuzz, table
-from .targets import make_targets
+from tests.fuzz.run import fuzz, table
+from tests.fuzz.targets import make_targets
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from hgrn.data.images.source import CorruptImage
 from hgrn.errors import UserError
 
-from .mutations import mutate
+from tests.fuzz.mutations import mutate
 
 SECONDS = 10  # for one mutant
 GRACE = 20  # seconds more, for the machine and for a reader that does not hear the alarm

@@ -46,7 +46,7 @@ from tests.data.images.test_fixed import write_cifar, write_idx
 from tests.training.tiny_arena import write_arena
 from tests.training.tiny_runs import tiny_recipe, tiny_text
 
-from .run import Target
+from tests.fuzz.run import Target
 
 TEXT = "".join(
     f'{{"text": "line {number} of a text", "label": {number % 3}, "year": {1900 + number}}}\n'

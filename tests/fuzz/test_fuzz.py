@@ -7,10 +7,10 @@ import pytest
 
 from hgrn.errors import UserError
 
-from . import run
-from .mutations import mutate
-from .run import Target, fuzz, table
-from .targets import make_targets
+from tests.fuzz import run
+from tests.fuzz.mutations import mutate
+from tests.fuzz.run import Target, fuzz, table
+from tests.fuzz.targets import make_targets
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hgrn.ops import available_engines
 from hgrn.ops.decompositions import DECOMPOSITIONS
 from tests.tolerances import assert_close
 
-from .cases import CASES, make
+from tests.ops.cases import CASES, make
 
 pytestmark = pytest.mark.skipif(
     "numba" not in available_engines("cpu"), reason="no registered engine works here"

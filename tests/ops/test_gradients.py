@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from hgrn.ops import gated_scan, hgru_carry, hgru_scan, reference
 from tests.tolerances import assert_close
 
-from .cases import CASES, make
+from tests.ops.cases import CASES, make
 
 SMALL = {
     name: case

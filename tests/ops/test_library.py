@@ -6,7 +6,7 @@ import torch
 from hgrn.ops import available_engines, gated_scan, hgru_carry, hgru_scan
 from tests.tolerances import assert_close
 
-from .cases import CASES, make
+from tests.ops.cases import CASES, make
 
 pytestmark = pytest.mark.skipif(
     "numba" not in available_engines("cpu"), reason="no registered engine works here"

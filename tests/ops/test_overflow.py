@@ -6,7 +6,7 @@ import torch
 from hgrn.ops import gated_scan, hgru_carry, hgru_scan
 from tests.tolerances import assert_close
 
-from .cases import make
+from tests.ops.cases import make
 
 KINDS = {
     "real": {"complex_state": False},

@@ -20,8 +20,8 @@ from hgrn.ops import (
 )
 from tests.tolerances import assert_close
 
-from .cases import CASES, make
-from .test_gradients import given
+from tests.ops.cases import CASES, make
+from tests.ops.test_gradients import given
 
 pytestmark = [
     pytest.mark.skipif(

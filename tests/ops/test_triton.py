@@ -12,7 +12,7 @@ import torch
 from hgrn.ops import reference
 from tests.tolerances import assert_close
 
-from .cases import CASES, make
+from tests.ops.cases import CASES, make
 
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in Triton's interpreter by test_triton_processes.py", allow_module_level=True)

@@ -9,8 +9,8 @@ import torch
 from hgrn.data.tokenizer import BYTE_BOS, bytes_to_ids
 from tests.tolerances import assert_close
 
-from . import strangers
-from .conftest import SENTENCE
+from tests.tools import strangers
+from tests.tools.conftest import SENTENCE
 
 pytest.importorskip(
     "lm_eval", reason="lm-eval is not installed (pip install -c constraints.txt '.[eval]')"

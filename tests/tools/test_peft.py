@@ -12,7 +12,7 @@ from hgrn.modules import Stepper
 from hgrn.ops import available_engines
 from tests.tolerances import assert_close
 
-from .conftest import CONFIG
+from tests.tools.conftest import CONFIG
 
 peft = pytest.importorskip(
     "peft", reason="peft is not installed (pip install -c constraints.txt '.[peft]')"

@@ -15,8 +15,8 @@ import pytest
 from hgrn.data.tokenizer import INCOMPLETE
 from tests.conftest import ROOT
 
-from . import strangers
-from .conftest import SENTENCE
+from tests.tools import strangers
+from tests.tools.conftest import SENTENCE
 
 for package in ("openai", "fastapi", "uvicorn", "starlette", "accelerate"):
     pytest.importorskip(

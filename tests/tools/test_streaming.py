@@ -9,7 +9,7 @@ from transformers import TextIteratorStreamer, TextStreamer
 
 from hgrn.data.tokenizer import INCOMPLETE, byte_tokenizer
 
-from .conftest import SENTENCE
+from tests.tools.conftest import SENTENCE
 
 
 class Screen(io.StringIO):

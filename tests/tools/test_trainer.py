@@ -17,7 +17,7 @@ from hgrn.data.tokenizer import byte_tokenizer
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 from tests.tolerances import assert_close
 
-from .conftest import CONFIG, SENTENCE
+from tests.tools.conftest import CONFIG, SENTENCE
 
 accelerate = pytest.importorskip(
     "accelerate", reason="accelerate is not installed (pip install -c constraints.txt '.[peft]')"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hgrn.files import whole_file
 
-from .gates import LayerGates
+from hgrn.analysis.gates import LayerGates
 
 _INK, _ACCENT, _SHADE = "#1f3b57", "#c8502d", "#9db4c8"
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .measure import Tell, round_robin
-from .models import BYTES, transformer
-from .results import Row
-from .scan_cases import ScanCase, check, refuse_if_wrong
+from hgrn.bench.measure import Tell, round_robin
+from hgrn.bench.models import BYTES, transformer
+from hgrn.bench.results import Row
+from hgrn.bench.scan_cases import ScanCase, check, refuse_if_wrong
 
 
 def _int8(model: nn.Module) -> nn.Module:

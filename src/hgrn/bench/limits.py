@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .measure import Tell, Times, round_robin
-from .results import Row
+from hgrn.bench.measure import Tell, Times, round_robin
+from hgrn.bench.results import Row
 
 _MIB = 1 << 20
 # Matrix products of the models that are measured: rows (tokens), inputs, outputs.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .results import version
+from hgrn.bench.results import version
 
 BYTES = 259  # the 256 bytes and 3 special tokens
 

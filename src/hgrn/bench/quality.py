@@ -18,9 +18,9 @@ from torch import Tensor
 
 from hgrn.errors import UserError
 
-from .measure import Tell
-from .models import KINDS, LanguageModel, build
-from .results import read_csv, write_csv
+from hgrn.bench.measure import Tell
+from hgrn.bench.models import KINDS, LanguageModel, build
+from hgrn.bench.results import read_csv, write_csv
 
 if TYPE_CHECKING:
     from hgrn.data.sampling import BlockSampler

@@ -12,7 +12,7 @@ from pathlib import Path
 from hgrn.files import reading, whole_file, writing
 from hgrn.source import commit
 
-from .measure import Times
+from hgrn.bench.measure import Times
 
 _WITH = ("torch", "numba", "transformers")
 

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from hgrn.errors import UserError
 
-from . import decoding, lengths, limits, plots, quality, scans, start, training
-from .results import Row, environment, write_csv
+from hgrn.bench import decoding, lengths, limits, plots, quality, scans, start, training
+from hgrn.bench.results import Row, environment, write_csv
 
 _MEASURED = {
     "limits": limits.measure,

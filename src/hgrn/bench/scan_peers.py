@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .results import version
+from hgrn.bench.results import version
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from . import scan_peers
-from .limits import Stream
-from .measure import Tell, Times, round_robin
-from .results import Row
-from .scan_cases import GivenOutputs, ScanCase, check
+from hgrn.bench import scan_peers
+from hgrn.bench.limits import Stream
+from hgrn.bench.measure import Tell, Times, round_robin
+from hgrn.bench.results import Row
+from hgrn.bench.scan_cases import GivenOutputs, ScanCase, check
 
 # [batch, time, channels], all of 2^24 elements.
 SHAPES = {

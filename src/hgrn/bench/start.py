@@ -15,10 +15,10 @@ import torch
 
 from hgrn.errors import UserError
 
-from .measure import Tell, Times
-from .models import hgrn_model
-from .results import Row
-from .training import training_step
+from hgrn.bench.measure import Tell, Times
+from hgrn.bench.models import hgrn_model
+from hgrn.bench.results import Row
+from hgrn.bench.training import training_step
 
 _STEP, _QUICK_STEP = (128, 4, 512, 8), (32, 2, 64, 2)  # width, depth, time steps, batch
 _REPEATS = 7  # steps of one process

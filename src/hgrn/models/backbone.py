@@ -28,13 +28,13 @@ from hgrn.modules import (
 )
 from hgrn.modules.hgru import initial_theta
 
-from .cache import HGRNCache
-from .card import write_card
-from .configuration import HGRNConfig
-from .convert import ConversionError, fitted, named_tensors, source_names
-from .custom import check_custom_modules, custom_modules
-from .documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
-from .published import Published
+from hgrn.models.cache import HGRNCache
+from hgrn.models.card import write_card
+from hgrn.models.configuration import HGRNConfig
+from hgrn.models.convert import ConversionError, fitted, named_tensors, source_names
+from hgrn.models.custom import check_custom_modules, custom_modules
+from hgrn.models.documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
+from hgrn.models.published import Published
 
 _PER_BYTE = 4  # at most so many numbers of a model are in one byte of its files; the smallest known types have two
 

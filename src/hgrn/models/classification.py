@@ -14,9 +14,9 @@ from hgrn.modules import Linear, SimpleRMSNorm
 from hgrn.modules.parameters import at_least_float32
 from hgrn.ops.packing import sequence_ids
 
-from .backbone import HGRNModel, HGRNPreTrainedModel
-from .configuration import HGRNConfig
-from .documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
+from hgrn.models.backbone import HGRNModel, HGRNPreTrainedModel
+from hgrn.models.configuration import HGRNConfig
+from hgrn.models.documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
 
 
 def pool(

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from hgrn.errors import UserError
 from hgrn.untrusted import read_json
 
-from .published import translated
+from hgrn.models.published import translated
 
 INITIALIZATIONS = ("pytorch", "lra", "normal")
 _CHOICES = {

@@ -17,8 +17,8 @@ from hgrn.files import finish_folder, reading, writing
 from hgrn.modules import Int8Linear
 from hgrn.ops.decompositions import DECOMPOSITIONS
 
-from .cache import HGRNCache
-from .heads import HGRNForCausalLM
+from hgrn.models.cache import HGRNCache
+from hgrn.models.heads import HGRNForCausalLM
 
 _OPSET = 20
 

@@ -9,11 +9,11 @@ from transformers.utils import can_return_tuple
 from hgrn.modules import Linear
 from hgrn.ops.packing import next_labels
 
-from .backbone import HGRNModel, HGRNPreTrainedModel
-from .cache import NO_WAY_BACK, HGRNCache
-from .configuration import HGRNConfig
-from .documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
-from .stepping import SteppingMixin
+from hgrn.models.backbone import HGRNModel, HGRNPreTrainedModel
+from hgrn.models.cache import NO_WAY_BACK, HGRNCache
+from hgrn.models.configuration import HGRNConfig
+from hgrn.models.documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
+from hgrn.models.stepping import SteppingMixin
 
 _IGNORE = -100
 

@@ -8,7 +8,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 
-from .configuration import write_loader
+from hgrn.models.configuration import write_loader
 
 _BICUBIC = 3  # of Pillow, which only `__call__` needs
 _LARGEST_SIDE = 10_000  # pixels

@@ -6,8 +6,8 @@ from transformers.utils import can_return_tuple
 
 from hgrn.modules import Linear
 
-from .classification import Classifier
-from .configuration import HGRNConfig
+from hgrn.models.classification import Classifier
+from hgrn.models.configuration import HGRNConfig
 
 
 class HGRNForImageClassification(Classifier):

@@ -27,11 +27,11 @@ from hgrn.errors import UserError
 from hgrn.files import reading, whole_folder
 from hgrn.untrusted import read_json
 
-from . import convert, published_classifiers
-from .convert import ConversionError
+from hgrn.models import convert, published_classifiers
+from hgrn.models.convert import ConversionError
 
 if TYPE_CHECKING:
-    from .backbone import HGRNPreTrainedModel
+    from hgrn.models.backbone import HGRNPreTrainedModel
 
 _MOST_SHARING = (
     4  # how often the bytes of a file may be used; tied embeddings use some of them twice

@@ -15,12 +15,12 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
-from .backbone import HGRNModel
-from .classification import HGRNForSequenceClassification
-from .configuration import HGRNConfig
-from .heads import HGRNForCausalLM
-from .image_processing import HGRNImageProcessor
-from .images import HGRNForImageClassification
+from hgrn.models.backbone import HGRNModel
+from hgrn.models.classification import HGRNForSequenceClassification
+from hgrn.models.configuration import HGRNConfig
+from hgrn.models.heads import HGRNForCausalLM
+from hgrn.models.image_processing import HGRNImageProcessor
+from hgrn.models.images import HGRNForImageClassification
 
 
 def register(overwrite: bool = False) -> None:

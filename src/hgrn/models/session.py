@@ -16,12 +16,12 @@ from torch import Tensor
 
 from hgrn.errors import UserError
 
-from . import session_file
-from .cache import HGRNCache
+from hgrn.models import session_file
+from hgrn.models.cache import HGRNCache
 
 if TYPE_CHECKING:
-    from .heads import HGRNForCausalLM
-    from .stepping import Steppers
+    from hgrn.models.heads import HGRNForCausalLM
+    from hgrn.models.stepping import Steppers
 
 _CHUNK = 4096  # tokens that are read at once
 # What of the configuration decides, with the tensors of the model, what a state means.

@@ -13,8 +13,8 @@ from hgrn.modules.stepper import NotSteppable, has_own_forward
 from hgrn.modules.watch import Watch
 from hgrn.ops.operator import is_listened_to
 
-from .backbone import HGRNModel
-from .cache import HGRNCache
+from hgrn.models.backbone import HGRNModel
+from hgrn.models.cache import HGRNCache
 
 
 class Steps(NamedTuple):

@@ -1,18 +1,18 @@
 """HGRN as plain PyTorch modules: `HGRN` goes where an `nn.LSTM` was, the others are its parts."""
 
-from .block import Block
-from .bounds import LowerBounds
-from .embeddings import PatchEmbedding, positions, sinusoids
-from .glu import GLU
-from .hgru import HGRU
-from .hgru2d import HGRU2d
-from .int8 import Int8Linear, quantize_int8
-from .linear import Linear
-from .norms import BatchNorm, SimpleRMSNorm
-from .parameters import layer_matrices, no_decay_names
-from .short_conv import ShortConvolution
-from .stack import HGRN
-from .stepper import Stepper
+from hgrn.modules.block import Block
+from hgrn.modules.bounds import LowerBounds
+from hgrn.modules.embeddings import PatchEmbedding, positions, sinusoids
+from hgrn.modules.glu import GLU
+from hgrn.modules.hgru import HGRU
+from hgrn.modules.hgru2d import HGRU2d
+from hgrn.modules.int8 import Int8Linear, quantize_int8
+from hgrn.modules.linear import Linear
+from hgrn.modules.norms import BatchNorm, SimpleRMSNorm
+from hgrn.modules.parameters import layer_matrices, no_decay_names
+from hgrn.modules.short_conv import ShortConvolution
+from hgrn.modules.stack import HGRN
+from hgrn.modules.stepper import Stepper
 
 __all__ = [
     "BatchNorm",

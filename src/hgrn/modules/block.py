@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .norms import BatchNorm, make_norm
+from hgrn.modules.norms import BatchNorm, make_norm
 
 
 class Block(nn.Module):

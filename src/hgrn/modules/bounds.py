@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .parameters import KeepsFloat32, at_least_float32
+from hgrn.modules.parameters import KeepsFloat32, at_least_float32
 
 
 class LowerBounds(KeepsFloat32):

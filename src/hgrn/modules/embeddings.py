@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hgrn.ops.packing import check_cu_seqlens, sequence_ids
 
-from .linear import Linear
+from hgrn.modules.linear import Linear
 
 
 class PatchEmbedding(nn.Module):

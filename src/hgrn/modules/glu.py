@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from hgrn.ops import gated_unit
 
-from .linear import Linear
+from hgrn.modules.linear import Linear
 
 _ACTIVATIONS = ("silu", "identity")
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .hgru import HGRU
+from hgrn.modules.hgru import HGRU
 
 
 class HGRU2d(HGRU):

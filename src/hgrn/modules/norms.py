@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from hgrn.ops import gated_norm
 from hgrn.ops.layer import ACTIVATIONS
 
-from .parameters import KeepsFloat32, at_least_float32
+from hgrn.modules.parameters import KeepsFloat32, at_least_float32
 
 
 class BatchNorm(KeepsFloat32):

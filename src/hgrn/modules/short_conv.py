@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hgrn.ops.packing import check_cu_seqlens, sequence_ids
 
-from .parameters import at_least_float32
+from hgrn.modules.parameters import at_least_float32
 
 
 class ShortConvolution(nn.Module):

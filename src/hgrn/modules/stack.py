@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_dtype, check_input, check_states
-from .block import Block
-from .bounds import LowerBounds
-from .glu import GLU
-from .hgru import HGRU
-from .hgru2d import HGRU2d
-from .norms import make_norm
+from hgrn.modules.arguments import check_dtype, check_input, check_states
+from hgrn.modules.block import Block
+from hgrn.modules.bounds import LowerBounds
+from hgrn.modules.glu import GLU
+from hgrn.modules.hgru import HGRU
+from hgrn.modules.hgru2d import HGRU2d
+from hgrn.modules.norms import make_norm
 
 
 class HGRN(nn.Module):

@@ -10,15 +10,15 @@ from torch.nn.modules.module import _has_any_global_hook
 from hgrn.ops import available_engines
 from hgrn.ops.addresses import describe, is_plain
 
-from .block import Block
-from .bounds import LowerBounds
-from .glu import GLU
-from .hgru import HGRU
-from .int8 import Int8Linear
-from .linear import Linear
-from .norms import GatedLayerNorm
-from .stack import HGRN
-from .watch import Watch
+from hgrn.modules.block import Block
+from hgrn.modules.bounds import LowerBounds
+from hgrn.modules.glu import GLU
+from hgrn.modules.hgru import HGRU
+from hgrn.modules.int8 import Int8Linear
+from hgrn.modules.linear import Linear
+from hgrn.modules.norms import GatedLayerNorm
+from hgrn.modules.stack import HGRN
+from hgrn.modules.watch import Watch
 
 _LARGEST = 8  # sequences; for more, matrix products are faster than the calls that this saves
 

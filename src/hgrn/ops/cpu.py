@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import addresses, cpu_gated, cpu_layer, cpu_linear, cpu_scan, threads
-from .cpu_language import Kernel
-from .reference import state_dtype
+from hgrn.ops import addresses, cpu_gated, cpu_layer, cpu_linear, cpu_scan, threads
+from hgrn.ops.cpu_language import Kernel
+from hgrn.ops.reference import state_dtype
 
 _HUGE = 4 << 20  # bytes from which NumPy asks for huge pages
 _BLOCK = 1024  # channels of one task at most: their states and parameters stay near the core

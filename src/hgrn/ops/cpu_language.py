@@ -38,7 +38,7 @@ from numba.extending import (
     register_model,
 )
 
-from .cpu_cache import KernelFile, warn_once
+from hgrn.ops.cpu_cache import KernelFile, warn_once
 
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set; unset it for a fast one")

@@ -4,7 +4,16 @@ A task is a block of rows of the weight. At a batch of one, a language model's s
 the weight is read once, end to end, for all rows of x, whose few rows stay in the cache.
 """
 
-from .cpu_language import Kernel, itemsize, load, load_byte, next_task, prefetch, store, summing
+from hgrn.ops.cpu_language import (
+    Kernel,
+    itemsize,
+    load,
+    load_byte,
+    next_task,
+    prefetch,
+    store,
+    summing,
+)
 
 _AHEAD = 4096  # bytes: the processor's own prefetcher stops at the border of a page
 

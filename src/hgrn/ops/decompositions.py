@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 
-from . import layer, library, reference
-from .reference import state_dtype
+from hgrn.ops import layer, library, reference
+from hgrn.ops.reference import state_dtype
 
 
 def _hgru_scan(

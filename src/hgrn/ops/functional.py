@@ -8,10 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from . import library, reference, transforms  # noqa: F401  (transforms registers what the operators are under torch.func)
-from .library import check_floating, choose
-from .packing import check_boundaries
-from .reference import state_dtype
+from hgrn.ops import library, reference, transforms  # noqa: F401  (transforms registers what the operators are under torch.func)
+from hgrn.ops.library import check_floating, choose
+from hgrn.ops.packing import check_boundaries
+from hgrn.ops.reference import state_dtype
 
 
 class Layout:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .library import check_floating, choose, _engine, _through_reference, _where_needed
-from .operator import is_transformed, operator
-from .reference import state_dtype
+from hgrn.ops.library import check_floating, choose, _engine, _through_reference, _where_needed
+from hgrn.ops.operator import is_transformed, operator
+from hgrn.ops.reference import state_dtype
 
 ACTIVATIONS = {"identity": lambda x: x, "silu": F.silu, "sigmoid": torch.sigmoid}
 _SMALL = 1 << 13  # elements

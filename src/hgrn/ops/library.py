@@ -16,9 +16,9 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from . import packing, reference
-from .operator import is_transformed, operator
-from .reference import state_dtype
+from hgrn.ops import packing, reference
+from hgrn.ops.operator import is_transformed, operator
+from hgrn.ops.reference import state_dtype
 
 _ENGINE_FILES = {"numba": "cpu", "triton": "triton"}
 _ENGINE_OF_DEVICE = {"cpu": "numba", "cuda": "triton"}

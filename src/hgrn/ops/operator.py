@@ -26,7 +26,7 @@ def is_transformed() -> bool:
     )
 
 
-from .addresses import is_plain
+from hgrn.ops.addresses import is_plain
 
 _BATCHING = torch._C._dispatch_key_parse("VmapMode")  # on while torch.autograd batches gradients
 

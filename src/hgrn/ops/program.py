@@ -8,8 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import addresses, cpu, cpu_layer, cpu_linear, cpu_scan, threads
-from .cpu_language import Kernel, enter, enter_parallel, helper, load, load_index, store_index
+from hgrn.ops import addresses, cpu, cpu_layer, cpu_linear, cpu_scan, threads
+from hgrn.ops.cpu_language import (
+    Kernel,
+    enter,
+    enter_parallel,
+    helper,
+    load,
+    load_index,
+    store_index,
+)
 
 
 @helper

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import library, reference
-from .reference import state_dtype
+from hgrn.ops import library, reference
+from hgrn.ops.reference import state_dtype
 
 
 class _Scan(torch.autograd.Function):

@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from . import triton_kernels as kernels
-from .reference import state_dtype
+from hgrn.ops import triton_kernels as kernels
+from hgrn.ops.reference import state_dtype
 
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
 _SHORTEST = 4  # tiles of a stretch at least: the first pass over it has to pay

@@ -23,7 +23,7 @@ from hgrn.modules import HGRU, HGRU2d, ShortConvolution
 from hgrn.ops import hgru_scan
 from hgrn.ops.packing import check_cu_seqlens, next_labels
 
-from .context import GROUPS, Context, Group
+from hgrn.parallel.context import GROUPS, Context, Group
 
 
 def parallelize(model: nn.Module, group: Group) -> None:

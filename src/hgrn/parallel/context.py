@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from hgrn.ops import library
 from hgrn.ops.functional import check_gate, Layout
 
-from .scan import ContextScan, passes
-from .window import ContextWindow, last_inputs, moved
+from hgrn.parallel.scan import ContextScan, passes
+from hgrn.parallel.window import ContextWindow, last_inputs, moved
 
 Group = dist.ProcessGroup | DeviceMesh
 

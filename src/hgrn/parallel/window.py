@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .scan import behind
+from hgrn.parallel.scan import behind
 
 if TYPE_CHECKING:
-    from .context import Context
+    from hgrn.parallel.context import Context
 
 
 class ContextWindow(torch.autograd.Function):

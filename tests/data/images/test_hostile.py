@@ -19,8 +19,8 @@ from hgrn.data.images.shards import ShardSource, expand_shards
 from hgrn.data.images.source import CorruptImage
 from hgrn.errors import UserError
 
-from .conftest import encoded
-from .test_files import write_shard
+from tests.data.images.conftest import encoded
+from tests.data.images.test_files import write_shard
 
 
 def header(*sizes: int, rank: int | None = None) -> bytes:

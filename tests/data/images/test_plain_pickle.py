@@ -10,7 +10,7 @@ from hgrn.data.images import plain_pickle
 from hgrn.data.images.cifar import load_plain_pickle, open_cifar
 from hgrn.errors import UserError
 
-from .test_fixed import write_cifar
+from tests.data.images.test_fixed import write_cifar
 
 # As Python 2 wrote the published files: strings, and an array by `numpy.core.multiarray._reconstruct`.
 PYTHON_2 = (
