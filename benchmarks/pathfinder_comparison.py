@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hgrn.data.lra.pathfinder_drawing import FINE, Contour, Drawing, outline, widened, draw
+from hgrn.data.lra.pathfinder_drawing import FINE, Contour, Drawing, draw, outline, widened
 from hgrn.data.lra.pathfinder_generator import contact_sheet
 from hgrn.data.lra.pathfinder_settings import ARENA, PathfinderSettings, arena_settings
 

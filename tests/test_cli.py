@@ -194,8 +194,8 @@ def test_tokenizer_train_and_a_run_with_it(text, tmp_path, capsys):
 
 
 def test_synthetic_tasks_are_made_and_read_back(tmp_path, fails, capsys):
-    from hgrn.data.lra.load import prepare
     from hgrn.data.lra.listops import ListOpsData
+    from hgrn.data.lra.load import prepare
     from hgrn.data.lra.pathfinder import PathfinderData
     from hgrn.data.lra.pathfinder_generator import generate
     from hgrn.data.lra.pathfinder_settings import arena_settings

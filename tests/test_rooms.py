@@ -44,9 +44,9 @@ OURS = {
 }
 # Heavy packages, and where they may be imported at the top of a file.
 HEAVY = {
-    "numba": {"ops/cpu.py", "ops/cpu_language.py"},
-    "llvmlite": {"ops/cpu_language.py"},
-    "triton": {"ops/triton.py", "ops/triton_kernels.py"},
+    "numba": {"ops/cpu/launch.py", "ops/cpu/language.py"},
+    "llvmlite": {"ops/cpu/language.py"},
+    "triton": {"ops/triton/launch.py", "ops/triton/kernels.py"},
     "transformers": {"models/"},
     "datasets": set(),
     "matplotlib": set(),

@@ -13,7 +13,7 @@ def fresh_commit():
 
 
 @pytest.mark.parametrize(
-    "changes, expected", [("", "0123456789"), (" M ops/cpu.py", "0123456789+changes")]
+    "changes, expected", [("", "0123456789"), (" M ops/cpu/launch.py", "0123456789+changes")]
 )
 def test_the_commit_says_whether_the_source_was_changed(
     monkeypatch, fresh_commit, changes, expected

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 import benchmarks.gpu as package
-
 from benchmarks.gpu import models, report, scans
 from benchmarks.gpu.clock import Bench, interpreted
 

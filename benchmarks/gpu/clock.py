@@ -9,19 +9,19 @@ import torch
 
 from hgrn.bench.measure import Times
 from hgrn.bench.results import Row
-from hgrn.ops import layer, library
+from hgrn.ops import layers, operators
 
 OURS = "hgrn"
 
 
-_ASKS = layer._asks_for_operator
+_ASKS = layers._asks_for_operator
 
 
 @contextmanager
 def interpreted(on: bool) -> Iterator[None]:
     """Whether CPU tensors run as a GPU's do, for a rehearsal: scans by Triton, the operations around them by PyTorch."""
-    engines = mock.patch.dict(library._ENGINE_OF_DEVICE, cpu="triton" if on else "numba")
-    around = mock.patch.object(layer, "_asks_for_operator", _as_on_a_gpu if on else _ASKS)
+    engines = mock.patch.dict(operators._ENGINE_OF_DEVICE, cpu="triton" if on else "numba")
+    around = mock.patch.object(layers, "_asks_for_operator", _as_on_a_gpu if on else _ASKS)
     with engines, around:
         yield
 

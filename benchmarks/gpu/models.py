@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu.clock import OURS, Bench, interpreted, label
 from hgrn.bench.results import Row
 from hgrn.bench.scan_cases import TOLERANCES
 from hgrn.errors import UserError
-
-from benchmarks.gpu.clock import OURS, Bench, interpreted, label
 
 FLA, TRANSFORMER = "flash-linear-attention", "Transformer"
 STEP_TARGET = 1.3  # times the tokens a second of flash-linear-attention

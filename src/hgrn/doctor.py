@@ -66,7 +66,7 @@ def _engine(engine: str, device: str) -> Finding:
     import torch
 
     from hgrn.ops import hgru_scan
-    from hgrn.ops.library import why_not
+    from hgrn.ops.operators import why_not
 
     label = f"engine {engine} ({device})"
     if device == "cuda" and not torch.cuda.is_available():
@@ -106,16 +106,16 @@ def _requirement(package: str) -> str:
 
 
 def _compiler_cache() -> Finding:
-    from hgrn.ops.library import why_not
+    from hgrn.ops.operators import why_not
 
     label, again = "compiled kernels", "compiled again by every process"
     if why_not("numba") is not None:
         return Finding(label, "none, without the engine numba")
-    from hgrn.ops import cpu_cache, cpu_language
+    from hgrn.ops.cpu import cache, language
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        folder = cpu_language.cache_folder()
+        folder = language.cache_folder()
     if folder is None:
         return Finding(
             label,
@@ -123,8 +123,8 @@ def _compiler_cache() -> Finding:
             False,
             "set NUMBA_CACHE_DIR to a writable folder",
         )
-    if (problem := cpu_cache.problem_of(folder)) is not None:
-        return Finding(label, f"{again}: {folder}: {problem}", False, cpu_cache.REMEDY)
+    if (problem := cache.problem_of(folder)) is not None:
+        return Finding(label, f"{again}: {folder}: {problem}", False, cache.REMEDY)
     return Finding(label, f"kept in {folder}", True)
 
 

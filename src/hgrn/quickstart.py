@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hgrn import inference
 from hgrn.analysis import gates, plots
 from hgrn.data.tokens import prepare
 from hgrn.errors import pasted
@@ -11,8 +12,6 @@ from hgrn.training.loop import train
 from hgrn.training.recipe import load_recipe
 from hgrn.training.runlog import Console, read_rows
 from hgrn.training.tasks.language import Evaluation, evaluate
-
-from hgrn import inference
 
 PROMPT = "KING HENRY.\n"
 _GATE_TOKENS = 4096  # positions over which the picture shows the gates

@@ -6,8 +6,7 @@ import torch
 from hgrn.bench import scan_peers, scans
 from hgrn.bench.scan_cases import GivenOutputs, ScanCase, check
 from hgrn.errors import UserError
-from hgrn.ops import cpu
-
+from hgrn.ops.cpu import launch
 from tests.tolerances import assert_close
 
 SHAPE = (2, 20, 16)
@@ -23,13 +22,13 @@ def test_our_kernels_pass_their_check(case, dtype):
     "kernel, gradient", [("hgru_scan", False), ("hgru_scan_backward", True), ("gated_scan", False)]
 )
 def test_a_wrong_kernel_is_refused(monkeypatch, kernel, gradient):
-    right = getattr(cpu, kernel)
+    right = getattr(launch, kernel)
 
     def wrong(*arguments):
         first, *others = right(*arguments)
         return first + 1e-3 * first.abs().max(), *others
 
-    monkeypatch.setattr(cpu, kernel, wrong)
+    monkeypatch.setattr(launch, kernel, wrong)
     with pytest.raises(
         UserError, match=rf"{kernel.removesuffix('_backward')} real.*in float32 differs .* by 0.001"
     ):
@@ -37,9 +36,9 @@ def test_a_wrong_kernel_is_refused(monkeypatch, kernel, gradient):
 
 
 def test_a_kernel_that_gives_nan_is_refused(monkeypatch):
-    right = cpu.hgru_scan
+    right = launch.hgru_scan
     monkeypatch.setattr(
-        cpu,
+        launch,
         "hgru_scan",
         lambda *arguments: tuple(part * float("nan") for part in right(*arguments)),
     )
@@ -48,16 +47,16 @@ def test_a_kernel_that_gives_nan_is_refused(monkeypatch):
 
 
 def test_nothing_is_measured_after_a_refusal(monkeypatch):
-    right = cpu.hgru_scan
+    right = launch.hgru_scan
     monkeypatch.setattr(
-        cpu, "hgru_scan", lambda *arguments: tuple(2 * part for part in right(*arguments))
+        launch, "hgru_scan", lambda *arguments: tuple(2 * part for part in right(*arguments))
     )
     with pytest.raises(UserError, match="no time of it is reported"):
         scans.measure(True, lambda title: lambda done, total: None)
 
 
 def test_a_kernel_that_is_wrong_only_in_used_memory_is_refused(monkeypatch):
-    right, seen = cpu.hgru_scan, set()
+    right, seen = launch.hgru_scan, set()
 
     def wrong_where_it_was_before(*arguments):
         h, state = right(*arguments)
@@ -65,7 +64,7 @@ def test_a_kernel_that_is_wrong_only_in_used_memory_is_refused(monkeypatch):
         seen.add(h.data_ptr())
         return h + 1 if again else h, state
 
-    monkeypatch.setattr(cpu, "hgru_scan", wrong_where_it_was_before)
+    monkeypatch.setattr(launch, "hgru_scan", wrong_where_it_was_before)
     with pytest.raises(UserError, match=r"\(kernel\), h"):
         check(ScanCase("hgru_scan", False, False), SHAPE, torch.float32)
 
@@ -73,13 +72,13 @@ def test_a_kernel_that_is_wrong_only_in_used_memory_is_refused(monkeypatch):
 def test_given_outputs_are_the_same_memory_in_every_call():
     case = ScanCase("hgru_scan", False, True)
     given, call = GivenOutputs(), case.call(case.inputs(SHAPE, torch.float32))
-    allocate = cpu._empty
+    allocate = launch._empty
     first = [tensor.data_ptr() for tensor in given.wrap(call)()][
         :3
     ]  # h and the gradients of candidate and forget
     second = [tensor.data_ptr() for tensor in given.wrap(call)()][:3]
     assert first == second and len(set(first)) == 3
-    assert cpu._empty is allocate
+    assert launch._empty is allocate
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from hgrn.data.sampling import BlockSampler
 from hgrn.data.text import TextData, TextSplit
 from hgrn.data.tokens import prepare
 from hgrn.models import HGRNForCausalLM
-from hgrn.ops import cpu
+from hgrn.ops.cpu import launch
 from hgrn.training.loop import train
 from hgrn.training.recipe import load_recipe
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from hgrn.data.images.source import CorruptImage
 from hgrn.errors import UserError
-
 from tests.fuzz.mutations import mutate
 
 SECONDS = 10  # for one mutant

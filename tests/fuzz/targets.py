@@ -43,10 +43,9 @@ from hgrn.training.runlog import read_rows
 from tests.data.images.conftest import encoded
 from tests.data.images.test_files import write_shard
 from tests.data.images.test_fixed import write_cifar, write_idx
+from tests.fuzz.run import Target
 from tests.training.tiny_arena import write_arena
 from tests.training.tiny_runs import tiny_recipe, tiny_text
-
-from tests.fuzz.run import Target
 
 TEXT = "".join(
     f'{{"text": "line {number} of a text", "label": {number % 3}, "year": {1900 + number}}}\n'

@@ -6,7 +6,6 @@ import time
 import pytest
 
 from hgrn.errors import UserError
-
 from tests.fuzz import run
 from tests.fuzz.mutations import mutate
 from tests.fuzz.run import Target, fuzz, table

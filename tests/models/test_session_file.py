@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hgrn.errors import UserError
-from hgrn.models import HGRNConfig, HGRNForCausalLM, Session
-from hgrn.models import session_file
+from hgrn.models import HGRNConfig, HGRNForCausalLM, Session, session_file
 from hgrn.models.session import fingerprint
 
 

@@ -20,8 +20,8 @@ from hgrn.ops import (
     hgru_carry,
     hgru_scan,
     int8_linear,
-    library,
     linear,
+    operators,
     quantize_rows,
 )
 from tests.tolerances import assert_close
@@ -161,7 +161,7 @@ def test_zeros_without_memory_are_zeros(call, shapes):
 
 def test_registered_operators_take_any_strides():
     x = torch.randn(2, 5, 1, 8)
-    wanted = library.hgru_scan(
+    wanted = operators.hgru_scan(
         x[..., ::2].contiguous(), x[..., 1::2].contiguous(), *[None] * 5, False, "auto"
     )
     found = torch.ops.hgrn.hgru_scan(x[..., ::2], x[..., 1::2], *[None] * 5, False, "auto")
@@ -170,9 +170,9 @@ def test_registered_operators_take_any_strides():
     found = torch.ops.hgrn.hgru_scan(constant, constant, *[None] * 5, False, "auto")
     assert torch.equal(
         found[0],
-        library.hgru_scan(constant.contiguous(), constant.contiguous(), *[None] * 5, False, "auto")[
-            0
-        ],
+        operators.hgru_scan(
+            constant.contiguous(), constant.contiguous(), *[None] * 5, False, "auto"
+        )[0],
     )
 
 
@@ -320,8 +320,8 @@ def test_a_backward_under_vmap():
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_what_holds_addresses_is_not_copied(way):
-    from hgrn.ops.cpu import Launch
-    from hgrn.ops.program import Program
+    from hgrn.ops.cpu.launch import Launch
+    from hgrn.ops.cpu.program import Program
 
     for holder in (Program(), Launch(0, np.zeros(2, dtype=np.int64), 0, ())):
         with pytest.raises(TypeError, match=f"a {type(holder).__name__} holds addresses of memory"):
@@ -329,7 +329,7 @@ def test_what_holds_addresses_is_not_copied(way):
 
 
 def test_a_program_checks_what_it_is_given():
-    from hgrn.ops.program import Program
+    from hgrn.ops.cpu.program import Program
 
     x, weight, y = torch.zeros(1, 4), torch.zeros(3, 4), torch.zeros(1, 3)
     with pytest.raises(ValueError, match=r"weight must have shape \(3, 4\), got \(4, 3\)"):

@@ -6,9 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hgrn.ops import available_engines, gated_scan, hgru_carry, hgru_scan
 from hgrn.ops.packing import lengths_to_cu_seqlens, lengths_to_mask, sequence_ids
-from tests.tolerances import assert_close
-
 from tests.ops.cases import CASES, make
+from tests.tolerances import assert_close
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

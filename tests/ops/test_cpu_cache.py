@@ -14,9 +14,9 @@ from hgrn.ops import available_engines
 if "numba" not in available_engines("cpu"):
     pytest.skip("numba is not installed", allow_module_level=True)
 
-from hgrn.ops import cpu_cache, cpu_language, threads
-from hgrn.ops.cpu_cache import KernelFile
-from hgrn.ops.cpu_language import Kernel, number, store
+from hgrn.ops.cpu import cache, language, threads
+from hgrn.ops.cpu.cache import KernelFile
+from hgrn.ops.cpu.language import Kernel, number, store
 
 SCAN = "import torch, hgrn; x = torch.ones(1, 3, 2); print(hgrn.hgru_scan(x, x)[0].sum().item())"
 
@@ -24,8 +24,8 @@ SCAN = "import torch, hgrn; x = torch.ones(1, 3, 2); print(hgrn.hgru_scan(x, x)[
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A fresh folder of kernels, and a process that has compiled none and warned of nothing."""
-    monkeypatch.setattr(cpu_language, "cache_folder", lambda: tmp_path)
-    monkeypatch.setattr(cpu_cache, "_said", set())
+    monkeypatch.setattr(language, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "_said", set())
     return tmp_path
 
 
@@ -101,7 +101,7 @@ def test_a_folder_that_takes_nothing_is_named_once(error, folder, monkeypatch):
     def refuse(*_):
         raise error
 
-    monkeypatch.setattr(cpu_cache.os, "replace", refuse)
+    monkeypatch.setattr(cache.os, "replace", refuse)
     with pytest.warns(
         UserWarning, match=f"cannot be kept in .*{folder.name}.*{error.strerror}.*NUMBA_CACHE_DIR"
     ) as said:
@@ -137,9 +137,9 @@ def test_without_any_folder_it_is_said_once(monkeypatch):
     def none_writable(_):
         raise RuntimeError("cannot cache function: no locator available")
 
-    monkeypatch.setattr(cpu_cache, "_said", set())
-    monkeypatch.setattr(cpu_language, "FunctionCache", none_writable)
-    cpu_language.cache_folder.cache_clear()
+    monkeypatch.setattr(cache, "_said", set())
+    monkeypatch.setattr(language, "FunctionCache", none_writable)
+    language.cache_folder.cache_clear()
     try:
         with pytest.warns(UserWarning, match="no folder for compiled CPU kernels is writable"):
             assert not compiled()
@@ -147,7 +147,7 @@ def test_without_any_folder_it_is_said_once(monkeypatch):
             warnings.simplefilter("error")
             assert not compiled()
     finally:
-        cpu_language.cache_folder.cache_clear()
+        language.cache_folder.cache_clear()
 
 
 def test_doctor_names_the_folder_and_the_remedy(folder, monkeypatch):
@@ -155,7 +155,7 @@ def test_doctor_names_the_folder_and_the_remedy(folder, monkeypatch):
 
     good = _compiler_cache()
     assert good.works and str(folder) in good.value
-    monkeypatch.setattr(cpu_language, "cache_folder", lambda: folder / "file" / "below")
+    monkeypatch.setattr(language, "cache_folder", lambda: folder / "file" / "below")
     (folder / "file").touch()
     bad = _compiler_cache()
     assert bad.works is False and str(folder) in bad.value and "NUMBA_CACHE_DIR" in bad.remedy

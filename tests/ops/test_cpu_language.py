@@ -9,12 +9,12 @@ if "numba" not in available_engines("cpu"):
 
 from numba import cfunc, types
 
-from hgrn.ops import cpu_gated, cpu_layer, cpu_linear, cpu_scan
-from hgrn.ops.cpu_language import _OPTIONS, _TOKENS, Call, Kernel
+from hgrn.ops.cpu import gated, layer, linear, scan
+from hgrn.ops.cpu.language import _OPTIONS, _TOKENS, Call, Kernel
 
 KERNELS = {
     name: kernel
-    for module in (cpu_gated, cpu_layer, cpu_linear, cpu_scan)
+    for module in (gated, layer, linear, scan)
     for name, kernel in vars(module).items()
     if isinstance(kernel, Kernel)
 }

@@ -5,9 +5,8 @@ import torch
 
 from hgrn.ops import available_engines
 from hgrn.ops.decompositions import DECOMPOSITIONS
-from tests.tolerances import assert_close
-
 from tests.ops.cases import CASES, make
+from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(
     "numba" not in available_engines("cpu"), reason="no registered engine works here"

@@ -7,9 +7,8 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from hgrn.ops import gated_scan, hgru_carry, hgru_scan, reference
-from tests.tolerances import assert_close
-
 from tests.ops.cases import CASES, make
+from tests.tolerances import assert_close
 
 SMALL = {
     name: case

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from hgrn.ops import available_engines, gated_scan, hgru_carry, hgru_scan
-from tests.tolerances import assert_close
-
 from tests.ops.cases import CASES, make
+from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(
     "numba" not in available_engines("cpu"), reason="no registered engine works here"

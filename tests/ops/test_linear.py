@@ -5,7 +5,8 @@ import torch
 
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 from hgrn.modules import Int8Linear, quantize_int8
-from hgrn.ops import available_engines, cpu, int8_linear, linear, linear_maps, quantize_rows
+from hgrn.ops import available_engines, int8_linear, linear, linear_maps, quantize_rows
+from hgrn.ops.cpu import launch
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 def test_few_rows_against_large_weights_are_the_product(shape, bias, monkeypatch):
     ran = []
     monkeypatch.setattr(
-        cpu, "linear", lambda *arguments, real=cpu.linear: ran.append(1) or real(*arguments)
+        launch, "linear", lambda *arguments, real=launch.linear: ran.append(1) or real(*arguments)
     )
     x, weight, shift = (
         torch.randn(shape),
@@ -86,7 +87,7 @@ def test_second_derivatives_of_large_products():
 
 def test_what_the_kernel_is_not_for_is_pytorch_s(monkeypatch):
     """More rows, gradients, other dtypes, small weights and autocast: the very same numbers as `F.linear`."""
-    monkeypatch.setattr(cpu, "linear", None)
+    monkeypatch.setattr(launch, "linear", None)
     monkeypatch.setattr(linear_maps, "product", None)
     weight, x = torch.randn(517, 512), torch.randn(1, 512)
     with torch.no_grad():

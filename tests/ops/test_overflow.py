@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from hgrn.ops import gated_scan, hgru_carry, hgru_scan
-from tests.tolerances import assert_close
-
 from tests.ops.cases import make
+from tests.tolerances import assert_close
 
 KINDS = {
     "real": {"complex_state": False},

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hgrn.ops import available_engines, hgru_scan, threads
+from hgrn.ops import available_engines, hgru_scan
+from hgrn.ops.cpu import threads
 
 pytestmark = pytest.mark.skipif(
     "numba" not in available_engines("cpu"), reason="numba is not installed"
@@ -98,7 +99,8 @@ FORKED = """
 import os, warnings
 import numpy as np
 import torch
-from hgrn.ops import hgru_scan, threads
+from hgrn.ops import hgru_scan
+from hgrn.ops.cpu import threads
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
 torch.set_num_threads(2)
 x, gate = torch.linspace(-3, 3, 1 << 20).reshape(4, 256, 1024), torch.linspace(5, -5, 1 << 20).reshape(4, 256, 1024)
@@ -133,7 +135,8 @@ import os, signal, sys, warnings
 import numpy as np
 import torch
 from hgrn import HGRN, gated_scan, hgru_carry, hgru_scan
-from hgrn.ops import gated_norm, gated_unit, linear, threads
+from hgrn.ops import gated_norm, gated_unit, linear
+from hgrn.ops.cpu import threads
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
 torch.set_num_threads(2)
 calls, generator = {}, torch.Generator().manual_seed(0)

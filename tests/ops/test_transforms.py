@@ -18,10 +18,9 @@ from hgrn.ops import (
     linear,
     quantize_rows,
 )
-from tests.tolerances import assert_close
-
 from tests.ops.cases import CASES, make
 from tests.ops.test_gradients import given
+from tests.tolerances import assert_close
 
 pytestmark = [
     pytest.mark.skipif(

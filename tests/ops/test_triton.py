@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from hgrn.ops import reference
-from tests.tolerances import assert_close
-
 from tests.ops.cases import CASES, make
+from tests.tolerances import assert_close
 
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in Triton's interpreter by test_triton_processes.py", allow_module_level=True)
-engine = pytest.importorskip("hgrn.ops.triton", reason="triton is not installed")
+engine = pytest.importorskip("hgrn.ops.triton.launch", reason="triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Every pair of: real or complex, mask, reverse, packed, initial state, lower bound, several tiles.

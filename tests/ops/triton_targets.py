@@ -16,8 +16,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hgrn.ops import triton_kernels as kernels
-from hgrn.ops.triton import Tile, tile_of
+from hgrn.ops.triton import kernels
+from hgrn.ops.triton.launch import Tile, tile_of
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _SIZES = ("steps", "rows", "stretch", "parts")

@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from hgrn.modules import HGRN
-from hgrn.parallel import scan, window  # the modules
-from hgrn.parallel import (
+from hgrn.parallel import (  # the modules
     context_scan,
     last_state,
     local_cu_seqlens,
     local_stretch,
     parallelize,
+    scan,
     whole_sequences,
+    window,
 )
 from tests.conftest import ROOT
 from tests.parallel.cases import (

@@ -8,7 +8,6 @@ import torch
 
 from hgrn.data.tokenizer import BYTE_BOS, bytes_to_ids
 from tests.tolerances import assert_close
-
 from tests.tools import strangers
 from tests.tools.conftest import SENTENCE
 

@@ -11,7 +11,6 @@ from hgrn.models import HGRNConfig, HGRNForCausalLM
 from hgrn.modules import Stepper
 from hgrn.ops import available_engines
 from tests.tolerances import assert_close
-
 from tests.tools.conftest import CONFIG
 
 peft = pytest.importorskip(

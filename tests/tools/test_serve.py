@@ -14,7 +14,6 @@ import pytest
 
 from hgrn.data.tokenizer import INCOMPLETE
 from tests.conftest import ROOT
-
 from tests.tools import strangers
 from tests.tools.conftest import SENTENCE
 

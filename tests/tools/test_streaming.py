@@ -8,7 +8,6 @@ import pytest
 from transformers import TextIteratorStreamer, TextStreamer
 
 from hgrn.data.tokenizer import INCOMPLETE, byte_tokenizer
-
 from tests.tools.conftest import SENTENCE
 
 

@@ -16,7 +16,6 @@ from transformers import (
 from hgrn.data.tokenizer import byte_tokenizer
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 from tests.tolerances import assert_close
-
 from tests.tools.conftest import CONFIG, SENTENCE
 
 accelerate = pytest.importorskip(

@@ -39,7 +39,6 @@ from hgrn.training.specs import Recipe
 from hgrn.training.tasks.language import LanguageModelTask
 from tests.training.tiny_runs import tiny_image_recipe, tiny_recipe
 
-
 # Kind of run, the rank that finds no room, and for what.
 REFUSALS = [("ddp", 1, "state"), ("ddp", 0, "model"), ("ddp", 0, "log"), ("fsdp", 1, "shards")]
 

@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hgrn.files import whole_file
-
 from hgrn.analysis.gates import LayerGates
+from hgrn.files import whole_file
 
 _INK, _ACCENT, _SHADE = "#1f3b57", "#c8502d", "#9db4c8"
 

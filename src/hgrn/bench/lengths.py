@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 
-from hgrn.errors import UserError
-
 from hgrn.bench.decoding import hgrn_step
 from hgrn.bench.measure import Tell, resident_bytes, round_robin
 from hgrn.bench.models import HGRNModel, hgrn_model
 from hgrn.bench.results import Row
 from hgrn.bench.scan_cases import ScanCase, check
 from hgrn.bench.training import training_step
+from hgrn.errors import UserError
 
 _LENGTHS = tuple(4096 << k for k in range(7))  # to 262,144
 _QUICK_LENGTHS = (1024, 4096)

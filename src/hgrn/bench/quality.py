@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgrn.errors import UserError
-
 from hgrn.bench.measure import Tell
 from hgrn.bench.models import KINDS, LanguageModel, build
 from hgrn.bench.results import read_csv, write_csv
+from hgrn.errors import UserError
 
 if TYPE_CHECKING:
     from hgrn.data.sampling import BlockSampler

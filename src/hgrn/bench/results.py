@@ -9,10 +9,9 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hgrn.bench.measure import Times
 from hgrn.files import reading, whole_file, writing
 from hgrn.source import commit
-
-from hgrn.bench.measure import Times
 
 _WITH = ("torch", "numba", "transformers")
 

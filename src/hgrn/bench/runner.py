@@ -10,10 +10,9 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from hgrn.errors import UserError
-
 from hgrn.bench import decoding, lengths, limits, plots, quality, scans, start, training
 from hgrn.bench.results import Row, environment, write_csv
+from hgrn.errors import UserError
 
 _MEASURED = {
     "limits": limits.measure,

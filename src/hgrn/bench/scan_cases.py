@@ -141,9 +141,9 @@ class GivenOutputs:
     @contextmanager
     def _given(self) -> Iterator[None]:
         """For one call: results go into the kept memory, in the order in which they were asked for."""
-        from hgrn.ops import cpu
+        from hgrn.ops.cpu import launch
 
-        allocate, kept = cpu._empty, iter(tuple(self._kept))
+        allocate, kept = launch._empty, iter(tuple(self._kept))
 
         def hand_out(*arguments) -> Tensor:
             tensor = next(kept, None)
@@ -152,8 +152,8 @@ class GivenOutputs:
                 self._kept.append(tensor)
             return tensor.detach()  # a tensor of its own: autograd marks the one that it gets
 
-        cpu._empty = hand_out
+        launch._empty = hand_out
         try:
             yield
         finally:
-            cpu._empty = allocate
+            launch._empty = allocate

@@ -13,12 +13,11 @@ from statistics import median
 
 import torch
 
-from hgrn.errors import UserError
-
 from hgrn.bench.measure import Tell, Times
 from hgrn.bench.models import hgrn_model
 from hgrn.bench.results import Row
 from hgrn.bench.training import training_step
+from hgrn.errors import UserError
 
 _STEP, _QUICK_STEP = (128, 4, 512, 8), (32, 2, 64, 2)  # width, depth, time steps, batch
 _REPEATS = 7  # steps of one process

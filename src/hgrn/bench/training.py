@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from hgrn.ops.linear_maps import product
-
 from hgrn.bench.measure import Tell, round_robin
 from hgrn.bench.models import KINDS, SIZES, LanguageModel, build, hgrn_model
 from hgrn.bench.results import Row
 from hgrn.bench.scan_cases import ScanCase, check
+from hgrn.ops.linear_maps import product
 
 # Width, depth, time steps and batch of the models that are compared with their own matrix products.
 _MODELS = ((512, 6, 512, 8), (128, 4, 512, 8))

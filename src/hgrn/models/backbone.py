@@ -13,6 +13,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
 from hgrn.errors import UserError
+from hgrn.models.cache import HGRNCache
+from hgrn.models.card import write_card
+from hgrn.models.configuration import HGRNConfig
+from hgrn.models.convert import ConversionError, fitted, named_tensors, source_names
+from hgrn.models.custom import check_custom_modules, custom_modules
+from hgrn.models.documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
+from hgrn.models.published import Published
 from hgrn.modules import (
     HGRN,
     HGRU,
@@ -27,14 +34,6 @@ from hgrn.modules import (
     sinusoids,
 )
 from hgrn.modules.hgru import initial_theta
-
-from hgrn.models.cache import HGRNCache
-from hgrn.models.card import write_card
-from hgrn.models.configuration import HGRNConfig
-from hgrn.models.convert import ConversionError, fitted, named_tensors, source_names
-from hgrn.models.custom import check_custom_modules, custom_modules
-from hgrn.models.documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
-from hgrn.models.published import Published
 
 _PER_BYTE = 4  # at most so many numbers of a model are in one byte of its files; the smallest known types have two
 

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 from transformers.utils import can_return_tuple
 
-from hgrn.modules import Linear, SimpleRMSNorm
-from hgrn.modules.parameters import at_least_float32
-from hgrn.ops.packing import sequence_ids
-
 from hgrn.models.backbone import HGRNModel, HGRNPreTrainedModel
 from hgrn.models.configuration import HGRNConfig
 from hgrn.models.documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
+from hgrn.modules import Linear, SimpleRMSNorm
+from hgrn.modules.parameters import at_least_float32
+from hgrn.ops.packing import sequence_ids
 
 
 def pool(

@@ -11,9 +11,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from hgrn.errors import UserError
-from hgrn.untrusted import read_json
-
 from hgrn.models.published import translated
+from hgrn.untrusted import read_json
 
 INITIALIZATIONS = ("pytorch", "lra", "normal")
 _CHOICES = {

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from hgrn.errors import UserError
 from hgrn.files import finish_folder, reading, writing
-from hgrn.modules import Int8Linear
-from hgrn.ops.decompositions import DECOMPOSITIONS
-
 from hgrn.models.cache import HGRNCache
 from hgrn.models.heads import HGRNForCausalLM
+from hgrn.modules import Int8Linear
+from hgrn.ops.decompositions import DECOMPOSITIONS
 
 _OPSET = 20
 

@@ -6,14 +6,13 @@ from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from hgrn.modules import Linear
-from hgrn.ops.packing import next_labels
-
 from hgrn.models.backbone import HGRNModel, HGRNPreTrainedModel
 from hgrn.models.cache import NO_WAY_BACK, HGRNCache
 from hgrn.models.configuration import HGRNConfig
 from hgrn.models.documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
 from hgrn.models.stepping import SteppingMixin
+from hgrn.modules import Linear
+from hgrn.ops.packing import next_labels
 
 _IGNORE = -100
 

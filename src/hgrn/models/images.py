@@ -4,10 +4,9 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
-from hgrn.modules import Linear
-
 from hgrn.models.classification import Classifier
 from hgrn.models.configuration import HGRNConfig
+from hgrn.modules import Linear
 
 
 class HGRNForImageClassification(Classifier):

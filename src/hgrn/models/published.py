@@ -25,10 +25,9 @@ from transformers.utils import (
 
 from hgrn.errors import UserError
 from hgrn.files import reading, whole_folder
-from hgrn.untrusted import read_json
-
 from hgrn.models import convert, published_classifiers
 from hgrn.models.convert import ConversionError
+from hgrn.untrusted import read_json
 
 if TYPE_CHECKING:
     from hgrn.models.backbone import HGRNPreTrainedModel

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hgrn.errors import UserError
-
 from hgrn.models import session_file
 from hgrn.models.cache import HGRNCache
 

@@ -8,13 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hgrn.models.backbone import HGRNModel
+from hgrn.models.cache import HGRNCache
 from hgrn.modules import Stepper
 from hgrn.modules.stepper import NotSteppable, has_own_forward
 from hgrn.modules.watch import Watch
-from hgrn.ops.operator import is_listened_to
-
-from hgrn.models.backbone import HGRNModel
-from hgrn.models.cache import HGRNCache
+from hgrn.ops.dispatch import is_listened_to
 
 
 class Steps(NamedTuple):

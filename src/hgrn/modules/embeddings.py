@@ -6,9 +6,8 @@ Shape letters: B batch, C channels of an image, H, W its rows and columns, P row
 import torch
 from torch import Tensor, nn
 
-from hgrn.ops.packing import check_cu_seqlens, sequence_ids
-
 from hgrn.modules.linear import Linear
+from hgrn.ops.packing import check_cu_seqlens, sequence_ids
 
 
 class PatchEmbedding(nn.Module):

@@ -2,9 +2,8 @@
 
 from torch import Tensor, nn
 
-from hgrn.ops import gated_unit
-
 from hgrn.modules.linear import Linear
+from hgrn.ops import gated_unit
 
 _ACTIVATIONS = ("silu", "identity")
 

@@ -6,14 +6,13 @@ Shape letters: B batch, T time, D channels, N packed sequences, C = D (real stat
 import torch
 from torch import Tensor, nn
 
-from hgrn.ops import hgru_scan
-from hgrn.ops.packing import check_boundaries
-
 from hgrn.modules.arguments import check_dtype, check_input, check_recurrent, check_state_tuple
 from hgrn.modules.linear import Linear
 from hgrn.modules.norms import GATED_NORMS
 from hgrn.modules.parameters import KeepsFloat32, at_least_float32
 from hgrn.modules.short_conv import ShortConvolution
+from hgrn.ops import hgru_scan
+from hgrn.ops.packing import check_boundaries
 
 _ACTIVATIONS = ("silu", "sigmoid")
 _GATE_POSITIONS = ("after_norm", "before_norm")

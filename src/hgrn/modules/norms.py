@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgrn.ops import gated_norm
-from hgrn.ops.layer import ACTIVATIONS
-
 from hgrn.modules.parameters import KeepsFloat32, at_least_float32
+from hgrn.ops import gated_norm
+from hgrn.ops.layers import ACTIVATIONS
 
 
 class BatchNorm(KeepsFloat32):

@@ -6,9 +6,8 @@ Shape letters: B batch, T time, N sequences (B, or those of a packing), C channe
 import torch
 from torch import Tensor, nn
 
-from hgrn.ops.packing import check_cu_seqlens, sequence_ids
-
 from hgrn.modules.parameters import at_least_float32
+from hgrn.ops.packing import check_cu_seqlens, sequence_ids
 
 
 class ShortConvolution(nn.Module):

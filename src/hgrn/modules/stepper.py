@@ -7,9 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from hgrn.ops import available_engines
-from hgrn.ops.addresses import describe, is_plain
-
 from hgrn.modules.block import Block
 from hgrn.modules.bounds import LowerBounds
 from hgrn.modules.glu import GLU
@@ -19,6 +16,8 @@ from hgrn.modules.linear import Linear
 from hgrn.modules.norms import GatedLayerNorm
 from hgrn.modules.stack import HGRN
 from hgrn.modules.watch import Watch
+from hgrn.ops import available_engines
+from hgrn.ops.addresses import describe, is_plain
 
 _LARGEST = 8  # sequences; for more, matrix products are faster than the calls that this saves
 
@@ -64,7 +63,7 @@ class Stepper:
         stack, sequences, head = self._stack, self._sequences, self._head
         if problem := why_not(stack, sequences, head):
             raise NotSteppable(f"Stepper: {problem}")
-        from hgrn.ops import program  # here, since it needs numba
+        from hgrn.ops.cpu import program  # here, since it needs numba
 
         self._program = program.Program()
         dim, width = (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 
-from hgrn.ops import layer, library, reference
+from hgrn.ops import layers, operators, reference
 from hgrn.ops.reference import state_dtype
 
 
@@ -55,9 +55,11 @@ def _hgru_scan(
 def _gated_norm(
     x, gate, weight, bias, eps, activation, gate_first, engine
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = layer._reference_norm(x, gate, weight, bias, eps, activation, gate_first)
+    y = layers._reference_norm(x, gate, weight, bias, eps, activation, gate_first)
     wide = state_dtype(x.dtype)
-    normed = x.to(wide) * layer.ACTIVATIONS[activation](gate.to(wide)) if gate_first else x.to(wide)
+    normed = (
+        x.to(wide) * layers.ACTIVATIONS[activation](gate.to(wide)) if gate_first else x.to(wide)
+    )
     variance, mean = torch.var_mean(normed, -1, correction=0)
     return (
         y,
@@ -67,11 +69,11 @@ def _gated_norm(
 
 
 def _gated_unit(x, activation, engine) -> Tensor:
-    return layer._reference_unit(x, activation)
+    return layers._reference_unit(x, activation)
 
 
 DECOMPOSITIONS = {
-    library.hgru_scan.overload: _hgru_scan,
-    layer._gated_norm.overload: _gated_norm,
-    layer._gated_unit.overload: _gated_unit,
+    operators.hgru_scan.overload: _hgru_scan,
+    layers._gated_norm.overload: _gated_norm,
+    layers._gated_unit.overload: _gated_unit,
 }

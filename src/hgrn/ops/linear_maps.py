@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hgrn.ops.library import choose, _engine
-from hgrn.ops.operator import is_listened_to, is_transformed, operator
+from hgrn.ops.dispatch import is_listened_to, is_transformed, operator
+from hgrn.ops.operators import _engine, choose
 
 _FEW = 8  # rows of x from which a matrix product is faster
 _LARGE = 1 << 18  # elements of a weight from which its reading is what takes the time

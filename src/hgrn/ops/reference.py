@@ -1,7 +1,7 @@
 """The recurrences of HGRN as loops in plain PyTorch: the definition that every engine is measured against.
 
 Shape letters: O outer, T time, I inner, D channels, C = D (real state) or 2D (complex state, [Re | Im]), N sequences.
-All functions take the canonical layout `[O, T, I, C]` that `hgrn.ops.library` makes of the caller's tensors, work in
+All functions take the canonical layout `[O, T, I, C]` that `hgrn.ops.operators` makes of the caller's tensors, work in
 any floating dtype, and are differentiable any number of times by PyTorch's own autograd.
 
 Per channel, with `gamma` the lower bound of the layer (paper, section 3; README of the authors' repository):

@@ -2,26 +2,26 @@
 
 There every scan is elementwise operations of PyTorch around one scan with explicit gates in float32 (float64), an
 `autograd.Function` that knows its gradient, its tangent and its mapping: each of them is again such scans, so that transforms
-may be nested in any order. Shape letters as in `hgrn.ops.library`.
+may be nested in any order. Shape letters as in `hgrn.ops.operators`.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hgrn.ops import library, reference
+from hgrn.ops import operators, reference
 from hgrn.ops.reference import state_dtype
 
 
 class _Scan(torch.autograd.Function):
-    """`h_t = gate_t exp(i theta) h_{t-1} + x_t`, all in the state dtype; `library.gated_scan` but for the gate's logarithm.
+    """`h_t = gate_t exp(i theta) h_{t-1} + x_t`, all in the state dtype; `operators.gated_scan` but for the gate's logarithm.
 
     A gate may be exactly 0, where its logarithm has no slope, but the scan has.
     """
 
     @staticmethod
     def forward(x, gate, *rest):
-        return library.gated_scan.without_derivatives(x, gate.log(), *rest)
+        return operators.gated_scan.without_derivatives(x, gate.log(), *rest)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -32,10 +32,10 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_h, grad_final):
         _, gate, *rest = ctx.saved_tensors
-        grads = library.adjoint(
+        grads = operators.adjoint(
             _scan, gate, gate, grad_h, grad_final, *rest, ctx.reverse, ctx.engine
         )
-        return library._where_needed(ctx.needs_input_grad, *grads)
+        return operators._where_needed(ctx.needs_input_grad, *grads)
 
     @staticmethod
     def jvp(ctx, d_x, d_gate, d_theta, d_initial, *_):
@@ -49,7 +49,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
-        return library.fold(_scan, library.gated_scan.overload, info, in_dims, *arguments)
+        return operators.fold(_scan, operators.gated_scan.overload, info, in_dims, *arguments)
 
 
 def _scan(
@@ -72,7 +72,7 @@ def _tangent(
     entering = torch.zeros_like(h) if d_x is None else d_x
     if h.shape[1] > 0:
         turned = reference.rotate(
-            library.previous_states(h, initial_state, cu_seqlens, reverse), theta
+            operators.previous_states(h, initial_state, cu_seqlens, reverse), theta
         )
         if mask is not None:
             turned = torch.where(mask[..., None], turned, 0)
@@ -85,7 +85,7 @@ def _tangent(
     return _scan(entering, gate, theta, d_initial, cu_seqlens, mask, reverse, engine)
 
 
-@library.gated_scan.register_composition
+@operators.gated_scan.register_composition
 def _gated_scan(
     x, log_f, theta, initial_state, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
@@ -106,10 +106,10 @@ def _check_bound(lower_bound: Tensor | None) -> None:
         return
     while torch._C._functorch.is_functorch_wrapped_tensor(lower_bound):
         lower_bound = torch._C._functorch.get_unwrapped(lower_bound)
-    library._check_values(lower_bound, lower_bound.detach(), None)
+    operators._check_values(lower_bound, lower_bound.detach(), None)
 
 
-@library.hgru_scan.register_composition
+@operators.hgru_scan.register_composition
 def _hgru_scan(
     candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ def _hgru_scan(
     return h.to(dtype), final
 
 
-@library.hgru_carry.register_composition
+@operators.hgru_carry.register_composition
 def _hgru_carry(
     candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from hgrn.modules import HGRU, HGRU2d, ShortConvolution
 from hgrn.ops import hgru_scan
 from hgrn.ops.packing import check_cu_seqlens, next_labels
-
 from hgrn.parallel.context import GROUPS, Context, Group
 
 

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hgrn.ops import library, reference
+from hgrn.ops import operators, reference
 
 
 class ContextScan(torch.autograd.Function):
@@ -31,8 +31,8 @@ class ContextScan(torch.autograd.Function):
     ):
         arguments = (candidate, forget, lower_bound)
         angles = (None,) * len(directions) if thetas is None else thetas.unbind(0)
-        carry = reference.hgru_carry if engine == "reference" else library.hgru_carry
-        scan = reference.hgru_scan if engine == "reference" else library.hgru_scan
+        carry = reference.hgru_carry if engine == "reference" else operators.hgru_carry
+        scan = reference.hgru_scan if engine == "reference" else operators.hgru_scan
         trailing = () if engine == "reference" else (engine,)
         counts = _counts(candidate, cu_seqlens, mask)
 
@@ -170,7 +170,7 @@ def _scan_gradients(
     """Gradients of candidate, forget, lower_bound, theta and initial_state; None or zeros for what was not given."""
     inputs = (candidate, forget, lower_bound, theta, initial_state)
     if engine != "reference":
-        return library.hgru_scan_backward(
+        return operators.hgru_scan_backward(
             grad_h, grad_final, *inputs, h, cu_seqlens, mask, reverse, engine
         )
     leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]

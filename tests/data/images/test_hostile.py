@@ -18,7 +18,6 @@ from hgrn.data.images.opening import ImageData, problems
 from hgrn.data.images.shards import ShardSource, expand_shards
 from hgrn.data.images.source import CorruptImage
 from hgrn.errors import UserError
-
 from tests.data.images.conftest import encoded
 from tests.data.images.test_files import write_shard
 

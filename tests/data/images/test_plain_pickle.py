@@ -9,7 +9,6 @@ import pytest
 from hgrn.data.images import plain_pickle
 from hgrn.data.images.cifar import load_plain_pickle, open_cifar
 from hgrn.errors import UserError
-
 from tests.data.images.test_fixed import write_cifar
 
 # As Python 2 wrote the published files: strings, and an array by `numpy.core.multiarray._reconstruct`.

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hgrn.ops import addresses, cpu, cpu_layer, cpu_linear, cpu_scan, threads
-from hgrn.ops.cpu_language import (
+from hgrn.ops import addresses
+from hgrn.ops.cpu import launch, layer, linear, scan, threads
+from hgrn.ops.cpu.language import (
     Kernel,
     enter,
     enter_parallel,
@@ -64,7 +65,7 @@ class Program(addresses.HoldsAddresses):
     """
 
     def __init__(self):
-        self._launches: list[cpu.Launch] = []
+        self._launches: list[launch.Launch] = []
         self._kept: list[Tensor] = []
         self._watched: list[tuple[Tensor, Tensor]] = []
         self._made_for, self._launch, self._changed = None, None, np.zeros(1, dtype=np.int64)
@@ -84,15 +85,15 @@ class Program(addresses.HoldsAddresses):
         _check(x=(x, (rows, width)), weight=(weight, (out, width)))
         optional = dict(bias=(bias, (out,)), scale=(scale, (out,)), add=(add, (rows, out)))
         _check(**{name: pair for name, pair in optional.items() if pair[0] is not None})
-        kernel = cpu_linear.linear if scale is None else cpu_linear.int8_linear
-        self._append(cpu.linear_launch(kernel, x, weight, bias, y, add, scale))
+        kernel = linear.linear if scale is None else linear.int8_linear
+        self._append(launch.linear_launch(kernel, x, weight, bias, y, add, scale))
 
     def norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor) -> None:
         """`y = LayerNorm(x)`."""
         _check(weight=(weight, x.shape[-1:]), bias=(bias, x.shape[-1:]), y=(y, x.shape))
         self._append(
-            cpu.rows_launch(
-                cpu_layer.norm,
+            launch.rows_launch(
+                layer.norm,
                 "identity",
                 x,
                 {"x": x},
@@ -119,8 +120,8 @@ class Program(addresses.HoldsAddresses):
             x.new_empty(x.shape),
         )
         self._append(
-            cpu.rows_launch(
-                cpu_layer.gated_norm,
+            launch.rows_launch(
+                layer.gated_norm,
                 activation,
                 x,
                 {"x": x, "z": gate},
@@ -138,7 +139,7 @@ class Program(addresses.HoldsAddresses):
     def gated_unit(self, x: Tensor, y: Tensor, *, activation: str) -> None:
         """As `hgrn.ops.gated_unit`."""
         _check(x=(x, (len(y), 2 * y.shape[-1])))
-        self._append(cpu.rows_launch(cpu_layer.gated_unit, activation, y, {"x": x}, {"y": y}))
+        self._append(launch.rows_launch(layer.gated_unit, activation, y, {"x": x}, {"y": y}))
 
     def hgru_step(
         self,
@@ -161,14 +162,14 @@ class Program(addresses.HoldsAddresses):
         optional = dict(lower_bound=(lower_bound, channels), theta=(theta, channels))
         _check(**{name: pair for name, pair in optional.items() if pair[0] is not None})
         candidate, forget, h = (x[:, None, None] for x in (candidate, forget, h))
-        scan = cpu.Scan(candidate, channels[0], None, None, False)
+        plan = launch.ScanPlan(candidate, channels[0], None, None, False)
         self._append(
-            scan.launch(
-                cpu_scan.hgru_scan,
+            plan.launch(
+                scan.hgru_scan,
                 {"candidate": candidate, "forget": forget},
                 {"h": h},
-                room=scan.room(lower_bound),
-                **scan.turn(theta),
+                room=plan.room(lower_bound),
+                **plan.turn(theta),
                 state=state,
                 decay=0,
             )
@@ -186,11 +187,11 @@ class Program(addresses.HoldsAddresses):
         self._launch.run()
         return not self._changed[0]
 
-    def _sequence(self, count: int, parallel: int) -> cpu.Launch:
-        shared = (threads.is_shared(launch.block, launch.work) for launch in self._launches)
+    def _sequence(self, count: int, parallel: int) -> launch.Launch:
+        shared = (threads.is_shared(call.block, call.work) for call in self._launches)
         calls = [
-            (launch.kernel, launch.block.ctypes.data, both)
-            for launch, both in zip(self._launches, shared)
+            (call.kernel, call.block.ctypes.data, both)
+            for call, both in zip(self._launches, shared)
         ]
         watched = [
             (*(addresses.address(x, torch.float32) for x in pair), pair[0].numel())
@@ -207,12 +208,12 @@ class Program(addresses.HoldsAddresses):
             threads=count,
             parallel=parallel if count > 1 else 0,
         )
-        return cpu.Launch(_sequence.address("float32", 0), block, 0, (calls, watched))
+        return launch.Launch(_sequence.address("float32", 0), block, 0, (calls, watched))
 
-    def _append(self, launch: cpu.Launch) -> None:
-        self._launches.append(launch)
+    def _append(self, call: launch.Launch) -> None:
+        self._launches.append(call)
         # A parameter may be given other memory, so it does not keep that at which the addresses point.
-        self._kept.extend(x.detach() for x in launch.tensors if isinstance(x, Tensor))
+        self._kept.extend(x.detach() for x in call.tensors if isinstance(x, Tensor))
 
 
 def _check(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:

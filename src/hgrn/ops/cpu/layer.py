@@ -9,7 +9,7 @@ the output, `scale` and `shift` the norm's parameters.
 
 import math
 
-from hgrn.ops.cpu_language import (
+from hgrn.ops.cpu.language import (
     Kernel,
     arithmetic,
     helper,

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from hgrn.ops import packing, reference
-from hgrn.ops.operator import is_transformed, operator
+from hgrn.ops.dispatch import is_transformed, operator
 from hgrn.ops.reference import state_dtype
 
-_ENGINE_FILES = {"numba": "cpu", "triton": "triton"}
+_ENGINE_FILES = {"numba": "cpu.launch", "triton": "triton.launch"}
 _ENGINE_OF_DEVICE = {"cpu": "numba", "cuda": "triton"}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

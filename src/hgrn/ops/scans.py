@@ -8,8 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from hgrn.ops import library, reference, transforms  # noqa: F401  (transforms registers what the operators are under torch.func)
-from hgrn.ops.library import check_floating, choose
+from hgrn.ops import operators, reference, transforms  # noqa: F401  (transforms registers what the operators are under torch.func)
+from hgrn.ops.operators import check_floating, choose
 from hgrn.ops.packing import check_boundaries
 from hgrn.ops.reference import state_dtype
 
@@ -200,7 +200,7 @@ def hgru_scan(
     if engine == "reference":
         h, final = reference.hgru_scan(*tensors, reverse)
     else:
-        h, final = library.hgru_scan(*tensors, reverse, engine)
+        h, final = operators.hgru_scan(*tensors, reverse, engine)
     return h.reshape(candidate.shape), layout.state(final)
 
 
@@ -240,7 +240,7 @@ def hgru_carry(
     if engine == "reference":
         decay, end_state = reference.hgru_carry(*tensors, reverse)
     else:
-        decay, end_state = library.hgru_carry(*tensors, reverse, engine)
+        decay, end_state = operators.hgru_carry(*tensors, reverse, engine)
     return layout.state(decay), layout.state(end_state)
 
 
@@ -284,5 +284,5 @@ def gated_scan(
     if engine == "reference":
         h, final = reference.gated_scan(*tensors, reverse)
     else:
-        h, final = library.gated_scan(*tensors, reverse, engine)
+        h, final = operators.gated_scan(*tensors, reverse, engine)
     return h.reshape(x.shape), layout.state(final)

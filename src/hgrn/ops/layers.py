@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hgrn.ops.library import check_floating, choose, _engine, _through_reference, _where_needed
-from hgrn.ops.operator import is_transformed, operator
+from hgrn.ops.dispatch import is_transformed, operator
+from hgrn.ops.operators import _engine, _through_reference, _where_needed, check_floating, choose
 from hgrn.ops.reference import state_dtype
 
 ACTIVATIONS = {"identity": lambda x: x, "silu": F.silu, "sigmoid": torch.sigmoid}

@@ -4,7 +4,7 @@ A task is a block of rows of the weight. At a batch of one, a language model's s
 the weight is read once, end to end, for all rows of x, whose few rows stay in the cache.
 """
 
-from hgrn.ops.cpu_language import (
+from hgrn.ops.cpu.language import (
     Kernel,
     itemsize,
     load,

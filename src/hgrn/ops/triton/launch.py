@@ -1,6 +1,6 @@
 """The GPU engine: what stands between the registered operators and the Triton kernels.
 
-Shape letters as in `hgrn.ops.library`; S stretches of time, R rows (sequences times inner indices).
+Shape letters as in `hgrn.ops.operators`; S stretches of time, R rows (sequences times inner indices).
 """
 
 import math
@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from hgrn.ops import triton_kernels as kernels
 from hgrn.ops.reference import state_dtype
+from hgrn.ops.triton import kernels
 
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
 _SHORTEST = 4  # tiles of a stretch at least: the first pass over it has to pay

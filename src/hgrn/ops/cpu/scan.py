@@ -9,7 +9,7 @@ Letters in the formulas: f forget and a (a + i b) candidate before their activat
 arrives at h_t from everything after it, `room` 1 - gamma, `write` 1 - lambda_t, `keep` lambda_t.
 """
 
-from hgrn.ops.cpu_language import (
+from hgrn.ops.cpu.language import (
     Kernel,
     helper,
     itemsize,

@@ -1,6 +1,6 @@
 """The CPU engine: what stands between the registered operators and the kernels.
 
-Shape letters as in `hgrn.ops.library`. Every output is written once by the kernels; running states are float32 (float64
+Shape letters as in `hgrn.ops.operators`. Every output is written once by the kernels; running states are float32 (float64
 for float64 tensors).
 """
 
@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hgrn.ops import addresses, cpu_gated, cpu_layer, cpu_linear, cpu_scan, threads
-from hgrn.ops.cpu_language import Kernel
+from hgrn.ops import addresses
+from hgrn.ops.cpu import gated, layer, scan, threads
+from hgrn.ops.cpu import linear as maps
+from hgrn.ops.cpu.language import Kernel
 from hgrn.ops.reference import state_dtype
 
 _HUGE = 4 << 20  # bytes from which NumPy asks for huge pages
@@ -21,9 +23,9 @@ _BLOCK = 1024  # channels of one task at most: their states and parameters stay 
 _ROWS = 64  # rows of one task of a norm or unit: few enough for all threads, so many that partial sums cost little
 _LINE = 16  # blocks of channels are multiples of this many, a cache line of float32
 _ACTIVATIONS = {
-    "identity": cpu_layer.IDENTITY,
-    "silu": cpu_layer.SILU,
-    "sigmoid": cpu_layer.SIGMOID,
+    "identity": layer.IDENTITY,
+    "silu": layer.SILU,
+    "sigmoid": layer.SIGMOID,
 }
 
 
@@ -40,7 +42,7 @@ class Launch(addresses.HoldsAddresses):
         threads.run(self.kernel, self.block, self.work)
 
 
-class Scan:
+class ScanPlan:
     """The sizes of one call, as the kernels take them, and how its tasks are cut."""
 
     def __init__(
@@ -159,15 +161,15 @@ def hgru_scan(
     candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
 ) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_scan`."""
-    scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
-    state = scan.states(initial_state)
+    plan = ScanPlan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
+    state = plan.states(initial_state)
     h = _empty(candidate.shape, candidate.dtype)
-    scan.launch(
-        cpu_scan.hgru_scan,
+    plan.launch(
+        scan.hgru_scan,
         {"candidate": candidate, "forget": forget},
         {"h": h},
-        room=scan.room(lower_bound),
-        **scan.turn(theta),
+        room=plan.room(lower_bound),
+        **plan.turn(theta),
         state=state,
         decay=0,
     ).run()
@@ -178,17 +180,17 @@ def hgru_carry(
     candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse
 ) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.hgru_carry`."""
-    scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
-    state = scan.states(None)
+    plan = ScanPlan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
+    state = plan.states(None)
     decay = torch.ones(
-        scan.sequences, scan.inner, scan.channels, dtype=scan.accumulate, device="cpu"
+        plan.sequences, plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
-    scan.launch(
-        cpu_scan.hgru_scan,
+    plan.launch(
+        scan.hgru_scan,
         {"candidate": candidate, "forget": forget},
-        {"h": torch.empty_like(state, dtype=scan.dtype)},
-        room=scan.room(lower_bound),
-        **scan.turn(theta),
+        {"h": torch.empty_like(state, dtype=plan.dtype)},
+        room=plan.room(lower_bound),
+        **plan.turn(theta),
         state=state,
         decay=decay,
     ).run()
@@ -209,23 +211,23 @@ def hgru_scan_backward(
     reverse,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of candidate, forget, lower_bound, theta and initial_state; h is what the forward returned."""
-    scan = Scan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
-    initial = scan.states(None) if initial_state is None else initial_state.contiguous()
-    g = scan.states(grad_final.to(scan.accumulate))
+    plan = ScanPlan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
+    initial = plan.states(None) if initial_state is None else initial_state.contiguous()
+    g = plan.states(grad_final.to(plan.accumulate))
     h = h.contiguous()
     grad_candidate, grad_forget = (
         _empty(candidate.shape, candidate.dtype),
         _empty(forget.shape, forget.dtype),
     )
     sums = torch.zeros(
-        2, scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu"
+        2, plan.sequences * plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
-    scan.launch(
-        cpu_scan.hgru_scan_backward,
+    plan.launch(
+        scan.hgru_scan_backward,
         {"candidate": candidate, "forget": forget, "grad_h": grad_h},
         {"h": h, "grad_candidate": grad_candidate, "grad_forget": grad_forget},
-        room=scan.room(lower_bound),
-        **scan.turn(theta),
+        room=plan.room(lower_bound),
+        **plan.turn(theta),
         initial=initial,
         g=g,
         grad_lower=sums[0],
@@ -237,11 +239,11 @@ def hgru_scan_backward(
 
 def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.reference.gated_scan`."""
-    scan = Scan(x, log_f.shape[-1], cu_seqlens, mask, reverse)
-    state = scan.states(initial_state)
+    plan = ScanPlan(x, log_f.shape[-1], cu_seqlens, mask, reverse)
+    state = plan.states(initial_state)
     h = _empty(x.shape, x.dtype)
-    scan.launch(
-        cpu_gated.gated_scan, {"x": x, "log_f": log_f}, {"h": h}, **scan.turn(theta), state=state
+    plan.launch(
+        gated.gated_scan, {"x": x, "log_f": log_f}, {"h": h}, **plan.turn(theta), state=state
     ).run()
     return h, state
 
@@ -250,19 +252,19 @@ def gated_scan_backward(
     grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, log_f, theta and initial_state; h is what the forward returned."""
-    scan = Scan(h, log_f.shape[-1], cu_seqlens, mask, reverse)
-    initial = scan.states(None) if initial_state is None else initial_state.contiguous()
-    g = scan.states(grad_final.to(scan.accumulate))
+    plan = ScanPlan(h, log_f.shape[-1], cu_seqlens, mask, reverse)
+    initial = plan.states(None) if initial_state is None else initial_state.contiguous()
+    g = plan.states(grad_final.to(plan.accumulate))
     h = h.contiguous()
     grad_x, grad_log_f = _empty(h.shape, h.dtype), _empty(log_f.shape, log_f.dtype)
     sums = torch.zeros(
-        scan.sequences * scan.inner, scan.channels, dtype=scan.accumulate, device="cpu"
+        plan.sequences * plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
-    scan.launch(
-        cpu_gated.gated_scan_backward,
+    plan.launch(
+        gated.gated_scan_backward,
         {"log_f": log_f, "grad_h": grad_h},
         {"h": h, "grad_x": grad_x, "grad_log_f": grad_log_f},
-        **scan.turn(theta),
+        **plan.turn(theta),
         initial=initial,
         g=g,
         grad_theta=sums,
@@ -308,7 +310,7 @@ def rows_launch(
 
 
 def gated_norm(x, gate, weight, bias, eps, activation, gate_first) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and each row's mean and inverse deviation; see `hgrn.ops.layer.gated_norm`."""
+    """The result, and each row's mean and inverse deviation; see `hgrn.ops.layers.gated_norm`."""
     rows, y, wide = (
         _rows(x),
         _empty(x.shape, x.dtype),
@@ -317,7 +319,7 @@ def gated_norm(x, gate, weight, bias, eps, activation, gate_first) -> tuple[Tens
     mean, inverse = torch.empty(x.shape[:-1], **wide), torch.empty(x.shape[:-1], **wide)
     scratch = torch.empty(-(-rows.shape[0] // _ROWS), x.shape[-1], **wide)
     rows_launch(
-        cpu_layer.gated_norm,
+        layer.gated_norm,
         activation,
         rows,
         {"x": rows, "z": _rows(gate)},
@@ -343,7 +345,7 @@ def gated_norm_backward(
     sums = torch.zeros(2, tasks, x.shape[-1], **wide)
     scratch = torch.empty(tasks, 4, x.shape[-1], **wide)
     rows_launch(
-        cpu_layer.gated_norm_backward,
+        layer.gated_norm_backward,
         activation,
         rows,
         {"x": rows, "z": _rows(gate), "dy": _rows(grad)},
@@ -362,16 +364,16 @@ def gated_norm_backward(
 
 
 def gated_unit(x, activation) -> Tensor:
-    """See `hgrn.ops.layer.gated_unit`."""
+    """See `hgrn.ops.layers.gated_unit`."""
     y = _empty(x.shape[:-1] + (x.shape[-1] // 2,), x.dtype)
-    rows_launch(cpu_layer.gated_unit, activation, y, {"x": _rows(x)}, {"y": y}).run()
+    rows_launch(layer.gated_unit, activation, y, {"x": _rows(x)}, {"y": y}).run()
     return y
 
 
 def gated_unit_backward(grad, x, activation) -> Tensor:
     """The gradient of x."""
     grad_x, rows = _empty(x.shape, x.dtype), {"x": _rows(x), "dy": _rows(grad)}
-    rows_launch(cpu_layer.gated_unit_backward, activation, grad, rows, {"dx": grad_x}).run()
+    rows_launch(layer.gated_unit_backward, activation, grad, rows, {"dx": grad_x}).run()
     return grad_x
 
 
@@ -419,9 +421,9 @@ def _linear(
 
 def linear(x, weight, bias) -> Tensor:
     """`[R, I] -> [R, O]`; see `hgrn.ops.linear`."""
-    return _linear(cpu_linear.linear, x, weight, bias)
+    return _linear(maps.linear, x, weight, bias)
 
 
 def int8_linear(x, weight, scale, bias) -> Tensor:
     """`[R, I] -> [R, O]`; see `hgrn.ops.int8_linear`."""
-    return _linear(cpu_linear.int8_linear, x, weight, bias, scale)
+    return _linear(maps.int8_linear, x, weight, bias, scale)

@@ -1,6 +1,6 @@
 """The CPU kernels of `gated_scan` and of its backward; tasks and letters as in `cpu_scan`."""
 
-from hgrn.ops.cpu_language import (
+from hgrn.ops.cpu.language import (
     Kernel,
     exp_nonpositive,
     helper,
@@ -11,7 +11,7 @@ from hgrn.ops.cpu_language import (
     prefetch,
     store,
 )
-from hgrn.ops.cpu_scan import LAYOUT, PIECE, clear, scan_task
+from hgrn.ops.cpu.scan import LAYOUT, PIECE, clear, scan_task
 
 _INPUTS = " log_f log_f_outer log_f_time log_f_inner cos sin"
 

@@ -38,7 +38,7 @@ from numba.extending import (
     register_model,
 )
 
-from hgrn.ops.cpu_cache import KernelFile, warn_once
+from hgrn.ops.cpu.cache import KernelFile, warn_once
 
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set; unset it for a fast one")
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 # Kernels use what stands in other files than their own.
 _SOURCES = hashlib.sha256(
-    b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("cpu_*.py")))
+    b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))
 ).hexdigest()[:12]
 # The first places of every call: how many tasks there are, and the next one that nobody has taken.
 _COMMON = ("tasks", "next")

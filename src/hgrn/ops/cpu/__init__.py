@@ -1,0 +1,1 @@
+"""The CPU engine: kernels that Numba compiles, run by the threads of PyTorch."""

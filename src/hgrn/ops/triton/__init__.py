@@ -1,0 +1,1 @@
+"""The GPU engine: kernels in Triton, and their launches."""
