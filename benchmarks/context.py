@@ -48,7 +48,8 @@ def worker(folder: Path, context: int, steps: int, block_size: int) -> None:
     }
     recipe = load_recipe("lm/long-context", changes)
     losses = []
-    resident, began = resident_bytes("VmRSS"), time.perf_counter()
+    resident = resident_bytes("VmRSS")
+    began = time.perf_counter()
     train(
         recipe,
         folder / "run",

@@ -101,7 +101,8 @@ def draw(posts: list[Post], number: int) -> list[tuple[int, int, int]]:
         )
     found: dict[tuple[int, int], int] = {}
     while len(found) < number:
-        label, first = len(found) % 2, choose.randrange(len(posts))
+        label = len(found) % 2
+        first = choose.randrange(len(posts))
         second = choose.choice(of[posts[first][0]]) if label else choose.randrange(len(posts))
         if (
             first != second

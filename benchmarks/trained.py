@@ -136,11 +136,13 @@ def data_of(run: Run, given: dict[str, str], runs: Path) -> str:
 
 def measured(run: Run, path: str, runs: Path) -> dict[str, str]:
     """The row of a run: trained, or trained on, and answered on the test split."""
-    out, changes = runs / run.name, dict(run.changes)
+    out = runs / run.name
+    changes = dict(run.changes)
     if run.start is not None:
         changes["model.weights"] = str(runs / run.start)
     changes |= {"data.path": path, "training.threads": 1}
-    recipe, model = load_recipe(run.recipe, changes), None
+    recipe = load_recipe(run.recipe, changes)
+    model = None
 
     def make_task(*arguments):
         nonlocal model
@@ -210,7 +212,8 @@ def draw(rows: list[dict[str, str]], runs: Path, folder: Path) -> None:
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for chain in members:
-            last, minutes = chain[-1], 0.0
+            last = chain[-1]
+            minutes = 0.0
             row = done[last.name]
             label = f"{last.model}, {int(row['parameters']):,} parameters: test {float(row['test_accuracy']):.2%}"
             for run in chain:

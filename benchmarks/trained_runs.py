@@ -64,7 +64,8 @@ def _adamw(lr: float, steps: int) -> dict[str, Any]:
 
 def _shortened(kind: str, seed: int, changes: dict[str, Any]) -> list[Run]:
     """ListOps of 200 to 600 tokens within about eight minutes, from shorter expressions on."""
-    group, recipe = "listops-200-600", "lra/listops-cpu"
+    group = "listops-200-600"
+    recipe = "lra/listops-cpu"
     changes = {"training.seed": seed} | changes
     own = changes | {"batch.batch_size": 64, "training.steps": 1000}
     short = Run(group, f"{kind}-{seed}-short", recipe, "listops-5-100", own)

@@ -200,7 +200,8 @@ def test_synthetic_tasks_are_made_and_read_back(tmp_path, fails, capsys):
     from hgrn.data.lra.pathfinder_generator import generate
     from hgrn.data.lra.pathfinder_settings import arena_settings
 
-    listops, paths = tmp_path / "listops", tmp_path / "paths"
+    listops = tmp_path / "listops"
+    paths = tmp_path / "paths"
     short = ["--min-length", "5", "--max-length", "40", "--processes", "1"]
     assert (
         main(

@@ -76,9 +76,8 @@ def test_a_folder_appears_whole_and_takes_an_empty_ones_place(tmp_path):
 @pytest.mark.parametrize("kind", [whole_file, whole_folder])
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
 def test_other_errors_pass_and_leave_nothing(tmp_path, kind, error):
-    with pytest.raises(error):
-        with kind(tmp_path / "a"):
-            raise error
+    with pytest.raises(error), kind(tmp_path / "a"):
+        raise error
     assert not os.listdir(tmp_path)
 
 
@@ -88,11 +87,10 @@ def test_every_refusal_is_a_user_error_and_leaves_the_old_file(tmp_path, kind, n
     path = tmp_path / "a"
     if kind is whole_file:
         path.write_text("old")
-    with pytest.raises(UserError) as told:
-        with kind(path) as draft:
-            if kind is whole_folder:
-                (draft / "half").write_text("half")
-            refuse(name)
+    with pytest.raises(UserError) as told, kind(path) as draft:
+        if kind is whole_folder:
+            (draft / "half").write_text("half")
+        refuse(name)
     assert str(told.value).startswith(
         f"{path} cannot be written: {os.strerror(getattr(errno, name))}"
     )
@@ -101,12 +99,14 @@ def test_every_refusal_is_a_user_error_and_leaves_the_old_file(tmp_path, kind, n
 
 
 def test_a_full_disk_is_told_with_its_numbers(tmp_path):
-    with pytest.raises(
-        UserError,
-        match=r"No space left on device \(it needs about 1.5 MB, and .+ are free\); tidy up",
+    with (
+        pytest.raises(
+            UserError,
+            match=r"No space left on device \(it needs about 1.5 MB, and .+ are free\); tidy up",
+        ),
+        writing(tmp_path / "a", "tidy up", needs=lambda: 1_500_000),
     ):
-        with writing(tmp_path / "a", "tidy up", needs=lambda: 1_500_000):
-            refuse("ENOSPC")
+        refuse("ENOSPC")
 
 
 def save_tokenizer(path):
@@ -189,7 +189,8 @@ def test_a_flush_that_fails_is_no_success(tmp_path, monkeypatch):
 def test_what_a_killed_process_has_left_goes_and_what_a_living_one_writes_stays(tmp_path):
     process = subprocess.Popen(["true"])
     process.wait()
-    gone, alive = tmp_path / f".a.part-{process.pid}-0", tmp_path / f".a.part-{os.getpid()}-999999"
+    gone = tmp_path / f".a.part-{process.pid}-0"
+    alive = tmp_path / f".a.part-{os.getpid()}-999999"
     gone.mkdir()
     for path in (gone / "big", alive):
         path.write_text("half")
@@ -213,9 +214,8 @@ def test_what_cannot_be_read_is_named():
     with pytest.raises(UserError, match="a cannot be read: Permission denied; make it readable"):
         with reading("a"):
             refuse("EACCES")
-    with pytest.raises(FileNotFoundError):
-        with reading("a"):
-            raise FileNotFoundError(errno.ENOENT, "no such file")
+    with pytest.raises(FileNotFoundError), reading("a"):
+        raise FileNotFoundError(errno.ENOENT, "no such file")
 
 
 def test_a_user_without_a_home(monkeypatch):

@@ -12,7 +12,8 @@ from tests.conftest import ROOT
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """A folder with the package as a user's pip would lay it out."""
-    wheels, target = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
+    wheels = tmp_path_factory.mktemp("wheels")
+    target = tmp_path_factory.mktemp("site")
     for command in (
         ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT)],
         ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)],

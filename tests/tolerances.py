@@ -23,5 +23,6 @@ def assert_close(
     actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None, name: str = "tensor"
 ) -> None:
     """Fails unless `error(actual, expected)` is within the table's entry for dtype (default: actual's)."""
-    found, allowed = error(actual, expected), RELATIVE[dtype or actual.dtype]
+    found = error(actual, expected)
+    allowed = RELATIVE[dtype or actual.dtype]
     assert found <= allowed, f"{name}: relative error {found:.3g} exceeds {allowed:.3g}"

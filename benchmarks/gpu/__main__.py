@@ -14,7 +14,8 @@ from benchmarks.gpu.clock import Bench, interpreted
 
 PARTS = ("check", "scans", "train", "decode")
 _ROOT = Path(__file__).resolve().parents[2]
-RESULTS, IMAGES = _ROOT / "benchmarks" / "results", _ROOT / "docs" / "images"
+RESULTS = _ROOT / "benchmarks" / "results"
+IMAGES = _ROOT / "docs" / "images"
 
 
 def measure(bench: Bench, parts: tuple[str, ...]) -> None:
@@ -27,7 +28,8 @@ def measure(bench: Bench, parts: tuple[str, ...]) -> None:
         scans.run(bench, check="check" in parts, time="scans" in parts)
     if not {"check", "train", "decode"} & set(parts):
         return
-    passed, rates = models.gates(bench), {}
+    passed = models.gates(bench)
+    rates = {}
     sizes = models.sizes(bench)
     for size in sizes if "train" in parts else ():
         models.train(bench, size, passed, False, rates)

@@ -260,7 +260,8 @@ def beside_peers(bench: Bench, shape, dtype: torch.dtype) -> None:
         return
     torch.compiler.reset()  # each shape is compiled for itself, not as one more of many of the same code
     given = Given.draw(shape, dtype, bench.device, False)
-    expected, functions = given.expected(), {}
+    expected = given.expected()
+    functions = {}
     schemes = {OURS: lambda: ours(given)} | {
         f"{kind}, {'compiled' if compiled else 'eager'}": lambda kind=kind, compiled=compiled: peer(
             bench, kind, compiled, given

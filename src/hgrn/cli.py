@@ -454,7 +454,8 @@ On several processes: torchrun --nproc-per-node 4 -m hgrn train RECIPE
 
 def _overrides(rest: list[str]) -> dict[str, str]:
     """`--a.b value` and `--a.b=value` as a dictionary."""
-    found, left = {}, list(rest)
+    found = {}
+    left = list(rest)
     while left:
         key, equals, value = left.pop(0).partition("=")
         if not key.startswith("--") or "." not in key:

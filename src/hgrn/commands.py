@@ -115,7 +115,8 @@ def _evaluate_text(arguments: argparse.Namespace, recipe) -> None:
         arguments.checkpoint, int8=arguments.int8, tokenizer=arguments.tokenizer
     )
     if arguments.data:
-        split, title = "all", _printable(", ".join(arguments.data))
+        split = "all"
+        title = _printable(", ".join(arguments.data))
         tokenizer = arguments.tokenizer or str(folder)
         data = TextData(files=arguments.data, tokenizer=tokenizer, splits={split: TextSplit()})
     elif recipe is not None:
@@ -305,7 +306,8 @@ def convert(arguments: argparse.Namespace) -> None:
     from hgrn.models.published import convert_checkpoint
     from hgrn.training.checkpointing import find_checkpoint, without_bars
 
-    source, out = arguments.source, arguments.out
+    source = arguments.source
+    out = arguments.out
     if (source / "checkpoints").is_dir():
         source = find_checkpoint(source)
     fields = {} if arguments.glu_act is None else {"glu_act": arguments.glu_act}

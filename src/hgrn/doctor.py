@@ -108,7 +108,8 @@ def _requirement(package: str) -> str:
 def _compiler_cache() -> Finding:
     from hgrn.ops.operators import why_not
 
-    label, again = "compiled kernels", "compiled again by every process"
+    label = "compiled kernels"
+    again = "compiled again by every process"
     if why_not("numba") is not None:
         return Finding(label, "none, without the engine numba")
     from hgrn.ops.cpu import cache, language

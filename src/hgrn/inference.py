@@ -209,7 +209,9 @@ class _Pieces:
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", write: Callable[[str], None]):
         from hgrn.data.tokenizer import StreamDecoder
 
-        self._decoder, self._write, self._is_prompt = StreamDecoder(tokenizer), write, True
+        self._decoder = StreamDecoder(tokenizer)
+        self._write = write
+        self._is_prompt = True
 
     def put(self, ids: torch.Tensor) -> None:
         if self._is_prompt:  # the first call brings the prompt back

@@ -3,7 +3,10 @@
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
+# from glibc's malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_MAX = -4
 
 
 def can_keep_freed_memory() -> bool:
@@ -22,7 +25,9 @@ def keep_freed_memory() -> bool:
     if not can_keep_freed_memory():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    never, ahead = -1, 64 << 20  # any positive threshold would be one of at most 2 GiB
+    # any positive threshold would be one of at most 2 GiB
+    never = -1
+    ahead = 64 << 20
     return all(
         mallopt(*pair)
         for pair in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, never), (_M_TOP_PAD, ahead))

@@ -19,7 +19,8 @@ _GATE_TOKENS = 4096  # positions over which the picture shows the gates
 
 def free_folder(folder: Path) -> Path:
     """`folder`, or `folder-2`, `folder-3`, ...: the first that is not there yet."""
-    number, free = 1, folder
+    number = 1
+    free = folder
     while free.exists():
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
@@ -55,7 +56,8 @@ def run(out: Path, overrides: dict[str, Any] | None = None) -> Evaluation | None
     import torch
 
     ids = torch.from_numpy(test.read(0, min(len(test), _GATE_TOKENS)))[None]
-    curve, picture = out / "learning_curve.png", out / "forget_gates.png"
+    curve = out / "learning_curve.png"
+    picture = out / "forget_gates.png"
     plots.learning_curve(read_rows(out / "log.jsonl"), curve, result.bits_per_byte)
     plots.forget_gates(gates.gate_statistics(model, ids), picture)
 

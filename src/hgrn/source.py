@@ -16,10 +16,8 @@ def commit() -> str:
         _git(
             "ls-files", "--error-unmatch", "__init__.py"
         )  # an installed copy may lie inside somebody else's repository
-        head, changes = (
-            _git("rev-parse", "--short=10", "HEAD"),
-            _git("status", "--porcelain", "--", "."),
-        )
+        head = _git("rev-parse", "--short=10", "HEAD")
+        changes = _git("status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return f"version {hgrn.__version__}"
     return head + ("+changes" if changes else "")

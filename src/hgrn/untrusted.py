@@ -49,7 +49,8 @@ def read_json(path: str | Path) -> dict:
 
 def _levels(value: Any) -> int:
     """How deep lists and objects are nested, counted up to one more than is allowed."""
-    levels, inside = 0, [value]
+    levels = 0
+    inside = [value]
     while inside and levels <= DEEPEST_JSON:
         levels += 1
         parts = [

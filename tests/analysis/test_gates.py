@@ -39,7 +39,8 @@ def test_without_lower_bounds(tmp_path):
         HGRNConfig(vocab_size=11, hidden_size=8, num_hidden_layers=2, use_lower_bound=False)
     )
     ids = torch.randint(11, (2, 20))
-    layers, block = gate_statistics(model, ids), model.model.stack.blocks[0]
+    layers = gate_statistics(model, ids)
+    block = model.model.stack.blocks[0]
     assert [layer.lower_bound for layer in layers] == [None, None]
     first = model.eval()(input_ids=ids, output_hidden_states=True).hidden_states[0]
     torch.testing.assert_close(

@@ -16,7 +16,8 @@ def model(**fields) -> HGRNForCausalLM:
 
 
 def test_a_tied_table_is_read_and_an_untied_one_is_not():
-    tied, untied = model(), model(tie_word_embeddings=False)
+    tied = model()
+    untied = model(tie_word_embeddings=False)
     assert decoding.weight_bytes(tied) == 4 * tied.num_parameters()
     assert decoding.weight_bytes(untied) == 4 * (untied.num_parameters() - 100 * 16)
 

@@ -64,7 +64,8 @@ def test_finished_runs_are_skipped(finished, monkeypatch):
 def test_only_what_is_missing_is_run(finished, tmp_path, monkeypatch):
     path, rows = finished
     write_csv(tmp_path / "quality.csv", rows[:-2])  # as if the last run had been interrupted
-    trained, train = [], quality._train
+    trained = []
+    train = quality._train
     monkeypatch.setattr(
         quality, "_train", lambda *arguments: trained.append(arguments[3]) or train(*arguments)
     )
@@ -110,7 +111,8 @@ def test_every_byte_but_the_first_counts_once(length, window):
 
 
 def test_windows_give_at_least_half_a_window_of_context(monkeypatch):
-    model, context = FirstSeen(), []
+    model = FirstSeen()
+    context = []
     monkeypatch.setattr(
         model,
         "logits",

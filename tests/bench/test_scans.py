@@ -56,7 +56,8 @@ def test_nothing_is_measured_after_a_refusal(monkeypatch):
 
 
 def test_a_kernel_that_is_wrong_only_in_used_memory_is_refused(monkeypatch):
-    right, seen = launch.hgru_scan, set()
+    right = launch.hgru_scan
+    seen = set()
 
     def wrong_where_it_was_before(*arguments):
         h, state = right(*arguments)
@@ -71,7 +72,8 @@ def test_a_kernel_that_is_wrong_only_in_used_memory_is_refused(monkeypatch):
 
 def test_given_outputs_are_the_same_memory_in_every_call():
     case = ScanCase("hgru_scan", False, True)
-    given, call = GivenOutputs(), case.call(case.inputs(SHAPE, torch.float32))
+    given = GivenOutputs()
+    call = case.call(case.inputs(SHAPE, torch.float32))
     allocate = launch._empty
     first = [tensor.data_ptr() for tensor in given.wrap(call)()][
         :3

@@ -26,7 +26,8 @@ def refuse(number: int):
 
 def overlaps(path) -> bool:
     """Whether two of four threads were inside of the lock at once."""
-    inside, most = [], []
+    inside = []
+    most = []
 
     def hold():
         with locked(path):

@@ -34,7 +34,9 @@ def units(*contents: bytes, block: int = 1000) -> list[Unit]:
 
 def collect(encoder, source) -> tuple[list[int], list[int], int]:
     """All tokens, all document starts, all bytes."""
-    tokens, starts, num_bytes = [], [], 0
+    tokens = []
+    starts = []
+    num_bytes = 0
     for encoded in encoder.encode(source):
         starts += (encoded.starts + len(tokens)).tolist()
         tokens += encoded.tokens.tolist()

@@ -17,13 +17,14 @@ class Counting:
     """Tokens 0, 1, 2, ...: the value says the position. Documents start at the given positions."""
 
     def __init__(self, length: int, starts: tuple[int, ...] = (0,)):
-        self.length, self.starts = length, np.array(starts, dtype=np.int64)
+        self.length = length
+        self.starts = np.array(starts, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.length
 
     def read(self, start: int, length: int) -> np.ndarray:
-        assert 0 <= start and start + length <= self.length
+        assert start >= 0 and start + length <= self.length
         return np.arange(start, start + length)
 
     def document_starts(self, start: int, stop: int) -> np.ndarray:
@@ -101,7 +102,8 @@ def test_documents_are_packed_and_cut(length, block, batch, seed, starts):
     packed = BlockSampler(tokens, block, batch, "documents", seed)
     plain = BlockSampler(tokens, block, batch, "reset", seed)
     for _ in range(packed.steps_per_epoch):
-        one, rows = packed.next(), plain.next()
+        one = packed.next()
+        rows = plain.next()
         assert torch.equal(one.input_ids, rows.input_ids.reshape(1, -1)) and one.restart
         positions = one.input_ids[0].tolist()
         borders = {

@@ -23,7 +23,7 @@ def test_any_part_of_the_order_is_the_same_part(length, seed, data):
         shuffled(positions[at : at + 1], length, seed, 3).item() for at in range(len(positions))
     ]
     assert together.tolist() == alone
-    assert ((0 <= together) & (together < length)).all()
+    assert ((together >= 0) & (together < length)).all()
 
 
 def test_seed_and_epoch_give_orders_of_their_own():

@@ -81,7 +81,8 @@ def _any_byte(content: bytes, chance: random.Random) -> bytes:
 
 def _number(content: bytes, chance: random.Random) -> bytes:
     """A whole number in binary, in either order of bytes."""
-    place, form = _place(content, chance), chance.choice(("B", "<H", ">H", "<I", ">I", "<Q", ">Q"))
+    place = _place(content, chance)
+    form = chance.choice(("B", "<H", ">H", "<I", ">I", "<Q", ">Q"))
     size = struct.calcsize(form)
     return (
         content[:place]
@@ -100,7 +101,8 @@ def _remove(content: bytes, chance: random.Random) -> bytes:
 
 
 def _repeat(content: bytes, chance: random.Random) -> bytes:
-    place, size = _place(content, chance), chance.choice((1, 8, 64, 512))
+    place = _place(content, chance)
+    size = chance.choice((1, 8, 64, 512))
     return (
         content[:place]
         + content[place : place + size] * chance.choice((2, 3, 50))
@@ -122,10 +124,8 @@ def _other_word(content: bytes, chance: random.Random) -> bytes:
     words = list(WORD.finditer(content[: 1 << 16]))
     if not words:
         return _insert(content, chance)
-    word, other = (
-        chance.choice(words),
-        chance.choice((chance.choice(TOKENS), chance.choice(words)[0])),
-    )
+    word = chance.choice(words)
+    other = chance.choice((chance.choice(TOKENS), chance.choice(words)[0]))
     return content[: word.start()] + other + content[word.end() :]
 
 

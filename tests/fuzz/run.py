@@ -79,7 +79,8 @@ def _try(
     while done < mutants:
         last = min(done + OF_ONE_CHILD, mutants)
         for number, outcome in _in_a_child(drawn, range(done, last), seed, work):
-            target, done = drawn[number], number + 1
+            target = drawn[number]
+            done = number + 1
             counts.tried[target.name] += 1
             if outcome in ("read", "refused"):
                 getattr(counts, outcome)[target.name] += 1
@@ -99,7 +100,8 @@ def _in_a_child(drawn: Sequence[Target], numbers: range, seed: int, work: Path):
         os.close(reading)
         _child(drawn, numbers, seed, work, writing)
     os.close(writing)
-    received, number = b"", numbers.start
+    received = b""
+    number = numbers.start
     try:
         while number < numbers.stop:
             ready, _, _ = select.select([reading], [], [], SECONDS + GRACE)

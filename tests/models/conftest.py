@@ -27,7 +27,8 @@ class Rules:
     letter alone does not tell what comes next.
     """
 
-    rules, letters = 4, 8
+    rules = 4
+    letters = 8
     pad = rules + letters
 
     def __init__(self):

@@ -27,7 +27,8 @@ def ids() -> torch.Tensor:
 @pytest.mark.parametrize("kind", [torch.long, torch.bool, torch.float32])
 def test_padded_is_plain(model, ids, side, kind):
     rows = ids[0].split(LENGTHS)
-    padded, mask = torch.full((3, 7), 9), torch.zeros(3, 7)
+    padded = torch.full((3, 7), 9)
+    mask = torch.zeros(3, 7)
     for n, row in enumerate(rows):
         where = slice(7 - len(row), None) if side == "left" else slice(len(row))
         padded[n, where], mask[n, where] = row, 1
@@ -98,7 +99,8 @@ def test_the_cache_is_returned_when_asked_for(model, ids):
 
 def test_checkpointing_changes_nothing_but_memory(model, ids, monkeypatch):
     model.train()
-    runs, compute = [], type(model.stack.blocks[0])._compute
+    runs = []
+    compute = type(model.stack.blocks[0])._compute
 
     def counted(self, *args):
         runs.append(self)
@@ -175,7 +177,8 @@ def test_options_reach_the_stack():
     )
     model = HGRNModel(config)
     block = model.stack.blocks[0]
-    mixer, glu = block.mixer, block.glu
+    mixer = block.mixer
+    glu = block.glu
     assert (
         glu.gate_up_proj.out_features == 6 and glu.act == "identity" and glu.down_proj.bias is None
     )

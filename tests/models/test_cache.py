@@ -28,7 +28,8 @@ def test_an_empty_cache_answers_what_generation_asks():
 
 
 def test_batch_operations():
-    cache, order = filled(), torch.tensor([2, 0, 0])
+    cache = filled()
+    order = torch.tensor([2, 0, 0])
     before = parts(filled())
     cache.reorder_cache(order)
     assert all(
@@ -59,7 +60,8 @@ def test_it_cannot_go_back(call):
 def test_chunks_through_the_cache_are_the_whole(tiny):
     ids = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(1))
     whole = tiny(ids)
-    cache, logits = HGRNCache(), []
+    cache = HGRNCache()
+    logits = []
     for chunk in ids.split([4, 1, 1, 3], dim=1):
         output = tiny(chunk, past_key_values=cache)
         assert output.past_key_values is cache

@@ -41,7 +41,8 @@ def ids() -> torch.Tensor:
 
 
 def padded(rows, side, size=9):
-    ids, mask = torch.full((len(rows), size), 9), torch.zeros(len(rows), size, dtype=torch.long)
+    ids = torch.full((len(rows), size), 9)
+    mask = torch.zeros(len(rows), size, dtype=torch.long)
     for n, row in enumerate(rows):
         where = slice(size - len(row), None) if side == "left" else slice(len(row))
         ids[n, where], mask[n, where] = row, 1
@@ -77,7 +78,8 @@ def test_pooling_by_hand(pooling):
     expected = torch.stack(means if pooling == "mean" else [x[0, 3], x[1, 5], torch.zeros(4)])
     x[~mask] = torch.nan  # what stands at padding is not looked at
     assert_close(pool(x, pooling, mask), expected)
-    packed, boundaries = x.view(1, 18, 4), torch.tensor([0, 6, 6, 12, 18])
+    packed = x.view(1, 18, 4)
+    boundaries = torch.tensor([0, 6, 6, 12, 18])
     expected = torch.stack([expected[0], torch.zeros(4), *expected[1:]])  # and an empty sequence
     assert_close(pool(packed, pooling, mask.view(1, 18), boundaries), expected)
 
@@ -328,7 +330,8 @@ def test_another_head_starts_from_the_backbone(tmp_path, capfd):
 
 def test_padding_that_the_layers_see_is_left_out_of_the_pooling_only(ids):
     options = dict(bidirectional=True, norm_type="layer")
-    seen, skipped = make(**options, mask_padding=False), make(**options)
+    seen = make(**options, mask_padding=False)
+    skipped = make(**options)
     given, mask = padded(ids[0].split(LENGTHS), "right")
     expected = seen.score(pool(seen.model(given)[0], "mean", mask.bool()))
     assert_close(seen(given, mask).logits, expected)
@@ -358,7 +361,8 @@ def test_numbers_of_positions_do_not_count_padding(kind, ids):
 def test_pairs_are_one_batch_for_batch_norms(ids):
     model = make(HGRNForSequencePairClassification, bidirectional=True, norm_type="batch").train()
     first, mask = padded(ids[0].split(LENGTHS), "right")
-    second, mask_b = first.roll(1, 0), mask.roll(1, 0)
+    second = first.roll(1, 0)
+    mask_b = mask.roll(1, 0)
     both = model.model(torch.cat([first, second]), torch.cat([mask, mask_b]))[0]
     statistics = {name: tensor.clone() for name, tensor in model.named_buffers()}
     a, b = pool(both, "mean", torch.cat([mask, mask_b]).bool()).chunk(2)

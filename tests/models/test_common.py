@@ -27,7 +27,8 @@ class Case:
     """A head with a configuration, and how it is called."""
 
     def __init__(self, kind, **options):
-        self.kind, self.options = kind, options
+        self.kind = kind
+        self.options = options
         self.is_pair = kind is HGRNForSequencePairClassification
         self.is_language_model = kind is HGRNForCausalLM
         self.is_image = kind is HGRNForImageClassification
@@ -111,7 +112,8 @@ def ids() -> torch.Tensor:
 
 
 def assert_same_parameters(found: nn.Module, expected: nn.Module):
-    tensors, others = named_tensors(expected), named_tensors(found)
+    tensors = named_tensors(expected)
+    others = named_tensors(found)
     assert list(tensors) == list(others)
     for name, tensor in tensors.items():
         assert others[name].dtype == tensor.dtype and torch.equal(others[name], tensor), name
@@ -207,7 +209,8 @@ def test_padding_on_either_side_changes_nothing(text_case, ids):
         for row, length in zip(ids, LENGTHS, strict=True)
     ]
     for side in ("left", "right"):
-        padded, mask = torch.full((3, 8), 12), torch.zeros(3, 8, dtype=torch.long)
+        padded = torch.full((3, 8), 12)
+        mask = torch.zeros(3, 8, dtype=torch.long)
         for n, length in enumerate(LENGTHS):
             where = slice(8 - length, None) if side == "left" else slice(length)
             padded[n, where], mask[n, where] = ids[n, :length], 1
@@ -270,7 +273,8 @@ def test_checkpointing_gives_equal_gradients(case, ids, monkeypatch):
     loss, expected = gradients(model, **case.inputs(ids, labels=True))
     # Which of the names transformers has, and which it warns of, depends on its release.
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    runs, compute = [], type(model.model.stack.blocks[0])._compute
+    runs = []
+    compute = type(model.model.stack.blocks[0])._compute
     monkeypatch.setattr(
         type(model.model.stack.blocks[0]),
         "_compute",

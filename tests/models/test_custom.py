@@ -40,7 +40,8 @@ def plain() -> HGRNForCausalLM:
 
 def test_a_mixer_of_ones_own_is_loaded_by_its_class_and_refused_by_others(tmp_path):
     torch.manual_seed(0)
-    model, ids = Own(HGRNConfig(**CONFIG)).eval(), torch.arange(9)[None]
+    model = Own(HGRNConfig(**CONFIG)).eval()
+    ids = torch.arange(9)[None]
     model.save_pretrained(tmp_path)
     assert torch.equal(Own.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
     for kind in (HGRNForCausalLM, HGRNModel, HGRNForSequenceClassification):

@@ -164,7 +164,8 @@ def test_positions_that_restart_behind_padding_are_documents():
 
 
 def test_generation_takes_positions_that_count_and_makes_none(tiny):
-    ids, mask = torch.randint(11, (2, 5)), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    ids = torch.randint(11, (2, 5))
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     options = dict(attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0)
     expected = tiny.generate(ids, **options)
     assert torch.equal(

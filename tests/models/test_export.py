@@ -139,11 +139,9 @@ def test_a_step_from_state_to_state():
         Step(), example, dynamic_shapes=(free, ((free,), (free,)))
     ).module()
     for batch in (1, 3):
-        ids, state, logits = (
-            inputs(batch, 50)["input_ids"],
-            tuple((torch.zeros(batch, 16),) for _ in range(2)),
-            [],
-        )
+        ids = inputs(batch, 50)["input_ids"]
+        state = tuple((torch.zeros(batch, 16),) for _ in range(2))
+        logits = []
         for token in ids.T:
             step, state = program(token[:, None], state)
             logits.append(step)

@@ -45,7 +45,8 @@ def test_the_loss_is_the_sum_over_the_number_given(tiny, ids):
 
 
 def test_no_label_crosses_a_packed_border(tiny, ids):
-    packed, cu_seqlens = ids.reshape(1, 14), torch.tensor([0, 5, 5, 6, 14, 14])
+    packed = ids.reshape(1, 14)
+    cu_seqlens = torch.tensor([0, 5, 5, 6, 14, 14])
     loss = tiny(packed, labels=packed, cu_seqlens=cu_seqlens, num_items_in_batch=1).loss
     documents = [
         document for document in packed.split([5, 0, 1, 8, 0], dim=1) if document.shape[1] > 1
@@ -68,7 +69,8 @@ def test_shifted_labels_count_before_labels(tiny, ids):
 
 
 def test_what_takes_no_decay(tiny):
-    names, parameters = tiny.no_decay_names(), dict(tiny.named_parameters())
+    names = tiny.no_decay_names()
+    parameters = dict(tiny.named_parameters())
     assert names <= parameters.keys()
     assert "model.embed_tokens.weight" in names and "model.stack.bounds.logits" in names
     assert all(name.endswith("_proj.weight") for name in parameters.keys() - names)

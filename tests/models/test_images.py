@@ -69,7 +69,8 @@ def test_a_fixed_table_is_added_in_raster_order(pixels):
 
 
 def test_a_grid_treats_rows_and_columns_alike_and_a_raster_does_not(pixels):
-    grid, raster = make(**BOTH, grid=True, patch_size=1), make(**BOTH, patch_size=1)
+    grid = make(**BOTH, grid=True, patch_size=1)
+    raster = make(**BOTH, patch_size=1)
     raster.load_state_dict(grid.state_dict())
     turned = pixels.transpose(2, 3)
     assert_close(grid(turned).logits, grid(pixels).logits)
@@ -209,10 +210,8 @@ def test_inputs_that_do_not_fit_are_named(arguments, kind, message):
 
 
 def test_the_bare_model_takes_images_or_tokens():
-    images, tokens = (
-        make().model.float(),
-        HGRNModel(HGRNConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1)).eval(),
-    )
+    images = make().model.float()
+    tokens = HGRNModel(HGRNConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1)).eval()
     pixels = torch.zeros(1, 3, 4, 4)
     for wrong in (
         dict(input_ids=IDS),

@@ -15,7 +15,8 @@ from hgrn.ops import available_engines
 
 pytestmark = pytest.mark.slow
 
-TOKENS, EARLY = 20_000, 2_000
+TOKENS = 20_000
+EARLY = 2_000
 CONFIG = dict(vocab_size=64, hidden_size=64, num_hidden_layers=2)
 
 # In a process of its own, whose highest resident memory is that of the loop; sys.argv[1]: "steps" (compiled) or "operations".
@@ -97,6 +98,7 @@ def test_generate_ends_with_the_cache_and_the_operations_of_the_start(model):
     )
     assert end.past_key_values.get_seq_length() == TOKENS + 2
     assert nbytes(end.past_key_values) == nbytes(start.past_key_values) == 2 * 2 * 64 * 4
-    early, late = operations(model, start.past_key_values), operations(model, end.past_key_values)
+    early = operations(model, start.past_key_values)
+    late = operations(model, end.past_key_values)
     assert late == early and len(early) > 10
     assert all(part.isfinite().all() for layer in end.past_key_values.state for part in layer)

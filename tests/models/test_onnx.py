@@ -131,7 +131,8 @@ def test_padding_is_skipped_exactly(tmp_path):
     assert torch.equal(logits[mask.bool()], other[0][mask.bool()])
     assert all(torch.equal(a, b) for a, b in zip(states, other[1]))
     for length in (1, 500):
-        ids, ones = torch.randint(31, (2, length)), torch.ones(2, length, dtype=torch.int64)
+        ids = torch.randint(31, (2, length))
+        ones = torch.ones(2, length, dtype=torch.int64)
         assert_all_close(file(input_ids=ids, attention_mask=ones), expected(model, input_ids=ids))
 
 
@@ -140,7 +141,8 @@ def test_padding_is_skipped_exactly(tmp_path):
 def test_many_steps_from_state_to_state(options, tmp_path):
     model = small_model(**options)
     export_onnx_step(model, tmp_path / "step.onnx")
-    file, width = File(tmp_path / "step.onnx"), 32 if model.config.complex_state else 16
+    file = File(tmp_path / "step.onnx")
+    width = 32 if model.config.complex_state else 16
     assert (
         not {"Scan", "Loop", "If"} & set(operators(file.proto.graph))
         and len(file.proto.functions) == 0
@@ -150,8 +152,11 @@ def test_many_steps_from_state_to_state(options, tmp_path):
         width,
     ]
     for batch in (1, 3):
-        ids, zeros = torch.randint(31, (batch, 300)), [torch.zeros(batch, width)] * LAYERS
-        states, logits, without = zeros, [], []
+        ids = torch.randint(31, (batch, 300))
+        zeros = [torch.zeros(batch, width)] * LAYERS
+        states = zeros
+        logits = []
+        without = []
         for token in ids.T:
             without.append(file(input_ids=token[:, None], states=zeros)[0])
             step, states = file(input_ids=token[:, None], states=states)
@@ -167,7 +172,8 @@ def test_many_steps_from_state_to_state(options, tmp_path):
 def test_a_prompt_and_steps_write_what_generate_writes(trained, rules, tmp_path):
     export_onnx(trained, tmp_path / "model.onnx", attention_mask=True)
     export_onnx_step(trained, tmp_path / "step.onnx")
-    whole, step = File(tmp_path / "model.onnx"), File(tmp_path / "step.onnx")
+    whole = File(tmp_path / "model.onnx")
+    step = File(tmp_path / "step.onnx")
     ids = rules.sample(4, 9, torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids)
     mask[0, :4] = mask[1, :1] = 0
@@ -188,7 +194,8 @@ def test_large_weights_go_into_a_second_file(tmp_path, monkeypatch):
     model = small_model()
     export_onnx_step(model, tmp_path / "step.onnx")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step.onnx", "step.onnx.data"]
-    token, states = torch.tensor([[5]]), [torch.randn(1, 32) for _ in range(LAYERS)]
+    token = torch.tensor([[5]])
+    states = [torch.randn(1, 32) for _ in range(LAYERS)]
     wanted = expected(
         model, input_ids=token, past_key_values=HGRNCache(tuple((state,) for state in states))
     )

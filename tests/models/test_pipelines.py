@@ -121,7 +121,9 @@ def test_image_classification(channels, tmp_path):
     )
     processor.save_pretrained(tmp_path / "saved")
 
-    generator, files, images = np.random.default_rng(0), [], []
+    generator = np.random.default_rng(0)
+    files = []
+    images = []
     for n, (kind, size) in enumerate(
         (("RGB", (30, 40, 3)), ("L", (25, 21)), ("RGBA", (20, 20, 4)))
     ):

@@ -80,7 +80,8 @@ def inputs(case: Case, golden) -> dict:
             side = round(x.shape[1] ** 0.5)
             x = x.transpose(1, 2).unflatten(2, (side, side))
         return dict(pixel_values=x)
-    ids, lengths = golden.input["x"], golden.input["lengths"]
+    ids = golden.input["x"]
+    lengths = golden.input["lengths"]
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     assert not mask.all()
     if case.kind is HGRNForSequencePairClassification:
@@ -213,7 +214,8 @@ def test_a_file_loads_directly(case, file, folder):
 
 
 def test_there_and_back_gives_the_same_bits(case, file, tmp_path, capsys):
-    theirs, to = load_file(file), case.layout.split("-")[0]
+    theirs = load_file(file)
+    to = case.layout.split("-")[0]
     assert main(["convert", str(file), str(tmp_path / "ours")]) == 0
     printed = capsys.readouterr().out
     assert f"layout {case.layout}" in printed and "not in the source, and assumed: " in printed

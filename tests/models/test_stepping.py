@@ -29,7 +29,8 @@ def counted(monkeypatch) -> list:
 
 
 def decode(model, ids, **options):
-    logits, cache = [], None
+    logits = []
+    cache = None
     with torch.no_grad():
         for token in ids.T:
             output = model(
@@ -65,10 +66,8 @@ def test_generate_steps_and_stops(model, counted):
 
 
 def test_weights_that_were_trained_between_calls_are_used(model):
-    ids, options = (
-        torch.randint(0, 31, (2, 5)),
-        dict(max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0),
-    )
+    ids = torch.randint(0, 31, (2, 5))
+    options = dict(max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0)
     first = model.generate(ids, **options)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -113,7 +112,8 @@ def test_a_model_without_compiled_steps_generates_all_the_same(options, counted)
     model = HGRNForCausalLM(
         HGRNConfig(vocab_size=31, hidden_size=16, num_hidden_layers=3, **options)
     ).eval()
-    ids, mask = torch.randint(0, 31, (2, 7)), torch.ones(2, 7, dtype=torch.long)
+    ids = torch.randint(0, 31, (2, 7))
+    mask = torch.ones(2, 7, dtype=torch.long)
     mask[0, :3] = 0
     choice = dict(
         attention_mask=mask, max_new_tokens=9, min_new_tokens=9, do_sample=False, pad_token_id=0

@@ -10,7 +10,10 @@ from hgrn.ops import gated_norm, gated_unit, hgru_carry, hgru_scan, int8_linear
 from hgrn.ops.packing import lengths_to_mask
 
 X = torch.randn(1, 6, 8)
-STACK, LAYER, GRID, CONV = HGRN(8, 2), HGRU(8), HGRN(8, 2, grid=True), HGRU(8, conv_size=3)
+STACK = HGRN(8, 2)
+LAYER = HGRU(8)
+GRID = HGRN(8, 2, grid=True)
+CONV = HGRU(8, conv_size=3)
 HALF = HGRN(8, 2).bfloat16()
 STATE = STACK(X)[1]
 ONES = torch.ones(8)
@@ -104,9 +107,11 @@ def test_what_worked_before_the_checks_works():
 
 
 def test_quantize_dynamic_says_that_it_does_nothing():
-    with pytest.warns(
-        UserWarning,
-        match=r"leaves hgrn.modules.Linear as it is; .* hgrn.modules.quantize_int8\(model\)",
+    with (
+        pytest.warns(
+            UserWarning,
+            match=r"leaves hgrn.modules.Linear as it is; .* hgrn.modules.quantize_int8\(model\)",
+        ),
+        pytest.warns(DeprecationWarning),
     ):
-        with pytest.warns(DeprecationWarning):
-            torch.ao.quantization.quantize_dynamic(HGRN(8, 1), {torch.nn.Linear}, dtype=torch.qint8)
+        torch.ao.quantization.quantize_dynamic(HGRN(8, 1), {torch.nn.Linear}, dtype=torch.qint8)

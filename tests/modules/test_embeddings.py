@@ -68,7 +68,8 @@ def test_positions_leave_out_what_is_masked_and_begin_again_in_each_sequence():
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 0, 1, 1, 0]]).bool()
     found = positions(x, mask)
     assert found[mask].tolist() == [0, 1, 2, 0, 1, 2]
-    packed, boundaries = torch.zeros(1, 7, 1), torch.tensor([0, 3, 3, 7], dtype=torch.int32)
+    packed = torch.zeros(1, 7, 1)
+    boundaries = torch.tensor([0, 3, 3, 7], dtype=torch.int32)
     assert positions(packed, cu_seqlens=boundaries).tolist() == [[0, 1, 2, 0, 1, 2, 3]]
     mask = torch.tensor([[0, 1, 1, 1, 0, 1, 1]]).bool()
     assert positions(packed, mask, boundaries)[mask].tolist() == [0, 1, 0, 1, 2]

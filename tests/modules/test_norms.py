@@ -11,7 +11,8 @@ from tests.tolerances import assert_close
 @pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5), (2, 3, 4, 5)])
 def test_a_batch_norm_is_pytorchs_over_all_positions(shape):
     torch.manual_seed(0)
-    ours, theirs = BatchNorm(5, eps=1e-3).double(), nn.BatchNorm1d(5, eps=1e-3).double()
+    ours = BatchNorm(5, eps=1e-3).double()
+    theirs = nn.BatchNorm1d(5, eps=1e-3).double()
     with torch.no_grad():
         for name, tensor in ours.state_dict().items():
             tensor.copy_(torch.rand_like(tensor) + 0.5 if tensor.is_floating_point() else 4)
@@ -20,7 +21,8 @@ def test_a_batch_norm_is_pytorchs_over_all_positions(shape):
         ours.train(training), theirs.train(training)
         x = (3 * torch.randn(shape, dtype=torch.float64) + 1).requires_grad_()
         weight = torch.randn_like(x)
-        y, expected = ours(x), theirs(x.reshape(-1, 5)).reshape(shape)
+        y = ours(x)
+        expected = theirs(x.reshape(-1, 5)).reshape(shape)
         assert_close(y, expected)
         inputs = (x, ours.weight, ours.bias)
         for found, wanted in zip(
@@ -48,7 +50,8 @@ def test_statistics_stay_float32_and_so_do_the_sums():
 
 
 def test_frozen_statistics_are_not_updated():
-    norm, x = BatchNorm(3), torch.randn(5, 3)
+    norm = BatchNorm(3)
+    x = torch.randn(5, 3)
     y = norm(x)
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
     norm.updates = False
@@ -92,7 +95,8 @@ def test_hooks_of_every_module_are_called_and_change_no_number(options, grid, dt
     x = (
         torch.randn(2, 5, 4, 16, dtype=dtype) if grid else torch.randn(2, 600, 16, dtype=dtype)
     )  # large enough for the operator
-    expected, called = rnn(x)[0], set()
+    expected = rnn(x)[0]
+    called = set()
     for name, part in rnn.named_modules():
         part.register_forward_hook(lambda *_, name=name: called.add(name))
     assert torch.equal(rnn(x)[0], expected)

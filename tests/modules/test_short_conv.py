@@ -25,10 +25,8 @@ def test_the_layer_is_that_of_flash_linear_attention(name, dtype):
     golden = read(name, dtype)
     layer = HGRU(16, complex_state=False, bias=False, norm_type="rms", **LAYERS[name]).to(dtype)
     load_published(layer, golden.parameters, "fla-layer")
-    x, lower_bound = (
-        golden.input["x"].requires_grad_(),
-        golden.input["lower_bound"].requires_grad_(),
-    )
+    x = golden.input["x"].requires_grad_()
+    lower_bound = golden.input["lower_bound"].requires_grad_()
     y, _ = layer(x, lower_bound)
     (y * golden.cotangent["y"]).sum().backward()
 
@@ -43,7 +41,8 @@ def test_the_layer_is_that_of_flash_linear_attention(name, dtype):
 
 
 def test_it_is_pytorchs_causal_depthwise_convolution():
-    conv, x = ShortConvolution(5, 4).double(), noise(2, 9, 5)
+    conv = ShortConvolution(5, 4).double()
+    x = noise(2, 9, 5)
     padded = torch.nn.functional.pad(x.transpose(1, 2), (3, 0))
     expected = torch.nn.functional.conv1d(padded, conv.weight[:, None], groups=5).transpose(1, 2)
     y, state = conv(x)
@@ -59,13 +58,15 @@ def test_masked_positions_are_not_there(size, packed):
     conv = ShortConvolution(3, size).double()
     rows = ["..xx.xxx", "xxxxxx..", "x....xx.", "........", "xxxxxxxx"]
     keep = torch.tensor([[c == "x" for c in row] for row in rows])
-    x, state = noise(5, 8, 3).requires_grad_(), noise(5, size - 1, 3).requires_grad_()
+    x = noise(5, 8, 3).requires_grad_()
+    state = noise(5, size - 1, 3).requires_grad_()
     if packed:
         y, after = conv(x.reshape(1, 40, 3), state, keep.reshape(1, 40), torch.arange(0, 41, 8))
         y = y.reshape(5, 8, 3)
     else:
         y, after = conv(x, state, keep)
-    weight, weight_after = noise(5, 8, 3), noise(5, size - 1, 3)
+    weight = noise(5, 8, 3)
+    weight_after = noise(5, size - 1, 3)
     loss = (y[keep] * weight[keep]).sum() + (after * weight_after).sum()
     grads = torch.autograd.grad(loss, (x, state, conv.weight))
 
@@ -83,12 +84,14 @@ def test_masked_positions_are_not_there(size, packed):
 
 
 def test_single_steps_may_be_masked():
-    layer, x = HGRU(3, conv_size=4).double(), noise(2, 6, 3)
+    layer = HGRU(3, conv_size=4).double()
+    x = noise(2, 6, 3)
     keep = torch.tensor(
         [[False, True, True, False, True, True], [True, True, False, False, False, True]]
     )
     whole, after = layer(x, mask=keep)
-    state, steps = None, []
+    state = None
+    steps = []
     for t in range(6):
         y, state = layer(x[:, t : t + 1], state=state, mask=keep[:, t : t + 1])
         steps.append(y)
@@ -98,7 +101,8 @@ def test_single_steps_may_be_masked():
 
 
 def test_nan_does_not_leave_its_sequence_or_a_masked_position():
-    conv, x = ShortConvolution(2, 4), noise(1, 12, 2, dtype=torch.float32)
+    conv = ShortConvolution(2, 4)
+    x = noise(1, 12, 2, dtype=torch.float32)
     keep = torch.ones(1, 12, dtype=torch.bool)
     x[0, [3, 6]], keep[0, 6] = torch.nan, False
     y, state = conv(x, mask=keep, cu_seqlens=torch.tensor([0, 4, 4, 12]))
@@ -112,11 +116,9 @@ def test_nan_does_not_leave_its_sequence_or_a_masked_position():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precisions_are_rounded_once(dtype):
-    conv, x, gate = (
-        ShortConvolution(3, 4),
-        noise(2, 6, 3, dtype=dtype),
-        noise(3, 6, 3, dtype=dtype)[:2],
-    )
+    conv = ShortConvolution(3, 4)
+    x = noise(2, 6, 3, dtype=dtype)
+    gate = noise(3, 6, 3, dtype=dtype)[:2]
     conv.weight.data = conv.weight.data.to(dtype)
     y, state = conv(x)
     assert y.dtype == dtype and state.dtype == torch.float32
@@ -129,7 +131,9 @@ def test_half_precisions_are_rounded_once(dtype):
 
 
 def test_rms_norm_before_and_after_the_gate():
-    x, gate, weight = noise(2, 5, 3), noise(3, 5, 3)[:2], noise(3)
+    x = noise(2, 5, 3)
+    gate = noise(3, 5, 3)[:2]
+    weight = noise(3)
 
     def norm(x):
         return x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
@@ -145,7 +149,8 @@ def test_rms_norm_before_and_after_the_gate():
 
 def test_the_initial_state_is_that_of_no_state():
     for options in ({}, dict(conv_size=4), dict(conv_size=3, complex_state=False, norm_type="rms")):
-        layer, x = HGRU(4, **options).double(), noise(2, 5, 4)
+        layer = HGRU(4, **options).double()
+        x = noise(2, 5, 4)
         expected, after = layer(x)
         y, again = layer(x, state=layer.initial_state(2))
         assert torch.equal(y, expected)
@@ -167,7 +172,8 @@ def test_what_does_not_go_together_is_named():
         ValueError, match=r"norm_type must be one of \('layer', 'rms', 'batch'\), got 'group'"
     ):
         Block(4, HGRU(4), torch.nn.Identity(), norm_type="group")
-    layer, x = HGRU(4, conv_size=3), torch.randn(2, 5, 4)
+    layer = HGRU(4, conv_size=3)
+    x = torch.randn(2, 5, 4)
     with pytest.raises(
         ValueError, match=r"a tuple of 2 tensor\(s\), as this layer returns it, got 1"
     ):

@@ -23,7 +23,8 @@ OPTIONS = pytest.mark.parametrize(
         FLA,
     ],
 )
-DIM, DEPTH = 7, 3
+DIM = 7
+DEPTH = 3
 
 
 def make(dtype=torch.float64, **options) -> HGRN:
@@ -66,13 +67,12 @@ def assert_same_gradients(actual, expected):
     "cut", [[1] * 12, [5, 7], [0, 3, 0, 9]], ids=["steps", "chunks", "empty chunks"]
 )
 def test_steps_and_chunks_are_the_whole(cut, dtype, options):
-    rnn, x, weight = (
-        make(dtype, **options),
-        noise(2, 12, DIM, dtype=dtype),
-        noise(2, 12, DIM, dtype=dtype),
-    )
+    rnn = make(dtype, **options)
+    x = noise(2, 12, DIM, dtype=dtype)
+    weight = noise(2, 12, DIM, dtype=dtype)
     whole, after_whole = rnn(x)
-    state, pieces = None, []
+    state = None
+    pieces = []
     for piece in x.split(cut, dim=1):
         y, state = rnn(piece, state)
         pieces.append(y)
@@ -94,8 +94,10 @@ def test_steps_and_chunks_are_the_whole(cut, dtype, options):
     ],
 )
 def test_packed_is_separate(dtype, options):
-    rnn, lengths = make(dtype, **options), [4, 1, 0, 7]
-    x, weight = noise(1, 12, DIM, dtype=dtype), noise(1, 12, DIM, dtype=dtype)
+    rnn = make(dtype, **options)
+    lengths = [4, 1, 0, 7]
+    x = noise(1, 12, DIM, dtype=dtype)
+    weight = noise(1, 12, DIM, dtype=dtype)
     packed, after = rnn(x, cu_seqlens=lengths_to_cu_seqlens(torch.tensor(lengths)))
     runs = [rnn(piece) for piece in x.split(lengths, dim=1)]
     separate = torch.cat([y for y, _ in runs], dim=1)
@@ -119,7 +121,8 @@ def test_packed_is_separate(dtype, options):
 def test_padded_is_plain(row, dtype, options):
     rnn = make(dtype, **options)
     keep = torch.tensor([c == "x" for c in row])
-    padded, weight = noise(1, 8, DIM, dtype=dtype), noise(1, 8, DIM, dtype=dtype)
+    padded = noise(1, 8, DIM, dtype=dtype)
+    weight = noise(1, 8, DIM, dtype=dtype)
     y, after = rnn(padded, mask=keep[None])
     plain, after_plain = rnn(padded[:, keep])
     assert_close(y[:, keep], plain)
@@ -130,8 +133,11 @@ def test_padded_is_plain(row, dtype, options):
 
 
 def test_the_loss_of_a_later_chunk_reaches_an_earlier_one():
-    rnn, x, weight = make(), noise(2, 8, DIM), noise(2, 4, DIM)
-    first, second = x[:, :4].clone().requires_grad_(), x[:, 4:]
+    rnn = make()
+    x = noise(2, 8, DIM)
+    weight = noise(2, 4, DIM)
+    first = x[:, :4].clone().requires_grad_()
+    second = x[:, 4:]
     _, state = rnn(first)
     (rnn(second, state)[0] * weight).sum().backward()
     whole = x.clone().requires_grad_()
@@ -141,7 +147,8 @@ def test_the_loss_of_a_later_chunk_reaches_an_earlier_one():
 
 
 def test_recomputed_blocks_give_the_same_gradients():
-    rnn, x = make(dropout=0.2), noise(2, 6, DIM)
+    rnn = make(dropout=0.2)
+    x = noise(2, 6, DIM)
     for checkpointing in (False, True):
         for block in rnn.blocks:
             block.gradient_checkpointing = checkpointing
@@ -152,11 +159,13 @@ def test_recomputed_blocks_give_the_same_gradients():
         if checkpointing:
             assert torch.equal(y, plain)
             assert all(map(torch.equal, grads, expected))
-        plain, expected = y, grads
+        plain = y
+        expected = grads
 
 
 def test_autocast_narrows_neither_state_nor_bounds():
-    rnn, x = make(torch.float32), noise(2, 6, DIM, dtype=torch.float32)
+    rnn = make(torch.float32)
+    x = noise(2, 6, DIM, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y, state = rnn(x)
         assert rnn.bounds().dtype == state[0][0].dtype == torch.float32
@@ -166,7 +175,9 @@ def test_autocast_narrows_neither_state_nor_bounds():
 
 
 def test_hidden_states_are_the_inputs_of_the_blocks():
-    rnn, x, seen = make(), noise(2, 6, DIM), []
+    rnn = make()
+    x = noise(2, 6, DIM)
+    seen = []
     y, _ = rnn(x, hidden_states=seen)
     assert len(seen) == DEPTH and seen[0] is x
     last, _ = rnn.blocks[-1](seen[-1], rnn.bounds()[-1])
@@ -198,8 +209,10 @@ def test_what_takes_no_decay():
 
 
 def test_glu_activations():
-    x, glu = noise(2, 3), GLU(3, 5, act="identity").double()
-    gate, up = glu.gate_up_proj(x)[..., :5], glu.gate_up_proj(x)[..., 5:]
+    x = noise(2, 3)
+    glu = GLU(3, 5, act="identity").double()
+    gate = glu.gate_up_proj(x)[..., :5]
+    up = glu.gate_up_proj(x)[..., 5:]
     assert_close(glu(x), glu.down_proj(gate * up))
     glu.act = "silu"
     assert_close(glu(x), glu.down_proj(torch.nn.functional.silu(gate) * up))
@@ -208,7 +221,8 @@ def test_glu_activations():
 
 
 def test_without_lower_bounds_the_layers_are_bounded_by_zero():
-    rnn, x = make(use_lower_bound=False), noise(2, 9, DIM)
+    rnn = make(use_lower_bound=False)
+    x = noise(2, 9, DIM)
     assert list(rnn.lower_bounds()) == [None] * DEPTH and not any(
         "bounds" in name for name, _ in rnn.named_parameters()
     )
@@ -235,10 +249,12 @@ def test_the_example_in_the_docstring():
 @DTYPES
 def test_a_stack_of_grids_is_its_parts(dtype):
     rnn = make(dtype, grid=True, bidirectional=True, shared_theta=False)
-    x, kept = noise(2, 3, 5, DIM, dtype=dtype), []
+    x = noise(2, 3, 5, DIM, dtype=dtype)
+    kept = []
     y, state = rnn(x, hidden_states=kept)
     assert y.shape == x.shape and state is None and len(kept) == DEPTH and kept[0] is x
-    expected, bounds = x, rnn.bounds()
+    expected = x
+    bounds = rnn.bounds()
     for index, block in enumerate(rnn.blocks):
         assert type(block.mixer) is HGRU2d
         expected = expected + block.mixer(block.mixer_norm(expected), bounds[index])[0]
@@ -257,7 +273,8 @@ def test_a_stack_of_grids_is_its_parts(dtype):
 
 @pytest.mark.parametrize("name", ["state", "mask", "cu_seqlens"])
 def test_a_grid_has_nothing_that_belongs_to_sequences(name):
-    rnn, x = make(grid=True), noise(2, 3, 5, DIM)
+    rnn = make(grid=True)
+    x = noise(2, 3, 5, DIM)
     given = dict(
         state=[()] * DEPTH, mask=torch.ones(2, 3, dtype=torch.bool), cu_seqlens=torch.tensor([0, 3])
     )

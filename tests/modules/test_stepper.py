@@ -32,7 +32,8 @@ def stack(dim=19, depth=3, **options):
 
 @torch.no_grad()
 def compare(rnn, sequences, head=None, steps=6):
-    step, state = Stepper(rnn, sequences, head), None
+    step = Stepper(rnn, sequences, head)
+    state = None
     for _ in range(steps):
         x = torch.randn(sequences, rnn.norm.weight.shape[0])
         expected, state = rnn(x[:, None], state)
@@ -69,7 +70,8 @@ def test_layers_that_all_threads_share():
 
 
 def test_states_go_in_and_out():
-    rnn, xs = stack(), torch.randn(5, 2, 19)
+    rnn = stack()
+    xs = torch.randn(5, 2, 19)
     step = Stepper(rnn, 2)
     step(xs[0])
     middle = step.state
@@ -102,7 +104,8 @@ def test_a_state_that_is_set_after_steps_is_not_taken_for_the_one_here():
 
 
 def test_made_in_inference_mode_it_serves_outside_and_the_other_way_round():
-    rnn, x = stack(), torch.randn(1, 19)
+    rnn = stack()
+    x = torch.randn(1, 19)
     with torch.inference_mode():
         inside = Stepper(rnn)
         first = inside(x)
@@ -117,7 +120,8 @@ def test_made_in_inference_mode_it_serves_outside_and_the_other_way_round():
 
 
 def test_steppers_of_several_threads_do_not_meet():
-    rnn, x = stack(), torch.randn(50, 1, 19)
+    rnn = stack()
+    x = torch.randn(50, 1, 19)
     expected = [step(row) for step in [Stepper(rnn)] for row in x]
     found = {}
 

@@ -46,7 +46,8 @@ def test_per_sample_gradients_and_tangents(options):
 def test_tangents_with_mask_packing_and_state(options):
     """Of the input, of the state that enters, and of every parameter."""
     torch.manual_seed(0)
-    rnn, x = HGRN(8, 2, **options).double(), torch.randn(1, 6, 8).double()
+    rnn = HGRN(8, 2, **options).double()
+    x = torch.randn(1, 6, 8).double()
     kinds = (
         {"mask": torch.tensor([[True, False, True, True, False, True]])},
         {"cu_seqlens": torch.tensor([0, 2, 6])},
@@ -103,7 +104,8 @@ def test_parametrized_weights_are_quantized_as_they_are():
         def forward(self, x):
             return 2 * x
 
-    rnn, x = HGRN(8, 1).eval(), torch.randn(1, 4, 8)
+    rnn = HGRN(8, 1).eval()
+    x = torch.randn(1, 4, 8)
     register_parametrization(rnn.blocks[0].mixer.in_proj, "weight", Twice())
     with torch.no_grad():
         expected = rnn(x)[0]

@@ -137,7 +137,8 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_step_is_that_of_the_stack_as_it_is_now(change):
-    rnn, x = stack(), torch.randn(3, 1, 19)
+    rnn = stack()
+    x = torch.randn(3, 1, 19)
     step = Stepper(rnn)
     with torch.no_grad():
         _, state = rnn(x[0][:, None])
@@ -151,7 +152,8 @@ def test_a_step_is_that_of_the_stack_as_it_is_now(change):
 
 
 def test_a_stack_of_one_channel_notices_too():
-    rnn, x = HGRN(1, 1, glu_dim=1, use_lower_bound=False).eval(), torch.ones(1, 1)
+    rnn = HGRN(1, 1, glu_dim=1, use_lower_bound=False).eval()
+    x = torch.ones(1, 1)
     step = Stepper(rnn)
     step(x)
     for module in rnn.modules():  # other parameters of the same values, which then change
@@ -167,7 +169,9 @@ def test_a_stack_of_one_channel_notices_too():
 
 
 def test_another_head():
-    rnn, head, x = stack(), Linear(19, 7), torch.randn(1, 19)
+    rnn = stack()
+    head = Linear(19, 7)
+    x = torch.randn(1, 19)
     step = Stepper(rnn, 1, head)
     with torch.no_grad():
         head.weight = nn.Parameter(torch.randn(5, 19))  # fewer outputs than it was made with
@@ -256,7 +260,8 @@ def negated(rnn):
 
 def no_offset(rnn):
     norm = rnn.blocks[0].mixer_norm
-    kept, norm.bias = norm.bias, None
+    kept = norm.bias
+    norm.bias = None
     return lambda: setattr(norm, "bias", kept)
 
 
@@ -286,8 +291,10 @@ OBSTACLES = {
     "obstacle, message", OBSTACLES.items(), ids=lambda value: getattr(value, "__name__", "")
 )
 def test_what_cannot_be_stepped_any_more_says_why_and_goes_on_when_it_can(obstacle, message):
-    rnn, x = stack(), torch.randn(3, 1, 19)
-    step, expected = Stepper(rnn), Stepper(rnn)
+    rnn = stack()
+    x = torch.randn(3, 1, 19)
+    step = Stepper(rnn)
+    expected = Stepper(rnn)
     step(x[0])
     undo = obstacle(rnn)
     try:
@@ -302,7 +309,8 @@ def test_what_cannot_be_stepped_any_more_says_why_and_goes_on_when_it_can(obstac
 
 
 def test_dropout_alone_in_training_is_an_obstacle():
-    rnn, x = stack(dropout=0.5), torch.randn(1, 19)
+    rnn = stack(dropout=0.5)
+    x = torch.randn(1, 19)
     step = Stepper(rnn)
     rnn.blocks[0].dropout.train()
     with pytest.raises(ValueError, match="blocks.0.dropout is in training mode"):
@@ -314,7 +322,8 @@ def test_dropout_alone_in_training_is_an_obstacle():
 
 
 def test_a_stack_of_another_size_needs_another_stepper():
-    rnn, x = stack(), torch.randn(1, 19)
+    rnn = stack()
+    x = torch.randn(1, 19)
     step = Stepper(rnn)
     rnn.blocks.append(stack().blocks[0])
     rnn.bounds = None
@@ -333,7 +342,8 @@ def by_torch(step):
     "way", [copy.copy, copy.deepcopy, lambda step: pickle.loads(pickle.dumps(step)), by_torch]
 )
 def test_a_copy_goes_on_by_itself(way):
-    rnn, x = stack(), torch.randn(4, 2, 19)
+    rnn = stack()
+    x = torch.randn(4, 2, 19)
     step = Stepper(rnn, 2, Linear(19, 5))
     step(x[0])
     other = way(step)

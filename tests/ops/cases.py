@@ -55,7 +55,8 @@ def make(
     parts = 2 if complex_state else 1
     sequences = batch if lengths is None else len(lengths)
     if lengths is not None:
-        batch, steps = 1, sum(lengths)
+        batch = 1
+        steps = sum(lengths)
         options["cu_seqlens"] = lengths_to_cu_seqlens(torch.tensor(lengths, dtype=torch.int64))
     forget = normal(batch, steps, channels)
     lower_bound = torch.rand(channels, generator=generator, dtype=torch.float64) if bound else None

@@ -143,7 +143,8 @@ def test_lazily_negated_inputs_and_gradients(call, shapes, place):
 def test_zeros_without_memory_are_zeros(call, shapes):
     inputs = positive(shapes)
     for place in range(len(inputs)):
-        written, lazy = list(inputs), list(inputs)
+        written = list(inputs)
+        lazy = list(inputs)
         written[place], lazy[place] = (
             torch.zeros(shapes[place]),
             torch._efficientzerotensor(shapes[place]),
@@ -221,11 +222,9 @@ def test_pytorchs_defaults_do_not_matter(call, shapes, defaults):
 
 @pytest.mark.parametrize("defaults", DEFAULTS.values(), ids=DEFAULTS)
 def test_pytorchs_defaults_do_not_matter_to_masks_packing_and_8_bits(defaults):
-    x, cu_seqlens, mask = (
-        torch.randn(1, 9, 4),
-        torch.tensor([0, 4, 9]),
-        torch.arange(9)[None] % 3 > 0,
-    )
+    x = torch.randn(1, 9, 4)
+    cu_seqlens = torch.tensor([0, 4, 9])
+    mask = torch.arange(9)[None] % 3 > 0
     weight, scale = quantize_rows(torch.randn(6, 4))
     rnn = HGRN(16, 2, conv_size=4, norm_type="rms")
     long = torch.randn(1, 9, 16)
@@ -331,7 +330,9 @@ def test_what_holds_addresses_is_not_copied(way):
 def test_a_program_checks_what_it_is_given():
     from hgrn.ops.cpu.program import Program
 
-    x, weight, y = torch.zeros(1, 4), torch.zeros(3, 4), torch.zeros(1, 3)
+    x = torch.zeros(1, 4)
+    weight = torch.zeros(3, 4)
+    y = torch.zeros(1, 3)
     with pytest.raises(ValueError, match=r"weight must have shape \(3, 4\), got \(4, 3\)"):
         Program().linear(x, weight.T, None, y)
     with pytest.raises(ValueError, match=r"bias must have shape \(4,\), got None"):

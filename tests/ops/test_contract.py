@@ -15,9 +15,11 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 def by_definition(case):
     """h and final state, one scalar recurrence at a time, in Python: an oracle that shares nothing with the package."""
-    candidate, forget = case.candidate, case.forget
+    candidate = case.candidate
+    forget = case.forget
     cu = case.options.get("cu_seqlens")
-    width, steps = forget.shape[-1], forget.shape[1]
+    width = forget.shape[-1]
+    steps = forget.shape[1]
     theta = torch.zeros(width, dtype=torch.float64) if case.theta is None else case.theta
     turn = torch.polar(torch.ones_like(theta), theta)
     gamma = 0 if case.lower_bound is None else case.lower_bound
@@ -27,7 +29,8 @@ def by_definition(case):
         else ([(0, a, b) for a, b in zip(cu.tolist(), cu.tolist()[1:])])
     )
     parts = candidate if case.theta is None else torch.complex(*candidate.chunk(2, -1))
-    h, finals = torch.zeros_like(parts), []
+    h = torch.zeros_like(parts)
+    finals = []
     for n, (row, a, b) in enumerate(bounds):
         start = torch.zeros(candidate.shape[-1], dtype=torch.float64)
         start = start if case.initial_state is None else case.initial_state[n]
@@ -106,7 +109,8 @@ def test_step_equals_chunks_equals_full(reverse, engine):
     candidate, forget, *channel, state = case.inputs(torch.float32)
     h, final = hgru_scan(candidate, forget, *channel, state, **case.options, engine=engine)
     for size in (1, 7, 64):
-        pieces, s = [], state
+        pieces = []
+        s = state
         starts = range(0, 65, size)
         for a in reversed(starts) if reverse else starts:
             cut = slice(a, a + size)
@@ -133,7 +137,9 @@ def test_packed_equals_separate_with_gradients(reverse, engine):
     h, final = hgru_scan(*inputs, mask=mask, **case.options, engine=engine)
     weights = torch.randn_like(h), torch.randn_like(final)
     packed = torch.autograd.grad([h, final], inputs, weights)
-    separate_h, separate_final, separate = [], [], [torch.zeros_like(g) for g in packed]
+    separate_h = []
+    separate_final = []
+    separate = [torch.zeros_like(g) for g in packed]
     cu = [0, 5, 5, 6, 15]
     for n, (a, b) in enumerate(zip(cu, cu[1:])):
         own = [inputs[0][:, a:b], inputs[1][:, a:b], inputs[2], inputs[3], inputs[4][n : n + 1]]
@@ -183,7 +189,8 @@ def test_held_state_is_exact(engine):
 def test_any_axis_can_be_time(dim, engine):
     x = torch.randn(2, 3, 4, 5, 12, dtype=torch.float64, requires_grad=True)
     gate = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
-    bound, theta = torch.rand(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    bound = torch.rand(6, dtype=torch.float64)
+    theta = torch.randn(6, dtype=torch.float64)
     state_shape = list(x.shape)
     del state_shape[dim]
     initial = torch.randn(state_shape, dtype=torch.float64)
@@ -275,7 +282,8 @@ def test_half_precision_is_the_wide_result_rounded_once(dtype, engine):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_stays_and_spreads_forward_only(dtype, engine):
-    x, gate = torch.randn(1, 6, 20, dtype=dtype), torch.randn(1, 6, 20, dtype=dtype)
+    x = torch.randn(1, 6, 20, dtype=dtype)
+    gate = torch.randn(1, 6, 20, dtype=dtype)
     x[0, 2, 3] = float("nan")
     gate[0, 4, 7] = float("nan")
     h, final = hgru_scan(x, gate, engine=engine)
@@ -324,7 +332,8 @@ def test_packing_helpers():
     assert lengths_to_mask(lengths, 3).tolist() == [[True, True, False], [False] * 3, [True] * 3]
 
 
-X, GATE = torch.randn(1, 4, 6), torch.randn(1, 4, 3)
+X = torch.randn(1, 4, 6)
+GATE = torch.randn(1, 4, 3)
 BAD_CALLS = {
     "forget must have shape (1, 4, 3)": lambda: hgru_scan(X, X, None, torch.ones(3)),
     "a complex state needs theta": lambda: hgru_scan(X, GATE),

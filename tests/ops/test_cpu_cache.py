@@ -37,7 +37,8 @@ def small(call):
 
 def compiled(variant=1):
     """The kernel compiled as by a new process: whether it came from disk, after a check of what it does."""
-    made, y = small._compile("float32", variant), torch.zeros(1)
+    made = small._compile("float32", variant)
+    y = torch.zeros(1)
     threads.run(made.address, small.block(1, y=y.data_ptr()), 0)
     assert y.item() == variant
     return made.cache_hits == 1
@@ -112,10 +113,8 @@ def test_a_folder_that_takes_nothing_is_named_once(error, folder, monkeypatch):
 
 
 def test_files_of_other_sources_go_away_and_those_of_other_machines_stay(tmp_path):
-    here, elsewhere = (
-        KernelFile(tmp_path, "scan", "this one", "old"),
-        KernelFile(tmp_path, "scan", "another", "old"),
-    )
+    here = KernelFile(tmp_path, "scan", "this one", "old")
+    elsewhere = KernelFile(tmp_path, "scan", "another", "old")
     here.save(b"1")
     elsewhere.save(b"2")
     KernelFile(tmp_path, "scan", "this one", "new").save(b"3")
@@ -124,10 +123,8 @@ def test_files_of_other_sources_go_away_and_those_of_other_machines_stay(tmp_pat
 
 
 def test_a_file_that_was_renamed_is_not_believed(tmp_path):
-    one, other = (
-        KernelFile(tmp_path, "scan", "here", "a"),
-        KernelFile(tmp_path, "step", "here", "a"),
-    )
+    one = KernelFile(tmp_path, "scan", "here", "a")
+    other = KernelFile(tmp_path, "step", "here", "a")
     one.save(b"1")
     os.replace(one.path, other.path)
     assert other.load() is None

@@ -61,12 +61,10 @@ def test_packed_sequences_are_refused():
 @pytest.mark.parametrize("gate_first", [False, True])
 @pytest.mark.parametrize("activation", ["identity", "silu", "sigmoid"])
 def test_the_rest_of_a_layer(activation, gate_first):
-    x, gate, weight, bias = (
-        torch.randn(3, 5, 16),
-        torch.randn(3, 5, 16),
-        torch.randn(16),
-        torch.randn(16),
-    )
+    x = torch.randn(3, 5, 16)
+    gate = torch.randn(3, 5, 16)
+    weight = torch.randn(16)
+    bias = torch.randn(16)
     arguments = x, gate, weight, bias, 1e-5, activation, gate_first, "numba"
     for found, expected in zip(
         DECOMPOSITIONS[HGRN.gated_norm.default](*arguments),

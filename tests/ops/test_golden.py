@@ -32,9 +32,11 @@ def project(x, p, name):
 
 def layer(name: str, p: dict, x, lower_bound, engine: str):
     """The authors' layer on `x [n, b, d]` or `[h, w, b, d]`, written around hgru_scan."""
-    is_2d, low_rank = "2d" in name, "lambda_proj.0.weight" in p
+    is_2d = "2d" in name
+    low_rank = "lambda_proj.0.weight" in p
     complex_state = "real" not in name
-    candidate, forget = project(x, p, "input_proj"), project(x, p, "lambda_proj")
+    candidate = project(x, p, "input_proj")
+    forget = project(x, p, "lambda_proj")
     if complex_state:  # published rows interleave real and imaginary parts
         candidate = torch.cat([candidate[..., 0::2], candidate[..., 1::2]], dim=-1)
     thetas = [

@@ -141,7 +141,8 @@ def test_opcheck():
 
 
 def test_wrong_arguments_are_named():
-    x, weight = torch.randn(2, 4), torch.ones(4)
+    x = torch.randn(2, 4)
+    weight = torch.ones(4)
     with pytest.raises(
         ValueError, match=r"x and gate must have the same shape, .* \(2, 4\) .* \(2, 3\)"
     ):

@@ -98,8 +98,11 @@ def test_export_with_a_free_length():
 
 @pytest.mark.parametrize("options", [{}, {"reverse": True}], ids=["forward", "reverse"])
 def test_vmap_folds_the_mapped_axis(options):
-    x, gate = torch.randn(3, 2, 5, 8), torch.randn(3, 2, 5, 4)
-    state, bound, theta = torch.randn(2, 8), torch.rand(4), torch.randn(4)
+    x = torch.randn(3, 2, 5, 8)
+    gate = torch.randn(3, 2, 5, 4)
+    state = torch.randn(2, 8)
+    bound = torch.rand(4)
+    theta = torch.randn(4)
     found = torch.vmap(lambda x, g: hgru_scan(x, g, bound, theta, state, **options))(x, gate)
     each = [hgru_scan(x[n], gate[n], bound, theta, state, **options) for n in range(3)]
     for n, one in enumerate(each):
@@ -115,7 +118,9 @@ def test_vmap_folds_the_mapped_axis(options):
 
 def test_vmap_over_parameters_and_packing():
     """What cannot share one call runs sample by sample."""
-    x, gate, bounds = torch.randn(1, 6, 4), torch.randn(1, 6, 4), torch.rand(3, 4)
+    x = torch.randn(1, 6, 4)
+    gate = torch.randn(1, 6, 4)
+    bounds = torch.rand(3, 4)
     cu_seqlens = torch.tensor([0, 2, 6])
     found = torch.vmap(lambda b: hgru_scan(x, gate, b, cu_seqlens=cu_seqlens)[0])(bounds)
     for n in range(3):
@@ -123,7 +128,8 @@ def test_vmap_over_parameters_and_packing():
 
 
 def test_gradients_through_vmap():
-    x, gate = torch.randn(4, 1, 5, 3).double(), torch.randn(4, 1, 5, 3).double()
+    x = torch.randn(4, 1, 5, 3).double()
+    gate = torch.randn(4, 1, 5, 3).double()
     bound = torch.rand(3).double().requires_grad_()
     mapped = torch.vmap(lambda x, g: hgru_scan(x, g, bound)[0])(x, gate)
     each = torch.stack([hgru_scan(x[n], gate[n], bound)[0] for n in range(4)])

@@ -21,11 +21,9 @@ def test_few_rows_against_large_weights_are_the_product(shape, bias, monkeypatch
     monkeypatch.setattr(
         launch, "linear", lambda *arguments, real=launch.linear: ran.append(1) or real(*arguments)
     )
-    x, weight, shift = (
-        torch.randn(shape),
-        torch.randn(517, shape[-1]),
-        torch.randn(517) if bias else None,
-    )
+    x = torch.randn(shape)
+    weight = torch.randn(517, shape[-1])
+    shift = torch.randn(517) if bias else None
     expected = torch.nn.functional.linear(
         x.double(), weight.double(), shift.double() if bias else None
     )
@@ -47,17 +45,18 @@ def test_large_products_and_their_gradients(shape, bias, monkeypatch):
         "product",
         lambda *given, real=linear_maps.product: ran.append(1) or real(*given),
     )
-    x, weight, shift = torch.randn(shape), torch.randn(400, 300), torch.randn(400)
+    x = torch.randn(shape)
+    weight = torch.randn(400, 300)
+    shift = torch.randn(400)
     tensors = [tensor.requires_grad_() for tensor in ([x, weight, shift] if bias else [x, weight])]
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    y, expected = linear(*tensors), torch.nn.functional.linear(*exact)
+    y = linear(*tensors)
+    expected = torch.nn.functional.linear(*exact)
     cotangent = torch.randn(y.shape)
     assert_close(y, expected)
     assert len(ran) == 1 and y.shape == (*shape[:-1], 400)
-    grads, true = (
-        torch.autograd.grad(y, tensors, cotangent),
-        torch.autograd.grad(expected, exact, cotangent.double()),
-    )
+    grads = torch.autograd.grad(y, tensors, cotangent)
+    true = torch.autograd.grad(expected, exact, cotangent.double())
     assert len(ran) == 2
     for found, right in zip(grads, true, strict=True):
         assert_close(found, right)
@@ -77,7 +76,8 @@ def test_second_derivatives_of_large_products():
         (grad,) = torch.autograd.grad(function(x, weight).square().sum(), x, create_graph=True)
         return torch.autograd.grad(grad.square().sum(), [x, weight])
 
-    x, weight = torch.randn(600, 300, requires_grad=True), torch.randn(400, 300, requires_grad=True)
+    x = torch.randn(600, 300, requires_grad=True)
+    weight = torch.randn(400, 300, requires_grad=True)
     exact = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     for found, right in zip(
         curvature(linear, x, weight), curvature(torch.nn.functional.linear, *exact), strict=True
@@ -89,7 +89,8 @@ def test_what_the_kernel_is_not_for_is_pytorch_s(monkeypatch):
     """More rows, gradients, other dtypes, small weights and autocast: the very same numbers as `F.linear`."""
     monkeypatch.setattr(launch, "linear", None)
     monkeypatch.setattr(linear_maps, "product", None)
-    weight, x = torch.randn(517, 512), torch.randn(1, 512)
+    weight = torch.randn(517, 512)
+    x = torch.randn(1, 512)
     with torch.no_grad():
         for a, b in (
             (torch.randn(9, 512), weight),
@@ -142,7 +143,8 @@ def test_a_quantized_model_still_is_nearly_the_model():
         quantize_int8(model)
         kinds = {type(part).__name__ for part in model.modules()}
         after = model(ids).logits
-        stepwise, cache = [], None
+        stepwise = []
+        cache = None
         for t in range(20):
             output = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
@@ -154,7 +156,8 @@ def test_a_quantized_model_still_is_nearly_the_model():
 
 
 def test_a_saved_layer_is_the_layer():
-    layer, x = Int8Linear(torch.nn.Linear(6, 5)), torch.randn(2, 6)
+    layer = Int8Linear(torch.nn.Linear(6, 5))
+    x = torch.randn(2, 6)
     other = Int8Linear(torch.nn.Linear(6, 5))
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))

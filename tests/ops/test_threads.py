@@ -198,9 +198,11 @@ def test_every_operator_and_whole_modules_work_in_forked_children(set_up, count)
 def test_more_threads_than_a_system_has_are_not_asked_for(two_threads):
     x, gate = large()
     expected = hgru_scan(x, gate)[0]
-    kernel, block = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda address: None), np.array([64, 0])
+    kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda address: None)
+    block = np.array([64, 0])
     asked = []
-    before, torch.get_num_threads = torch.get_num_threads, lambda: 1_000_000
+    before = torch.get_num_threads
+    torch.get_num_threads = lambda: 1_000_000
     try:
         assert threads.count() == 1024
         with pytest.MonkeyPatch.context() as patch:

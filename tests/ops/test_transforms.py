@@ -194,10 +194,8 @@ def test_vmap_of_grad_and_grad_of_vmap(shared):
     case = make(batch=4, steps=5, channels=2)
     x, f, bound, theta, initial = case.tensors
     if not shared:
-        bound, theta = (
-            torch.stack([bound, bound / 2, bound, bound / 3]),
-            theta * torch.randn(4, 1).double(),
-        )
+        bound = torch.stack([bound, bound / 2, bound, bound / 3])
+        theta = theta * torch.randn(4, 1).double()
 
     def loss(bound, theta, x, f, initial):
         h, final = hgru_scan(x[None], f[None], bound, theta, initial[None])
@@ -230,7 +228,8 @@ def test_a_bound_outside_of_its_range_is_seen_inside_of_a_transform():
 
 def test_gates_at_their_ends_have_finite_derivatives():
     """A gate of exactly 0 still lets a derivative through, here to the lower bound."""
-    x, state = torch.randn(1, 3, 2), torch.ones(1, 2)
+    x = torch.randn(1, 3, 2)
+    state = torch.ones(1, 2)
     forget = torch.tensor([-200.0, 200.0]).repeat(1, 3, 1)
     results = []
     for engine in (None, "reference"):
@@ -261,8 +260,10 @@ def test_half_precision(dtype):
 
 def test_the_rest_of_a_layer():
     """Sizes from which each would go to an operator of ours."""
-    x, gate = torch.randn(2, 64, 128).double(), torch.randn(2, 64, 128).double()
-    weight, bias = torch.rand(128).double(), torch.rand(128).double()
+    x = torch.randn(2, 64, 128).double()
+    gate = torch.randn(2, 64, 128).double()
+    weight = torch.rand(128).double()
+    bias = torch.rand(128).double()
     calls = {
         "gated_norm": lambda x, engine: gated_norm(x, gate, weight, bias, engine=engine),
         "gate first": lambda x, engine: gated_norm(
@@ -282,8 +283,11 @@ def test_the_rest_of_a_layer():
 
 
 def test_linear_maps():
-    x, weight, bias = torch.randn(3, 512), torch.randn(600, 512), torch.randn(600)
-    direction, plain = torch.randn_like(x), torch.nn.functional.linear
+    x = torch.randn(3, 512)
+    weight = torch.randn(600, 512)
+    bias = torch.randn(600)
+    direction = torch.randn_like(x)
+    plain = torch.nn.functional.linear
     quantized = quantize_rows(weight)
     wide = quantized[0].float() * quantized[1][:, None]
     with torch.no_grad():  # where few rows go to a kernel

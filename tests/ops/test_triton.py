@@ -62,7 +62,8 @@ def canonical(case, dtype):
     candidate, forget, bound, theta, state = (
         None if x is None else x.detach().to(DEVICE) for x in case.inputs(dtype)
     )
-    mask, cu_seqlens = case.options.get("mask"), case.options.get("cu_seqlens")
+    mask = case.options.get("mask")
+    cu_seqlens = case.options.get("cu_seqlens")
     return (
         [
             candidate.unsqueeze(2),
@@ -157,7 +158,8 @@ def test_split_time(name, dtype, monkeypatch):
     monkeypatch.setattr(
         engine, "_chip", lambda _: SimpleNamespace(multi_processor_count=1000, warp_size=32)
     )
-    split, parts = engine._Scan._split, []
+    split = engine._Scan._split
+    parts = []
     monkeypatch.setattr(engine._Scan, "_split", lambda self: parts.append(split(self)) or parts[-1])
     check_all(case, dtype)
     assert min(parts)[0] > 1
@@ -211,11 +213,10 @@ def test_padding_is_ignored_and_nan_is_not():
 def test_rotation_does_not_drift():
     """Cosine and sine of 1, rounded to float32, turn by 2.4e-8 too much a step: 3.6e-5 here, were it not undone."""
     steps = 1500
-    closed, open_gate = (
-        torch.zeros(1, steps, 1, 2, device=DEVICE),
-        torch.full((1, steps, 1, 1), 60.0, device=DEVICE),
-    )
-    theta, state = torch.ones(1, device=DEVICE), torch.tensor([[[1.0, 0.0]]], device=DEVICE)
+    closed = torch.zeros(1, steps, 1, 2, device=DEVICE)
+    open_gate = torch.full((1, steps, 1, 1), 60.0, device=DEVICE)
+    theta = torch.ones(1, device=DEVICE)
+    state = torch.tensor([[[1.0, 0.0]]], device=DEVICE)
     h, _ = engine.hgru_scan(
         closed, open_gate, None, theta, state, cu_seqlens=None, mask=None, reverse=False
     )

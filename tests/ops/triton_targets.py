@@ -47,7 +47,9 @@ def compile_kernel(kernel, dtype: str, target: GPUTarget, options: dict[str, int
     if not flags.get("CARRY", True):
         absent |= {"decay", "turns"}
     kinds = {"mask": "*i32", "bounds": "*i64", "turns": "*i64"}
-    signature, constants, attributes = {}, {}, {}
+    signature = {}
+    constants = {}
+    attributes = {}
     for number, name in enumerate(kernel.arg_names):
         if name in flags or name in absent:
             signature[name], constants[(number,)] = "constexpr", flags.get(name)
@@ -67,7 +69,8 @@ def compile_scan(
     kernel, dtype: str, target: GPUTarget, is_complex: bool, tile: Tile, masked: bool = False
 ):
     """A kernel of a scan of `_CHANNELS` channels in a block as wide as the tile's, contiguous but for the inputs' rows."""
-    width, nvidia = _CHANNELS * (2 if is_complex else 1), target.backend == "cuda"
+    width = _CHANNELS * (2 if is_complex else 1)
+    nvidia = target.backend == "cuda"
     times = dict(x_time=width + _CHANNELS, f_time=width + _CHANNELS) | (
         {"dh_time": width} if kernel is kernels.scan_backward else {}
     )
@@ -126,7 +129,9 @@ def instructions(compiled) -> int:
         lines = subprocess.run(
             [_TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
         ).stdout.splitlines()
-    labels, longest, number = {}, 0, 0
+    labels = {}
+    longest = 0
+    number = 0
     for line in map(str.strip, lines):
         if label := re.match(r"(\.L_x_\d+):", line):
             labels[label[1]] = number

@@ -49,7 +49,9 @@ def borders_of(case: Case) -> list[int]:
 
 def rows_of(case: Case, stretches: list[slice]) -> list[list[int]]:
     """For each rank the sequences of which it has a row of states."""
-    borders, rows, continued = borders_of(case), [], 0
+    borders = borders_of(case)
+    rows = []
+    continued = 0
     for rank, stretch in enumerate(stretches):
         last = rank == len(stretches) - 1
         begins = sum(stretch.start <= b and (b < stretch.stop or last) for b in borders[1:-1])
@@ -67,7 +69,8 @@ def weights_of(case: Case, stretches: list[slice]) -> tuple[Tensor, list[Tensor]
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    batch, width = len(case.candidate), case.candidate.shape[-1]
+    batch = len(case.candidate)
+    width = case.candidate.shape[-1]
     packed = "cu_seqlens" in case.options
     finals = [normal(len(rows) if packed else batch, width) for rows in rows_of(case, stretches)]
     return normal(*case.candidate.shape), finals
@@ -100,9 +103,12 @@ def whole_scan(
 
 def _after(case: Case, h: Tensor, initial: Tensor, stretch: slice, rows: list[int]) -> Tensor:
     """The states of `rows` where a scan leaves the stretch: found among the hidden states."""
-    borders, reverse, found = borders_of(case), case.options.get("reverse", False), []
+    borders = borders_of(case)
+    reverse = case.options.get("reverse", False)
+    found = []
     for row in rows:
-        begin, end = borders[row], borders[row + 1]
+        begin = borders[row]
+        end = borders[row + 1]
         at = max(begin, stretch.start) if reverse else min(end, stretch.stop) - 1
         seen = at < end if reverse else at >= begin
         if "cu_seqlens" in case.options:

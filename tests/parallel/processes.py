@@ -79,8 +79,11 @@ def stretch_of_scan(
     name: str, dtype: torch.dtype, stretches: list[slice], engine: str | None = None
 ) -> dict[str, Tensor]:
     """This rank's part of a case: states, and gradients where it has them."""
-    case, rank, group = SCANS[name], dist.get_rank(), dist.group.WORLD
-    mine, rows = stretches[rank], rows_of(case, stretches)[rank]
+    case = SCANS[name]
+    rank = dist.get_rank()
+    group = dist.group.WORLD
+    mine = stretches[rank]
+    rows = rows_of(case, stretches)[rank]
     candidate, forget, lower_bound, theta, initial = [
         None if x is None else x.detach() for x in case.inputs(dtype)
     ]
@@ -151,7 +154,8 @@ def uneven(length: int, world: int) -> list[slice]:
 @contextmanager
 def recorded():
     """Every collective that is called inside, with the bytes that this rank sends."""
-    calls, before = [], {name: getattr(dist, name) for name in COLLECTIVES if hasattr(dist, name)}
+    calls = []
+    before = {name: getattr(dist, name) for name in COLLECTIVES if hasattr(dist, name)}
 
     def recorder(name):
         def record(*args, **kwargs):
@@ -196,7 +200,8 @@ def on_its_own(dtype: torch.dtype) -> Tensor:
 
 def two_calls(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
     """A sequence read in two calls, the state carried over from one to the other: both outputs, and the last state."""
-    case, group = STACKS["convolution"], dist.group.WORLD
+    case = STACKS["convolution"]
+    group = dist.group.WORLD
     model = case.model(dtype)
     parallelize(model, group)
     x, _, _ = case.inputs(dtype)
@@ -223,7 +228,8 @@ def work(folder: Path) -> None:
     """All of one rank."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    world, rank = dist.get_world_size(), dist.get_rank()
+    world = dist.get_world_size()
+    rank = dist.get_rank()
     found = {
         "even": {length: [(each.start, each.stop) for each in even(length)] for length in LENGTHS}
     }

@@ -123,7 +123,8 @@ def joined_stack(parts):
 
 
 def check_stack(case, parts, dtype):
-    found, expected = joined_stack(parts), whole_stack(case, dtype)
+    found = joined_stack(parts)
+    expected = whole_stack(case, dtype)
     if case.lengths is not None:
         for states in (found, expected):
             states |= {key: value[-1:] for key, value in states.items() if key.startswith("state")}
@@ -159,8 +160,10 @@ def test_these_tests_can_fail(ranks, broken, world):
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", ["complex", "real", "both directions", "convolution"])
 def test_one_all_gather_each_way_whatever_the_length(ranks, name, world):
-    batch, channels = 2, 5
-    state, directions = (5 if name == "real" else 10), (2 if name == "both directions" else 1)
+    batch = 2
+    channels = 5
+    state = 5 if name == "real" else 10
+    directions = 2 if name == "both directions" else 1
     forward = [4 * batch * (channels + 1 + directions * state)]
     backward = [4 * batch * directions * state]
     if name == "convolution":  # three inputs of candidate and forget gate, and how many have come
@@ -244,13 +247,16 @@ def alone():
 
 def test_one_rank_is_one_process(alone):
     rnn = HGRN(4, 2, conv_size=4)
-    x, borders = torch.randn(1, 9, 4), torch.tensor([0, 4, 4, 9, 9])
+    x = torch.randn(1, 9, 4)
+    borders = torch.tensor([0, 4, 4, 9, 9])
     expected, _ = rnn(x, cu_seqlens=borders)
     parallelize(rnn, alone)
     assert local_stretch(9, alone) == slice(0, 9)
     assert torch.equal(local_cu_seqlens(borders, alone), borders)
     assert torch.equal(rnn(x, cu_seqlens=borders)[0], expected)
-    candidate, forget, theta = torch.randn(1, 9, 8), torch.randn(1, 9, 4), torch.ones(4)
+    candidate = torch.randn(1, 9, 8)
+    forget = torch.randn(1, 9, 4)
+    theta = torch.ones(4)
     h, final = context_scan(candidate, forget, None, theta, group=alone, reverse=True)
     assert torch.equal(h, hgru_scan(candidate, forget, None, theta, reverse=True)[0])
     state = rnn(x)[1]

@@ -14,7 +14,7 @@ from hgrn.models import (
 from tests.tolerances import assert_close
 
 pytest.importorskip("accelerate", reason="Trainer needs the package accelerate")
-from transformers import Trainer, TrainingArguments  # noqa: E402
+from transformers import Trainer, TrainingArguments
 
 ROWS = 4
 IDS = torch.randint(11, (ROWS, 6), generator=torch.Generator().manual_seed(0))
@@ -67,7 +67,8 @@ def trained(case: str, folder, batch_size: int) -> HGRNForCausalLM:
 
 @pytest.mark.parametrize("case", CASES)
 def test_accumulation_changes_nothing(case, tmp_path):
-    whole, parts = trained(case, tmp_path, ROWS), trained(case, tmp_path, 2)
+    whole = trained(case, tmp_path, ROWS)
+    parts = trained(case, tmp_path, 2)
     torch.manual_seed(0)
     start = type(whole)(whole.config)
     moved = 0

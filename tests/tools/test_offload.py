@@ -35,7 +35,8 @@ def test_what_lies_on_a_disk_computes_the_same(options, places, tmp_path):
     config = HGRNConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=3, tie_word_embeddings=False, **options
     )
-    model, ids = HGRNForCausalLM(config).eval(), torch.randint(64, (2, 9))
+    model = HGRNForCausalLM(config).eval()
+    ids = torch.randint(64, (2, 9))
     model.save_pretrained(tmp_path / "saved")
     loaded = AutoModelForCausalLM.from_pretrained(
         tmp_path / "saved", device_map=places, offload_folder=tmp_path / "disk"

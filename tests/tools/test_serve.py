@@ -41,7 +41,8 @@ def server(folder, tmp_path_factory):
     )
     _, *arguments = shlex.split(line.replace("FOLDER", str(folder)))
     command = [sys.executable, *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    address, log = f"http://127.0.0.1:{port}", home / "log"
+    address = f"http://127.0.0.1:{port}"
+    log = home / "log"
     with log.open("w") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=strangers.environment(home)

@@ -154,7 +154,8 @@ def test_batches_without_padding_are_those_with_it(options, untrained, tmp_path)
         done.train()
         return done
 
-    padded, flat = trained(None), trained(DataCollatorWithFlattening(**options))
+    padded = trained(None)
+    flat = trained(DataCollatorWithFlattening(**options))
     assert_close(torch.tensor(losses(flat)), torch.tensor(losses(padded)))
     assert_close(weights(flat.model), weights(padded.model))
 
@@ -162,7 +163,8 @@ def test_batches_without_padding_are_those_with_it(options, untrained, tmp_path)
 def test_position_ids_of_a_packed_data_set_are_not_dropped(untrained, tmp_path):
     """Trainer drops the columns of a data set that `forward` does not name."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    ids, position_ids = [[1, 2, 3, 4, 5, 6]], [[0, 1, 2, 0, 1, 2]]
+    ids = [[1, 2, 3, 4, 5, 6]]
+    position_ids = [[0, 1, 2, 0, 1, 2]]
     done = trainer(untrained, tmp_path)
     labels = [
         [1, 2, 3, -100, 5, 6]
@@ -181,7 +183,8 @@ def test_label_smoothing_looks_at_the_next_token(untrained, tmp_path):
     smooth = trainer(untrained, tmp_path, label_smoothing_factor=smoothing)
     batch = next(iter(smooth.get_train_dataloader()))
     found = smooth.compute_loss(untrained, dict(batch))
-    logits, labels = untrained(**batch).logits[:, :-1], batch["labels"][:, 1:]
+    logits = untrained(**batch).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
     expected = nn.functional.cross_entropy(
         logits.transpose(1, 2), labels, label_smoothing=smoothing
     )

@@ -102,7 +102,9 @@ def kills(folder: Path) -> dict:
             results[f"{state}: {point}"] = [killed, final_weights(run)]
         choose = random.Random(state)
         for number in range(4):  # each run is killed again and again, a little later every time
-            run, life, ends = folder / state / f"random {number}", choose.uniform(0, seconds), []
+            run = folder / state / f"random {number}"
+            life = choose.uniform(0, seconds)
+            ends = []
             while 0 not in ends:
                 child = start(lambda: train(recipe, run, resume=True))
                 time.sleep(life)
@@ -188,7 +190,8 @@ def refusals(folder: Path) -> dict:
         made = recipe_to_yaml(tiny_recipe(folder, parallel__mode=mode, training__log_every=1))
         (folder / f"{mode}.yaml").write_text(made)
         case = f"{mode} {rank} {what}"
-        run, output = folder / case, folder / f"{case}.txt"
+        run = folder / case
+        output = folder / f"{case}.txt"
         owner, name = places[what]
 
         def work() -> None:

@@ -86,7 +86,8 @@ def test_grouping_by_length_trains_and_resumes_exactly(kind, tmp_path):
 
 def test_vocabulary_and_labels_come_from_the_data(tmp_path):
     recipe = tiny_arena_recipe("text", tmp_path, model__preset=None)
-    data, model = prepare(recipe.data), build_task(recipe, ALONE).model
+    data = prepare(recipe.data)
+    model = build_task(recipe, ALONE).model
     assert model.config.vocab_size == len(data.vocabulary) != 259
     assert model.config.label2id == {"neg": 0, "pos": 1}
     assert model.get_input_embeddings().num_embeddings == len(data.vocabulary)
@@ -100,7 +101,8 @@ def test_images_are_augmented_in_training_only(tmp_path):
     for augment in (True, False):
         task = build_task(tiny_arena_recipe("image", tmp_path, data__augment=augment), ALONE)
         batches[augment] = [task.next_batch(), *task.examples().batches]
-    plain, changed = batches[False], batches[True]
+    plain = batches[False]
+    changed = batches[True]
     assert torch.equal(plain[0].labels, changed[0].labels) and not torch.equal(
         plain[0].pixel_values, changed[0].pixel_values
     )

@@ -114,7 +114,8 @@ def test_runs_without_their_data_are_named(tmp_path, capsys):
     table = folder / "pathfinder" / HARD / "metadata" / "0.npy"
     table.write_text("".join(table.read_text().splitlines(keepends=True)[1:]))
     assert main(["eval", "lra", "--runs", str(tmp_path / "runs")]) == 0
-    text, printed = (tmp_path / "runs" / "arena.md").read_text(), capsys.readouterr().out
+    text = (tmp_path / "runs" / "arena.md").read_text()
+    printed = capsys.readouterr().out
     assert text.count("| tiny arena |") == printed.count("tiny arena ") == 1
     for where in (text, printed):
         assert (

@@ -63,10 +63,8 @@ def test_what_is_saved_is_the_average_and_a_resume_goes_on_with_both(tmp_path):
     changes = dict(training__average=0.7, model__norm_type="batch")
     whole = train(tiny_image_recipe(tmp_path, **changes), tmp_path / "whole")
     plain = train(tiny_image_recipe(tmp_path, model__norm_type="batch"), tmp_path / "plain")
-    averaged, raw = (
-        load_file(whole.checkpoint / "model.safetensors"),
-        load_file(plain.checkpoint / "model.safetensors"),
-    )
+    averaged = load_file(whole.checkpoint / "model.safetensors")
+    raw = load_file(plain.checkpoint / "model.safetensors")
     kept = load_state(whole.checkpoint, 0)["average"]
     assert all(
         torch.equal(kept[name], tensor) for name, tensor in raw.items()

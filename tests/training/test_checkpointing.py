@@ -79,10 +79,8 @@ def test_the_manifest_names_every_file_but_the_card(run):
 
 
 def test_the_card_tells_of_the_run_and_may_be_edited(run):
-    card, manifest = (
-        newest(run) / "README.md",
-        json.loads((newest(run) / "manifest.json").read_text()),
-    )
+    card = newest(run) / "README.md"
+    manifest = json.loads((newest(run) / "manifest.json").read_text())
     rows = [
         row["bits_per_byte"] for row in read_rows(run / "log.jsonl") if row["kind"] == "validation"
     ]

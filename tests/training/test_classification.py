@@ -170,10 +170,8 @@ def test_a_checkpoint_sees_a_file_as_the_evaluation_of_training_does(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 28), dtype=np.uint8)).save(
         file
     )
-    model, processor = (
-        AutoModelForImageClassification.from_pretrained(outcome.checkpoint),
-        AutoImageProcessor.from_pretrained(outcome.checkpoint),
-    )
+    model = AutoModelForImageClassification.from_pretrained(outcome.checkpoint)
+    processor = AutoImageProcessor.from_pretrained(outcome.checkpoint)
     with Image.open(file) as image:
         pixels = processor(image, return_tensors="pt").pixel_values
     transform = EvaluationTransform(8, Normalisation((0.3,), (0.4,)), 11)

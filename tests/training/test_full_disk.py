@@ -99,7 +99,8 @@ def test_what_a_killed_save_has_left_makes_room_for_the_next_run(tmp_path, small
     + [("state written", name) for name in ("EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES")],
 )
 def test_a_refusal_at_any_point_of_a_save(tmp_path, monkeypatch, whole, point, name):
-    number, passed = getattr(errno, name), []
+    number = getattr(errno, name)
+    passed = []
 
     def done(reached):
         passed.append(reached)

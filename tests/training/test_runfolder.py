@@ -30,11 +30,13 @@ def test_a_lock_names_its_holder_and_goes_away(tmp_path):
     with locked(tmp_path):
         holder = json.loads((tmp_path / "run.lock").read_text())
         assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
-        with pytest.raises(
-            UserError, match=f"in use by process {os.getpid()} on host {socket.gethostname()}"
+        with (
+            pytest.raises(
+                UserError, match=f"in use by process {os.getpid()} on host {socket.gethostname()}"
+            ),
+            locked(tmp_path),
         ):
-            with locked(tmp_path):
-                pass
+            pass
     assert not list(tmp_path.iterdir())
 
 
@@ -52,9 +54,8 @@ def test_a_process_that_has_got_the_number_of_the_dead_one_does_not_hold_its_loc
 
 def test_the_lock_of_another_host_is_never_removed(tmp_path):
     held = lock(tmp_path, host="elsewhere", pid=dead_process())
-    with pytest.raises(UserError, match="on host elsewhere.*remove"):
-        with locked(tmp_path):
-            pass
+    with pytest.raises(UserError, match="on host elsewhere.*remove"), locked(tmp_path):
+        pass
     assert held.exists()
 
 
@@ -165,9 +166,8 @@ def test_a_lock_that_vanishes_is_put_back(tmp_path):
             file.unlink()
         check()
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
-        with pytest.raises(UserError, match="in use by process"):
-            with locked(tmp_path):
-                pass
+        with pytest.raises(UserError, match="in use by process"), locked(tmp_path):
+            pass
         (tmp_path / "run.lock").unlink()
     assert not os.listdir(tmp_path)
 

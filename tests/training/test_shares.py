@@ -74,7 +74,8 @@ def test_thirty_steps_take_the_course_of_one_process(runs, name):
 
 
 def test_what_is_sharded_is_what_one_process_has(runs):
-    one, four = saved(runs, "one", 15), saved(runs, "fsdp 4", 15)
+    one = saved(runs, "one", 15)
+    four = saved(runs, "fsdp 4", 15)
     assert any(key.endswith("exp_avg_sq") for key in one)
     assert_same_state(one, four)
 

@@ -218,14 +218,12 @@ def test_small_arena_recipes_train(name, kind, tmp_path):
 def test_imagenet_is_the_authors_script(with_data, size, width):
     """The authors' script, line by line."""
     recipe = with_data(f"image/imagenet-{size}")
-    augmentation, mixing, batch, optimizer, schedule, training = (
-        recipe.augmentation,
-        recipe.mixing,
-        recipe.batch,
-        recipe.optimizer,
-        recipe.schedule,
-        recipe.training,
-    )
+    augmentation = recipe.augmentation
+    mixing = recipe.mixing
+    batch = recipe.batch
+    optimizer = recipe.optimizer
+    schedule = recipe.schedule
+    training = recipe.training
     assert (recipe.data.format, recipe.data.channels) == ("imagenet", 3)
     assert (recipe.images.size, recipe.images.resize) == (224, 256)
     assert (recipe.images.mean, recipe.images.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -329,13 +327,12 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", ARENA)
 def test_long_range_arena_is_the_authors_script(name):
     """The authors' script, line by line."""
-    recipe, script = load_recipe(f"lra/{name}"), ARENA[name]
-    data, optimizer, schedule, training = (
-        recipe.data,
-        recipe.optimizer,
-        recipe.schedule,
-        recipe.training,
-    )
+    recipe = load_recipe(f"lra/{name}")
+    script = ARENA[name]
+    data = recipe.data
+    optimizer = recipe.optimizer
+    schedule = recipe.schedule
+    training = recipe.training
     assert recipe.target.value == PUBLISHED[name]
     assert data.task == {"pathx": "pathfinder"}.get(name, name)
     assert {key: getattr(data, key) for key in script.sequences} == script.sequences
@@ -394,13 +391,11 @@ def test_long_range_arena_is_the_authors_script(name):
 def test_wikitext103_is_the_authors_script():
     """The authors' script, line by line."""
     recipe = load_recipe("lm/wikitext103")
-    data, batch, optimizer, schedule, training = (
-        recipe.data,
-        recipe.batch,
-        recipe.optimizer,
-        recipe.schedule,
-        recipe.training,
-    )
+    data = recipe.data
+    batch = recipe.batch
+    optimizer = recipe.optimizer
+    schedule = recipe.schedule
+    training = recipe.training
     assert (data.dataset, data.config, data.tokenizer) == (
         "wikitext",
         "wikitext-103-raw-v1",

@@ -41,9 +41,12 @@ def test_what_the_system_cannot_start_is_refused(monkeypatch):
             super().start()
 
     monkeypatch.setattr(threads.threading, "Thread", Thread)
-    with pytest.raises(
-        UserError, match="training.threads = 64, but the system lets this process start only 7 more"
+    with (
+        pytest.raises(
+            UserError,
+            match="training.threads = 64, but the system lets this process start only 7 more",
+        ),
+        cpu_threads(64),
     ):
-        with cpu_threads(64):
-            raise AssertionError("they were set")
+        raise AssertionError("they were set")
     assert not any(thread.is_alive() for thread in started)

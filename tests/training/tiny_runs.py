@@ -85,7 +85,8 @@ def write_tiny_images(folder: Path, train: int = 61, test: int = 17, size: int =
         labels = random.integers(4, size=count, dtype=np.uint8)
         images = random.integers(100, size=(count, size, size), dtype=np.uint8)
         for image, label in zip(images, labels.tolist()):
-            top, left = half * (label // 2), half * (label % 2)
+            top = half * (label // 2)
+            left = half * (label % 2)
             image[top : top + half, left : left + half] += 120
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
             header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)

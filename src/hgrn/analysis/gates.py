@@ -27,7 +27,8 @@ class LayerGates:
 @torch.no_grad()
 def gate_statistics(model: HGRNForCausalLM, input_ids: Tensor) -> list[LayerGates]:
     """The forget gates `lambda = gamma + (1 - gamma) sigmoid(W_f x + b_f)` of every layer over `input_ids [B, T]`."""
-    stack, forgets = model.model.stack, []
+    stack = model.model.stack
+    forgets = []
     with ExitStack() as hooks:
         for block in stack.blocks:
             keep = block.mixer.register_forward_pre_hook(

@@ -8,7 +8,9 @@ from torch import Tensor
 from hgrn.analysis.gates import LayerGates
 from hgrn.files import whole_file
 
-_INK, _ACCENT, _SHADE = "#1f3b57", "#c8502d", "#9db4c8"
+_INK = "#1f3b57"
+_ACCENT = "#c8502d"
+_SHADE = "#9db4c8"
 
 
 def learning_curve(rows: list[dict[str, Any]], path: Path, test: float | None = None) -> None:

@@ -26,7 +26,8 @@ FORMATS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "float32": lambda model: model,
     "int8": _int8,
 }
-_CONTEXTS, _QUICK_CONTEXTS = (128, 512, 2048, 4096), (128, 512)
+_CONTEXTS = (128, 512, 2048, 4096)
+_QUICK_CONTEXTS = (128, 512)
 _GENERATED = 16  # tokens of one call of generate
 
 
@@ -62,7 +63,8 @@ def transformer_step(model: nn.Module, context: int) -> Callable[[], Tensor]:
     """A step behind `context` tokens, whose keys and values are random; they are the same number before every call."""
     from transformers import DynamicCache
 
-    ids, config = torch.full((1, 1), 65), model.config
+    ids = torch.full((1, 1), 65)
+    config = model.config
     cache = DynamicCache(config=config)
     shape = (1, config.n_head, context, config.n_embd // config.n_head)
     for layer in range(config.n_layer):
@@ -104,10 +106,8 @@ def _check_int8(width: int) -> None:
     from hgrn.ops import int8_linear, quantize_rows
 
     generator = torch.Generator().manual_seed(0)
-    x, weight = (
-        torch.randn(1, width, generator=generator),
-        torch.randn(2 * width, width, generator=generator),
-    )
+    x = torch.randn(1, width, generator=generator)
+    weight = torch.randn(2 * width, width, generator=generator)
     weight, scale = quantize_rows(weight)
     expected = x.double() @ (weight.double() * scale.double()[:, None]).T
     refuse_if_wrong("int8_linear", torch.float32, int8_linear(x, weight, scale), expected)
@@ -128,14 +128,17 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
 
     torch.manual_seed(0)
     if quick:
-        size, config = "3.4M", HGRNConfig(vocab_size=BYTES, hidden_size=256, num_hidden_layers=4)
+        size = "3.4M"
+        config = HGRNConfig(vocab_size=BYTES, hidden_size=256, num_hidden_layers=4)
         other = transformer(256, 4, 1024, BYTES)
     else:
-        size, config = "150M", HGRNConfig.preset("lm-150m", eos_token_id=None)
+        size = "150M"
+        config = HGRNConfig.preset("lm-150m", eos_token_id=None)
         other = transformer(config.hidden_size, 14, 8192, config.vocab_size)
     check(ScanCase("hgru_scan", True, False), (1, 1, config.hidden_size), torch.float32)
     _check_int8(config.hidden_size)
-    model, other = HGRNForCausalLM(config).eval(), other.eval()
+    model = HGRNForCausalLM(config).eval()
+    other = other.eval()
     models = {name: convert(model) for name, convert in FORMATS.items()}
     for name, stored in models.items():
         _check_step(name, stored)
@@ -179,15 +182,11 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
         ),
     ]
     for name, stored in models.items():
-        amount, cells = (
-            weight_bytes(stored),
-            {"peer": "HGRN", "shape": size, "dtype": name, "parameters": model.num_parameters()},
-        )
-        limit, step, generate = (
-            read * amount / source.nbytes,
-            times["step", name],
-            times["generate", name].over(_GENERATED),
-        )
+        amount = weight_bytes(stored)
+        cells = {"peer": "HGRN", "shape": size, "dtype": name, "parameters": model.num_parameters()}
+        limit = read * amount / source.nbytes
+        step = times["step", name]
+        generate = times["generate", name].over(_GENERATED)
         rows.append(
             Row.timed(
                 step,

@@ -17,7 +17,9 @@ from hgrn.errors import UserError
 
 _LENGTHS = tuple(4096 << k for k in range(7))  # to 262,144
 _QUICK_LENGTHS = (1024, 4096)
-_WIDTH, _DEPTH, _QUICK_WIDTH = 128, 4, 32
+_WIDTH = 128
+_DEPTH = 4
+_QUICK_WIDTH = 32
 _CHUNK = 4096  # tokens of one call while a context is read
 # Run by a process of its own, so that nothing that was measured before counts.
 _CHILD = (
@@ -91,7 +93,9 @@ def _read_contexts(model: HGRNModel, lengths: tuple[int, ...]) -> dict[int, obje
     """The cache after each of the lengths, ascending, of one random text."""
     from hgrn.models import HGRNCache
 
-    caches, cache, read = {}, None, 0
+    caches = {}
+    cache = None
+    read = 0
     for length in lengths:
         while read < length:
             ids = torch.randint(256, (1, min(_CHUNK, length - read)))

@@ -44,7 +44,8 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     source = torch.ones(stream.bytes // 4)
     functions = {"add": stream, "sum": source.sum, "fill": partial(torch.zeros, stream.a.shape)}
     for rows, inputs, outputs in _PRODUCTS:
-        x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+        x = torch.randn(rows, inputs)
+        weight = torch.randn(outputs, inputs)
         out = torch.empty(rows, outputs)
         functions[_product_name(rows, inputs, outputs)] = partial(torch.mm, x, weight.T, out=out)
     times = round_robin(functions, 3 if quick else 30, on_call=tell("limits"))
@@ -59,7 +60,8 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
         traffic("fill", "memory: torch.zeros, allocated and written", stream.a.nbytes, "op"),
     ]
     for rows, inputs, outputs in _PRODUCTS:
-        name, flops = _product_name(rows, inputs, outputs), 2 * rows * inputs * outputs
+        name = _product_name(rows, inputs, outputs)
+        flops = 2 * rows * inputs * outputs
         found.append(
             Row.timed(
                 times[name],

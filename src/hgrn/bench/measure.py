@@ -51,11 +51,13 @@ def round_robin(
     """
     readings = {name: [] for name in functions}
     capped = set()
-    done, total = 0, len(functions) * (repeats + 1)
+    done = 0
+    total = len(functions) * (repeats + 1)
 
     def report(calls: int, skipped: int = 0) -> None:
         nonlocal done, total
-        done, total = done + calls, total - skipped
+        done = done + calls
+        total = total - skipped
         if on_call is not None:
             on_call(done, total)
 

@@ -42,7 +42,8 @@ class HuggingFaceModel(LanguageModel):
 
     def __init__(self, model: nn.Module, cache: str = "past_key_values"):
         super().__init__()
-        self.model, self._cache = model, cache
+        self.model = model
+        self._cache = cache
 
     def forward(self, ids: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         output = self.model(input_ids=ids, use_cache=True, **{self._cache: state})

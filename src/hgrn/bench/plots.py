@@ -6,7 +6,9 @@ from pathlib import Path
 from hgrn.files import whole_file, writing
 
 _REMEDY = "give a folder that can be with --plots FOLDER"
-_INK, _ACCENT, _SHADE = "#1f3b57", "#c8502d", "#9db4c8"
+_INK = "#1f3b57"
+_ACCENT = "#c8502d"
+_SHADE = "#9db4c8"
 _COLOURS = ("#c8502d", "#1f3b57", "#6a8caf", "#5b8c5a", "#b08d3c", "#7d5a8c")
 
 Rows = list[dict[str, str]]
@@ -16,7 +18,8 @@ def draw(name: str, rows: Rows, folder: Path) -> list[Path]:
     """Draws what there is to draw of a benchmark; returns the files. Raises UserError if they cannot be written."""
     made = []
     for picture, drawing in _PICTURES.get(name, {}).items():
-        figure, path = drawing(rows), folder / f"bench_{picture}.png"
+        figure = drawing(rows)
+        path = folder / f"bench_{picture}.png"
         with writing(path, _REMEDY):
             folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path, _REMEDY) as draft:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from hgrn.data.sampling import BlockSampler
     from hgrn.data.tokens import TokenFile
 
-_WARMUP, _LAST = 0.03, 0.01  # of the time; of the peak learning rate
+# of the time; of the peak learning rate
+_WARMUP = 0.03
+_LAST = 0.01
 _CHUNK = 8192  # tokens of one call of an evaluation
 _FINISHED_BY = ("model", "run", "lr", "budget_s")
 
@@ -200,7 +202,9 @@ def _train(
     batch = sampler.next()
     model.loss(batch.input_ids, batch.labels).backward()  # compilation is not part of the time
     optimizer.zero_grad()
-    seconds, steps, finite = 0.0, 0, True
+    seconds = 0.0
+    steps = 0
+    finite = True
     for point in points:
         while finite and seconds < point * budget:
             began = time.perf_counter()
@@ -213,7 +217,8 @@ def _train(
             optimizer.step()
             optimizer.zero_grad()
             finite = math.isfinite(loss.item())
-            seconds, steps = seconds + time.perf_counter() - began, steps + 1
+            seconds = seconds + time.perf_counter() - began
+            steps = steps + 1
             progress(round(min(seconds, budget)), round(budget))
         yield seconds, steps
 
@@ -254,7 +259,8 @@ def _windows(model: LanguageModel, ids: Tensor, window: int) -> Iterator[float]:
     total = len(ids) - 1
     window = min(window, total)
     starts = [*range(0, total - window, max(1, window // 2)), total - window]
-    scored, together = 0, max(1, _CHUNK // window)
+    scored = 0
+    together = max(1, _CHUNK // window)
     for first in range(0, len(starts), together):
         group = starts[first : first + together]
         logits = model.logits(torch.stack([ids[start : start + window] for start in group]))

@@ -114,7 +114,8 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
 
     Raises UserError if the folder cannot be written.
     """
-    rows, remedy = list(rows), "give a folder that can be with --out FOLDER"
+    rows = list(rows)
+    remedy = "give a folder that can be with --out FOLDER"
     with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, remedy) as draft, open(draft, "w", newline="", encoding="utf-8") as file:

@@ -84,7 +84,7 @@ def _table(title: str, rows: list[Row]) -> Table:
         "how": [f"{row.dtype} {row.kind}" for row in rows],
         "ms": [_number(row.median_ms, ".4g") for row in rows],
         "10 to 90 %": [
-            row.median_ms and f"{row.p10_ms:.3g} to {row.p90_ms:.3g}" or "" for row in rows
+            (row.median_ms and f"{row.p10_ms:.3g} to {row.p90_ms:.3g}") or "" for row in rows
         ],
         "limit / time": [_number(row.ratio, ".2f") for row in rows],
         "tokens/s": [_number(row.tokens_per_s, ",.0f") for row in rows],

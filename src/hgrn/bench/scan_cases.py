@@ -13,7 +13,8 @@ from hgrn.errors import UserError
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # Of a check, numbers a step and numbers in all at most: enough that work is split as in what is measured, and few
 # enough for the reference, which is slow.
-_CHECKED_STEP, _CHECKED = 1 << 14, 1 << 19
+_CHECKED_STEP = 1 << 14
+_CHECKED = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class ScanCase:
             2 if self.complex_state else 1,
             1,
         )  # of the input (and h) and of the gate, a channel
-        forward, backward = 2 * numbers[0] + numbers[1], 4 * numbers[0] + 2 * numbers[1]
+        forward = 2 * numbers[0] + numbers[1]
+        backward = 4 * numbers[0] + 2 * numbers[1]
         total = forward + backward if self.backward else forward
         return total * batch * steps * channels * dtype.itemsize
 
@@ -143,7 +145,8 @@ class GivenOutputs:
         """For one call: results go into the kept memory, in the order in which they were asked for."""
         from hgrn.ops.cpu import launch
 
-        allocate, kept = launch._empty, iter(tuple(self._kept))
+        allocate = launch._empty
+        kept = iter(tuple(self._kept))
 
         def hand_out(*arguments) -> Tensor:
             tensor = next(kept, None)

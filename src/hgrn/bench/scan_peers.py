@@ -37,7 +37,8 @@ class Peer:
 def _with_autograd(
     scan: Callable[[Tensor, Tensor], Tensor], a: Tensor, x: Tensor, grad: Tensor
 ) -> Callable[[], tuple]:
-    a, x = a.detach().requires_grad_(), x.detach().requires_grad_()
+    a = a.detach().requires_grad_()
+    x = x.detach().requires_grad_()
 
     def run() -> tuple:
         h = scan(a, x)
@@ -48,7 +49,8 @@ def _with_autograd(
 
 def _loop(a: Tensor, x: Tensor, grad: Tensor) -> Prepared:
     def scan(a: Tensor, x: Tensor) -> Tensor:
-        state, states = torch.zeros_like(x[:, 0]), []
+        state = torch.zeros_like(x[:, 0])
+        states = []
         for gate, value in zip(a.unbind(1), x.unbind(1)):
             state = gate * state + value
             states.append(state)

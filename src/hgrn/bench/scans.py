@@ -26,7 +26,8 @@ QUICK_SHAPES = {
     "long": (1, 1024, 64),
     "wide": (1, 64, 2048),
 }
-PEER_SHAPE, QUICK_PEER_SHAPE = (4, 2048, 512), (2, 128, 64)
+PEER_SHAPE = (4, 2048, 512)
+QUICK_PEER_SHAPE = (2, 128, 64)
 CASES = tuple(
     ScanCase(kernel, complex_state, backward)
     for kernel, complex_state in (("hgru_scan", False), ("hgru_scan", True), ("gated_scan", False))
@@ -44,7 +45,8 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
     runs = [(name, torch.float32) for name in shapes]
     if not quick:
         runs += [("base", torch.bfloat16), ("base", torch.float16)]
-    rows, stream = [], Stream(32 if quick else 64)
+    rows = []
+    stream = Stream(32 if quick else 64)
     for name, dtype in runs:
         repeats = 3 if quick else 15
         rows += _against_limit(name, shapes[name], dtype, stream, repeats, tell)
@@ -94,7 +96,8 @@ def _against_peers(
         check(case, shape, torch.float32)
         functions[f"hgrn {kernel}"] = case.call(case.inputs(shape, torch.float32))
     x, log_f = ours["gated_scan"].inputs(shape, torch.float32)
-    absent, notes = {}, {}
+    absent = {}
+    notes = {}
     for peer in scan_peers.PEERS:
         try:
             functions[peer.name] = peer.prepare(log_f.exp(), x, torch.ones_like(x)).run

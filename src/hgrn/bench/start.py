@@ -19,7 +19,9 @@ from hgrn.bench.results import Row
 from hgrn.bench.training import training_step
 from hgrn.errors import UserError
 
-_STEP, _QUICK_STEP = (128, 4, 512, 8), (32, 2, 64, 2)  # width, depth, time steps, batch
+# width, depth, time steps, batch
+_STEP = (128, 4, 512, 8)
+_QUICK_STEP = (32, 2, 64, 2)
 _REPEATS = 7  # steps of one process
 # Programs that print seconds; the first must not have imported anything of ours before.
 _IMPORT = (
@@ -30,7 +32,8 @@ _HERE = "from hgrn.bench import start; start."
 
 def measure(quick: bool, tell: Tell) -> list[Row]:
     """Raises UserError if one of the processes fails."""
-    rounds, progress = 1 if quick else 5, tell("start")
+    rounds = 1 if quick else 5
+    progress = tell("start")
     step = _QUICK_STEP if quick else _STEP
     readings: dict[str, list[float]] = {}
     for number in range(rounds):

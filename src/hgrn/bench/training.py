@@ -46,7 +46,8 @@ class MatrixProducts:
 def training_step(model: LanguageModel, batch: int, steps: int) -> Callable[[], Tensor]:
     """Forward, backward, clipping and fused AdamW on one random batch `[batch, steps]`, as `hgrn train` does it."""
     ids = torch.randint(256, (batch, steps + 1), generator=torch.Generator().manual_seed(0))
-    inputs, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    inputs = ids[:, :-1].contiguous()
+    labels = ids[:, 1:].contiguous()
     model.train()
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)

@@ -80,7 +80,8 @@ class TextEncoder:
     whole_characters = True
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, by_line: bool):
-        self.tokenizer, self.by_line = tokenizer, by_line
+        self.tokenizer = tokenizer
+        self.by_line = by_line
         vocabulary = tokenizer.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = tokenizer.eos_token_id
@@ -145,13 +146,15 @@ def _border(encoder: ByteEncoder | TextEncoder, first: bool) -> Encoded:
 
 
 def _batches(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    batch, size = [], 0
+    batch = []
+    size = 0
     for piece in pieces:
         batch.append(piece)
         size += len(piece[0])
         if len(batch) == BATCH_TEXTS or size >= BATCH:
             yield batch
-            batch, size = [], 0
+            batch = []
+            size = 0
     if batch:
         yield batch
 
@@ -162,7 +165,9 @@ def _pieces(units: Iterable[Unit], by_line: bool) -> Iterator[tuple[str, bool]]:
     The cut makes tokens of it that the whole might not have, once in `PIECE` characters.
     """
     for unit in units:
-        rest, starts, seen = "", True, False
+        rest = ""
+        starts = True
+        seen = False
         for text in _characters(unit):
             rest += text
             if by_line:
@@ -173,7 +178,9 @@ def _pieces(units: Iterable[Unit], by_line: bool) -> Iterator[tuple[str, bool]]:
             while len(rest) > PIECE:
                 cut = rest.rfind("\n", 0, PIECE) + 1 or PIECE
                 yield rest[:cut], starts
-                rest, starts, seen = rest[cut:], False, True
+                rest = rest[cut:]
+                starts = False
+                seen = True
         if rest or not seen:
             yield rest, starts
 

@@ -21,8 +21,11 @@ class Positioned:
     """
 
     def __init__(self, what: str, steps_per_epoch: int, seed: int):
-        self._what, self.steps_per_epoch = what, steps_per_epoch
-        self.epoch, self.index, self.seed = 0, 0, seed
+        self._what = what
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch = 0
+        self.index = 0
+        self.seed = seed
 
     def after(self, epoch: int, index: int) -> tuple[int, int]:
         """The position that follows one."""
@@ -43,4 +46,6 @@ class Positioned:
                 f"position {state} is not in {self._what} of {self.steps_per_epoch} steps per epoch; "
                 "was it saved with other data, or with batches of another size?"
             )
-        self.epoch, self.index, self.seed = state["epoch"], state["index"], state["seed"]
+        self.epoch = state["epoch"]
+        self.index = state["index"]
+        self.seed = state["seed"]

@@ -164,7 +164,8 @@ class _Characters:
 
     def __init__(self, stream: TextIO):
         self.stream = stream
-        self.buffer, self.at = "", 0
+        self.buffer = ""
+        self.at = 0
 
     def peek(self) -> str:
         """The next character that is not white space; "" at the end."""
@@ -195,7 +196,8 @@ class _Characters:
     def _more(self) -> bool:
         """Read as much again as is waiting, so that a long value is not begun anew too often."""
         fresh = self.stream.read(max(BLOCK, len(self.buffer) - self.at))
-        self.buffer, self.at = self.buffer[self.at :] + fresh, 0
+        self.buffer = self.buffer[self.at :] + fresh
+        self.at = 0
         return bool(fresh)
 
 

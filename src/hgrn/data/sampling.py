@@ -105,12 +105,10 @@ class BlockSampler(Positioned):
         check_shares(batch_size, rank, world, block_size=block_size)
         if mode not in ("reset", "carry", "documents"):
             raise ValueError(f"mode must be 'reset', 'carry' or 'documents'; got {mode!r}")
-        self.tokens, self.block_size, self.batch_size, self.mode = (
-            tokens,
-            block_size,
-            batch_size,
-            mode,
-        )
+        self.tokens = tokens
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.mode = mode
         self._rows = np.arange(batch_size)[
             rank * batch_size // world : (rank + 1) * batch_size // world
         ]

@@ -41,8 +41,11 @@ def hashed(*numbers: int) -> int:
 
 def _network(values: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray:
     """A keyed permutation of range(4 ** half), uint64."""
-    bits, top, golden = np.uint64(half), np.uint64(64 - half), np.uint64(GOLDEN)
-    left, right = values >> bits, values & np.uint64((1 << half) - 1)
+    bits = np.uint64(half)
+    top = np.uint64(64 - half)
+    golden = np.uint64(GOLDEN)
+    left = values >> bits
+    right = values & np.uint64((1 << half) - 1)
     for key in keys:
         left, right = right, left ^ ((right ^ key) * golden >> top)
     return left << bits | right

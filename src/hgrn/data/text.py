@@ -199,7 +199,8 @@ class SplitText:
                 len(self.dataset),
             ]
         else:
-            arrow, source = [], []
+            arrow = []
+            source = []
         signatures = [file.signature() for file in self.files + arrow]
         select = None if self.part.select is None else asdict(self.part.select)
         return [source, signatures, self.data.text_field, self.part.span, select]
@@ -231,10 +232,12 @@ class SplitText:
         first, last = self._cut(sum(sizes))
         begin = 0
         for file, size in zip(self.files, sizes):
-            start, stop = max(first - begin, 0), min(last - begin, size)
+            start = max(first - begin, 0)
+            stop = min(last - begin, size)
             begin += size
             if whole_characters and 0 <= start < stop:
-                start, stop = file.character_border(start), file.character_border(stop)
+                start = file.character_border(start)
+                stop = file.character_border(stop)
             if start < stop:
                 yield Unit(file.name, start, file.blocks(start, stop))
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 BYTES = "bytes"
-BYTE_BOS, BYTE_EOS, BYTE_PAD = 256, 257, 258
+BYTE_BOS = 256
+BYTE_EOS = 257
+BYTE_PAD = 258
 BYTE_VOCAB_SIZE = 259
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>")
 
@@ -183,7 +185,8 @@ class StreamDecoder:
     def finish(self) -> str:
         """What was held back; bytes that never became a character are U+FFFD."""
         rest = self._decode(self._ids)[len(self._shown) :]
-        self._ids, self._shown = [], ""
+        self._ids = []
+        self._shown = ""
         return rest
 
     def _decode(self, ids: list[int]) -> str:

@@ -30,7 +30,9 @@ from hgrn.errors import UserError
 from hgrn.files import sync
 
 FORMAT = 2  # raise it when the same text and tokenizer give other files
-TOKENS, DOCUMENTS, META = "tokens.bin", "documents.bin", "meta.json"
+TOKENS = "tokens.bin"
+DOCUMENTS = "documents.bin"
+META = "meta.json"
 STARTS_DTYPE = np.dtype(np.int64)
 PAGE = 512  # document starts read at a time
 CHECKED = 1 << 20  # bytes read at a time to compare them with their checksum
@@ -130,12 +132,14 @@ class TokenFile:
 
     def document_starts(self, start: int, stop: int) -> np.ndarray:
         """The positions in [start, stop) at which a document starts, int64, ascending."""
-        first, last = self._documents_before(start), self._documents_before(stop)
+        first = self._documents_before(start)
+        last = self._documents_before(stop)
         return self._documents.read(first, last - first)
 
     def _documents_before(self, position: int) -> int:
         """How many documents start before position."""
-        low, high = 0, self.num_documents
+        low = 0
+        high = self.num_documents
         while high - low > PAGE:
             middle = (low + high) // 2
             if self._documents.read(middle, 1)[0] < position:
@@ -221,11 +225,14 @@ def _write(
     folder: Path, text: SplitText, encoder: ByteEncoder | TextEncoder, progress: Progress | None
 ) -> None:
     text.check_content()
-    dtype, total_bytes = _dtype(encoder.vocab_size), text.total_bytes
+    dtype = _dtype(encoder.vocab_size)
+    total_bytes = text.total_bytes
     num_tokens = num_documents = num_bytes = 0
     first_token = None
-    tokens_hash, starts_hash = hashlib.sha256(), hashlib.sha256()
-    tokens_check, starts_check = xxhash.xxh3_128(), xxhash.xxh3_128()
+    tokens_hash = hashlib.sha256()
+    starts_hash = hashlib.sha256()
+    tokens_check = xxhash.xxh3_128()
+    starts_check = xxhash.xxh3_128()
     with open(folder / TOKENS, "xb") as tokens_file, open(folder / DOCUMENTS, "xb") as starts_file:
         for encoded in encoder.encode(text.units(encoder.whole_characters)):
             tokens = encoded.tokens.astype(dtype, copy=False)
@@ -300,7 +307,8 @@ class _NumberFile:
     """An open file of numbers of one type, read a window at a time from any thread."""
 
     def __init__(self, path: Path, dtype: np.dtype):
-        self.path, self.dtype = path, dtype
+        self.path = path
+        self.dtype = dtype
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._descriptor)
         self._turn = threading.Lock()
@@ -316,7 +324,8 @@ class _NumberFile:
 
     def digest(self) -> str:
         """The XXH3 of the whole file."""
-        digest, position = xxhash.xxh3_128(), 0
+        digest = xxhash.xxh3_128()
+        position = 0
         while block := self._bytes(position, CHECKED):
             digest.update(block)
             position += len(block)

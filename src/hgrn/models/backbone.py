@@ -376,7 +376,8 @@ class HGRNModel(HGRNPreTrainedModel):
         if cu_seqlens is not None:
             if past_key_values is not None and past_key_values.is_initialized:
                 _check_states(past_key_values, cu_seqlens)
-            x, mask = end_to_end(x), end_to_end(mask)
+            x = end_to_end(x)
+            mask = end_to_end(mask)
         if not self.config.mask_padding:
             mask = None
         if self.config.sinusoidal_positions:
@@ -427,7 +428,8 @@ class HGRNModel(HGRNPreTrainedModel):
 
 
 def _check_states(past_key_values: HGRNCache, cu_seqlens: Tensor) -> None:
-    sequences, documents = past_key_values.batch_size, cu_seqlens.shape[0] - 1
+    sequences = past_key_values.batch_size
+    documents = cu_seqlens.shape[0] - 1
     if sequences != documents:
         raise ValueError(
             f"cu_seqlens, seq_idx or position_ids make {documents} documents of the batch, but past_key_values holds the states of "

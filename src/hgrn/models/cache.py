@@ -65,7 +65,8 @@ class HGRNCache(Cache):
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.state, self.seen_tokens = None, 0
+        self.state = None
+        self.seen_tokens = 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)

@@ -89,7 +89,8 @@ def write_card(model: PreTrainedModel, folder: Path | str, facts: Mapping[str, o
 
 
 def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
-    name, config = type(model).__name__, model.config
+    name = type(model).__name__
+    config = model.config
     what, task, example = _KINDS.get(name, _OTHER_KIND)
     return _TEXT.format(
         task=f"\npipeline_tag: {task}" if task else "",

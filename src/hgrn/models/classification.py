@@ -121,7 +121,8 @@ class Classifier(HGRNPreTrainedModel):
         mask = self.model.mask(attention_mask, x)
         cu_seqlens = boundaries(x, mask, cu_seqlens, **packing)
         if cu_seqlens is not None:
-            x, mask = end_to_end(x), end_to_end(mask)
+            x = end_to_end(x)
+            mask = end_to_end(mask)
         pooled = pool(x, self.config.pooling, mask, cu_seqlens)
         return self.pooled_norm(pooled), outputs.hidden_states
 
@@ -131,7 +132,8 @@ class Classifier(HGRNPreTrainedModel):
         """transformers' own for `config.problem_type`, or for what the labels say if that is None; made in float32 at least."""
         if labels is None:
             return None
-        problem, count = self.config.problem_type, self.config.num_labels
+        problem = self.config.problem_type
+        count = self.config.num_labels
         classes = problem == "single_label_classification" or (
             problem is None and count > 1 and labels.dtype in (torch.long, torch.int)
         )

@@ -426,9 +426,9 @@ class HGRNConfig(PreTrainedConfig):
     @property
     def fewest_numbers(self) -> int:
         """At least so many parameters has a model: those of embedding, candidates, output projections and GLUs."""
-        width, inputs = (
-            self.hidden_size,
-            self.vocab_size if self.patch_size is None else self.num_channels * self.patch_size**2,
+        width = self.hidden_size
+        inputs = (
+            self.vocab_size if self.patch_size is None else self.num_channels * self.patch_size**2
         )
         layer = width * (
             2 * width

@@ -142,7 +142,8 @@ def _norm(published: str, ours: str) -> list[Line]:
 
 def _lra(hgru: list[Line], is_image: bool, has_positions: bool) -> list[Line]:
     """The authors' Long Range Arena models (OpenNLPLab/lra), in which HGRU and GLU are layers each; their bounds are ours."""
-    block, encoder = "model.stack.blocks.{n}.", "encoder.0" if has_positions else "encoder"
+    block = "model.stack.blocks.{n}."
+    encoder = "encoder.0" if has_positions else "encoder"
     tokens = [Line(f"{encoder}.weight", "model.embed_tokens.weight")]
     return [
         *(_linear(encoder, "model.embed_patches.proj") if is_image else tokens),
@@ -301,7 +302,9 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
     Raises:
         ConversionError: naming every one that the layout does not have.
     """
-    published, problems, seen = {}, [], set()
+    published = {}
+    problems = []
+    seen = set()
     for name, tensor in named_tensors(module).items():
         if id(tensor) in seen:
             continue
@@ -342,7 +345,9 @@ def _parts(module: nn.Module, name: str) -> list[Tensor]:
 
 
 def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
-    converted, parts, problems = {}, {}, []
+    converted = {}
+    parts = {}
+    problems = []
     for name, tensor in tensors.items():
         found = next(_matches(name, layout, "published"), None)
         if found is None:
@@ -370,7 +375,8 @@ def _read(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor]
         wanted = source_names(ours, layout)
         if len(found) < len(wanted):
             names = [name for name, _ in found.values()]
-            here, absent = ", ".join(names), ", ".join(name for name in wanted if name not in names)
+            here = ", ".join(names)
+            absent = ", ".join(name for name in wanted if name not in names)
             problems.append(
                 f"missing: {ours} is made of {len(wanted)} tensors, of which only {here} is there, not {absent}"
             )

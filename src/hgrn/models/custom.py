@@ -15,7 +15,8 @@ def custom_modules(found: nn.Module, plain: nn.Module) -> dict[str, str]:
 
     Dropout is left out, since it computes nothing in evaluation.
     """
-    expected, custom = dict(plain.named_modules()), {}
+    expected = dict(plain.named_modules())
+    custom = {}
     for name, module in found.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in custom)
         if not inside and not _is_same(module, expected.get(name)):

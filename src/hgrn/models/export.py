@@ -43,7 +43,8 @@ def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: boo
         TypeError: the model is something else.
         ImportError: the packages of the extra `onnx` are not installed.
     """
-    ids, free = torch.zeros(2, 3, dtype=torch.int64, device="cpu"), {0: "batch", 1: "length"}
+    ids = torch.zeros(2, 3, dtype=torch.int64, device="cpu")
+    free = {0: "batch", 1: "length"}
     inputs = {"input_ids": (ids, free)}
     if attention_mask:
         inputs["attention_mask"] = (torch.ones_like(ids), free)

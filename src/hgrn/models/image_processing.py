@@ -76,7 +76,8 @@ class HGRNImageProcessor(PilBackend):
         height, width = image.shape[-2:]
         if height < size.height or width < size.width:  # to be padded
             return super().center_crop(image, size, **kwargs)
-        top, left = round((height - size.height) / 2), round((width - size.width) / 2)
+        top = round((height - size.height) / 2)
+        left = round((width - size.width) / 2)
         return image[..., top : top + size.height, left : left + size.width]
 
     def preprocess(self, images, *args, **kwargs):

@@ -219,11 +219,9 @@ def to_fields(config: Mapping, layout: str) -> dict:
         given.pop(key, None)
     given = {_RENAMED[layout].get(key, key): value for key, value in given.items()}
     if layout == "fla":
-        size, has_conv, shared = (
-            given.pop("conv_size", 4),
-            given.pop("use_short_conv", False),
-            given.pop("share_conv_kernel", None),
-        )
+        size = given.pop("conv_size", 4)
+        has_conv = given.pop("use_short_conv", False)
+        shared = given.pop("share_conv_kernel", None)
         given["conv_size"] = size if has_conv else None
         if has_conv and shared is not None:
             problems.append(
@@ -312,7 +310,8 @@ class Published(NamedTuple):
         Raises:
             ConversionError: the layout is ambiguous or unknown, or a file cannot be read.
         """
-        path, hub = os.fspath(path), {key: arguments[key] for key in _HUB if key in arguments}
+        path = os.fspath(path)
+        hub = {key: arguments[key] for key in _HUB if key in arguments}
         if os.path.isfile(path):
             return cls._by_names(path, [path])
         if config_file := _locate(path, CONFIG_NAME, hub):
@@ -439,7 +438,8 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields)
     found = Published.find(source, {})
     if found is None:
         _check_own(source)
-    layout, target = found.layout if found else "hgrn", to or "hgrn"
+    layout = found.layout if found else "hgrn"
+    target = to or "hgrn"
     if layout.split("-")[0] == target.split("-")[0]:
         raise UserError(
             f"{source} is in the layout {target!r} already"

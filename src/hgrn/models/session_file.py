@@ -93,7 +93,8 @@ def states(
             f"{path} does not hold the states of this model's layers: {', '.join(odd[:5])} in one of them only"
         )
     for name, like in wanted.items():
-        found, shape = tensors[name], (count, *like.shape[1:])
+        found = tensors[name]
+        shape = (count, *like.shape[1:])
         if found.shape != shape or found.dtype != like.dtype:
             raise UserError(
                 f"{path}: state {name} must be {like.dtype} {list(shape)}; it is {found.dtype} {list(found.shape)}"

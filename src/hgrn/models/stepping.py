@@ -70,7 +70,8 @@ class SteppingMixin:
         """Logits `[N, 1, vocab_size]` of one new token each, the cache brought up to date; None if it cannot be done so."""
         if not _suits(input_ids, attention_mask, cache):
             return None
-        steppers, size = _active.models[id(self)], len(input_ids)
+        steppers = _active.models[id(self)]
+        size = len(input_ids)
         steps = steppers.get(size)
         if size not in steppers or (steps is not None and not self._belongs(steps)):
             steps = steppers[size] = self._compiled(size)

@@ -15,11 +15,11 @@ from hgrn.modules.stack import HGRN
 from hgrn.modules.stepper import Stepper
 
 __all__ = [
-    "BatchNorm",
-    "Block",
     "GLU",
     "HGRN",
     "HGRU",
+    "BatchNorm",
+    "Block",
     "HGRU2d",
     "Int8Linear",
     "Linear",

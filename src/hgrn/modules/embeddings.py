@@ -26,7 +26,8 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, channels: int, size: int, dim: int):
         super().__init__()
-        self.channels, self.size = channels, size
+        self.channels = channels
+        self.size = size
         self.proj = Linear(size * size * channels, dim)
 
     def forward(self, pixels: Tensor) -> Tensor:

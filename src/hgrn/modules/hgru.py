@@ -185,7 +185,8 @@ class HGRU(KeepsFloat32):
 
     def _project(self, x: Tensor, window: Tensor | None = None, **where) -> tuple[Tensor, ...]:
         """The three of `project`, and where there is a convolution its new state."""
-        projected, rows = self.in_proj(x), self.joined_rows["in_proj"]
+        projected = self.in_proj(x)
+        rows = self.joined_rows["in_proj"]
         if self.short_conv is not None:
             mixed, gate = projected.split((rows[0] + rows[1], rows[2]), dim=-1)
             mixed, window = self.short_conv(mixed, window, **where)

@@ -18,7 +18,8 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
         weight, scale = quantize_rows(linear.weight)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)

@@ -132,7 +132,8 @@ def gated_rms_norm(
     x, gate `[..., C]`, weight `[C]` -> `[..., C]` in x's dtype, computed in float32 (float64 for float64) and rounded once.
     """
     wide = at_least_float32(x.dtype)
-    gate, weight = ACTIVATIONS[activation](gate.to(wide)), weight.to(wide)
+    gate = ACTIVATIONS[activation](gate.to(wide))
+    weight = weight.to(wide)
     if gate_first:
         return F.rms_norm(x.to(wide) * gate, weight.shape, weight, eps).to(x.dtype)
     return (F.rms_norm(x.to(wide), weight.shape, weight, eps) * gate).to(x.dtype)

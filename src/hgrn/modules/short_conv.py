@@ -66,7 +66,8 @@ class ShortConvolution(nn.Module):
         sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         state = self.initial_state(sequences) if state is None else state
         wide = at_least_float32(x.dtype)
-        state, inputs = state.to(wide), x.to(wide)
+        state = state.to(wide)
+        inputs = x.to(wide)
         if self.context is not None:
             state = self.context.window(inputs, state, mask, cu_seqlens)
         if cu_seqlens is None and (mask is None or x.shape[1] == 1):
@@ -98,14 +99,17 @@ class ShortConvolution(nn.Module):
         self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Where in the stream the initial states are `[N, W - 1]`, the positions `[P]`, and the final states `[N, W - 1]`."""
-        total, window = x.shape[0] * x.shape[1], self.weight.shape[1] - 1
+        total = x.shape[0] * x.shape[1]
+        window = self.weight.shape[1] - 1
         positions = torch.arange(total, device=x.device)
         if cu_seqlens is None:
             edges = torch.arange(x.shape[0] + 1, device=x.device) * x.shape[1]
             sequence = torch.arange(x.shape[0], device=x.device).repeat_interleave(x.shape[1])
         else:
-            edges, sequence = cu_seqlens.long(), sequence_ids(cu_seqlens, total)
-        starts, counts = edges[:-1], edges.diff()
+            edges = cu_seqlens.long()
+            sequence = sequence_ids(cu_seqlens, total)
+        starts = edges[:-1]
+        counts = edges.diff()
         rank = positions - starts[sequence]  # of each position among those of its sequence
         if mask is not None:
             keep = mask.flatten()

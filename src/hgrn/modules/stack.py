@@ -69,8 +69,10 @@ class HGRN(nn.Module):
         **hgru,
     ):
         super().__init__()
-        self.dim, self.grid = dim, grid
-        mixer, inner_norm = HGRU2d if grid else HGRU, "layer" if norm_type == "batch" else norm_type
+        self.dim = dim
+        self.grid = grid
+        mixer = HGRU2d if grid else HGRU
+        inner_norm = "layer" if norm_type == "batch" else norm_type
         self.bounds = LowerBounds(depth, dim) if use_lower_bound else None
         self.blocks = nn.ModuleList(
             Block(

@@ -54,22 +54,24 @@ class Stepper:
     """
 
     def __init__(self, stack: HGRN, sequences: int = 1, head: nn.Module | None = None):
-        self._stack, self._sequences, self._head = stack, sequences, head
+        self._stack = stack
+        self._sequences = sequences
+        self._head = head
         self._returned = None  # what the state was last read as, while it is that still
         self._compile()
 
     def _compile(self) -> None:
         """Makes the program for the stack as it is now; a state that is here already stays."""
-        stack, sequences, head = self._stack, self._sequences, self._head
+        stack = self._stack
+        sequences = self._sequences
+        head = self._head
         if problem := why_not(stack, sequences, head):
             raise NotSteppable(f"Stepper: {problem}")
         from hgrn.ops.cpu import program  # here, since it needs numba
 
         self._program = program.Program()
-        dim, width = (
-            stack.norm.normalized_shape[-1],
-            stack.blocks[0].mixer.norm.normalized_shape[-1],
-        )
+        dim = stack.norm.normalized_shape[-1]
+        width = stack.blocks[0].mixer.norm.normalized_shape[-1]
         with (
             torch.inference_mode(False),
             torch.no_grad(),
@@ -180,10 +182,12 @@ class Stepper:
         candidate, forget, gate = projected.split(mixer.joined_rows["in_proj"], dim=-1)
         if mixer.forget_up is not None:
             low = forget, gate
-            forget, gate = _zeros(len(x), mixer.dim), _zeros(*state.shape)
+            forget = _zeros(len(x), mixer.dim)
+            gate = _zeros(*state.shape)
             self._linear(mixer.forget_up, low[0], forget)
             self._linear(mixer.gate_up, low[1], gate)
-        h, gated = _zeros(*state.shape), _zeros(*state.shape)
+        h = _zeros(*state.shape)
+        gated = _zeros(*state.shape)
         self._program.hgru_step(candidate, forget, bound, mixer.theta, state, h)
         if mixer.theta is not None:
             self._program.watch(mixer.theta)

@@ -41,7 +41,8 @@ class Watch:
             for name in _OPTIONS
             if name in own and (name != "training" or own is self._attributes[0] or own.get("p"))
         ]
-        self._holders, self._names = [own for own, _ in pairs], [name for _, name in pairs]
+        self._holders = [own for own, _ in pairs]
+        self._names = [name for _, name in pairs]
         self._options = list(map(getitem, self._holders, self._names))
         kinds = [(module._parameters, module._buffers, module._modules) for module in self._modules]
         self._contents = [held for kind in kinds for held in kind if held]

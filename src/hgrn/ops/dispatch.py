@@ -62,12 +62,12 @@ class Operator:
     """
 
     def __init__(self, name: str, function: Callable):
-        self._function, self._direct, self._composition = function, function, None
+        self._function = function
+        self._direct = function
+        self._composition = None
         self.registered = torch.library.custom_op(name, function, mutates_args=())
-        self.register_fake, self.register_vmap = (
-            self.registered.register_fake,
-            self.registered.register_vmap,
-        )
+        self.register_fake = self.registered.register_fake
+        self.register_vmap = self.registered.register_vmap
 
     @property
     def overload(self) -> torch._ops.OpOverload:

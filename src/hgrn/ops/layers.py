@@ -21,7 +21,8 @@ _SMALL = 1 << 13  # elements
 
 def _reference_norm(x, gate, weight, bias, eps, activation, gate_first) -> Tensor:
     wide = state_dtype(x.dtype)
-    gate, parameters = ACTIVATIONS[activation](gate.to(wide)), (weight.to(wide), bias.to(wide), eps)
+    gate = ACTIVATIONS[activation](gate.to(wide))
+    parameters = (weight.to(wide), bias.to(wide), eps)
     if gate_first:
         return F.layer_norm(x.to(wide) * gate, x.shape[-1:], *parameters).to(x.dtype)
     return (F.layer_norm(x.to(wide), x.shape[-1:], *parameters) * gate).to(x.dtype)

@@ -35,7 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _is_plain(x, weight, bias):
         return F.linear(x, weight, bias)
-    rows, out = x.reshape(-1, x.shape[-1]), weight.shape[0]
+    rows = x.reshape(-1, x.shape[-1])
+    out = weight.shape[0]
     if len(rows) <= _FEW:
         if (
             weight.numel() >= _LARGE

@@ -183,7 +183,8 @@ def hgru_scan_backward(
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of candidate, forget, lower_bound `[D]`, theta `[D]`, initial_state; zeros for what was not given."""
-    engine, rest = _engine(engine, candidate), (lower_bound, theta, initial_state)
+    engine = _engine(engine, candidate)
+    rest = (lower_bound, theta, initial_state)
     if not _has_overflowed(h):
         return engine.hgru_scan_backward(
             grad_h, grad_final, candidate, forget, *rest, h, cu_seqlens, mask, reverse
@@ -280,7 +281,8 @@ def gated_scan_backward(
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, log_f, theta `[D]` and initial_state; zeros for what was not given."""
-    engine, rest = _engine(engine, h), (theta, initial_state)
+    engine = _engine(engine, h)
+    rest = (theta, initial_state)
     if not _has_overflowed(h):
         return engine.gated_scan_backward(
             grad_h, grad_final, log_f, *rest, h, cu_seqlens, mask, reverse
@@ -553,15 +555,14 @@ def adjoint(
 
     turned = reference.rotate(previous_states(h, initial_state, cu_seqlens, reverse), theta)
     if theta is None:
-        to_gate, to_angle = to_x * turned, None
+        to_gate = to_x * turned
+        to_angle = None
         back = gate * to_x
     else:
         to_re, to_im = to_x.chunk(2, -1)
         turned_re, turned_im = turned.chunk(2, -1)
-        to_gate, to_angle = (
-            to_re * turned_re + to_im * turned_im,
-            gate * (to_im * turned_re - to_re * turned_im),
-        )
+        to_gate = to_re * turned_re + to_im * turned_im
+        to_angle = gate * (to_im * turned_re - to_re * turned_im)
         back = reference.rotate(torch.cat([gate, gate], -1) * to_x, -theta)
     if mask is not None:
         to_gate = torch.where(mask[..., None], to_gate, 0)

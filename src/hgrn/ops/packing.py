@@ -71,8 +71,10 @@ def edges(cu_seqlens: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
 
     For an empty sequence both positions are clamped into range and mean nothing.
     """
-    lower, upper = cu_seqlens[:-1].long(), cu_seqlens[1:].long() - 1
+    lower = cu_seqlens[:-1].long()
+    upper = cu_seqlens[1:].long() - 1
     filled = upper >= lower
     limit = upper.max().clamp_min(0)
-    lower, upper = lower.minimum(limit), upper.clamp_min(0)
+    lower = lower.minimum(limit)
+    upper = upper.clamp_min(0)
     return (upper, lower, filled) if reverse else (lower, upper, filled)

@@ -21,7 +21,8 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def gates(forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
     """Forget gate `lambda` and its complement `1 - lambda`, the second never by cancellation."""
-    keep, write = torch.sigmoid(forget), torch.sigmoid(-forget)
+    keep = torch.sigmoid(forget)
+    write = torch.sigmoid(-forget)
     if lower_bound is None:
         return keep, write
     return lower_bound + (1 - lower_bound) * keep, (1 - lower_bound) * write
@@ -32,7 +33,8 @@ def rotate(state: Tensor, theta: Tensor | None) -> Tensor:
     if theta is None:
         return state
     real, imag = state.chunk(2, dim=-1)
-    cos, sin = torch.cos(theta), torch.sin(theta)
+    cos = torch.cos(theta)
+    sin = torch.sin(theta)
     return torch.cat([cos * real - sin * imag, sin * real + cos * imag], dim=-1)
 
 

@@ -27,8 +27,11 @@ class Layout:
             raise TypeError(f"dim must be the number of the time axis, an integer, got {dim!r}")
         if not -x.ndim <= dim < x.ndim:
             raise ValueError(f"dim must be an axis of {name} (shape {tuple(x.shape)}), got {dim}")
-        self.name, self.shape, self.dim = name, x.shape, dim % x.ndim
-        self.device, self.dtype = x.device, x.dtype
+        self.name = name
+        self.shape = x.shape
+        self.dim = dim % x.ndim
+        self.device = x.device
+        self.dtype = x.dtype
         if self.dim == x.ndim - 1:
             raise ValueError(
                 f"dim must be the time axis, got {dim}, the channel axis (last) of {name}; give the axis before it"
@@ -131,7 +134,8 @@ def check_gate(gate: Tensor, name: str, layout: Layout, theta: Tensor | None) ->
     layout.check_device(gate, name)
     if gate.dtype != layout.dtype:
         raise TypeError(f"{name} must have {layout.name}'s dtype {layout.dtype}, got {gate.dtype}")
-    width, parts = layout.shape[-1], 1 if theta is None else 2
+    width = layout.shape[-1]
+    parts = 1 if theta is None else 2
     if width % parts or gate.shape != (*layout.shape[:-1], width // parts):
         wanted = (*layout.shape[:-1], width // parts)
         hint = (

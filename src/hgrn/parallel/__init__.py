@@ -98,9 +98,11 @@ def local_cu_seqlens(cu_seqlens: Tensor, group: Group) -> Tensor:
         raise ValueError(
             f"cu_seqlens must be the boundaries [M + 1] of at least one sequence, got shape {found}"
         )
-    context, total = Context.of(group), int(cu_seqlens[-1])
+    context = Context.of(group)
+    total = int(cu_seqlens[-1])
     check_cu_seqlens(cu_seqlens, total)
-    stretch, inner = local_stretch(total, group), cu_seqlens[1:-1]
+    stretch = local_stretch(total, group)
+    inner = cu_seqlens[1:-1]
     here = (inner >= stretch.start) & (inner < stretch.stop)
     if context.rank == context.world - 1:
         here |= inner == total  # in front of empty sequences at the very end
@@ -143,7 +145,8 @@ def context_scan(
     initial_state, cu_seqlens and the final state are as in `parallelize`. With `reverse` the last rank is the first to be read.
     Second derivatives raise an error.
     """
-    context, options = Context.of(group), dict(cu_seqlens=cu_seqlens, mask=mask, engine=engine)
+    context = Context.of(group)
+    options = dict(cu_seqlens=cu_seqlens, mask=mask, engine=engine)
     if context.world == 1:
         return hgru_scan(
             candidate, forget, lower_bound, theta, initial_state, reverse=reverse, **options

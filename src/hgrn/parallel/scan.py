@@ -36,13 +36,15 @@ class ContextScan(torch.autograd.Function):
         trailing = () if engine == "reference" else (engine,)
         counts = _counts(candidate, cu_seqlens, mask)
 
-        starts, message = [], []
+        starts = []
+        message = []
         for reverse, theta in zip(directions, angles):
             entry, exit = _edge_rows(cu_seqlens, reverse)
             decay, end = (
                 x.squeeze(1) for x in carry(*arguments, theta, cu_seqlens, mask, reverse, *trailing)
             )
-            start, end = torch.zeros_like(end), end[exit]
+            start = torch.zeros_like(end)
+            end = end[exit]
             if initial_state is not None:
                 start.copy_(initial_state)
                 if not context.is_first(reverse):
@@ -64,7 +66,8 @@ class ContextScan(torch.autograd.Function):
             steps.squeeze(-1).long(),
         )  # without the ends, which the backward does not need
 
-        outputs, finals = [], []
+        outputs = []
+        finals = []
         for reverse, theta, start, end in zip(directions, angles, starts, ends):
             if not context.is_first(reverse):
                 entry, _ = _edge_rows(cu_seqlens, reverse)
@@ -79,12 +82,10 @@ class ContextScan(torch.autograd.Function):
         ctx.save_for_backward(
             *arguments, thetas, cu_seqlens, mask, decays, steps, *starts, *outputs
         )
-        ctx.directions, ctx.engine, ctx.context, ctx.has_initial = (
-            directions,
-            engine,
-            context,
-            initial_state is not None,
-        )
+        ctx.directions = directions
+        ctx.engine = engine
+        ctx.context = context
+        ctx.has_initial = initial_state is not None
         return *outputs, finals[0]
 
     @staticmethod
@@ -93,9 +94,11 @@ class ContextScan(torch.autograd.Function):
         candidate, forget, lower_bound, thetas, cu_seqlens, mask, decays, steps, *saved = (
             ctx.saved_tensors
         )
-        directions, context = ctx.directions, ctx.context
+        directions = ctx.directions
+        context = ctx.context
         angles = (None,) * len(directions) if thetas is None else thetas.unbind(0)
-        starts, outputs = saved[: len(directions)], saved[len(directions) :]
+        starts = saved[: len(directions)]
+        outputs = saved[len(directions) :]
         *grads_h, grad_final = grads
         grads_final = [grad_final, *(torch.zeros_like(start) for start in starts[1:])]
 
@@ -185,7 +188,8 @@ def _edge_rows(cu_seqlens: Tensor | None, reverse: bool) -> tuple[slice, slice]:
     """The rows of states by which a scan enters and leaves the stretch: all, or of packed sequences the first and the last."""
     if cu_seqlens is None:
         return slice(None), slice(None)
-    first, last = slice(0, 1), slice(cu_seqlens.shape[0] - 2, cu_seqlens.shape[0] - 1)
+    first = slice(0, 1)
+    last = slice(cu_seqlens.shape[0] - 2, cu_seqlens.shape[0] - 1)
     return (last, first) if reverse else (first, last)
 
 
@@ -220,7 +224,8 @@ def _arriving(states: Tensor, decays: Tensor, steps: Tensor, theta: Tensor | Non
 
     The state of a stretch passes through all that are nearer: gates `[Q, B, D]`, steps `[Q, B]`. In float64: it is little work.
     """
-    decays, steps = decays.double(), behind(steps)
+    decays = decays.double()
+    steps = behind(steps)
     through = torch.cat([decays[1:], torch.ones_like(decays[:1])]).flip(0).cumprod(0).flip(0)
     return (reference.doubled(through, theta) * _turned(states.double(), steps, theta)).sum(0)
 

@@ -73,7 +73,8 @@ def arena_table(
         raise UserError(
             f"{folder} holds no run of task long-range-arena that has saved a checkpoint; train one with: hgrn train lra/listops"
         )
-    rows, absent = [], []
+    rows = []
+    absent = []
     for run in runs:
         model, _, checkpoint = load(run)
         recipe = recipe_from_yaml(checkpoint / "recipe.yaml")

@@ -61,7 +61,8 @@ SAVE_POINTS = (
 
 
 # Prefixes of the hidden folders.
-SAVING, DROPPED = ".saving-", ".dropped-"
+SAVING = ".saving-"
+DROPPED = ".dropped-"
 SHARDED = "sharded"
 _OTHER = "remove that checkpoint to go on from the one before it"
 _REMEDY = "the checkpoints before it are whole: make room or mend it, and go on with --resume"
@@ -233,7 +234,8 @@ def _bytes_of(value: Any) -> int:
 
 def steps_saved(run: Path) -> list[tuple[int, Path]]:
     """The step and folder of every checkpoint in a run folder, whole or not, oldest first."""
-    folder, found = run / "checkpoints", []
+    folder = run / "checkpoints"
+    found = []
     try:
         with reading(folder):
             names = os.listdir(folder)

@@ -125,7 +125,10 @@ class Trainer:
     """One run: everything that a checkpoint has to hold, and the steps that change it."""
 
     def __init__(self, recipe: Recipe, run: Path, task: Task, ranks: Ranks, listen: Listener):
-        self.recipe, self.run, self.task, self.ranks = recipe, run, task, ranks
+        self.recipe = recipe
+        self.run = run
+        self.task = task
+        self.ranks = ranks
         self.listeners = [listen]
         self.model = task.model.train()
         # Only the steps are compiled: validation reads in other shapes, each of which would be compiled anew.
@@ -221,7 +224,8 @@ class Trainer:
 
     def run_to_end(self) -> Outcome:
         """Take the remaining steps, with the log rows, validations and checkpoints between them."""
-        training, progress = self.recipe.training, self.progress
+        training = self.recipe.training
+        progress = self.progress
         self._emit(
             "start",
             name=self.recipe.name,
@@ -252,7 +256,9 @@ class Trainer:
 
     def _step(self) -> bool:
         """One optimizer step; whether a signal on any rank asks to stop after it."""
-        began, ranks, progress = time.perf_counter(), self.ranks, self.progress
+        began = time.perf_counter()
+        ranks = self.ranks
+        progress = self.progress
         batches, counted_here = self.task.next_batches()
         (counted,) = ranks.sum(counted_here)
         total = 0.0
@@ -278,7 +284,8 @@ class Trainer:
         clip_norm = self.recipe.optimizer.clip_norm
         if clip_norm is not None and grad_norm > clip_norm:
             clip_grads_with_norm_(self.parameters, clip_norm, norm.new_tensor(grad_norm))
-        self.lr, self.grad_norm = self.learning_rate(progress.step), grad_norm
+        self.lr = self.learning_rate(progress.step)
+        self.grad_norm = grad_norm
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -295,7 +302,9 @@ class Trainer:
 
     def _log_row(self) -> None:
         """Emit the means since the last row, and begin anew."""
-        progress, task, training = self.progress, self.task, self.recipe.training
+        progress = self.progress
+        task = self.task
+        training = self.recipe.training
         loss = progress.window_nats / progress.window_units
         window_steps = progress.step % training.log_every or training.log_every
         with self.ranks.together():  # the log may be refused
@@ -313,16 +322,20 @@ class Trainer:
                     f"{task.unit}_per_s": progress.window_units / progress.window_seconds,
                 },
             )
-        progress.window_nats, progress.window_units, progress.window_seconds = 0.0, 0, 0.0
+        progress.window_nats = 0.0
+        progress.window_units = 0
+        progress.window_seconds = 0.0
 
     def _validate(self) -> None:
-        sharded, numbers = self.ranks.is_sharded, None
+        sharded = self.ranks.is_sharded
+        numbers = None
         if self.ranks.is_main or sharded:  # a sharded model gathers its weights from all ranks
             with self._averaged():
                 numbers = self.task.validate()
             if sharded:
                 self.model.reshard()  # it keeps those outside of the blocks for a backward pass, which does not come
-            metric, best = self.task.metric, self.progress.best
+            metric = self.task.metric
+            best = self.progress.best
             if not best or self.task.is_better(numbers[metric], than=best[metric]):
                 self.progress.best = {"step": self.progress.step, metric: numbers[metric]}
         with self.ranks.together():
@@ -353,8 +366,11 @@ class Trainer:
 
     def _facts(self) -> dict[str, str]:
         """What the model card says of the run."""
-        progress, task, recipe = self.progress, self.task, self.recipe
-        best, metric = progress.best, task.metric
+        progress = self.progress
+        task = self.task
+        recipe = self.recipe
+        best = progress.best
+        metric = task.metric
         measured = (
             f"{best[metric]:.4f} on the validation split at step {best['step']}, the best so far"
             if best
@@ -373,7 +389,8 @@ class Trainer:
             listener({"kind": kind, "step": self.progress.step, **values})
 
     def _not_finite(self, loss: float, grad_norm: float) -> str:
-        step, saved = self.progress.step + 1, checkpointing.steps_saved(self.run)
+        step = self.progress.step + 1
+        saved = checkpointing.steps_saved(self.run)
         where = (
             f"resume from {saved[-1][1]} with --resume"
             if saved

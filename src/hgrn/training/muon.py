@@ -13,7 +13,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 _MOMENTUM = 0.95
 _STEPS = 5
 # Of the quintic `a x + b x^3 + c x^5` whose repetition takes singular values between 0 and 1 to about 1 (Jordan et al. 2024).
-_A, _B, _C = 3.4445, -4.7750, 2.0315
+_A = 3.4445
+_B = -4.7750
+_C = 2.0315
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

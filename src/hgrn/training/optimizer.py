@@ -20,7 +20,8 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
     }
     matrices = model.layer_matrices() if spec.name == "muon" else {}
     spared = model.no_decay_names() if spec.no_decay == "module" else set()
-    decayed, undecayed = [], []
+    decayed = []
+    undecayed = []
     for name, parameter in parameters.items():
         if name not in matrices:
             (undecayed if name in spared else decayed).append(parameter)

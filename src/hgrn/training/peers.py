@@ -17,7 +17,9 @@ import torch.distributed as dist
 from hgrn.errors import UserError
 from hgrn.files import is_running
 
-_POLL, _GRACE = 0.25, 3.0  # seconds
+# seconds
+_POLL = 0.25
+_GRACE = 3.0
 _LOST = (
     "closed by peer",
     "reset by peer",

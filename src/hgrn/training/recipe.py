@@ -42,7 +42,8 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     unless the field holds text, and one value for a list is a list of one. null, ~ and none are null for every
     field that may be null. UserError lists all problems.
     """
-    document, found = _read(name_or_path), []
+    document = _read(name_or_path)
+    found = []
     kind = recipe_type(document)
     for key, value in (overrides or {}).items():
         found += _override(
@@ -83,7 +84,8 @@ def check(document: dict) -> tuple[Recipe | None, list[Problem]]:
     Unknown keys are struck out and sections that are wrong are left out before combinations are judged, so
     that no mistake hides another.
     """
-    document, found = json.loads(json.dumps(document, default=str)), []
+    document = json.loads(json.dumps(document, default=str))
+    found = []
     kind = recipe_type(document)
     if isinstance(kind, Problem):
         return None, [kind]
@@ -142,7 +144,8 @@ def blocking_changes(saved: Recipe, now: Recipe) -> list[str]:
     training data, whose content the checkpoint's fingerprint holds; the run may get longer if its learning rate
     does not depend on the length: a cosine's does, unless it has an end of its own (`schedule.total_steps`).
     """
-    before, after = leaves(saved.model_dump(mode="json")), leaves(now.model_dump(mode="json"))
+    before = leaves(saved.model_dump(mode="json"))
+    after = leaves(now.model_dump(mode="json"))
     free = list(_FREE_TO_CHANGE)
     if now.training.steps >= saved.training.steps and _end_of_rate(now) == _end_of_rate(saved):
         free += ["training.steps", "schedule.total_steps"]
@@ -196,7 +199,8 @@ def _shipped() -> dict[str, Any]:
 
 def _read(name_or_path: str | Path) -> dict:
     """The plain dictionary in a shipped or a user's YAML file."""
-    name, shipped = str(name_or_path), _shipped()
+    name = str(name_or_path)
+    shipped = _shipped()
     if name.endswith((".yaml", ".yml")):
         file = Path(name)
         if not file.is_file():

@@ -25,9 +25,13 @@ from hgrn.training.peers import Process
 from hgrn.training.recipe import recipe_to_yaml
 from hgrn.training.specs import Recipe
 
-LOCK, GUARD, MARKER = "run.lock", "run.lock.guard", "run.lock.marker"
+LOCK = "run.lock"
+GUARD = "run.lock.guard"
+MARKER = "run.lock.marker"
 _ELSEWHERE = "give another folder for the run"
-_PATIENCE, _POLL = 10.0, 0.05  # seconds: how long a process may take to take over a lock
+# seconds: how long a process may take to take over a lock
+_PATIENCE = 10.0
+_POLL = 0.05
 
 
 def check_free(run: Path, resume: bool) -> None:
@@ -82,7 +86,8 @@ def locked(run: Path) -> Iterator[Callable[[], None]]:
     Raises UserError if the folder cannot be written, or a live process or any on another host holds
     the lock.
     """
-    lock, mine = run / LOCK, Process.this()
+    lock = run / LOCK
+    mine = Process.this()
 
     def write() -> None:
         with whole_file(lock) as draft:

@@ -48,7 +48,8 @@ class RunLog:
             return
         with writing(self._path, _REMEDY):
             self._rows.write(json.dumps(event).encode() + b"\n")
-        kind, step = event["kind"], event["step"]
+        kind = event["kind"]
+        step = event["step"]
         scalars = {f"{kind}/{name}": event[name] for name in event if name not in ("kind", "step")}
         self._board.add(scalars, step)
 
@@ -191,7 +192,8 @@ class Console:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if self._bar and event["kind"] == "start":
-            total, done = event["steps"], event["step"]
+            total = event["steps"]
+            done = event["step"]
             self._task = self._progress.add_task("", total=total, completed=done, numbers="")
         if self._bar and event["kind"] == "train":
             self._progress.update(self._task, completed=event["step"], numbers=_numbers(event))

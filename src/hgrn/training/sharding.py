@@ -80,7 +80,8 @@ def split_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The optimizer's `state_dict` with None for what is sharded; and that and the weights, by names for a sharded checkpoint."""
-    state, names = optimizer.state_dict(), _names(model, optimizer)
+    state = optimizer.state_dict()
+    names = _names(model, optimizer)
     sharded = {_weight(name): parameter.detach() for name, parameter in model.named_parameters()}
     for index, values in state["state"].items():
         state["state"][index] = dict(values)

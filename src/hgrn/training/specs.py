@@ -341,13 +341,13 @@ def recipe_type(document: dict) -> type[Recipe] | Problem:
     task = document.get("task", "language-model")
     if task == "long-range-arena":
         data = document.get("data")
-        path, name, known = (
-            "data.task",
-            data.get("task") if isinstance(data, dict) else None,
-            ARENA_RECIPES,
-        )
+        path = "data.task"
+        name = data.get("task") if isinstance(data, dict) else None
+        known = ARENA_RECIPES
     else:
-        path, name, known = "task", task, RECIPES
+        path = "task"
+        name = task
+        known = RECIPES
     if isinstance(name, str) and name in known:
         return known[name]
     names = [*known, "long-range-arena"] if path == "task" else list(known)

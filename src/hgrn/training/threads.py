@@ -51,7 +51,8 @@ def _check(count: int) -> None:
 
 def _started(count: int) -> int:
     """How many of so many threads the system lets this process have at once: they are started."""
-    end, threads = threading.Event(), []
+    end = threading.Event()
+    threads = []
     try:
         for _ in range(count):
             thread = threading.Thread(target=end.wait, daemon=True)

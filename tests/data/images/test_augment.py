@@ -92,7 +92,8 @@ def test_evaluation_resizes_as_pillow_does(height, width):
     resized = as_pillow(image).resize(
         (int(20 * width / shorter), int(20 * height / shorter)), Image.Resampling.BICUBIC
     )
-    left, top = round((resized.width - 16) / 2), round((resized.height - 16) / 2)
+    left = round((resized.width - 16) / 2)
+    top = round((resized.height - 16) / 2)
     expected = np.array(resized.crop((left, top, left + 16, top + 16))).astype(int)
     assert np.abs(made.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
@@ -137,7 +138,8 @@ def test_resized_crops_cover_the_stated_parts():
         made = augment.random_resized_crop(images, 16, (0.25, 0.5), (0.75, 4 / 3))
     width = (made[:, 0, 8, -1] - made[:, 0, 8, 0]) * 16 / 15
     height = (made[:, 1, -1, 8] - made[:, 1, 0, 8]) * 16 / 15
-    area, ratio = width * height, width / height
+    area = width * height
+    ratio = width / height
     assert area.min() > 0.2 and area.max() < 0.57 and area.std() > 0.04
     assert ratio.min() > 0.65 and ratio.max() < 1.5 and ratio.std() > 0.1
 
@@ -164,7 +166,8 @@ def test_erasing_fills_boxes_with_noise():
     shares = changed[erased].float().mean((1, 2))
     assert shares.min() > 0.01 and shares.max() < 0.36
     for mask in changed[erased]:
-        rows, columns = mask.any(1).sum(), mask.any(0).sum()
+        rows = mask.any(1).sum()
+        columns = mask.any(0).sum()
         assert mask.sum() == rows * columns  # one box
     noise = made[made != 9]
     assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
@@ -299,7 +302,8 @@ def constants(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
 )
 def test_targets_say_how_much_of_each_image_there_is(settings):
     images, labels = constants()
-    kept, shares = images.clone(), []
+    kept = images.clone()
+    shares = []
     for seed in range(40):
         mixed, targets = mix(images, labels, 5, settings, seed)
         assert torch.allclose(targets.sum(1), torch.ones(5))

@@ -77,7 +77,8 @@ def test_folders_are_classes(image_folder):
 def test_validation_is_held_out_where_there_is_none(image_folder):
     (image_folder / "val").rename(image_folder / "unused")
     data = ImageData(format="folder", path=str(image_folder), validation=5)
-    train, validation = open_images(data, "train"), open_images(data, "validation")
+    train = open_images(data, "train")
+    validation = open_images(data, "validation")
     assert len(train) == 7 and len(validation) == 5 and train.classes == ["ant", "bee"]
     assert sorted([*train.indices, *validation.indices]) == list(range(12))
     assert {validation.read(index)[1] for index in range(5)} == {0, 1}
@@ -217,7 +218,8 @@ def write_shard(path, members, kind=None, linkname=""):
         for name, content in members:
             info = tarfile.TarInfo(name)
             if content is None:
-                info.type, info.linkname = kind, linkname
+                info.type = kind
+                info.linkname = linkname
                 tar.addfile(info)
             else:
                 info.size = len(content)
@@ -256,7 +258,7 @@ def test_shards_are_read_as_written(shards):
 def test_shards_are_shuffled_by_shard_and_within_a_buffer(shards):
     places = np.arange(20)
     ordered = ShardSource(shards, 3, 3, buffer=1)
-    borders = [range(0, 5), range(5, 14), range(14, 20)]
+    borders = [range(5), range(5, 14), range(14, 20)]
     seen = set()
     for epoch in range(8):
         order = ordered.order(places, 0, epoch).tolist()

@@ -150,7 +150,8 @@ def write_cifar(root, classes: int, form: str, per_file: int = 4):
     }
     written = {}
     for split, files in stems.items():
-        images, labels = [], []
+        images = []
+        labels = []
         for file in files:
             pixels = RANDOM.integers(256, size=(per_file, 3072), dtype=np.uint8)
             fine = RANDOM.integers(classes, size=per_file)
@@ -243,7 +244,8 @@ def test_a_pickle_that_is_a_program_is_refused_before_it_runs(tmp_path):
     import codecs
     import os
 
-    marker, path = tmp_path / "marker", tmp_path / "test_batch"
+    marker = tmp_path / "marker"
+    path = tmp_path / "test_batch"
     for evil in (
         Evil(os.mkdir, str(marker)),
         Evil(eval, f"open({str(marker)!r}, 'w')"),

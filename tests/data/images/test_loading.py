@@ -89,7 +89,8 @@ def test_resumed_equals_never_stopped(tensors):
     resumed.next()
     resumed.load_state_dict(state)
     for _ in range(6):
-        one, other = straight.next(), resumed.next()
+        one = straight.next()
+        other = resumed.next()
         assert torch.equal(one.images, other.images) and torch.equal(one.targets, other.targets)
         assert torch.equal(one.labels, other.labels) and one.targets.shape == (8, 4)
     assert straight.state_dict() == resumed.state_dict()
@@ -107,9 +108,11 @@ def test_workers_change_nothing(image_folder):
             ImageSampler(source, 4, 0, repeats=3), transform, Mixing(mixup=0.8), workers=workers
         )
 
-    here, there = make(0), make(2)
+    here = make(0)
+    there = make(2)
     for step in range(7):
-        one, other = here.next(), there.next()
+        one = here.next()
+        other = there.next()
         assert torch.equal(one.images, other.images) and torch.equal(one.targets, other.targets), (
             step
         )

@@ -15,7 +15,8 @@ from hgrn.data.lra.splits import random_split
 from hgrn.errors import UserError
 
 EACH = 20  # images a file
-TRAIN, TEST = tuple(f"data_batch_{number}" for number in range(1, 6)), "test_batch"
+TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+TEST = "test_batch"
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +151,12 @@ def test_damaged_files_are_named(binary, tmp_path):
 
 @pytest.fixture
 def idx(tmp_path):
-    folder, rng = tmp_path / "fashion-mnist", np.random.default_rng(1)
+    folder = tmp_path / "fashion-mnist"
+    rng = np.random.default_rng(1)
     folder.mkdir()
     for split, number in (("train", 30), ("t10k", 7)):
-        images, labels = (
-            rng.integers(1, 256, (number, 28, 28), dtype=np.uint8),
-            rng.integers(0, 10, number, dtype=np.uint8),
-        )
+        images = rng.integers(1, 256, (number, 28, 28), dtype=np.uint8)
+        labels = rng.integers(0, 10, number, dtype=np.uint8)
         for name, values in (("images-idx3", images), ("labels-idx1", labels)):
             header = struct.pack(">HBB" + "I" * values.ndim, 0, 8, values.ndim, *values.shape)
             (folder / f"{split}-{name}-ubyte.gz").write_bytes(
@@ -167,10 +167,8 @@ def idx(tmp_path):
 
 def test_idx_files_stand_in_with_a_border(idx, tmp_path):
     data = load(idx, tmp_path)
-    images, labels = (
-        read_idx(idx / "train-images-idx3-ubyte.gz"),
-        read_idx(idx / "train-labels-idx1-ubyte.gz"),
-    )
+    images = read_idx(idx / "train-images-idx3-ubyte.gz")
+    labels = read_idx(idx / "train-labels-idx1-ubyte.gz")
     assert {name: len(split) for name, split in data.splits.items()} == {
         "train": 27,
         "validation": 3,

@@ -208,7 +208,8 @@ def test_shares_of_the_grammar(generated):
     operators = np.array(list(found["train"]["operator"].values()))
     expected = operators.sum() / 4
     assert (abs(operators - expected) < 5 * np.sqrt(expected * 3 / 4)).all()
-    arity, digits = np.zeros(11), np.zeros(10)
+    arity = np.zeros(11)
+    digits = np.zeros(10)
     for line in (folder / FILES["train"]).read_text().splitlines()[1:]:
         stack = []
         for token in tokenize(line.split("\t")[0]):

@@ -243,7 +243,8 @@ def test_image_shows_markers_and_contours(drawings):
         for contour in (*drawing.targets, *drawing.distractors):
             for (y, x), (next_y, next_x) in zip(contour.turns[:-1], contour.turns[1:]):
                 for part in np.linspace(0, 1, 20):
-                    row, column = round(y + part * (next_y - y)), round(x + part * (next_x - x))
+                    row = round(y + part * (next_y - y))
+                    column = round(x + part * (next_x - x))
                     covered[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = True
         for y, x in drawing.markers:
             covered[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = True

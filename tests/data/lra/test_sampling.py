@@ -36,15 +36,15 @@ def data(request):
     labels = np.arange(SIZE) % 4
     lengths = np.arange(SIZE) % 7 + 1
     if request.param == "sequences":
-        split, settings = sequences(lengths, labels), {}
+        split = sequences(lengths, labels)
+        settings = {}
     elif request.param == "pairs":
-        split, settings = (
-            PairSplit(sequences(lengths, labels), sequences(lengths[::-1], labels)),
-            {},
-        )
+        split = PairSplit(sequences(lengths, labels), sequences(lengths[::-1], labels))
+        settings = {}
     else:
         images = np.arange(SIZE, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3), np.uint8)
-        split, settings = ImageSplit(images, labels), {"mean": (0.0,), "std": (1 / 255,)}
+        split = ImageSplit(images, labels)
+        settings = {"mean": (0.0,), "std": (1 / 255,)}
     return LabelledData({"train": split, "test": split}, tuple("abcd"), "", **settings)
 
 
@@ -120,7 +120,8 @@ def test_ranks_share_out_a_step(data):
     whole = ExampleSampler(data, "train", 6, seed=5)
     ranks = [ExampleSampler(data, "train", 6, seed=5, rank=rank, world=3) for rank in range(3)]
     for _ in range(5):
-        expected, parts = whole.next().inputs(), [rank.next().inputs() for rank in ranks]
+        expected = whole.next().inputs()
+        parts = [rank.next().inputs() for rank in ranks]
         for name, value in expected.items():
             assert torch.equal(torch.cat([part[name] for part in parts]), value)
 
@@ -201,7 +202,8 @@ def test_grouping_by_length_resumes_exactly_and_shares_out_steps(lengths_in_diso
     for rank in ranks:
         rank.load_state_dict(whole.state_dict())
     for _ in range(40):
-        expected, parts = whole.next(), [rank.next() for rank in ranks]
+        expected = whole.next()
+        parts = [rank.next() for rank in ranks]
         assert torch.equal(torch.cat([part.input_ids for part in parts]), expected.input_ids)
         assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
 
@@ -226,7 +228,8 @@ def test_augmented_batches_depend_on_the_position_alone():
     for step in range(10):
         for rank in ranks if step == 7 else ():  # a resume in the second epoch
             rank.load_state_dict(sampler.state_dict())
-        epoch, batch = sampler.epoch, sampler.next()
+        epoch = sampler.epoch
+        batch = sampler.next()
         expected = augmented(images[batch.labels], batch.labels.numpy(), 3, epoch)
         assert np.array_equal(batch.pixel_values.numpy().round(), expected)
         for number, pixels in zip(batch.labels.tolist(), expected):
@@ -307,7 +310,8 @@ def entry(tmp_path):
 
 
 def test_an_entry_is_written_once_and_mapped(entry, tmp_path):
-    first, second = entry(), entry()
+    first = entry()
+    second = entry()
     assert len(entry.written) == 1 and first.fingerprint == second.fingerprint
     data = sequence_data(second)
     train = data.splits["train"]

@@ -54,7 +54,8 @@ def decode(data, sequence) -> str:
 def test_reviews_are_characters_as_they_are(imdb, tmp_path):
     """Case, HTML, tabs and line ends stay; <eos> stands behind; characters that training lacks are <unk>."""
     data = load_text(imdb, tmp_path)
-    train, test = data.splits["train"], data.splits["test"]
+    train = data.splits["train"]
+    test = data.splits["test"]
     assert [decode(data, train.sequence(i)) for i in range(3)] == [
         REVIEWS[name] + "<eos>"
         for name in ("train/neg/0_2.txt", "train/neg/10_1.txt", "train/pos/3_9.txt")

@@ -147,7 +147,8 @@ class TrainingTransform:
 
     def __call__(self, images: torch.Tensor, seed: int) -> torch.Tensor:
         """Fitted images uint8 [B, C, size, size] to float32, augmented and normalised."""
-        settings, images = self.settings, images.float() / 255
+        settings = self.settings
+        images = images.float() / 255
         with drawing_from(seed):
             if settings.crop == "padded":
                 images = padded_crop(images, settings.padding)
@@ -218,7 +219,8 @@ def resize_and_crop(images: torch.Tensor, resize: int, size: int) -> torch.Tenso
             resize if side == shorter else int(side * resize / shorter) for side in (height, width)
         )
         images = _resample(images, height, width)
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    top = round((height - size) / 2)
+    left = round((width - size) / 2)
     return images[..., top : top + size, left : left + size]
 
 

@@ -122,7 +122,8 @@ def _read_pickle(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     key = layout.labels_key
     if b"data" not in content or key not in content:
         raise UserError(f"{path} must be a dictionary with data and {key.decode()}")
-    images, labels = content[b"data"], content[key]
+    images = content[b"data"]
+    labels = content[key]
     if (
         not isinstance(images, np.ndarray)
         or images.dtype != np.uint8

@@ -25,7 +25,9 @@ class FolderSource:
     """
 
     def __init__(self, folder: Path, channels: int, classes: list[str] | None = None):
-        self.name, self.channels, self.folder = str(folder), channels, folder
+        self.name = str(folder)
+        self.channels = channels
+        self.folder = folder
         if not folder.is_dir():
             raise UserError(
                 f"{folder} is not a folder; it must hold one folder of images for each class"

@@ -29,8 +29,10 @@ class HubSource:
         import datasets
 
         loaded = load_split(dataset, config, split)
-        self.name, self.channels = f"split {split!r} of {dataset}", channels
-        self.image_field, self.label_field = image_field, label_field
+        self.name = f"split {split!r} of {dataset}"
+        self.channels = channels
+        self.image_field = image_field
+        self.label_field = label_field
         for field, kind in ((image_field, datasets.Image), (label_field, datasets.ClassLabel)):
             found = loaded.features.get(field)
             if not isinstance(found, kind):
@@ -51,8 +53,10 @@ class HubSource:
         return len(self._rows)
 
     def read(self, index: int) -> tuple[torch.Tensor, int]:
-        row, name = self._rows[index], f"image {index} of {self.name}"
-        content, label = row[self.image_field], row[self.label_field]
+        row = self._rows[index]
+        name = f"image {index} of {self.name}"
+        content = row[self.image_field]
+        label = row[self.label_field]
         if label is None or label < 0:
             raise UserError(f"{name} has no label; splits without labels cannot be used")
         if content is None:

@@ -68,7 +68,8 @@ def _read_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0":
         raise UserError(f"{path} is not an idx file: it must start with two zero bytes")
-    kind, rank = start[2], start[3]
+    kind = start[2]
+    rank = start[3]
     if kind != UNSIGNED_BYTES:
         raise UserError(
             f"{path} holds values of type 0x{kind:02x}; only unsigned bytes (0x08) are read"

@@ -45,7 +45,8 @@ class CorruptLimit:
     """Names each corrupt image once, in the log, and raises UserError when there are more than limit of them."""
 
     def __init__(self, limit: int):
-        self.limit, self.names = limit, set()
+        self.limit = limit
+        self.names = set()
 
     def note(self, found: list[tuple[str, str]]) -> None:
         for name, reason in found:
@@ -90,13 +91,11 @@ class ImageLoader:
             raise ValueError(f"workers must be at least 0; got {workers}")
         if found := mixing.problems():
             raise UserError("; ".join(found))
-        self.sampler, self.transform, self.mixing, self.workers, self.device = (
-            sampler,
-            transform,
-            mixing,
-            workers,
-            device,
-        )
+        self.sampler = sampler
+        self.transform = transform
+        self.mixing = mixing
+        self.workers = workers
+        self.device = device
         self.corrupt = CorruptLimit(max_corrupt)
         self._steps = _Steps(sampler, transform, max_corrupt, patch)
         self._ahead: Iterator | None = None
@@ -116,7 +115,8 @@ class ImageLoader:
         self.corrupt.note(corrupt)
         position = (sampler.seed, sampler.epoch, sampler.index, sampler.rank)
         sampler.advance()
-        images, labels = images.to(self.device), labels.to(self.device)
+        images = images.to(self.device)
+        labels = labels.to(self.device)
         images = self.transform(images, _seed(*position, AUGMENTING))
         if not (self.mixing.mixup or self.mixing.cutmix or self.mixing.smoothing):
             return ImageBatch(images, labels)
@@ -195,19 +195,17 @@ class _Steps(Dataset):
     def __init__(
         self, sampler: ImageSampler, transform: TrainingTransform, max_corrupt: int, patch: int
     ):
-        self.sampler, self.transform, self.max_corrupt, self.patch = (
-            sampler,
-            transform,
-            max_corrupt,
-            patch,
-        )
+        self.sampler = sampler
+        self.transform = transform
+        self.max_corrupt = max_corrupt
+        self.patch = patch
 
     def __getitem__(self, position: tuple[int, int]) -> tuple:
-        source, corrupt, rows = self.sampler.source, [], []
-        indices, numbers = (
-            self.sampler.at(*position),
-            (self.sampler.seed, *position, self.sampler.rank, FITTING),
-        )
+        source = self.sampler.source
+        corrupt = []
+        rows = []
+        indices = self.sampler.at(*position)
+        numbers = (self.sampler.seed, *position, self.sampler.rank, FITTING)
         try:
             if isinstance(source, TensorSource):
                 return (
@@ -251,19 +249,18 @@ class _Chunks(Dataset):
         batch_size: int,
         patch: int,
     ):
-        self.source, self.transform, self.indices, self.batch_size, self.patch = (
-            source,
-            transform,
-            indices,
-            batch_size,
-            patch,
-        )
+        self.source = source
+        self.transform = transform
+        self.indices = indices
+        self.batch_size = batch_size
+        self.patch = patch
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
     def __getitem__(self, number: int) -> tuple:
-        rows, corrupt = [], []
+        rows = []
+        corrupt = []
         indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
         try:
             if isinstance(self.source, TensorSource):

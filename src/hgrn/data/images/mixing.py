@@ -88,6 +88,7 @@ def _box(
     scale = (1 - share) ** 0.5
     edges = []
     for size in (height, width):
-        centre, half = int(random.integers(size)), int(size * scale) // 2
+        centre = int(random.integers(size))
+        half = int(size * scale) // 2
         edges += [max(centre - half, 0), min(centre + half, size)]
     return tuple(edges)

@@ -144,7 +144,8 @@ class _Machine:
     def run(self) -> Any:
         for _ in range(MOST_OPERATIONS):
             code = pickletools.code2op[self.file.read(1).decode("latin-1")]
-            name, argument = code.name, None
+            name = code.name
+            argument = None
             if name == "STRING":  # the reader of `pickletools` takes ASCII only
                 argument = codecs.escape_decode(self.file.readline().strip()[1:-1])[0]
             elif code.arg is not None:
@@ -230,7 +231,8 @@ def _of_type(value: Any, kind: type) -> Any:
 
 def _filled(target: dict, items: list) -> dict:
     """The dictionary with keys and values that alternate in a list."""
-    keys, values = items[0::2], items[1::2]
+    keys = items[0::2]
+    values = items[1::2]
     if len(keys) != len(values) or any(type(key) not in (bytes, str, int) for key in keys):
         raise ValueError(
             "a dictionary needs a value for each key, and keys that are text or whole numbers"

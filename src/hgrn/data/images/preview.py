@@ -71,7 +71,8 @@ def _some(
     source: ImageSource, count: int, size: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images float [count, C, size, size] drawn from the whole source, and their labels. Corrupt ones are passed over."""
-    images, labels = [], []
+    images = []
+    labels = []
     for index in shuffled(np.arange(len(source)), len(source), seed, 0).tolist():
         try:
             image, label = source.read(index)
@@ -139,7 +140,8 @@ def _sheet(rows: list[torch.Tensor]):
     pillow_image = pillow()
     height, width = rows[0].shape[-2:]
     scale = max(1, SMALL // height)
-    across, down = width * scale + GAP, height * scale + GAP
+    across = width * scale + GAP
+    down = height * scale + GAP
     sheet = np.full((down * len(rows) + 4 * GAP, across * len(rows[0]) + GAP, 3), 255, np.uint8)
     for number, row in enumerate(rows):
         pixels = (

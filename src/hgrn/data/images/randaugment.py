@@ -45,7 +45,8 @@ def rand_augment(images: torch.Tensor, magnitude: float, deviation: float) -> to
 
 
 def _auto_contrast(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    low = images.amin((2, 3), keepdim=True)
+    high = images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp(min=1e-6), images)
 
 
@@ -108,27 +109,32 @@ def _factors(levels: torch.Tensor) -> torch.Tensor:
 
 def _rotate(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     angle = levels * math.radians(30)
-    cos, sin = angle.cos(), angle.sin()
+    cos = angle.cos()
+    sin = angle.sin()
     return _warp(images, cos, sin, -sin, cos)
 
 
 def _shear_x(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    one, zero = torch.ones_like(levels), torch.zeros_like(levels)
+    one = torch.ones_like(levels)
+    zero = torch.zeros_like(levels)
     return _warp(images, one, 0.3 * levels, zero, one)
 
 
 def _shear_y(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    one, zero = torch.ones_like(levels), torch.zeros_like(levels)
+    one = torch.ones_like(levels)
+    zero = torch.zeros_like(levels)
     return _warp(images, one, zero, 0.3 * levels, one)
 
 
 def _translate_x(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    one, zero = torch.ones_like(levels), torch.zeros_like(levels)
+    one = torch.ones_like(levels)
+    zero = torch.zeros_like(levels)
     return _warp(images, one, zero, zero, one, shift_x=0.45 * levels * images.shape[3])
 
 
 def _translate_y(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    one, zero = torch.ones_like(levels), torch.zeros_like(levels)
+    one = torch.ones_like(levels)
+    zero = torch.zeros_like(levels)
     return _warp(images, one, zero, zero, one, shift_y=0.45 * levels * images.shape[2])
 
 
@@ -137,7 +143,8 @@ def _warp(images, xx, xy, yx, yy, shift_x=0.0, shift_y=0.0) -> torch.Tensor:
     from kornia.geometry import warp_affine
 
     height, width = images.shape[-2:]
-    x, y = (width - 1) / 2, (height - 1) / 2
+    x = (width - 1) / 2
+    y = (height - 1) / 2
     across = torch.stack([xx, xy, x - xx * x - xy * y + shift_x], dim=1)
     down = torch.stack([yx, yy, y - yx * x - yy * y + shift_y], dim=1)
     matrix = torch.stack([across, down], dim=1)

@@ -33,13 +33,11 @@ class ImageSampler(Positioned):
     ):
         check_shares(batch_size, rank, world, repeats=repeats)
         super().__init__(source.name, len(source) // batch_size, seed)
-        self.source, self.batch_size, self.rank, self.world, self.repeats = (
-            source,
-            batch_size,
-            rank,
-            world,
-            repeats,
-        )
+        self.source = source
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world = world
+        self.repeats = repeats
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"{source.name} has {len(source)} images, fewer than the {batch_size} of one step; "

@@ -48,7 +48,9 @@ class ShardSource:
         label_key: str = "label",
         buffer: int = 1000,
     ):
-        self.name, self.channels, self.buffer = pattern, channels, buffer
+        self.name = pattern
+        self.channels = channels
+        self.buffer = buffer
         self.classes = (
             [str(number) for number in range(classes)]
             if isinstance(classes, int)
@@ -127,7 +129,8 @@ def expand_shards(pattern: str) -> list[Path]:
 def _expand_braces(pattern: str) -> list[str]:
     """a{0..2}b and a{x,y}b, any number of them; numbers keep their leading zeros."""
     parts = BRACES.split(pattern)  # text, braces, text, braces, ..., text
-    choices, names = [], 1
+    choices = []
+    names = 1
     for number, part in enumerate(parts):
         if number % 2 == 0:
             choices.append([part])
@@ -147,7 +150,8 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def _scan(path: Path, number: int, label_key: str, classes: int) -> np.ndarray:
     """The samples of one shard, int64 [n, 4]: shard, offset, size, label."""
-    samples, members = [], {}
+    samples = []
+    members = {}
     key = None
     try:
         whole = path.stat().st_size
@@ -164,7 +168,8 @@ def _scan(path: Path, number: int, label_key: str, classes: int) -> np.ndarray:
                 if stem != key:
                     if key is not None:
                         samples.append(_sample(path, tar, key, members, label_key, classes))
-                    key, members = stem, {}
+                    key = stem
+                    members = {}
                 if suffix in members:
                     raise UserError(f"{path}: sample {stem} has two members {suffix}")
                 members[suffix] = member

@@ -19,7 +19,8 @@ class CorruptImage(Exception):
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)  # both, so that it survives the way out of a worker process
-        self.name, self.reason = name, reason
+        self.name = name
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -62,12 +63,10 @@ class TensorSource:
         if len(images) == 0:
             raise UserError(f"{name} holds no images")
         check_labels(name, labels.numpy(), len(classes))
-        self.name, self.images, self.labels, self.classes = (
-            name,
-            images,
-            labels.long(),
-            list(classes),
-        )
+        self.name = name
+        self.images = images
+        self.labels = labels.long()
+        self.classes = list(classes)
         self.channels = images.shape[1]
 
     def __len__(self) -> int:
@@ -96,8 +95,11 @@ class Subset:
     def __init__(self, name: str, whole: ImageSource, indices: np.ndarray):
         if len(indices) == 0:
             raise UserError(f"{name} holds no images")
-        self.name, self.whole, self.indices = name, whole, indices
-        self.classes, self.channels = whole.classes, whole.channels
+        self.name = name
+        self.whole = whole
+        self.indices = indices
+        self.classes = whole.classes
+        self.channels = whole.channels
 
     def __len__(self) -> int:
         return len(self.indices)

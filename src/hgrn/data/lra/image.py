@@ -57,9 +57,11 @@ def prepare(data: ImageData) -> LabelledData:
     if layout is None:
         if data.colour:
             raise UserError(f"colour must be false for {folder}, whose images are grey")
-        paths, classes = idx_files(folder), idx_classes(folder)
+        paths = idx_files(folder)
+        classes = idx_classes(folder)
     else:
-        paths, classes = [folder / name for name in (*layout.train, *layout.test)], list(CLASSES)
+        paths = [folder / name for name in (*layout.train, *layout.test)]
+        classes = list(CLASSES)
         if missing := [str(path) for path in paths if not path.is_file()]:
             raise UserError(f"{', '.join(missing)} not found; unpack CIFAR-10 again")
     source = [
@@ -95,7 +97,9 @@ def augmented(images: np.ndarray, examples: np.ndarray, seed: int, epoch: int) -
     result = np.empty_like(images)
     for row, example in enumerate(examples.tolist()):
         number = hashed(seed, epoch, example)
-        top, left, flip = number % (2 * PAD + 1), (number >> 16) % (2 * PAD + 1), number >> 32 & 1
+        top = number % (2 * PAD + 1)
+        left = (number >> 16) % (2 * PAD + 1)
+        flip = number >> 32 & 1
         crop = padded[row, :, top : top + height, left : left + width]
         result[row] = crop[:, :, ::-1] if flip else crop
     return result
@@ -148,7 +152,8 @@ def _of_idx(folder: Path) -> tuple[list[Part], dict]:
         parts.append(
             (np.pad(source.images.numpy(), ((0, 0), (0, 0), *border)), source.labels.numpy())
         )
-    levels, counts = np.arange(256) / 255, np.bincount(parts[0][0].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    counts = np.bincount(parts[0][0].ravel(), minlength=256)
     mean = np.average(levels, weights=counts)
     return parts, {
         "mean": [float(mean)],

@@ -28,7 +28,11 @@ OPERATOR_PROBABILITY = 0.25
 ROOTS = 2048  # trees drawn at a time: a block, with random numbers of its own
 PATIENCE = 100  # blocks in a row without a new expression, after which there are none
 WORDS = ("(", ")", "]", *OPERATORS, *DIGITS)
-OPEN, SHUT, END, FIRST_OPERATOR, FIRST_DIGIT = 0, 1, 2, 3, 7
+OPEN = 0
+SHUT = 1
+END = 2
+FIRST_OPERATOR = 3
+FIRST_DIGIT = 7
 REPORT = "report.json"
 
 
@@ -83,11 +87,14 @@ def report(folder: str | Path) -> dict:
     result = {}
     for split, name in FILES.items():
         file = TextFile(str(Path(folder) / name), expanded(folder) / name)
-        lengths, depths = [], []
-        answers, operators = dict.fromkeys(DIGITS, 0), dict.fromkeys(OPERATORS, 0)
+        lengths = []
+        depths = []
+        answers = dict.fromkeys(DIGITS, 0)
+        operators = dict.fromkeys(OPERATORS, 0)
         for _, source, target in rows(file):
             text = np.frombuffer(source.encode(), dtype=np.uint8)
-            opens, ends = text == ord("["), text == ord("]")
+            opens = text == ord("[")
+            ends = text == ord("]")
             lengths.append(
                 int(opens.sum() + ends.sum() + ((text >= ord("0")) & (text <= ord("9"))).sum())
             )
@@ -183,7 +190,8 @@ def _block(number: int, grammar: Grammar, seed: int) -> list[str]:
 
 
 def _shapes(rng: np.random.Generator, grammar: Grammar) -> list[_Level]:
-    levels, tree = [], np.arange(ROOTS)
+    levels = []
+    tree = np.arange(ROOTS)
     depth = 1
     while len(tree):
         arity = rng.integers(2, grammar.max_args + 1, size=len(tree))
@@ -224,7 +232,9 @@ def _expressions(
     rng: np.random.Generator, levels: list[_Level]
 ) -> tuple[list[int], list[int], list[int]]:
     """All trees as indices into `WORDS`, end to end; where each ends; the value of each."""
-    operators, digits, sizes = [], [], []
+    operators = []
+    digits = []
+    sizes = []
     for level in levels:
         operators.append(rng.integers(0, len(OPERATORS), size=len(level.arity)))
         digits.append(rng.integers(0, 10, size=len(level.nested)))

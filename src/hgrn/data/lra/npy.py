@@ -26,8 +26,11 @@ def read_table(content: bytes) -> list[list]:
     match = HEADER.fullmatch(content[len(NUMPY_MAGIC) + 2 + width : start])
     if match is None:
         raise ValueError("its header is not that of a table of text or numbers with two axes")
-    dtype, rows, columns = np.dtype(match[1].decode()), int(match[3]), int(match[4])
-    needed, found = rows * columns * dtype.itemsize, len(content) - start
+    dtype = np.dtype(match[1].decode())
+    rows = int(match[3])
+    columns = int(match[4])
+    needed = rows * columns * dtype.itemsize
+    found = len(content) - start
     if needed == 0 or needed != found:
         raise ValueError(
             f"{rows} x {columns} values of {dtype} need {needed} bytes, and {found} are there"

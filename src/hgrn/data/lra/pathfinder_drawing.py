@@ -188,11 +188,10 @@ def _ink(
 
 
 def _disc(settings: PathfinderSettings, y: int, x: int) -> np.ndarray:
-    scale, size = settings.antialias, settings.size
-    rows, columns = (
-        np.arange(size * scale)[:, None] - y * scale,
-        np.arange(size * scale) - x * scale,
-    )
+    scale = settings.antialias
+    size = settings.size
+    rows = np.arange(size * scale)[:, None] - y * scale
+    columns = np.arange(size * scale) - x * scale
     large = np.where(rows**2 + columns**2 <= (settings.marker_radius * scale) ** 2, 255, 0)
     return _reduced(large.astype(np.uint8), size)
 
@@ -264,7 +263,8 @@ def _stamp(
         [(middle, middle), (x, y)], fill=255, width=round(settings.paddle_thickness * scale)
     )
     line = np.array(large)
-    wide, radius = np.zeros_like(line), margin * scale
+    wide = np.zeros_like(line)
+    radius = margin * scale
     padded = np.pad(line, radius)
     for dy in range(-radius, radius + 1):
         for dx in range(-radius, radius + 1):

@@ -113,24 +113,25 @@ def _extend(state, tables, zone, size, rows, number):
     shares = np.zeros(choices)
     total = 0.0
     for choice in range(choices):
-        y, x = pivot_y + tables.circle[choice, 0], pivot_x + tables.circle[choice, 1]
+        y = pivot_y + tables.circle[choice, 0]
+        x = pivot_x + tables.circle[choice, 1]
         if _inside(y, x, size) and tables.weights[before, choice] > 0:
             claimed = 0.0
             for place in range(tables.disc.shape[0]):
-                near_y, near_x = (
-                    y + tables.disc[place, 0] + reach,
-                    x + tables.disc[place, 1] + reach,
-                )
+                near_y = y + tables.disc[place, 0] + reach
+                near_x = x + tables.disc[place, 1] + reach
                 claimed = max(claimed, zone[near_y, near_x])
             total += tables.weights[before, choice] * (1 - claimed)
         shares[choice] = total
     if total < 1e-4:
         return False
     for _ in range(TRIALS):
-        wanted, choice = _random_below(state, total), 0
+        wanted = _random_below(state, total)
+        choice = 0
         while shares[choice] <= wanted:
             choice += 1
-        y, x = pivot_y + tables.circle[choice, 0], pivot_x + tables.circle[choice, 1]
+        y = pivot_y + tables.circle[choice, 0]
+        x = pivot_x + tables.circle[choice, 1]
         orientation = tables.head.shape[0] + choice
         if not _collides(zone, tables.zones[orientation], y, x):
             _claim(zone, tables.zones[before], rows[number - 1, 0], rows[number - 1, 1])
@@ -145,11 +146,10 @@ def _begin(tables, size, rows, y, x, orientation):
 
     The start is the first turn; until the second paddle is there, that row holds the pivot.
     """
-    head_y, head_x = _moved(y, tables.head[orientation, 0]), _moved(x, tables.head[orientation, 1])
-    pivot_y, pivot_x = (
-        _moved(head_y, tables.back[orientation, 0]),
-        _moved(head_x, tables.back[orientation, 1]),
-    )
+    head_y = _moved(y, tables.head[orientation, 0])
+    head_x = _moved(x, tables.head[orientation, 1])
+    pivot_y = _moved(head_y, tables.back[orientation, 0])
+    pivot_x = _moved(head_x, tables.back[orientation, 1])
     rows[0, 0], rows[0, 1], rows[0, 2], rows[0, 3], rows[0, 4] = y, x, orientation, pivot_y, pivot_x
     return _inside(head_y, head_x, size) and _inside(pivot_y, pivot_x, size)
 
@@ -162,14 +162,10 @@ def _free_start(state, tables, zone, size, border, orientation):
     least_y = least_x = size
     most_y = most_x = -size
     for place in range(start, stop):
-        least_y, most_y = (
-            min(least_y, tables.keep_out[place, 0]),
-            max(most_y, tables.keep_out[place, 0]),
-        )
-        least_x, most_x = (
-            min(least_x, tables.keep_out[place, 1]),
-            max(most_x, tables.keep_out[place, 1]),
-        )
+        least_y = min(least_y, tables.keep_out[place, 0])
+        most_y = max(most_y, tables.keep_out[place, 0])
+        least_x = min(least_x, tables.keep_out[place, 1])
+        most_x = max(most_x, tables.keep_out[place, 1])
     free = np.empty(size * size, np.int64)
     count = 0
     # Some of what must be free is inside the image, wherever a usable orientation starts, and so not in the border.
@@ -177,7 +173,8 @@ def _free_start(state, tables, zone, size, border, orientation):
         for x in range(max(0, border - most_x), min(size, size - border - least_x)):
             good = True
             for place in range(start, stop):
-                near_y, near_x = y + tables.keep_out[place, 0], x + tables.keep_out[place, 1]
+                near_y = y + tables.keep_out[place, 0]
+                near_x = x + tables.keep_out[place, 1]
                 if _inside(near_y, near_x, size):
                     lined = (
                         near_y < border
@@ -262,7 +259,8 @@ def _grow_distractors(state, tables, zone, number, length):
                     free += zone[y, x] <= CLAIMED
             if free < FREE_SHARE * size * size:
                 break
-            trial, rows = zone.copy(), contours[found]
+            trial = zone.copy()
+            rows = contours[found]
             good = _begin_somewhere(state, tables, trial, size, 1, rows)
             for paddle in range(1, length):
                 good = good and _extend(state, tables, trial, size, rows, paddle)

@@ -113,7 +113,8 @@ def arena_settings(
     if num_distractors is not None and num_distractors < 0:
         raise UserError(f"num_distractors must not be negative; got {num_distractors}")
     values = dict(ARENA[size])
-    total, distractor_length = values.pop("distractors"), contour_length // 3
+    total = values.pop("distractors")
+    distractor_length = contour_length // 3
     number = total // distractor_length if num_distractors is None else num_distractors
     return PathfinderSettings(
         size=size,

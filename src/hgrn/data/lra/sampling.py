@@ -133,7 +133,8 @@ def in_order(
     one column of padding).
     """
     check_shares(batch_size, rank, world)
-    reader, size = _Reader(data, split, pad_to), len(data.splits[split])
+    reader = _Reader(data, split, pad_to)
+    size = len(data.splits[split])
     rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     return (
         reader.read(np.arange(start, min(start + batch_size, size)), rows)
@@ -160,7 +161,8 @@ class _Reader:
         self, step: np.ndarray, rows: slice, changed_by: tuple[int, int] | None = None
     ) -> ExampleBatch:
         """The given rows of a step of which these are the examples. changed_by: seed and epoch of an augmentation."""
-        mine, examples = step[rows], self.examples
+        mine = step[rows]
+        examples = self.examples
         labels = torch.from_numpy(np.asarray(examples.labels[mine], dtype=np.int64))
         if isinstance(examples, ImageSplit):
             images = np.asarray(examples.images[mine])

@@ -152,7 +152,8 @@ def open_entry(folder: Path) -> Entry:
 
 
 def _map(path: Path, description: dict) -> np.ndarray:
-    dtype, shape = np.dtype(description["dtype"]), tuple(description["shape"])
+    dtype = np.dtype(description["dtype"])
+    shape = tuple(description["shape"])
     size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     if path.stat().st_size != size:
         raise DamagedEntry(f"{path} is not a file of {size} bytes")

@@ -57,7 +57,8 @@ class KernelFile:
             content = self.path.read_bytes()
         except OSError:
             return None
-        digest, payload = content[:32], content[32:]
+        digest = content[:32]
+        payload = content[32:]
         return payload if digest == self._digest(payload) else None
 
     def save(self, payload: bytes) -> None:

@@ -29,12 +29,11 @@ def _gated_real(token, one, width, x, log_f, state, h):
 @helper
 def _gated_complex(token, one, width, size, wide, x, log_f, cos, sin, state, h):
     for j in range(width):
-        decay, c, s = (
-            exp_nonpositive(load(token, log_f, j, 1)),
-            load(one, cos, j, 2),
-            load(one, sin, j, 2),
-        )
-        re, im = load(one, state, j, 3), load(one, state + wide, j, 5)
+        decay = exp_nonpositive(load(token, log_f, j, 1))
+        c = load(one, cos, j, 2)
+        s = load(one, sin, j, 2)
+        re = load(one, state, j, 3)
+        im = load(one, state + wide, j, 5)
         new_re = decay * (c * re - s * im) + load(token, x, j, 0)
         new_im = decay * (s * re + c * im) + load(token, x + size, j, 0)
         store(one, state, j, new_re, 3)
@@ -55,29 +54,40 @@ def _held(token, one, width, x, state, h):
 @Kernel(LAYOUT + " x x_outer x_time x_inner state h" + _INPUTS)
 def gated_scan(call):
     """`state` holds the initial states and is left with the final ones."""
-    token, one, parts = call.token, call.one, call.variant
-    size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
-    part, wide_part = size * call.channels, wide * call.channels
+    token = call.token
+    one = call.one
+    parts = call.variant
+    size = itemsize(token)
+    wide = itemsize(one)
+    inner = call.inner
+    reverse = call.reverse != 0
+    part = size * call.channels
+    wide_part = wide * call.channels
     task = next_task(call)
     while task < call.tasks:
         sequence, outer, i, start, width, begin, end = scan_task(call, task)
         s = call.state + wide * ((sequence * inner + i) * call.channels * parts + start)
-        cos, sin = call.cos + wide * start, call.sin + wide * start
+        cos = call.cos + wide * start
+        sin = call.sin + wide * start
         first = outer * call.steps * inner + i
         x = call.x + outer * call.x_outer + i * call.x_inner + size * start
         log_f = call.log_f + outer * call.log_f_outer + i * call.log_f_inner + size * start
         ahead = -1 if reverse else 1
         for step in range(end - begin):
             t = end - 1 - step if reverse else begin + step
-            x_row, f_row = x + t * call.x_time, log_f + t * call.log_f_time
+            x_row = x + t * call.x_time
+            f_row = log_f + t * call.log_f_time
             h_row = call.h + part * parts * (first + t * inner) + size * start
             if call.mask != 0 and not load_flag(call.mask, first + t * inner):
                 for k in range(parts):
                     _held(token, one, width, x_row + k * part, s + k * wide_part, h_row + k * part)
                 continue
-            x_next, f_next = x_row + ahead * call.x_time, f_row + ahead * call.log_f_time
+            x_next = x_row + ahead * call.x_time
+            f_next = f_row + ahead * call.log_f_time
             for j in range(0, width, PIECE):
-                n, at, y = min(PIECE, width - j), j * size, j * wide
+                n = min(PIECE, width - j)
+                at = j * size
+                y = j * wide
                 prefetch(f_next + at, n * size)
                 for k in range(parts):
                     prefetch(x_next + k * part + at, n * size)
@@ -136,15 +146,15 @@ def _back_complex(
     grad_theta,
 ):
     for j in range(width):
-        decay, c, s = (
-            exp_nonpositive(load(token, log_f, j, 1)),
-            load(one, cos, j, 2),
-            load(one, sin, j, 2),
-        )
+        decay = exp_nonpositive(load(token, log_f, j, 1))
+        c = load(one, cos, j, 2)
+        s = load(one, sin, j, 2)
         g_re = load(one, g_row, j, 5) + load(token, grad_h, j, 4)
         g_im = load(one, g_row + wide, j, 9) + load(token, grad_h + size, j, 4)
-        re, im = load(past, before, j, 3), load(past, before + past_size, j, 3)
-        turned_re, turned_im = c * re - s * im, s * re + c * im
+        re = load(past, before, j, 3)
+        im = load(past, before + past_size, j, 3)
+        turned_re = c * re - s * im
+        turned_im = s * re + c * im
         store(one, g_row, j, decay * (c * g_re + s * g_im), 5)
         store(one, g_row + wide, j, decay * (c * g_im - s * g_re), 9)
         store(token, grad_x, j, g_re, 6)
@@ -173,38 +183,36 @@ def gated_scan_backward(call):
 
     grad_theta is the sum over time for each sequence and inner index, `[N, I, D]`, and starts at 0.
     """
-    token, one, parts = call.token, call.one, call.variant
-    size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
-    part, wide_part = size * call.channels, wide * call.channels
+    token = call.token
+    one = call.one
+    parts = call.variant
+    size = itemsize(token)
+    wide = itemsize(one)
+    inner = call.inner
+    reverse = call.reverse != 0
+    part = size * call.channels
+    wide_part = wide * call.channels
     task = next_task(call)
     while task < call.tasks:
         sequence, outer, i, start, width, begin, end = scan_task(call, task)
         row = (sequence * inner + i) * call.channels
-        s0, g_row = (
-            call.initial + wide * (row * parts + start),
-            call.g + wide * (row * parts + start),
-        )
-        gt, cos, sin = (
-            call.grad_theta + wide * (row + start),
-            call.cos + wide * start,
-            call.sin + wide * start,
-        )
+        s0 = call.initial + wide * (row * parts + start)
+        g_row = call.g + wide * (row * parts + start)
+        gt = call.grad_theta + wide * (row + start)
+        cos = call.cos + wide * start
+        sin = call.sin + wide * start
         log_f = call.log_f + outer * call.log_f_outer + i * call.log_f_inner + size * start
         grad_h = call.grad_h + outer * call.grad_h_outer + i * call.grad_h_inner + size * start
         first = outer * call.steps * inner + i
-        h, grad_x = (
-            call.h + part * parts * first + size * start,
-            call.grad_x + part * parts * first + size * start,
-        )
+        h = call.h + part * parts * first + size * start
+        grad_x = call.grad_x + part * parts * first + size * start
         grad_f = call.grad_log_f + part * first + size * start
         back = 1 if reverse else -1
         for step in range(end - begin):
             t = begin + step if reverse else end - 1 - step
-            dh, dx, df = (
-                grad_h + t * call.grad_h_time,
-                grad_x + t * inner * part * parts,
-                grad_f + t * inner * part,
-            )
+            dh = grad_h + t * call.grad_h_time
+            dx = grad_x + t * inner * part * parts
+            df = grad_f + t * inner * part
             if call.mask != 0 and not load_flag(call.mask, first + t * inner):
                 for k in range(parts):
                     _back_held(
@@ -212,12 +220,16 @@ def gated_scan_backward(call):
                     )
                 clear(token, one, width, df)
                 continue
-            f_row, before = log_f + t * call.log_f_time, h + (t + back) * inner * part * parts
-            f_next, dh_next = f_row + back * call.log_f_time, dh + back * call.grad_h_time
+            f_row = log_f + t * call.log_f_time
+            before = h + (t + back) * inner * part * parts
+            f_next = f_row + back * call.log_f_time
+            dh_next = dh + back * call.grad_h_time
             before_next = before + back * inner * part * parts
             entering = step == end - begin - 1
             for j in range(0, width, PIECE):
-                n, x, y = min(PIECE, width - j), j * size, j * wide
+                n = min(PIECE, width - j)
+                x = j * size
+                y = j * wide
                 prefetch(f_next + x, n * size)
                 for k in range(parts):
                     prefetch(dh_next + k * part + x, n * size)

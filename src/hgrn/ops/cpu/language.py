@@ -72,7 +72,9 @@ class Call(types.Type):
     """The type of a kernel's argument."""
 
     def __init__(self, fields: tuple[str, ...], token, variant: int):
-        self.fields, self.token, self.variant = fields, token, variant
+        self.fields = fields
+        self.token = token
+        self.variant = variant
         super().__init__(f"Call({token}, {variant}, {', '.join(fields)}, {_SOURCES})")
 
 
@@ -139,7 +141,8 @@ class _Kept:
     """A compiled kernel on disk, as Numba's `CFunc` asks for it."""
 
     def __init__(self, name: str, folder: Path):
-        self._name, self._folder = name, folder
+        self._name = name
+        self._folder = folder
 
     def _file(self, codegen) -> KernelFile:
         python = sys.implementation.cache_tag, getattr(sys, "abiflags", "")  # Windows has no flags
@@ -224,7 +227,8 @@ def enter_parallel(typing, parallel, kernel, block, threads):
     """As `enter` on so many threads, by the function at address `parallel`: OpenMP's `GOMP_parallel`."""
 
     def generate(context, builder, signature, arguments):
-        i32, i64 = ir.IntType(32), ir.IntType(64)
+        i32 = ir.IntType(32)
+        i64 = ir.IntType(64)
         function = builder.inttoptr(
             arguments[0], ir.FunctionType(ir.VoidType(), [i64, i64, i32, i32]).as_pointer()
         )
@@ -374,10 +378,13 @@ def itemsize(typing, token):
 @intrinsic
 def _prefetch_line(typing, address):
     def generate(context, builder, signature, arguments):
-        i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        i32 = ir.IntType(32)
+        pointer = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        read, near, data = ir.Constant(i32, 0), ir.Constant(i32, 2), ir.Constant(i32, 1)
+        read = ir.Constant(i32, 0)
+        near = ir.Constant(i32, 2)
+        data = ir.Constant(i32, 1)
         builder.call(function, [builder.inttoptr(arguments[0], pointer), read, near, data])
         return context.get_dummy_value()
 
@@ -436,8 +443,10 @@ def exp_nonpositive(x):
     return math.exp(x)
 
 
-_LOG2E, _SHIFT = np.float32(1 / math.log(2)), np.float32(1.5 * 2**23)
-_LOWEST, _ZERO = np.float32(-87.33), np.float32(0)
+_LOG2E = np.float32(1 / math.log(2))
+_SHIFT = np.float32(1.5 * 2**23)
+_LOWEST = np.float32(-87.33)
+_ZERO = np.float32(0)
 # 2^r = 1 + C1 r + ... + C5 r^5 on |r| <= 1/2, fitted for the smallest relative error: 1.1e-7.
 _ONE = np.float32(1)
 _C1, _C2, _C3, _C4, _C5 = (
@@ -480,7 +489,8 @@ def sigmoid(one, x):
 def sigmoid_pair(one, x):
     """`sigmoid(x)` and `sigmoid(-x)`; the smaller one is never a difference."""
     e = exp_nonpositive(-abs(x))
-    small, positive = e * inverse(one + e), x >= 0
+    small = e * inverse(one + e)
+    positive = x >= 0
     large = one - small
     return select(positive, large, small), select(positive, small, large)
 

@@ -36,7 +36,10 @@ class Launch(addresses.HoldsAddresses):
     """
 
     def __init__(self, kernel: int, block: np.ndarray, work: int, tensors: tuple):
-        self.kernel, self.block, self.work, self.tensors = kernel, block, work, tensors
+        self.kernel = kernel
+        self.block = block
+        self.work = work
+        self.tensors = tensors
 
     def run(self) -> None:
         threads.run(self.kernel, self.block, self.work)
@@ -215,10 +218,8 @@ def hgru_scan_backward(
     initial = plan.states(None) if initial_state is None else initial_state.contiguous()
     g = plan.states(grad_final.to(plan.accumulate))
     h = h.contiguous()
-    grad_candidate, grad_forget = (
-        _empty(candidate.shape, candidate.dtype),
-        _empty(forget.shape, forget.dtype),
-    )
+    grad_candidate = _empty(candidate.shape, candidate.dtype)
+    grad_forget = _empty(forget.shape, forget.dtype)
     sums = torch.zeros(
         2, plan.sequences * plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
@@ -256,7 +257,8 @@ def gated_scan_backward(
     initial = plan.states(None) if initial_state is None else initial_state.contiguous()
     g = plan.states(grad_final.to(plan.accumulate))
     h = h.contiguous()
-    grad_x, grad_log_f = _empty(h.shape, h.dtype), _empty(log_f.shape, log_f.dtype)
+    grad_x = _empty(h.shape, h.dtype)
+    grad_log_f = _empty(log_f.shape, log_f.dtype)
     sums = torch.zeros(
         plan.sequences * plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
@@ -311,12 +313,11 @@ def rows_launch(
 
 def gated_norm(x, gate, weight, bias, eps, activation, gate_first) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and each row's mean and inverse deviation; see `hgrn.ops.layers.gated_norm`."""
-    rows, y, wide = (
-        _rows(x),
-        _empty(x.shape, x.dtype),
-        dict(dtype=state_dtype(x.dtype), device="cpu"),
-    )
-    mean, inverse = torch.empty(x.shape[:-1], **wide), torch.empty(x.shape[:-1], **wide)
+    rows = _rows(x)
+    y = _empty(x.shape, x.dtype)
+    wide = dict(dtype=state_dtype(x.dtype), device="cpu")
+    mean = torch.empty(x.shape[:-1], **wide)
+    inverse = torch.empty(x.shape[:-1], **wide)
     scratch = torch.empty(-(-rows.shape[0] // _ROWS), x.shape[-1], **wide)
     rows_launch(
         layer.gated_norm,
@@ -339,9 +340,11 @@ def gated_norm_backward(
     grad, x, gate, weight, bias, mean, inverse, activation, gate_first
 ) -> tuple[Tensor, ...]:
     """Gradients of x, gate, weight and bias."""
-    rows, wide = _rows(x), dict(dtype=state_dtype(x.dtype), device="cpu")
+    rows = _rows(x)
+    wide = dict(dtype=state_dtype(x.dtype), device="cpu")
     tasks = -(-rows.shape[0] // _ROWS)
-    grad_x, grad_gate = _empty(x.shape, x.dtype), _empty(gate.shape, gate.dtype)
+    grad_x = _empty(x.shape, x.dtype)
+    grad_gate = _empty(gate.shape, gate.dtype)
     sums = torch.zeros(2, tasks, x.shape[-1], **wide)
     scratch = torch.empty(tasks, 4, x.shape[-1], **wide)
     rows_launch(
@@ -372,7 +375,8 @@ def gated_unit(x, activation) -> Tensor:
 
 def gated_unit_backward(grad, x, activation) -> Tensor:
     """The gradient of x."""
-    grad_x, rows = _empty(x.shape, x.dtype), {"x": _rows(x), "dy": _rows(grad)}
+    grad_x = _empty(x.shape, x.dtype)
+    rows = {"x": _rows(x), "dy": _rows(grad)}
     rows_launch(layer.gated_unit_backward, activation, grad, rows, {"dx": grad_x}).run()
     return grad_x
 

@@ -23,7 +23,9 @@ from hgrn.ops.cpu.language import (
     summing,
 )
 
-IDENTITY, SILU, SIGMOID = 0, 1, 2
+IDENTITY = 0
+SILU = 1
+SIGMOID = 2
 _ROWS = "rows block width"
 
 
@@ -95,8 +97,11 @@ def _norm_and_gate(token, one, variant, width, x, z, mean, inverse, scale, shift
 @Kernel(_ROWS + " x x_row scale shift eps y")
 def norm(call):
     """Layer norm alone, for inference: nothing is left for a backward."""
-    token, one, width = call.token, call.one, call.width
-    count, eps = number(one, width), load(one, call.eps, 0, 0)
+    token = call.token
+    one = call.one
+    width = call.width
+    count = number(one, width)
+    eps = load(one, call.eps, 0, 0)
     task = next_task(call)
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
@@ -122,18 +127,20 @@ def norm(call):
 @Kernel(_ROWS + " gate_first x x_row z z_row scale shift eps y mean inverse scratch")
 def gated_norm(call):
     """Leaves `[rows]` means and inverse deviations for the backward; `scratch` has a row for each task."""
-    token, one, width = call.token, call.one, call.width
-    size, wide = itemsize(token), itemsize(one)
-    count, eps = number(one, width), load(one, call.eps, 0, 0)
+    token = call.token
+    one = call.one
+    width = call.width
+    size = itemsize(token)
+    wide = itemsize(one)
+    count = number(one, width)
+    eps = load(one, call.eps, 0, 0)
     task = next_task(call)
     while task < call.tasks:
         gated = call.scratch + task * width * wide
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            x, z, y = (
-                call.x + row * call.x_row,
-                call.z + row * call.z_row,
-                call.y + row * width * size,
-            )
+            x = call.x + row * call.x_row
+            z = call.z + row * call.z_row
+            y = call.y + row * width * size
             if call.gate_first:
                 _gate(token, one, call.variant, width, x, z, gated)
                 mean = _sum(one, one, width, gated) / count
@@ -175,7 +182,8 @@ def _back_after(
     first = second = one - one
     for j in range(width):
         a, da = _activation_pair(variant, one, load(token, z, j, 1))
-        g, w = load(token, dy, j, 2), load(one, scale, j, 3)
+        g = load(token, dy, j, 2)
+        w = load(one, scale, j, 3)
         u = (load(token, x, j, 0) - mean) * inverse
         store(token, dz, j, g * da * (u * w + load(one, shift, j, 3)), 4)
         store(one, dscale, j, load(one, dscale, j, 5) + g * a * u, 5)
@@ -253,22 +261,28 @@ def _finish_before(
 )
 def gated_norm_backward(call):
     """dscale and dshift have a row for each task and start at 0; `scratch` has four."""
-    token, one, width = call.token, call.one, call.width
-    size, wide = itemsize(token), itemsize(one)
+    token = call.token
+    one = call.one
+    width = call.width
+    size = itemsize(token)
+    wide = itemsize(one)
     count = number(one, width)
     task = next_task(call)
     while task < call.tasks:
-        dscale, dshift = call.dscale + task * width * wide, call.dshift + task * width * wide
+        dscale = call.dscale + task * width * wide
+        dshift = call.dshift + task * width * wide
         slope = call.scratch + 4 * task * width * wide
-        u, a, da = slope + width * wide, slope + 2 * width * wide, slope + 3 * width * wide
+        u = slope + width * wide
+        a = slope + 2 * width * wide
+        da = slope + 3 * width * wide
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            x, z, dy = (
-                call.x + row * call.x_row,
-                call.z + row * call.z_row,
-                call.dy + row * call.dy_row,
-            )
-            dx, dz = call.dx + row * width * size, call.dz + row * width * size
-            mean, inverse = load(one, call.mean, row, 0), load(one, call.inverse, row, 0)
+            x = call.x + row * call.x_row
+            z = call.z + row * call.z_row
+            dy = call.dy + row * call.dy_row
+            dx = call.dx + row * width * size
+            dz = call.dz + row * width * size
+            mean = load(one, call.mean, row, 0)
+            inverse = load(one, call.inverse, row, 0)
             if call.gate_first:
                 first, second = _back_before(
                     token,
@@ -352,7 +366,8 @@ def _unit_back(token, one, variant, width, z, x, dy, dz, dx):
 @Kernel(_ROWS + " x x_row y")
 def gated_unit(call):
     """`act(z) x` of rows `[z | x]`; `width` is that of a half."""
-    width, size = call.width, itemsize(call.token)
+    width = call.width
+    size = itemsize(call.token)
     task = next_task(call)
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
@@ -372,15 +387,14 @@ def gated_unit(call):
 @Kernel(_ROWS + " x x_row dy dy_row dx")
 def gated_unit_backward(call):
     """The gradient of `[z | x]`, laid out like it."""
-    width, size = call.width, itemsize(call.token)
+    width = call.width
+    size = itemsize(call.token)
     task = next_task(call)
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            z, dy, dz = (
-                call.x + row * call.x_row,
-                call.dy + row * call.dy_row,
-                call.dx + 2 * row * width * size,
-            )
+            z = call.x + row * call.x_row
+            dy = call.dy + row * call.dy_row
+            dz = call.dx + 2 * row * width * size
             _unit_back(
                 call.token,
                 call.one,

@@ -37,7 +37,9 @@ def _dot_int8(one, width, weight, x):
 @Kernel("rows block width batch x x_row weight bias add y")
 def linear(call):
     """`y[n, o] = sum_i weight[o, i] x[n, i] + bias[o] + add[n, o]`, all of one dtype; bias and add may be absent, add may be y."""
-    token, one, width = call.token, call.one, call.width
+    token = call.token
+    one = call.one
+    width = call.width
     row_size = width * itemsize(token)
     task = next_task(call)
     while task < call.tasks:
@@ -58,11 +60,13 @@ def linear(call):
 @Kernel("rows block width batch x x_row weight scale bias add y")
 def int8_linear(call):
     """As `linear` with `scale[o] weight[o, i]` for the weight; all else is of the state's dtype."""
-    one, width = call.one, call.width
+    one = call.one
+    width = call.width
     task = next_task(call)
     while task < call.tasks:
         for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            weight, scale = call.weight + row * width, load(one, call.scale, row, 0)
+            weight = call.weight + row * width
+            scale = load(one, call.scale, row, 0)
             prefetch(weight + _AHEAD, width)
             shift = load(one, call.bias, row, 0) if call.bias != 0 else one - one
             for n in range(call.batch):

@@ -26,7 +26,8 @@ def _differs(token, count, x, copy):
     """Whether two rows of numbers are different; NaN is the same as NaN."""
     different = 0
     for j in range(count):
-        a, b = load(token, x, j, 0), load(token, copy, j, 1)
+        a = load(token, x, j, 0)
+        b = load(token, copy, j, 1)
         different += a != b and (a == a or b == b)
     return different > 0
 
@@ -44,7 +45,8 @@ def _sequence(call):
             return
     for k in range(call.count):
         row = call.calls + 24 * k
-        kernel, block = load_index(row, 0), load_index(row, 1)
+        kernel = load_index(row, 0)
+        block = load_index(row, 1)
         store_index(block, 1, 0)  # no task of it is taken
         if load_index(row, 2) != 0 and call.parallel != 0:
             enter_parallel(call.parallel, kernel, block, call.threads)
@@ -68,7 +70,9 @@ class Program(addresses.HoldsAddresses):
         self._launches: list[launch.Launch] = []
         self._kept: list[Tensor] = []
         self._watched: list[tuple[Tensor, Tensor]] = []
-        self._made_for, self._launch, self._changed = None, None, np.zeros(1, dtype=np.int64)
+        self._made_for = None
+        self._launch = None
+        self._changed = np.zeros(1, dtype=np.int64)
 
     def linear(
         self,
@@ -114,11 +118,9 @@ class Program(addresses.HoldsAddresses):
             bias=(bias, x.shape[-1:]),
             y=(y, x.shape),
         )
-        mean, inverse, scratch = (
-            x.new_empty(x.shape[0]),
-            x.new_empty(x.shape[0]),
-            x.new_empty(x.shape),
-        )
+        mean = x.new_empty(x.shape[0])
+        inverse = x.new_empty(x.shape[0])
+        scratch = x.new_empty(x.shape)
         self._append(
             launch.rows_launch(
                 layer.gated_norm,
@@ -183,7 +185,8 @@ class Program(addresses.HoldsAddresses):
         """Runs all calls; not by two threads at once. Returns whether it has: False where a watched tensor has changed."""
         made_for = threads.count(), threads.parallel_address()
         if made_for != self._made_for:
-            self._launch, self._made_for = self._sequence(*made_for), made_for
+            self._launch = self._sequence(*made_for)
+            self._made_for = made_for
         self._launch.run()
         return not self._changed[0]
 

@@ -35,15 +35,17 @@ _CANDIDATE = " candidate candidate_outer candidate_time candidate_inner forget f
 @helper
 def scan_task(call, task):
     """Which sequence, outer and inner index, first channel, number of channels and range of time a task covers."""
-    sequence, rest = task // (call.inner * call.blocks), task % (call.inner * call.blocks)
-    i, start = rest // call.blocks, (rest % call.blocks) * call.block
-    outer, begin, end = sequence, 0, call.steps
+    sequence = task // (call.inner * call.blocks)
+    rest = task % (call.inner * call.blocks)
+    i = rest // call.blocks
+    start = (rest % call.blocks) * call.block
+    outer = sequence
+    begin = 0
+    end = call.steps
     if call.bounds != 0:
-        outer, begin, end = (
-            0,
-            load_index(call.bounds, sequence),
-            load_index(call.bounds, sequence + 1),
-        )
+        outer = 0
+        begin = load_index(call.bounds, sequence)
+        end = load_index(call.bounds, sequence + 1)
     return sequence, outer, i, start, min(call.block, call.channels - start), begin, end
 
 
@@ -71,8 +73,11 @@ def _scan_complex(token, one, width, size, wide, candidate, forget, room, cos, s
     """`size` and `wide` are the distances from real to imaginary parts, in bytes, of tensors and of states."""
     for j in range(width):
         write = load(one, room, j, 2) * sigmoid(one, -load(token, forget, j, 1))
-        keep, c, s = one - write, load(one, cos, j, 2), load(one, sin, j, 2)
-        re, im = load(one, state, j, 3), load(one, state + wide, j, 5)
+        keep = one - write
+        c = load(one, cos, j, 2)
+        s = load(one, sin, j, 2)
+        re = load(one, state, j, 3)
+        im = load(one, state + wide, j, 5)
         new_re = keep * (c * re - s * im) + write * silu(one, load(token, candidate, j, 0))
         new_im = keep * (s * re + c * im) + write * silu(one, load(token, candidate + size, j, 0))
         store(one, state, j, new_re, 3)
@@ -103,16 +108,25 @@ def hgru_scan(call):
 
     With `decay` (ones, left with the products of the gates), `h` is not the states but one row to be written over.
     """
-    token, one, parts = call.token, call.one, call.variant
-    size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
-    part, wide_part = size * call.channels, wide * call.channels
+    token = call.token
+    one = call.one
+    parts = call.variant
+    size = itemsize(token)
+    wide = itemsize(one)
+    inner = call.inner
+    reverse = call.reverse != 0
+    part = size * call.channels
+    wide_part = wide * call.channels
     forward = call.decay == 0
     task = next_task(call)
     while task < call.tasks:
         sequence, outer, i, start, width, begin, end = scan_task(call, task)
         row = (sequence * inner + i) * call.channels
-        s, decay = call.state + wide * (row * parts + start), call.decay + wide * (row + start)
-        room, cos, sin = call.room + wide * start, call.cos + wide * start, call.sin + wide * start
+        s = call.state + wide * (row * parts + start)
+        decay = call.decay + wide * (row + start)
+        room = call.room + wide * start
+        cos = call.cos + wide * start
+        sin = call.sin + wide * start
         candidate = (
             call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
         )
@@ -132,10 +146,14 @@ def hgru_scan(call):
                 for k in range(parts):
                     _copy(token, one, width, s + k * wide_part, h_row + k * part)
                 continue
-            c_row, f_row = candidate + t * call.candidate_time, forget + t * call.forget_time
-            c_next, f_next = c_row + ahead * call.candidate_time, f_row + ahead * call.forget_time
+            c_row = candidate + t * call.candidate_time
+            f_row = forget + t * call.forget_time
+            c_next = c_row + ahead * call.candidate_time
+            f_next = f_row + ahead * call.forget_time
             for j in range(0, width, PIECE):
-                n, x, y = min(PIECE, width - j), j * size, j * wide
+                n = min(PIECE, width - j)
+                x = j * size
+                y = j * wide
                 prefetch(f_next + x, n * size)
                 for k in range(parts):
                     prefetch(c_next + k * part + x, n * size)
@@ -218,15 +236,19 @@ def _back_complex(
     grad_theta,
 ):
     for j in range(width):
-        room_j, c, s = load(one, room, j, 2), load(one, cos, j, 2), load(one, sin, j, 2)
+        room_j = load(one, room, j, 2)
+        c = load(one, cos, j, 2)
+        s = load(one, sin, j, 2)
         keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
         x_re, slope_re = silu_pair(one, load(token, candidate, j, 0))
         x_im, slope_im = silu_pair(one, load(token, candidate + size, j, 0))
         write = room_j * drop
         g_re = load(one, g_row, j, 5) + load(token, grad_h, j, 4)
         g_im = load(one, g_row + wide, j, 9) + load(token, grad_h + size, j, 4)
-        re, im = load(past, before, j, 3), load(past, before + past_size, j, 3)
-        turned_re, turned_im = c * re - s * im, s * re + c * im
+        re = load(past, before, j, 3)
+        im = load(past, before + past_size, j, 3)
+        turned_re = c * re - s * im
+        turned_im = s * re + c * im
         to_gate = g_re * (turned_re - x_re) + g_im * (turned_im - x_im)
         gate = one - write
         store(one, g_row, j, gate * (c * g_re + s * g_im), 5)
@@ -263,56 +285,60 @@ def hgru_scan_backward(call):
 
     grad_lower and grad_theta are sums over time for each sequence and inner index, `[N, I, D]`, and start at 0.
     """
-    token, one, parts = call.token, call.one, call.variant
-    size, wide, inner, reverse = itemsize(token), itemsize(one), call.inner, call.reverse != 0
-    part, wide_part = size * call.channels, wide * call.channels
+    token = call.token
+    one = call.one
+    parts = call.variant
+    size = itemsize(token)
+    wide = itemsize(one)
+    inner = call.inner
+    reverse = call.reverse != 0
+    part = size * call.channels
+    wide_part = wide * call.channels
     task = next_task(call)
     while task < call.tasks:
         sequence, outer, i, start, width, begin, end = scan_task(call, task)
         row = (sequence * inner + i) * call.channels
-        s0, g_row = (
-            call.initial + wide * (row * parts + start),
-            call.g + wide * (row * parts + start),
-        )
-        gl, gt = call.grad_lower + wide * (row + start), call.grad_theta + wide * (row + start)
-        room, cos, sin = call.room + wide * start, call.cos + wide * start, call.sin + wide * start
+        s0 = call.initial + wide * (row * parts + start)
+        g_row = call.g + wide * (row * parts + start)
+        gl = call.grad_lower + wide * (row + start)
+        gt = call.grad_theta + wide * (row + start)
+        room = call.room + wide * start
+        cos = call.cos + wide * start
+        sin = call.sin + wide * start
         candidate = (
             call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
         )
         forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
         grad_h = call.grad_h + outer * call.grad_h_outer + i * call.grad_h_inner + size * start
         first = outer * call.steps * inner + i
-        h, grad_c = (
-            call.h + part * parts * first + size * start,
-            call.grad_candidate + part * parts * first + size * start,
-        )
+        h = call.h + part * parts * first + size * start
+        grad_c = call.grad_candidate + part * parts * first + size * start
         grad_f = call.grad_forget + part * first + size * start
         back = 1 if reverse else -1
         ahead = back * lookahead(width)
         for step in range(end - begin):
             t = begin + step if reverse else end - 1 - step
-            dh, dc, df = (
-                grad_h + t * call.grad_h_time,
-                grad_c + t * inner * part * parts,
-                grad_f + t * inner * part,
-            )
+            dh = grad_h + t * call.grad_h_time
+            dc = grad_c + t * inner * part * parts
+            df = grad_f + t * inner * part
             if call.mask != 0 and not load_flag(call.mask, first + t * inner):
                 for k in range(parts):
                     _hold(token, one, width, dh + k * part, g_row + k * wide_part)
                     clear(token, one, width, dc + k * part)
                 clear(token, one, width, df)
                 continue
-            c_row, f_row = candidate + t * call.candidate_time, forget + t * call.forget_time
-            c_next, f_next, dh_next = (
-                c_row + ahead * call.candidate_time,
-                f_row + ahead * call.forget_time,
-                dh + ahead * call.grad_h_time,
-            )
+            c_row = candidate + t * call.candidate_time
+            f_row = forget + t * call.forget_time
+            c_next = c_row + ahead * call.candidate_time
+            f_next = f_row + ahead * call.forget_time
+            dh_next = dh + ahead * call.grad_h_time
             before = h + (t + back) * inner * part * parts
             before_next = before + ahead * inner * part * parts
             entering = step == end - begin - 1
             for j in range(0, width, PIECE):
-                n, x, y = min(PIECE, width - j), j * size, j * wide
+                n = min(PIECE, width - j)
+                x = j * size
+                y = j * wide
                 prefetch(f_next + x, n * size)
                 for k in range(parts):
                     prefetch(c_next + k * part + x, n * size)

@@ -40,7 +40,8 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     """In a forked child no thread of the parent exists."""
     global _forked, _pool
-    _forked, _pool = True, None
+    _forked = True
+    _pool = None
     if not _paused:
         torch.set_num_threads(1)  # so that nothing asks for the threads that are gone
 
@@ -67,10 +68,8 @@ def _gomp_parallel():
     """The function with which compiled OpenMP code enters a parallel region, of the runtime that PyTorch calls; or None."""
     function = getattr(_openmp(), "GOMP_parallel", None)
     if function is not None:
-        function.argtypes, function.restype = (
-            (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint),
-            None,
-        )
+        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        function.restype = None
     return function
 
 
@@ -116,7 +115,8 @@ def run(kernel: int, block: np.ndarray, work: int) -> None:
 
     Every thread takes tasks until none is left. `work` is the number of elements in all; little is done by the caller alone.
     """
-    threads, address = count(), block.ctypes.data
+    threads = count()
+    address = block.ctypes.data
     if threads == 1 or not is_shared(block, work):
         _function(kernel)(address)
     elif not _forked and (parallel := _gomp_parallel()) is not None:

@@ -178,7 +178,8 @@ def _place(channels: tl.constexpr, BD: tl.constexpr, V: tl.constexpr):
     Rows and blocks of channels share the axis of the grid that is not limited to 65535; neighbours share lines of memory.
     """
     blocks: tl.constexpr = (channels + BD - 1) // BD
-    row, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
     column = tl.max_contiguous(block * BD + tl.arange(0, BD), V)
     return row, column, (column < channels if channels % BD else tl.full([BD], 1, tl.int1))
 
@@ -190,17 +191,17 @@ def _cross(
     """From what each slot makes of a state, `a * state + b`, what enters each, and in every row what leaves the last."""
     if COMPLEX:
         a, a_im, b, b_im = tl.associative_scan((a, a_im, b, b_im), 0, _complex)
-        end, end_im = b + a * state - a_im * state_im, b_im + a * state_im + a_im * state
+        end = b + a * state - a_im * state_im
+        end_im = b_im + a * state_im + a_im * state
     else:
         a, b = tl.associative_scan((a, b), 0, _real)
         end = b + a * state
         end_im = end
     slot = tl.arange(0, W)[:, None]
-    before, last = (
-        tl.broadcast_to(tl.maximum(slot - 1, 0), [W, BD]),
-        tl.full([W, BD], W - 1, tl.int32),
-    )
-    enters, leaves = tl.where(slot == 0, state, tl.gather(end, before, 0)), tl.gather(end, last, 0)
+    before = tl.broadcast_to(tl.maximum(slot - 1, 0), [W, BD])
+    last = tl.full([W, BD], W - 1, tl.int32)
+    enters = tl.where(slot == 0, state, tl.gather(end, before, 0))
+    leaves = tl.gather(end, last, 0)
     if COMPLEX:
         return (
             enters,
@@ -215,9 +216,12 @@ def _cross(
 def _turn(theta, column, there, WIDE: tl.constexpr):
     """Cosine and sine of theta, and by what factor, less 1, `exp(i theta)` differs from them."""
     angle = tl.load(theta + column, mask=there, other=0).to(tl.float64)[None, None, :]
-    c64, s64 = tl.cos(angle), tl.sin(angle)
-    c, s = c64.to(WIDE), s64.to(WIDE)
-    c_off, s_off = (c64 - c).to(WIDE), (s64 - s).to(WIDE)
+    c64 = tl.cos(angle)
+    s64 = tl.sin(angle)
+    c = c64.to(WIDE)
+    s = s64.to(WIDE)
+    c_off = (c64 - c).to(WIDE)
+    s_off = (s64 - s).to(WIDE)
     return c, s, c_off * c + s_off * s, s_off * c - c_off * s
 
 
@@ -227,7 +231,8 @@ def _exact(a, a_im, count, rest, rest_im):
 
     It turns all the same way, so over thousands of positions it would add up.
     """
-    rest, rest_im = count * rest, count * rest_im
+    rest = count * rest
+    rest_im = count * rest_im
     return a + (a * rest - a_im * rest_im), a_im + (a * rest_im + a_im * rest)
 
 
@@ -291,14 +296,17 @@ def scan(
     space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
-    lane, slot = tl.arange(0, R * W) // W, tl.arange(0, R * W) % W * R
-    x_base, f_base = x + outer * x_outer + i * x_inner, f + outer * f_outer + i * f_inner
+    lane = tl.arange(0, R * W) // W
+    slot = tl.arange(0, R * W) % W * R
+    x_base = x + outer * x_outer + i * x_inner
+    f_base = f + outer * f_outer + i * f_inner
     now = low  # as `start`, but nobody knows: from it positions are found again, not kept while loads are in flight
     for start in tl.range(low, high, R * W, num_stages=STAGES):
         t = _position(start + slot + lane, begin, length, REVERSE)
         real = _rows(high - start - slot, lane, R)
         full = real[:, None] & there[None, :]
-        f_at, x_at = _at(f_base, t, column, f_time), _at(x_base, t, column, x_time)
+        f_at = _at(f_base, t, column, f_time)
+        x_at = _at(x_base, t, column, x_time)
         live = _rows(high - now - slot, lane, R)
         here = live[:, None] & there[None, :]
         place = (outer * steps + _position(now + slot + lane, begin, length, REVERSE)) * inner + i
@@ -314,7 +322,8 @@ def scan(
             new_im = _load(x_at + channels, full, WIDE, R, W, BD)
             if FUSED:
                 new_im = write * _silu(_clean(new_im, counted, MASKED), PTX)
-            a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * s1, 0)
+            a = tl.where(counted, gate * c1, 1)
+            a_im = tl.where(counted, gate * s1, 0)
             a, a_im, b, b_im, count = tl.associative_scan(
                 (a, a_im, new, new_im, counted.to(WIDE)), 0, _counted
             )
@@ -420,9 +429,12 @@ def scan_backward(
     space = tl.load(room + column, mask=there, other=0).to(WIDE)[None, None, :] if FUSED else 0
     product = tl.full([BD], 1, WIDE)
     turned = tl.full([], 0, tl.int64)
-    sum_lower, sum_theta = none, none
-    lane, slot = tl.arange(0, R * W) // W, tl.arange(0, R * W) % W * R
-    x_base, f_base = x + outer * x_outer + i * x_inner, f + outer * f_outer + i * f_inner
+    sum_lower = none
+    sum_theta = none
+    lane = tl.arange(0, R * W) // W
+    slot = tl.arange(0, R * W) % W * R
+    x_base = x + outer * x_outer + i * x_inner
+    f_base = f + outer * f_outer + i * f_inner
     dh_base = dh + outer * dh_outer + i * dh_inner
     now = high - 1  # as above
     for start in tl.range(0, high - low, R * W, num_stages=STAGES):
@@ -430,12 +442,11 @@ def scan_backward(
         t = _position(k - lane, begin, length, REVERSE)
         real = _rows(k - low + 1, lane, R)
         full = real[:, None] & there[None, :]
-        f_at, x_at = _at(f_base, t, column, f_time), _at(x_base, t, column, x_time)
+        f_at = _at(f_base, t, column, f_time)
+        x_at = _at(x_base, t, column, x_time)
         place = (outer * steps + t) * inner + i
-        dh_at, h_at = (
-            _at(dh_base, t, column, dh_time),
-            _at(h, place + earlier * inner, column, width),
-        )
+        dh_at = _at(dh_base, t, column, dh_time)
+        h_at = _at(h, place + earlier * inner, column, width)
         has_before = full & _rows(k, lane, R)[:, None]
         live = _rows(now - slot - low + 1, lane, R)
         here = live[:, None] & there[None, :]
@@ -444,7 +455,8 @@ def scan_backward(
             live = tl.load(mask + place, mask=real, other=0) != 0
         counted = _slots(live[:, None], R, W, BD)
         place = (outer * steps + _position(now - slot - lane, begin, length, REVERSE)) * inner + i
-        dx_at, df_at = _at(dx, place, column, width), _at(df, place, column, channels)
+        dx_at = _at(dx, place, column, width)
+        df_at = _at(df, place, column, channels)
         gate, write, keep, drop = _gate(
             _load(f_at, full, WIDE, R, W, BD), counted, space, FUSED, PTX
         )
@@ -452,8 +464,11 @@ def scan_backward(
         # What passes from row to row of a slot is the gate of the row before: the first takes what enters as it is.
         if COMPLEX:
             g_im = _load(dh_at + channels, full, WIDE, R, W, BD)
-            a, a_im = tl.where(counted, gate * c1, 1), tl.where(counted, gate * -s1, 0)
-            b, b_im, count = _shifted(a, 1), _shifted(a_im, 0), counted.to(WIDE)
+            a = tl.where(counted, gate * c1, 1)
+            a_im = tl.where(counted, gate * -s1, 0)
+            b = _shifted(a, 1)
+            b_im = _shifted(a_im, 0)
+            count = counted.to(WIDE)
             b, b_im, g, g_im, count = tl.associative_scan((b, b_im, g, g_im, count), 0, _counted)
             by, by_im = _exact(a * b - a_im * b_im, a * b_im + a_im * b, count, c_rest, -s_rest)
             enters, enters_im, p, p_im = _cross(
@@ -467,10 +482,8 @@ def scan_backward(
                 W,
                 BD,
             )
-            g, g_im = (
-                g + b * enters[None] - b_im * enters_im[None],
-                g_im + b * enters_im[None] + b_im * enters[None],
-            )
+            g = g + b * enters[None] - b_im * enters_im[None]
+            g_im = g_im + b * enters_im[None] + b_im * enters[None]
         else:
             b, g = tl.associative_scan((_shifted(gate, 1), g), 0, _real)
             enters, _, p, _ = _cross(
@@ -575,7 +588,8 @@ def chain(
             tl.store(states + at + channels, im, mask=there)
             phase = angle * tl.load(turns + place).to(tl.float64)
             phase -= tl.floor(phase / 6.283185307179586) * 6.283185307179586
-            c, s = tl.cos(phase).to(WIDE), tl.sin(phase).to(WIDE)
+            c = tl.cos(phase).to(WIDE)
+            s = tl.sin(phase).to(WIDE)
             if BACKWARD:
                 s = -s
             new = kept * (c * re - s * im) + tl.load(end + at, mask=there, other=0)

@@ -104,15 +104,15 @@ class _Scan:
         backward: bool = False,
     ):
         outer, self.steps, self.inner, width = x.shape
-        self.channels, self.width, self.complex, self.device = (
-            channels,
-            width,
-            theta is not None,
-            x.device,
-        )
+        self.channels = channels
+        self.width = width
+        self.complex = theta is not None
+        self.device = x.device
         self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        self.rows, self.wide = self.sequences * self.inner, state_dtype(x.dtype)
-        self.theta, self.bounds = theta, cu_seqlens
+        self.rows = self.sequences * self.inner
+        self.wide = state_dtype(x.dtype)
+        self.theta = theta
+        self.bounds = cu_seqlens
         self.mask = None if mask is None else mask.int().contiguous()
         self.tile = self._tile(x.element_size(), backward)
         self.blocks = -(-channels // self.tile.block)
@@ -138,7 +138,8 @@ class _Scan:
 
     def _split(self) -> tuple[int, int]:
         """How many stretches, and positions of each: several only where it pays to read all twice for more programs."""
-        programs, length = max(self.blocks * self.rows, 1), self.tile.steps
+        programs = max(self.blocks * self.rows, 1)
+        length = self.tile.steps
         parts = _chip(self.device).multi_processor_count // programs
         parts = min(parts, self.steps // (_SHORTEST * length))
         if parts <= 1:
@@ -235,7 +236,8 @@ def _forward(x, f, room, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     entering = scan.states(initial_state)
     final = scan.empty(scan.parts, scan.rows, scan.width)
     if scan.parts > 1:
-        carry, zeros = scan.carry_outputs(), torch.zeros_like(final)
+        carry = scan.carry_outputs()
+        zeros = torch.zeros_like(final)
         scan.launch(
             kernels.scan,
             **inputs,
@@ -265,10 +267,8 @@ def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlen
     """Gradients of x, f, lower bound, theta and initial state."""
     like = h if x is None else x
     scan = _Scan(like, f.shape[-1], theta, cu_seqlens, mask, reverse, backward=True)
-    dx, df = (
-        torch.empty(h.shape, dtype=h.dtype, device=h.device),
-        torch.empty(f.shape, dtype=f.dtype, device=f.device),
-    )
+    dx = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    df = torch.empty(f.shape, dtype=f.dtype, device=f.device)
     inputs = {
         **_strided("x", like),
         **_strided("f", f),
@@ -286,7 +286,8 @@ def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlen
     )
     outputs = {"dx": dx, "df": df, "dlower": sums[0], "dtheta": sums[1]}
     if scan.parts > 1:
-        carry, zeros = scan.carry_outputs(), torch.zeros_like(passed)
+        carry = scan.carry_outputs()
+        zeros = torch.zeros_like(passed)
         scan.launch(
             kernels.scan_backward,
             **inputs,
@@ -336,7 +337,8 @@ def hgru_carry(
     """See `hgrn.ops.reference.hgru_carry`."""
     scan = _Scan(candidate, forget.shape[-1], theta, cu_seqlens, mask, reverse)
     room = _room(lower_bound, forget)
-    final, carry = scan.empty(scan.parts, scan.rows, scan.width), scan.carry_outputs()
+    final = scan.empty(scan.parts, scan.rows, scan.width)
+    carry = scan.carry_outputs()
     scan.launch(
         kernels.scan,
         **_strided("x", candidate),
@@ -375,7 +377,8 @@ def _after(
     if theta is None:
         return decay * state + end
     phase = torch.remainder(turns[:, None].double() * theta.double(), 2 * math.pi)
-    cos, sin = phase.cos().to(state.dtype), phase.sin().to(state.dtype)
+    cos = phase.cos().to(state.dtype)
+    sin = phase.sin().to(state.dtype)
     re, im = state.chunk(2, -1)
     return torch.cat([decay * (cos * re - sin * im), decay * (sin * re + cos * im)], -1) + end
 

@@ -22,9 +22,11 @@ class ArenaTask(ClassificationTask):
     recipe: ArenaRecipe
 
     def _open(self, progress: Tell | None) -> None:
-        recipe, ranks = self.recipe, self.ranks
+        recipe = self.recipe
+        ranks = self.ranks
         self.data = prepare(recipe.data)
-        self.fingerprint, self.size = self.data.fingerprint, len(self.data.splits["train"])
+        self.fingerprint = self.data.fingerprint
+        self.size = len(self.data.splits["train"])
         self.data_name = f"{recipe.data.task} {recipe.data.path}"
         self.processor = (
             None if self.data.vocabulary is None else build_tokenizer(recipe.data.task, self.data)

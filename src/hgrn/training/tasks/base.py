@@ -45,7 +45,8 @@ class Task(ABC):
 
         Raises UserError for data that the recipe cannot be trained with, and weights that do not fit.
         """
-        self.recipe, self.ranks = recipe, ranks
+        self.recipe = recipe
+        self.ranks = ranks
         self._open(progress)
         torch.manual_seed(recipe.training.seed)
         self.model = self._build_model()

@@ -56,8 +56,11 @@ class Classification:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the accuracy: how far the number of examples alone may have moved it."""
-        z, n, p = 1.959964, self.examples, self.accuracy
-        centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        z = 1.959964
+        n = self.examples
+        p = self.accuracy
+        centre = p + z * z / (2 * n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, (centre - half) / (1 + z * z / n)), min(
             1.0, (centre + half) / (1 + z * z / n)
         )
@@ -110,18 +113,18 @@ def evaluate(
     model: nn.Module, batches: Iterable[Any], on_progress: Callable[[int], None] | None = None
 ) -> Classification:
     """Answer every example once; on_progress gets the number answered so far. UserError for an output that is not finite."""
-    device, classes = next(model.parameters()).device, model.config.num_labels
+    device = next(model.parameters()).device
+    classes = model.config.num_labels
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    in_top, nats, done = (
-        torch.zeros((), dtype=torch.int64, device=device),
-        torch.zeros((), dtype=torch.float64, device=device),
-        0,
-    )
+    in_top = torch.zeros((), dtype=torch.int64, device=device)
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    done = 0
     was_training = model.training
     model.eval()
     for batch in batches:
         batch = batch.to(device)
-        logits, labels = model(**batch.inputs()).logits.float(), batch.labels
+        logits = model(**batch.inputs()).logits.float()
+        labels = batch.labels
         nats += F.cross_entropy(logits, labels, reduction="sum")
         answers = logits.topk(min(TOP, classes)).indices
         in_top += (answers == labels[:, None]).sum()

@@ -23,10 +23,14 @@ class ImageTask(ClassificationTask):
     recipe: ImageRecipe
 
     def _open(self, progress: Tell | None) -> None:
-        recipe, ranks = self.recipe, self.ranks
-        data, images = recipe.data, recipe.images
+        recipe = self.recipe
+        ranks = self.ranks
+        data = recipe.data
+        images = recipe.images
         train = open_images(data, "train")
-        self.classes, self.fingerprint, self.size = train.classes, train.fingerprint(), len(train)
+        self.classes = train.classes
+        self.fingerprint = train.fingerprint()
+        self.size = len(train)
         self.data_name = f"{data.format} {data.path or ', '.join(data.splits.values())}"
         self.validation = open_images(data, "validation") if recipe.training.eval_every else None
         self.processor = image_processor(recipe)

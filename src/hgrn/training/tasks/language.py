@@ -44,7 +44,8 @@ class LanguageModelTask(Task):
     lower_is_better = True
 
     def _open(self, progress: Tell | None) -> None:
-        recipe, ranks = self.recipe, self.ranks
+        recipe = self.recipe
+        ranks = self.ranks
         self.processor = load_tokenizer(recipe.data.tokenizer)
         self.train = prepare(recipe.data, "train", progress)
         self.validation = (
@@ -59,7 +60,8 @@ class LanguageModelTask(Task):
             ranks.data_rank,
             ranks.data_world,
         )
-        self.fingerprint, self.size = self.train.fingerprint, len(self.train)
+        self.fingerprint = self.train.fingerprint
+        self.size = len(self.train)
         self.data_name = f"{_source(recipe.data)}; tokenizer {recipe.data.tokenizer}"
         # One cache per micro-batch, where the recipe carries the state from block to block.
         self.carried: list[Any] = [None] * recipe.batch.accumulation
@@ -103,10 +105,8 @@ class LanguageModelTask(Task):
         ]  # in the order of the rows of a step
         if caches[0] is None:
             return
-        parts, index = (
-            len(self.carried) * self.ranks.data_world,
-            len(self.carried) * self.ranks.data_rank,
-        )
+        parts = len(self.carried) * self.ranks.data_world
+        index = len(self.carried) * self.ranks.data_rank
         whole = [
             [torch.cat(same).chunk(parts) for same in zip(*layer)]
             for layer in zip(*(state for state, _ in caches))
@@ -197,7 +197,8 @@ def evaluate(
     chunk = chunk or min(CHUNK_TOKENS, max(1, CHUNK_LOGITS // model.config.vocab_size))
     was_training = model.training
     model.eval()
-    nats, state = torch.zeros((), dtype=torch.float64, device=device), None
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    state = None
     for start in range(0, length - 1, chunk):
         ids = torch.from_numpy(tokens.read(start, min(chunk, length - 1 - start) + 1)).to(device)
         output = model(input_ids=ids[None, :-1], past_key_values=state, use_cache=True)
