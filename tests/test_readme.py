@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python runs, and its test command is what the continuous integration runs."""
+"""The README keeps its word: its Python runs, and its test command is what `.ci/run` runs."""
 
 import re
 
