@@ -1,10 +1,10 @@
 """The on-disk cache of tokenised text: written once as a stream, then read a window at a time.
 
-An entry is a folder with `tokens.bin` (uint16, or uint32 for a vocabulary above 65,536), `documents.bin`
-(int64, where each document starts) and `meta.json`. It is written under a temporary name and renamed when all
-of it is on disk, so that an entry is whole or absent. `prepare` compares every byte of an entry with
-the checksum that was written with it, and an entry that was damaged or changed is written again.
-Neither writing nor reading holds or maps more than a window.
+An entry is a folder with `tokens.bin` (uint16, or uint32 for a vocabulary above 65,536),
+`documents.bin` (int64, where each document starts) and `meta.json`. It is written under a temporary
+name and renamed when all of it is on disk, so that an entry is whole or absent. `prepare` compares
+every byte of an entry with the checksum that was written with it, and an entry that was damaged or
+changed is written again. Neither writing nor reading holds or maps more than a window.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ logger = logging.getLogger(__name__)
 class Meta:
     """What `meta.json` says.
 
-    fingerprint is a SHA-256 of the tokens, the document starts and the vocabulary; a checkpoint records
-    it. checksum is an XXH3 of the files and of all that stands here: it says that an entry is still what
-    was written, and is computed at every start, for which SHA-256 is five times too slow.
+    fingerprint is a SHA-256 of the tokens, the document starts and the vocabulary; a checkpoint
+    records it. checksum is an XXH3 of the files and of all that stands here: it says that an entry
+    is still what was written, and is computed at every start, for which SHA-256 is five times too
+    slow.
     """
 
     num_tokens: int
@@ -68,10 +69,10 @@ class Meta:
 class TokenFile:
     """The tokens of one split, on disk; `len` is their number. Safe to use from several threads.
 
-    num_documents, vocab_size, eos_id (None if the tokenizer has none), fingerprint (equal for equal tokens,
-    wherever they came from) are as in `meta.json`. For bits per byte: num_bytes is the length of the text in
-    bytes (with documents: line, of the lines and the newlines between them), of which the first token covers
-    first_token_bytes.
+    num_documents, vocab_size, eos_id (None if the tokenizer has none), fingerprint (equal for equal
+    tokens, wherever they came from) are as in `meta.json`. For bits per byte: num_bytes is the
+    length of the text in bytes (with documents: line, of the lines and the newlines between them),
+    of which the first token covers first_token_bytes.
     """
 
     def __init__(self, folder: Path):
@@ -117,7 +118,8 @@ class TokenFile:
     def read(self, start: int, length: int) -> np.ndarray:
         """Tokens start to start + length, int64 [length].
 
-        Raises UserError for an id beyond the vocabulary: the file was changed since it was verified.
+        Raises UserError for an id beyond the vocabulary: the file was changed since it was
+        verified.
         """
         if not 0 <= start <= start + length <= len(self):
             raise ValueError(f"tokens {start} to {start + length} are not in a file of {len(self)}")
@@ -152,10 +154,11 @@ class TokenFile:
 def prepare(data: TextData, split: str, progress: Progress | None = None) -> TokenFile:
     """The tokens of one split, from the cache or tokenised now.
 
-    progress is called with the bytes of text done and in all (None if unknown). Processes that prepare the
-    same split wait for the first of them, and each of them verifies what it opens. Raises UserError for
-    whatever is wrong with the text (see `SplitText`), for a file that is no text, for bytes that the
-    tokenizer cannot take, for a split without text, and for a cache folder that cannot be written.
+    progress is called with the bytes of text done and in all (None if unknown). Processes that
+    prepare the same split wait for the first of them, and each of them verifies what it opens.
+    Raises UserError for whatever is wrong with the text (see `SplitText`), for a file that is no
+    text, for bytes that the tokenizer cannot take, for a split without text, and for a cache folder
+    that cannot be written.
     """
     text = SplitText(data, split)
     encoder = make_encoder(data.tokenizer, by_line=data.documents == "line")
