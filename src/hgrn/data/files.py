@@ -8,7 +8,6 @@ one block or one record.
 from __future__ import annotations
 
 import bz2
-import difflib
 import glob
 import gzip
 import hashlib
@@ -24,7 +23,7 @@ from typing import BinaryIO
 
 from hgrn.data import records
 from hgrn.data.content import not_text
-from hgrn.errors import UserError
+from hgrn.errors import UserError, near
 
 BLOCK = 1 << 22  # bytes read at a time
 CORPUS_PREFIX = "corpus:"
@@ -242,5 +241,5 @@ def _text_suffix(path: Path) -> str:
 def _missing(entry: str, path: Path) -> str:
     if not path.parent.is_dir():
         return f"file {entry} not found: there is no folder {path.parent}"
-    near = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.iterdir()])
-    return f"file {entry} not found" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    siblings = [sibling.name for sibling in path.parent.iterdir()]
+    return f"file {entry} not found{near(path.name, siblings)}"

@@ -17,7 +17,6 @@ Examples, as YAML under `data:` of a recipe:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from hgrn.data.files import TextFile, expand
 from hgrn.data.hub import load_split
 from hgrn.data.tokenizer import BYTES, missing_local_tokenizer
-from hgrn.errors import UserError
+from hgrn.errors import UserError, near
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,13 +97,8 @@ def problems(data: TextData, required: Sequence[str] = ("train",)) -> list[str]:
     found = _source_problems(data)
     for name in required:
         if name not in data.splits:
-            near = difflib.get_close_matches(name, data.splits, n=1)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"there is {', '.join(data.splits) or 'none'}"
-            )
-            found.append(f"splits: {name} is missing; {hint}")
+            hint = near(name, data.splits) or f"; there is {', '.join(data.splits) or 'none'}"
+            found.append(f"splits: {name} is missing{hint}")
     if data.files is not None:
         found += [f"files: {problem}" for problem in _expand_all(data.files)[1]]
     for name in data.splits:
