@@ -15,8 +15,6 @@ Examples, as YAML under `data:` of a recipe:
     splits: {train: {}, validation: {}, test: {}}
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -259,7 +257,7 @@ class SplitText:
             if self.part.select is None or _selected(record, self.part.select, where):
                 yield Unit(where, 0, (_text_of(record, self.data.text_field, where),))
 
-    def _rows(self, dataset: Dataset) -> Iterator[tuple[str, dict]]:
+    def _rows(self, dataset: "Dataset") -> Iterator[tuple[str, dict]]:
         wanted = [self.data.text_field]
         if self.part.select is not None:
             wanted.append(self.part.select.field)
@@ -317,7 +315,7 @@ def _expand_all(entries: list[str]) -> tuple[list[TextFile], list[str]]:
     return files, [problem for _, problem in expanded if problem]
 
 
-def _load_dataset(data: TextData, name: str) -> Dataset:
+def _load_dataset(data: TextData, name: str) -> "Dataset":
     loaded = load_split(str(data.dataset), data.config, name)
     if data.text_field not in loaded.column_names:
         raise UserError(
