@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from hgrn.data.lra.store import cached
 
 from hgrn.data.lra.image import augmented
 from hgrn.data.lra.sampling import ExampleSampler, in_order
@@ -16,7 +17,6 @@ from hgrn.data.lra.splits import (
     sequence_data,
     write_sequences,
 )
-from hgrn.data.lra.store import cached
 from hgrn.data.lra.vocabulary import SPECIALS, Vocabulary
 from hgrn.errors import UserError
 

@@ -13,11 +13,11 @@ from typing import Literal
 
 import numpy as np
 
+from hgrn.data.cache import EntryWriter, cache_folder, cached
 from hgrn.data.files import TextFile
 from hgrn.data.images.cifar import CIFAR10, Layout, read_batch
 from hgrn.data.images.idx import idx_classes, idx_files, open_idx
 from hgrn.data.lra.splits import LabelledData, image_data, random_split
-from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.shuffle import hashed
 from hgrn.errors import UserError
 from hgrn.files import expanded
@@ -77,7 +77,7 @@ def prepare(data: ImageData) -> LabelledData:
         _write(writer, *parts)
         return facts | {"classes": classes}
 
-    return image_data(cached(data.cache, source, write))
+    return image_data(cached(cache_folder("lra", data.cache), source, write))
 
 
 def to_grey(images: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from hgrn.data.lra.store import Entry, EntryWriter
+from hgrn.data.cache import Entry, EntryWriter
 from hgrn.data.lra.vocabulary import Vocabulary
 
 SplitName = Literal["train", "validation", "test"]
