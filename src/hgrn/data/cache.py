@@ -14,13 +14,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from hgrn.data.disk import locked, user_path
-from hgrn.errors import UserError
 from hgrn.files import remove, whole_folder, writing
 
 FORMAT = 1  # raise it when the same arrays and facts give other files

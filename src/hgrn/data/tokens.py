@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hgrn.data.cache import DamagedEntry, EntryWriter, cache_folder, cached, open_entry
+from hgrn.data.cache import EntryWriter, cache_folder, cached, open_entry
 from hgrn.data.encoding import ByteEncoder, TextEncoder, make_encoder
 from hgrn.data.text import SplitText, TextData
 from hgrn.errors import UserError
