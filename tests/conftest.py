@@ -1,4 +1,4 @@
-"""What every test shares: where the golden files are, and the small sizes that keep the suite quick."""
+"""What every test shares: where the golden files are, and what keeps the suite quick."""
 
 from pathlib import Path
 

@@ -1,5 +1,4 @@
-"""The golden files: parameters, inputs, outputs and gradients of the authors' code, in float64
-(tests/golden)."""
+"""Reads tests/golden: parameters, inputs, outputs and gradients of the authors' code, in fp64."""
 
 import json
 from pathlib import Path
@@ -18,7 +17,7 @@ def read(name: str, dtype: torch.dtype = torch.float64, folder: Path = FOLDER) -
     kinds = {kind: {} for kind in ("", *_KINDS)}
     with safe_open(folder / f"{name}.safetensors", "pt") as file:
         metadata = json.loads(file.metadata()["json"])
-        for key in file.keys():
+        for key in file.keys():  # noqa: SIM118  (the file is no dictionary)
             kind = max((kind for kind in kinds if key.startswith(kind)), key=len)
             tensor = file.get_tensor(key)
             kinds[kind][key.removeprefix(kind)] = (

@@ -47,7 +47,7 @@ assert len(corpus) == 5057321 and corpus.startswith(b"ALL'S WELL THAT ENDS WELL"
     )
     assert done.returncode == 0, done.stderr
     suffixes = {path.suffix for path in (installed / "hgrn").rglob("*") if path.is_file()}
-    assert suffixes <= {".py", ".yaml", ".xz", ".md", ".pyc"}
+    assert suffixes <= {".py", ".pyi", ".typed", ".yaml", ".xz", ".md", ".pyc"}
 
 
 def test_constraints_pin_every_direct_dependency():

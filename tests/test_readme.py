@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python runs, and its test command is what the continuous integration runs."""
+"""The README keeps its word: its Python runs, and its test command is what `.ci/run` runs."""
 
 import re
 
@@ -17,12 +17,18 @@ def test_python(number):
 
 
 def test_there_are_two_commands_of_one_line():
-    assert len(COMMANDS) == 2 and not any("\n" in command for command in COMMANDS)
+    assert len(COMMANDS) == 2
+    assert not any("\n" in command for command in COMMANDS)
     assert COMMANDS[0].endswith("&& hgrn quickstart") and "-c constraints.txt" in COMMANDS[0]
 
 
 def test_continuous_integration_runs_the_second_command():
-    assert "README.md" in (ROOT / ".ci" / "run").read_text() and COMMANDS[1].endswith("&& pytest")
+    """Each part of it is a line of `.ci/run`, in the same order; lint and types come between."""
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    places = [lines.index(part) for part in COMMANDS[1].split(" && ")]
+    assert places == sorted(places)
+    checks = ["ruff format --check .", "ruff check .", "basedpyright"]
+    assert all(places[-2] < lines.index(check) < places[-1] for check in checks)
 
 
 def test_links_lead_somewhere():

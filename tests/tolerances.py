@@ -1,15 +1,22 @@
-"""The one table of tolerances, by dtype: the largest error allowed, relative to the largest value of the tensor."""
+"""The one table of tolerances: the largest error allowed for each dtype.
+
+Errors are relative to the largest value of the tensor.
+"""
 
 import torch
 from torch import Tensor
 
-# Equality with the authors' numbers and with the fp64 reference. fp32 allows about ten times the natural error that the
-# authors' own layer shows in fp32 (3e-7 to 4e-6); half precisions allow a few units in the last place of what is stored.
+# Equality with the authors' numbers and with the fp64 reference. In fp32 the authors' own layer
+# shows errors of 3e-7 to 4e-6; we allow about ten times that. Half precisions allow a few units in
+# the last place of what is stored.
 RELATIVE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference over the largest expected magnitude; infinite where shapes or NaNs differ."""
+    """The largest absolute difference over the largest expected magnitude.
+
+    Infinite where shapes or NaNs differ.
+    """
     if actual.shape != expected.shape or not torch.equal(actual.isnan(), expected.isnan()):
         return float("inf")
     if expected.numel() == 0:
@@ -22,7 +29,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
 def assert_close(
     actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None, name: str = "tensor"
 ) -> None:
-    """Fails unless `error(actual, expected)` is within the table's entry for dtype (default: actual's)."""
+    """Fails if `error(actual, expected)` exceeds the entry for dtype (default: actual's)."""
     found = error(actual, expected)
     allowed = RELATIVE[dtype or actual.dtype]
     assert found <= allowed, f"{name}: relative error {found:.3g} exceeds {allowed:.3g}"

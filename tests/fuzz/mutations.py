@@ -4,7 +4,8 @@ import random
 import re
 import struct
 
-# What parsers trip over: empty, huge, not a number, of another type, nested, out of the folder, not text.
+# What parsers trip over: empty, huge, not a number, of another type, nested, out of the folder,
+# not text.
 TOKENS = (
     b"",
     b"null",

@@ -1,5 +1,6 @@
 """Mutants are read in a child process, which may take so much time and memory and no more."""
 
+import contextlib
 import faulthandler
 import os
 import random
@@ -29,8 +30,10 @@ OF_ONE_CHILD = 250  # mutants; then a fresh one takes over, so that nothing adds
 class Target:
     """A reader and what it reads.
 
-    folder: whole files, of which each mutant gets a copy with one of `files` changed. read: takes the folder of the copy, and may
-    return or raise UserError or CorruptImage; anything else is a fault. weight: how often it is drawn.
+    folder: undamaged files. A mutant is a copy of it with one of `files` changed.
+    read: takes the folder of the copy. It may return, or raise UserError or CorruptImage;
+        anything else is a fault.
+    weight: how often this target is drawn.
     """
 
     name: str
@@ -57,12 +60,13 @@ class TookTooLong(BaseException):
 def fuzz(
     targets: Sequence[Target], mutants: int, seed: int, work: Path, keep: Path | None = None
 ) -> Counts:
-    """Tries so many mutants; a keyboard interrupt ends it early. The same seed makes the same ones. keep: a folder for those that fail."""
+    """Tries `mutants` mutants, until a keyboard interrupt. The same seed makes the same mutants.
+
+    keep: a folder for those that fail.
+    """
     counts = Counts()
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         _try(counts, targets, mutants, seed, work, keep)
-    except KeyboardInterrupt:
-        pass
     return counts
 
 
@@ -117,17 +121,13 @@ def _in_a_child(drawn: Sequence[Target], numbers: range, seed: int, work: Path):
         status = os.waitpid(child, 0)[1]
         os.close(reading)
     if number < numbers.stop:
-        yield (
-            number,
-            "no answer: the process was stopped"
-            if ready == []
-            else f"the process died, status {status}",
-        )
+        died = f"the process died, status {status}"
+        yield number, died if ready else "no answer: the process was stopped"
 
 
 def _child(drawn: Sequence[Target], numbers: range, seed: int, work: Path, writing: int) -> None:
     """Never returns."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (open until the child ends)
     faulthandler.disable()  # the parent tells how a child died
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _too_long)

@@ -190,7 +190,8 @@ def _of_text(root: Path) -> list[Target]:
             for unit in SplitText(data(folder, file.name), "train").units(whole_characters=True):
                 b"".join(unit.blocks)
 
-    # The name of an entry depends on the place of the text, so the cache is of this text, and mutants have a copy of the cache.
+    # The name of a cache entry depends on the path of the text. So the cache is made of this text,
+    # and each mutant gets a copy of the cache.
     text = data(cached, "plain.txt")
     whole = prepare(text, "train")
     expected = whole.read(0, len(whole))

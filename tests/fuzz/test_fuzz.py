@@ -1,4 +1,4 @@
-"""Two thousand mutants of every kind of file are read or refused, and nothing else; and the fuzzer itself sees what fails."""
+"""Two thousand mutants of every kind of file are read or refused, and the fuzzer sees faults."""
 
 import random
 import time

@@ -1,4 +1,7 @@
-"""A byte-level model that knows one sentence by heart, and its checkpoint folder, for the programs that people use on models."""
+"""A byte-level model that knows one sentence by heart, and its checkpoint folder.
+
+The tests in this folder run other people's programs on it.
+"""
 
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from hgrn.data.tokenizer import (
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 
 # Characters of one to four bytes, and a new line, at which streamers begin afresh.
-SENTENCE = "Grüße aus 東京 \N{SLIGHTLY SMILING FACE}, naïve café – 7 €.\n"
+SENTENCE = "Grüße aus 東京 \N{SLIGHTLY SMILING FACE}, naïve café - 7 €.\n"
 CONFIG = dict(
     vocab_size=BYTE_VOCAB_SIZE,
     hidden_size=32,

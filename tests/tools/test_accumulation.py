@@ -1,4 +1,4 @@
-"""transformers' Trainer on the heads: the parts of an accumulated step weigh what the whole batch does."""
+"""transformers' Trainer: an accumulated step equals a step on the whole batch."""
 
 import warnings
 

@@ -1,4 +1,7 @@
-"""lm-eval on a saved folder, by path, in a program that never imports hgrn: its figures are those computed by hand."""
+"""lm-eval on a saved folder, in a program that never imports hgrn.
+
+Its figures equal those that we compute by hand.
+"""
 
 import json
 import math
@@ -52,7 +55,7 @@ metric_list: [{metric: exact_match}]
 QUESTIONS = [
     {"question": "Grüße aus", "choices": [" 東京", " Köln", "!"], "answer": 0},
     {"question": "naïve", "choices": [" Kunst", " café", " Tee"], "answer": 1},
-    {"question": "– 7", "choices": [" Dollar", " €", " £"], "answer": 1},
+    {"question": "- 7", "choices": [" Dollar", " €", " £"], "answer": 1},
     {"question": "Grüße", "choices": [" aus", " an", " und"], "answer": 2},
 ]
 # The first is longer than twice the 2048 tokens that lm-eval reads at once unless told otherwise.
@@ -66,7 +69,8 @@ folder, tasks = sys.argv[1:]
 results = simple_evaluate(
     model="hf", model_args=dict(pretrained=folder, trust_remote_code=True, max_length=100_000),
     tasks=["choice", "perplexity", "saying"],
-    task_manager=TaskManager(include_path=tasks, include_defaults=False), device="cpu", batch_size=2, bootstrap_iters=0,
+    task_manager=TaskManager(include_path=tasks, include_defaults=False),
+    device="cpu", batch_size=2, bootstrap_iters=0,
 )
 said = [[pair[0] for pair in row["filtered_resps"]] for row in results["samples"]["choice"]]
 print(json.dumps({"results": results["results"], "choice": said}))

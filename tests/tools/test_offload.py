@@ -1,4 +1,7 @@
-"""Weights that lie on a disk until their layer runs, as `device_map` of transformers does where memory is short."""
+"""Weights that lie on a disk until their layer runs.
+
+This is what `device_map` of transformers does where memory is short.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""LoRA adapters of peft: trained, saved alone, loaded and merged; generation follows the adapter."""
+"""LoRA adapters of peft: trained, saved alone, loaded, merged; generation follows them."""
 
 import copy
 

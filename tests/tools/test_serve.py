@@ -1,4 +1,7 @@
-"""`transformers serve` on a saved folder, by the documented command: it answers completions, at once and streamed."""
+"""`transformers serve` on a saved folder, by the documented command.
+
+It answers completions, at once and streamed.
+"""
 
 import json
 import re

@@ -69,7 +69,10 @@ def test_the_loss_falls(untrained, tmp_path):
 
 
 def accumulated(model, out, at_once) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and losses after steps of 4 lines, so many at once; the steps are in proportion to the gradients."""
+    """Weights and losses after steps of 4 lines, `at_once` of them together.
+
+    The steps are in proportion to the gradients.
+    """
     done = trainer(
         copy.deepcopy(model),
         out,

@@ -1,7 +1,6 @@
 """Text, images and labelled sequences in, batches out.
 
-`text` says where text comes from, `files` reads it, `encoding` turns it into tokens, `tokens` keeps them on
-disk, `sampling` draws batches in the order of `shuffle`, `tokenizer` makes, loads and trains tokenizers.
-`images` and `lra` are rooms of their own. What the three share: `position` of a sampler, `labelled` batches, `hub`.
-Import from those modules.
+Text goes through `text` (what a recipe says), `files` and `records` (reading), `encoding` (tokens),
+`tokens` (kept on disk) and `sampling` (batches). `images` and `lra` are rooms of their own. Import
+from the modules.
 """

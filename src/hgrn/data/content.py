@@ -1,11 +1,10 @@
-"""What a file is by its first bytes, whatever its name says: text, or something else."""
-
-from __future__ import annotations
+"""Tells text from other files by their first bytes, whatever their names say."""
 
 import codecs
 
 AS_UTF8 = "save it as UTF-8 (iconv -f {encoding} -t UTF-8 FILE > NEW)"
-# What text may not begin with. UTF-32 stands before UTF-16, whose mark is the beginning of its own.
+# (first bytes, what the file is, the remedy). UTF-32 comes before UTF-16, because its mark begins
+# with the mark of UTF-16.
 BEGINNINGS = (
     (codecs.BOM_UTF32_LE, "text in UTF-32", AS_UTF8.format(encoding="UTF-32")),
     (codecs.BOM_UTF32_BE, "text in UTF-32", AS_UTF8.format(encoding="UTF-32")),
@@ -38,17 +37,14 @@ BEGINNINGS = (
         for protocol in range(2, 6)
     ),
 )
-BZIP2_BLOCK = (
-    b"1AY&SY",
-    b"\x17rE8P\x90",
-)  # behind the mark and a digit; a text may begin with the mark alone
+# A text may begin with "BZh". In a bzip2 file one of these follows that mark and a digit.
+BZIP2_BLOCK = (b"1AY&SY", b"\x17rE8P\x90")
 
 
 def not_text(head: bytes) -> tuple[str, str] | None:
-    """What a file that begins with `head` is, and what to do; None where it may be text.
+    """What a file that begins with `head` is, and the remedy; None if it may be text.
 
-    Text holds no NUL bytes: it is in UTF-8, or another encoding that keeps the bytes of ASCII, as
-    Latin-1 does. A single one among a hundred others may have strayed into it.
+    Text in UTF-8 or Latin-1 holds no NUL bytes. We forgive a single one among a hundred others.
     """
     for beginning, what, remedy in BEGINNINGS:
         if head.startswith(beginning) and (beginning != b"BZh" or head[4:10] in BZIP2_BLOCK):

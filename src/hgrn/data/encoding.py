@@ -1,4 +1,4 @@
-"""Text into tokens, as a stream: documents one after another, with the end-of-text token between them."""
+"""Turns text into a stream of tokens, with the end-of-text token between documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,8 +34,9 @@ BATCH_TEXTS = 4096  # so that empty lines end a batch too
 class Encoded:
     """A stretch of the token stream.
 
-    starts: where documents start, relative to the stretch. num_bytes: the text that it covers; an
-    end-of-text token covers the newline that it replaces (documents: line), otherwise nothing.
+    starts: where documents start, relative to the stretch.
+    num_bytes: how much text the tokens cover. An end-of-text token covers the newline that it
+        replaces (`documents: line`), otherwise nothing.
     """
 
     tokens: np.ndarray
@@ -60,7 +61,9 @@ class ByteEncoder:
             ending = b""
             for block in unit.blocks:
                 block = ending + block
-                if self.by_line:  # the newline that ends a unit starts no further line
+                # Each newline becomes an end-of-text token, which starts the next document. The
+                # last newline of a unit starts none, so it waits until more text follows.
+                if self.by_line:
                     ending = b"\n" if block.endswith(b"\n") else b""
                     block = block.removesuffix(b"\n")
                 tokens = bytes_to_ids(block)
@@ -85,8 +88,9 @@ class TextEncoder:
         vocabulary = tokenizer.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = tokenizer.eos_token_id
-        if tokenizer.is_fast:
-            content = tokenizer.backend_tokenizer.to_str()
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            content = backend.to_str()
         else:
             content = json.dumps(vocabulary, sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()
@@ -113,15 +117,18 @@ class TextEncoder:
 
     def first_token_bytes(self, token: int) -> int:
         """Exact, unless the token ends inside a character."""
-        return (
-            int(self.by_line)
-            if token == self.eos_id
-            else len(self.tokenizer.decode([token]).encode())
-        )
+        if token == self.eos_id:
+            return int(self.by_line)
+        text = self.tokenizer.decode([token])
+        assert isinstance(text, str)  # one text, because these are the ids of one
+        return len(text.encode())
 
 
 def make_encoder(tokenizer: str, by_line: bool) -> ByteEncoder | TextEncoder:
-    """The encoder for a tokenizer's name or path. A saved byte tokenizer is recognised, takes any bytes."""
+    """The encoder for a tokenizer's name or path.
+
+    A saved byte tokenizer is recognised, because only `ByteEncoder` takes bytes that are no text.
+    """
     if tokenizer == BYTES:
         return ByteEncoder(by_line)
     loaded = load_tokenizer(tokenizer)
@@ -129,7 +136,7 @@ def make_encoder(tokenizer: str, by_line: bool) -> ByteEncoder | TextEncoder:
 
 
 def read_text(units: Iterable[Unit]) -> Iterator[str]:
-    """The text of documents one after the other, in pieces of a bounded size; for training a tokenizer."""
+    """The text of all documents in pieces of bounded size, for training a tokenizer."""
     return (text for text, _ in _pieces(units, by_line=False))
 
 
@@ -160,9 +167,10 @@ def _batches(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, boo
 
 
 def _pieces(units: Iterable[Unit], by_line: bool) -> Iterator[tuple[str, bool]]:
-    """Documents as (text, whether it starts a document); long ones cut, after a newline where there is one.
+    """Documents as (text, whether it starts a document). Long ones are cut, best at a newline.
 
-    The cut makes tokens of it that the whole might not have, once in `PIECE` characters.
+    Tokens at a cut may differ from those of the uncut text. That happens at most once in `PIECE`
+    characters, and it bounds the memory that a tokenizer needs.
     """
     for unit in units:
         rest = ""
@@ -186,6 +194,7 @@ def _pieces(units: Iterable[Unit], by_line: bool) -> Iterator[tuple[str, bool]]:
 
 
 def _characters(unit: Unit) -> Iterator[str]:
+    # A character may lie across two blocks: the decoder keeps its first bytes until the rest comes.
     decoder = codecs.getincrementaldecoder("utf-8")()
     end = unit.offset
     try:
@@ -194,6 +203,7 @@ def _characters(unit: Unit) -> Iterator[str]:
             yield decoder.decode(block)
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
+        # `error.object` is what the decoder still had: the last block and bytes kept before it.
         position = end - len(error.object) + error.start
         byte = error.object[error.start]
         raise UserError(

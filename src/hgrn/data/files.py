@@ -1,14 +1,13 @@
-"""Files of text: what an entry of a recipe stands for, and how its bytes or records are read.
+"""Finds and reads the files of text that a recipe names.
 
-Plain text is a stream of bytes; JSON Lines (`.jsonl`, `.ndjson`), `.json`, `.csv`, `.tsv` and
-`.parquet` are streams of records. Each may be compressed. Nothing here holds more of a file than one
-block or one record.
+Plain text is a stream of bytes. JSON Lines (`.jsonl`, `.ndjson`), `.json`, `.csv`, `.tsv` and
+`.parquet` are streams of records. Each may be compressed. Nothing here holds more of a file than
+one block or one record.
 """
 
 from __future__ import annotations
 
 import bz2
-import difflib
 import glob
 import gzip
 import hashlib
@@ -24,7 +23,7 @@ from typing import BinaryIO
 
 from hgrn.data import records
 from hgrn.data.content import not_text
-from hgrn.errors import UserError
+from hgrn.errors import UserError, near
 
 BLOCK = 1 << 22  # bytes read at a time
 CORPUS_PREFIX = "corpus:"
@@ -33,13 +32,13 @@ JSON_LINES = (".jsonl", ".ndjson")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
 RECORDS = (*JSON_LINES, ".json", *DELIMITERS, PARQUET)
-PICKLES = (".pkl", ".pickle")  # the oldest kind of them looks like text
+PICKLES = (".pkl", ".pickle")  # the oldest pickles look like text
 SUFFIXES_IN_FOLDERS = (".txt", ".md", ".jsonl")
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 OTHER_COMPRESSION = (".zst", ".lz4", ".zip", ".7z")
-LONGEST_LINE = (
-    1 << 28
-)  # bytes after decompression: a few bytes of a compressed file can stand for any number of them
+# Bytes after decompression. A limit is needed, because a few compressed bytes can stand for any
+# number of them.
+LONGEST_LINE = 1 << 28
 EDGE = 1 << 20  # bytes at either end of a file that tell two versions of it apart
 
 
@@ -56,7 +55,7 @@ class TextFile:
 
     @property
     def size_on_disk(self) -> int | None:
-        """Bytes of text if that is known without reading, which for a compressed file it is not."""
+        """Bytes of text; None for a compressed file, which would have to be read."""
         return None if _suffix(self.path) in OPENERS else self.path.stat().st_size
 
     def size(self) -> int:
@@ -65,7 +64,7 @@ class TextFile:
         return sum(len(block) for block in self.blocks()) if known is None else known
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The bytes from start to stop (the end if None), in blocks; all but the last are `BLOCK` long."""
+        """The bytes from start to stop (None: the end), in blocks of at most `BLOCK`."""
         with self._open() as stream:
             stream.seek(start)
             left = stop - start if stop is not None else None
@@ -76,10 +75,10 @@ class TextFile:
     def records(
         self, text_field: str = "text", number_field: str | None = None
     ) -> Iterator[tuple[str, dict]]:
-        """Each record with its place, as "file:line". Blank lines are none.
+        """Each record with its place, as "file:line". Blank lines are skipped.
 
-        A table has no numbers of its own: `number_field` is read as one. Of parquet only these two
-        columns are read.
+        The fields of a table are text, so `number_field` is turned into a number. Of parquet only
+        these two columns are read.
         """
         suffix = _text_suffix(self.path)
         if suffix in JSON_LINES:
@@ -106,9 +105,9 @@ class TextFile:
         return sum(1 for _ in self.records())
 
     def check_content(self) -> None:
-        """Raises UserError if its first bytes are not those of text; of parquet, its reader tells."""
+        """Raises UserError if the file is no text by its first bytes."""
         suffix = _text_suffix(self.path)
-        if suffix == PARQUET:
+        if suffix == PARQUET:  # its reader checks it
             return
         found = not_text(b"".join(self.blocks(0, EDGE)))
         if suffix in PICKLES:
@@ -119,6 +118,7 @@ class TextFile:
 
     def character_border(self, position: int) -> int:
         """The first byte at or after position that does not continue a UTF-8 character."""
+        # A character has at most three continuing bytes, 0x80 to 0xBF.
         if position == 0:
             return 0
         with self._open() as stream:
@@ -127,7 +127,7 @@ class TextFile:
         return position + len(ahead) - len(ahead.lstrip(bytes(range(0x80, 0xC0))))
 
     def signature(self) -> list:
-        """What changes when the file does, without reading all of it."""
+        """Plain data that changes when the file does, made without reading all of it."""
         if self.name.startswith(CORPUS_PREFIX):  # its mtime is that of the installation
             return [self.path.name, hashlib.sha256(self.path.read_bytes()).hexdigest()]
         digest = hashlib.sha256()
@@ -142,15 +142,19 @@ class TextFile:
         return [self.path.name, stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Each line that is not blank, with its number from 1. Raises UserError for one above `LONGEST_LINE`."""
+        """Each line that is not blank, with its number from 1.
+
+        Raises:
+            UserError: a line is longer than `LONGEST_LINE`.
+        """
         with self._open() as stream:
             number = 0
             while line := stream.readline(LONGEST_LINE + 1):
                 number += 1
                 if len(line) > LONGEST_LINE:
                     raise UserError(
-                        f"{self.name}:{number}: the line has more than {LONGEST_LINE:,} bytes, which no record needs; "
-                        "cut the text into several, or give it as plain text"
+                        f"{self.name}:{number}: the line has more than {LONGEST_LINE:,} bytes, "
+                        "which no record needs; cut the text into several, or give it as plain text"
                     )
                 if not line.isspace():
                     yield number, line
@@ -166,10 +170,10 @@ class TextFile:
 
 
 def expand(entry: str) -> tuple[list[TextFile], str | None]:
-    """The files behind one entry of a recipe (a file, a folder, a glob, `corpus:NAME`), and what is wrong.
+    """The files behind one entry of a recipe, and what is wrong with the entry (or None).
 
-    A folder stands for its .txt, .md and .jsonl files, compressed ones too, at any depth, sorted; hidden
-    files and folders are left out.
+    An entry is a file, a folder, a glob or `corpus:NAME`. A folder stands for its .txt, .md and
+    .jsonl files, compressed ones too, at any depth, sorted. Hidden files and folders are left out.
     """
     if entry.startswith(CORPUS_PREFIX):
         return _expand_corpus(entry)
@@ -213,10 +217,8 @@ def _expand_path(entry: str, path: Path) -> tuple[list[TextFile], str | None]:
 def _expand_corpus(entry: str) -> tuple[list[TextFile], str | None]:
     name = entry.removeprefix(CORPUS_PREFIX)
     if name not in CORPORA:
-        return (
-            [],
-            f"unknown corpus {name!r}; there is {', '.join(CORPUS_PREFIX + each for each in CORPORA)}",
-        )
+        known = ", ".join(CORPUS_PREFIX + each for each in CORPORA)
+        return [], f"unknown corpus {name!r}; there is {known}"
     resource = importlib.resources.files("hgrn.data").joinpath("corpora", CORPORA[name])
     return [TextFile(entry, Path(str(resource)))], None
 
@@ -239,5 +241,5 @@ def _text_suffix(path: Path) -> str:
 def _missing(entry: str, path: Path) -> str:
     if not path.parent.is_dir():
         return f"file {entry} not found: there is no folder {path.parent}"
-    near = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.iterdir()])
-    return f"file {entry} not found" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    siblings = [sibling.name for sibling in path.parent.iterdir()]
+    return f"file {entry} not found{near(path.name, siblings)}"

@@ -1,16 +1,18 @@
 """What batches of labelled examples share, whatever the examples are."""
 
-from __future__ import annotations
-
-from dataclasses import fields, replace
-from typing import Self
+from dataclasses import Field, fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 
 
 class LabelledBatch:
-    """A base for frozen dataclasses of tensors whose first axis is the examples, or None; `labels` is int64 [R]."""
+    """A base for frozen dataclasses of a batch.
 
+    Each field is None or a tensor whose first axis counts the R examples; `labels` is int64 [R].
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # the subclasses are dataclasses
     labels: torch.Tensor
 
     def __len__(self) -> int:
@@ -20,7 +22,10 @@ class LabelledBatch:
         return replace(self, **{name: value.to(device) for name, value in self._present().items()})
 
     def split(self, count: int) -> list[Self]:
-        """So many batches of equally many consecutive examples; the length must be a multiple of count."""
+        """`count` batches of equally many consecutive examples.
+
+        The length must be a multiple of count.
+        """
         parts = {name: value.chunk(count) for name, value in self._present().items()}
         return [
             replace(self, **{name: chunks[part] for name, chunks in parts.items()})
@@ -28,6 +33,6 @@ class LabelledBatch:
         ]
 
     def _present(self) -> dict[str, torch.Tensor]:
-        """By name, everything that is not None."""
+        """The fields that are not None, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in found.items() if value is not None}

@@ -1,10 +1,14 @@
-"""Where a sampler is, as plain data: (epoch, index of the next step in it, seed). What it draws depends on nothing else."""
+"""The position of a sampler as plain data: (epoch, index of its next step, seed).
 
-from __future__ import annotations
+What a sampler draws depends on nothing else, so a resumed run goes on with the same batches.
+"""
 
 
 def check_shares(batch_size: int, rank: int, world: int, **counts: int) -> None:
-    """Raises ValueError unless a batch can be dealt out to the ranks, this being one of them; counts must be at least 1 too."""
+    """Raises ValueError unless a batch can be dealt out equally to the ranks.
+
+    rank: this process, in [0, world). counts: other sizes that must be at least 1.
+    """
     for name, value in {**counts, "batch_size": batch_size, "world": world}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
@@ -15,9 +19,9 @@ def check_shares(batch_size: int, rank: int, world: int, **counts: int) -> None:
 
 
 class Positioned:
-    """What all samplers share: epochs of `steps_per_epoch` steps without end, and a position that can be kept and restored.
+    """What all samplers share: endless epochs, and a position that can be saved and restored.
 
-    what: what is drawn from, for messages.
+    what: the kind of data, for messages.
     """
 
     def __init__(self, what: str, steps_per_epoch: int, seed: int):
@@ -40,11 +44,15 @@ class Positioned:
         return {"epoch": self.epoch, "index": self.index, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a position. Raises ValueError for one that there is not, as after a change of the data or the batch size."""
+        """Go to a position.
+
+        Raises:
+            ValueError: there is no such position, as after a change of the data or the batch size.
+        """
         if not 0 <= state["index"] < self.steps_per_epoch or state["epoch"] < 0:
             raise ValueError(
-                f"position {state} is not in {self._what} of {self.steps_per_epoch} steps per epoch; "
-                "was it saved with other data, or with batches of another size?"
+                f"position {state} is not in {self._what} of {self.steps_per_epoch} steps per "
+                "epoch; was it saved with other data, or with batches of another size?"
             )
         self.epoch = state["epoch"]
         self.index = state["index"]

@@ -1,7 +1,7 @@
-"""Files of records: JSON Lines, JSON, CSV and parquet, each read as a stream of dictionaries.
+"""Reads files of records (JSON Lines, JSON, CSV, parquet) as streams of dictionaries.
 
-Nothing here holds more of a file than one record and one block (of parquet, one row group of the
-columns wanted).
+Nothing here holds more of a file than one record and one block. Of parquet that is one row group of
+the wanted columns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 BLOCK = 1 << 20  # characters of a JSON file read at a time
 LARGEST = 1 << 28  # characters of one record of a JSON or CSV file
 PARQUET_ROWS = 256  # read at a time
-SPACE = re.compile(r"[ \t\r\n]*")
+SPACE = re.compile(r"[ \t\r\n]*")  # what may stand between the values of JSON
 
 
 class Ambiguous(dict):
@@ -46,8 +46,8 @@ def json_lines(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[tuple[
             raise UserError(f"{where}: not valid JSON: {_reason(error)}") from None
         if not isinstance(value, dict):
             raise UserError(
-                f"{where}: every line must be a JSON object; got {type(value).__name__} (an array of objects "
-                "is read from a file called .json)"
+                f"{where}: every line must be a JSON object; got {type(value).__name__} "
+                "(an array of objects is read from a file called .json)"
             )
         yield where, _unambiguous(value, where)
 
@@ -74,6 +74,7 @@ def csv_rows(
     stream: TextIO, name: str, delimiter: str, number_field: str | None
 ) -> Iterator[tuple[str, Record]]:
     """The rows of a table with a header. All fields are text, but for `number_field`."""
+    # Python refuses fields above 128 KiB otherwise, which texts of books are.
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST))
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
     header = None
@@ -93,8 +94,8 @@ def csv_rows(
                 raise UserError(
                     f"{where}: the row has {len(row)} fields, and the header {len(header)}"
                 )
-            record = dict(zip(header, row))
-            if number_field in record:
+            record: Record = dict(zip(header, row))
+            if number_field is not None and number_field in record:
                 record[number_field] = _number(record[number_field])
             yield where, record
     except (csv.Error, UnicodeDecodeError) as error:
@@ -106,15 +107,19 @@ def csv_rows(
 def parquet_rows(
     stream: BinaryIO, name: str, wanted: list[str] | None
 ) -> Iterator[tuple[str, Record]]:
-    """The rows of a parquet file; of the columns wanted if the first of them is there, else of all."""
+    """The rows of a parquet file.
+
+    Only the wanted columns are read, unless the first of them is missing: then all are, so that a
+    message can name them.
+    """
     import pyarrow
 
     try:
         file = _parquet(stream)
         names = file.schema_arrow.names
-        columns = (
-            [each for each in wanted if each in names] if wanted and wanted[0] in names else None
-        )
+        columns = None
+        if wanted and wanted[0] in names:
+            columns = [each for each in wanted if each in names]
         number = 0
         for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
             for record in batch.to_pylist():
@@ -160,7 +165,7 @@ def _values(text: _Characters) -> Iterator[Any]:
 
 
 class _Characters:
-    """The characters of a stream, of which those before position `at` may be forgotten."""
+    """The characters of a stream, read as they are needed; those before `at` are forgotten."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -170,7 +175,9 @@ class _Characters:
     def peek(self) -> str:
         """The next character that is not white space; "" at the end."""
         while True:
-            self.at = SPACE.match(self.buffer, self.at).end()
+            space = SPACE.match(self.buffer, self.at)
+            assert space is not None  # it matches the empty string
+            self.at = space.end()
             if self.at < len(self.buffer):
                 return self.buffer[self.at]
             if not self._more():
@@ -187,14 +194,16 @@ class _Characters:
             try:
                 value, self.at = DECODER.raw_decode(self.buffer, self.at)
                 return value
-            except json.JSONDecodeError:  # perhaps because its end has not been read yet
+            except json.JSONDecodeError:
+                # Perhaps the end of the value has not been read yet: read on and try again.
                 if len(self.buffer) - self.at > LARGEST:
                     raise ValueError(f"no end within {LARGEST} characters") from None
                 if not self._more():
                     raise
 
     def _more(self) -> bool:
-        """Read as much again as is waiting, so that a long value is not begun anew too often."""
+        """Reads on; False at the end."""
+        # We read as much as is waiting, so that the tries for a long value grow by doubling.
         fresh = self.stream.read(max(BLOCK, len(self.buffer) - self.at))
         self.buffer = self.buffer[self.at :] + fresh
         self.at = 0
@@ -204,13 +213,13 @@ class _Characters:
 def _unambiguous(record: Record, where: str) -> Record:
     if isinstance(record, Ambiguous):
         raise UserError(
-            f"{where}: a key stands twice in the object, so that it is not clear which value is meant"
+            f"{where}: a key stands twice in the object, so it is not clear which value is meant"
         )
     return record
 
 
 def _number(text: str) -> float | str:
-    """The number that a field of a table is, or the text as it is."""
+    """A table's field as a number, or as the text that it is."""
     try:
         return float(text)
     except ValueError:

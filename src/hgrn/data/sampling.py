@@ -1,4 +1,4 @@
-"""Batches from tokens. Which batch comes next depends on the position alone: (epoch, index, seed).
+"""Draws batches of text. The next batch depends on the position alone: (epoch, index, seed).
 
 Shapes: B sequences of a step (over all ranks), T block size, R rows of this rank or micro-batch.
 """
@@ -25,9 +25,11 @@ Mode = Literal["reset", "carry", "documents"]
 class Batch:
     """Sequences and, at each position, the token that follows.
 
-    input_ids, labels: int64 [R, T], or [1, R * T] when packed; labels are -100 where nothing is to be
-    predicted. cu_seqlens: None, or int32 borders of the sequences in a packed row, 0 first and R * T last.
-    restart: state from the batch before must be dropped. block_size: T.
+    input_ids, labels: int64 [R, T], or [1, R * T] when packed. Labels are -100 where there is
+        nothing to predict.
+    cu_seqlens: None, or int32 borders of the sequences in a packed row, from 0 to R * T.
+    restart: whether the state of the batch before must be dropped.
+    block_size: T.
     """
 
     input_ids: torch.Tensor
@@ -42,7 +44,11 @@ class Batch:
         return self.input_ids.numel() // self.block_size
 
     def split(self, parts: int) -> list[Batch]:
-        """Micro-batches of equally many blocks, in order. Raises ValueError if parts does not divide them."""
+        """Micro-batches of equally many blocks, in order.
+
+        Raises:
+            ValueError: parts does not divide the number of blocks.
+        """
         if parts < 1 or self.num_blocks % parts:
             raise ValueError(
                 f"parts must divide the {self.num_blocks} blocks of the batch; got {parts}"
@@ -52,6 +58,7 @@ class Batch:
                 replace(self, input_ids=ids, labels=labels)
                 for ids, labels in zip(self.input_ids.chunk(parts), self.labels.chunk(parts))
             ]
+        # A packed row is cut between blocks, so every border of a sequence falls into one part.
         width = self.input_ids.shape[1] // parts
         micro = []
         for start in range(0, self.input_ids.shape[1], width):
@@ -79,17 +86,22 @@ class Batch:
 class BlockSampler(Positioned):
     """Endless batches of contiguous blocks.
 
-    batch_size is B, the sequences of a step over all ranks; each rank takes its slice of consecutive rows,
-    and the rows of a step do not depend on world. The mode says what a sequence may know of the text before:
+    batch_size is B, the sequences of a step over all ranks. Each rank takes its slice of
+    consecutive rows; the rows of a step do not depend on the number of ranks. The mode says what a
+    sequence may know of the text before it:
 
-    - "reset": nothing. Block i is tokens [iT, iT + T); an epoch takes every block once, in an order of its
-      own, and leaves out the last incomplete block and batch.
-    - "carry": everything back to the start of the epoch. Row b of successive steps reads on through one of B
-      adjacent stretches of the text, whose borders differ between epochs; an epoch's first step restarts.
-    - "documents": as reset, and nothing across the start of a document either. The blocks lie end to end in
-      one packed row, cut at every document; the last token of a document predicts nothing.
+    - "reset": nothing. Block i is tokens [iT, iT + T). An epoch takes every block once, in an order
+      of its own, and leaves out the last incomplete block and batch.
+    - "carry": everything back to the start of the epoch. Row b of successive steps reads on through
+      one of B adjacent stretches of the text. Their borders differ between epochs, and the first
+      step of an epoch restarts.
+    - "documents": as reset, and nothing across the start of a document either. The blocks lie end
+      to end in one packed row, cut at every document. The last token of a document predicts
+      nothing.
 
-    Raises UserError if the text is too short for one step, ValueError for sizes that do not fit each other.
+    Raises:
+        UserError: the text is too short for one step.
+        ValueError: sizes do not fit each other.
     """
 
     def __init__(
@@ -112,7 +124,8 @@ class BlockSampler(Positioned):
         self._rows = np.arange(batch_size)[
             rank * batch_size // world : (rank + 1) * batch_size // world
         ]
-        # The last label needs one token more; carry leaves T tokens free, by which borders can move.
+        # The last label needs one token more. "carry" leaves T tokens free, so that borders can
+        # move.
         margin = block_size if mode == "carry" else 1
         super().__init__("a text", max(len(tokens) - margin, 0) // (block_size * batch_size), seed)
         if self.steps_per_epoch == 0:
@@ -150,9 +163,8 @@ class BlockSampler(Positioned):
         labels = tokens[:, 1:].copy()
         borders = []
         for row, start in enumerate(starts.tolist()):
-            documents = (
-                self.tokens.document_starts(start + 1, start + size + 1) - start
-            )  # in [1, T]
+            # Counted from the block's first token, so in [1, T].
+            documents = self.tokens.document_starts(start + 1, start + size + 1) - start
             labels[row, documents - 1] = IGNORED
             borders += [row * size, *(row * size + documents[documents < size]).tolist()]
         borders.append(labels.size)
@@ -168,7 +180,5 @@ class BlockSampler(Positioned):
         cu_seqlens: torch.Tensor | None,
         restart: bool,
     ) -> Batch:
-        input_ids, labels = (
-            torch.from_numpy(np.ascontiguousarray(array)) for array in (input_ids, labels)
-        )
-        return Batch(input_ids, labels, cu_seqlens, restart, self.block_size)
+        ids, targets = (torch.from_numpy(np.ascontiguousarray(x)) for x in (input_ids, labels))
+        return Batch(ids, targets, cu_seqlens, restart, self.block_size)

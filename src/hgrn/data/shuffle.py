@@ -1,12 +1,10 @@
-"""A shuffled order as a function of position: any part of it costs the same, and none of it is kept.
+"""Computes a shuffled order from the position, so that no order is ever stored.
 
-The order of 100 million blocks needs no table, a resumed run starts at once, and the numbers are the same
-under every release of every library. The method is a Feistel network over the indices, with cycle walking
-(Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), its keys from SplitMix64 (Steele, Lea and
-Flood, "Fast splittable pseudorandom number generators", 2014).
+The order of 100 million blocks needs no table, a resumed run starts at once, and the numbers are
+the same under every release of every library. The method is a Feistel network over the indices with
+cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Its keys come from
+SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
 """
-
-from __future__ import annotations
 
 import numpy as np
 
@@ -23,6 +21,8 @@ def shuffled(positions: np.ndarray, length: int, seed: int, epoch: int) -> np.nd
     half = max((length - 1).bit_length() + 1, 4) // 2  # bits; the network permutes range(4 ** half)
     keys = [np.uint64(hashed(seed, epoch, number)) for number in range(ROUNDS)]
     values = _network(positions.astype(np.uint64), half, keys)
+    # The network permutes more numbers than we have. Where it leaves our range we apply it again:
+    # a walk along a cycle of a permutation must come back into the range it began in.
     while (outside := values >= length).any():
         values[outside] = _network(values[outside], half, keys)
     return values.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Where text comes from: what a recipe says about it, what is wrong with that, and the text itself.
+"""The text of a recipe: what its `data` section may say, checks of it, and the text itself.
 
 Examples, as YAML under `data:` of a recipe:
 
@@ -6,7 +6,8 @@ Examples, as YAML under `data:` of a recipe:
     splits: {train: {span: [0, 0.9]}, validation: {span: [0.9, 0.95]}, test: {span: [0.95, 1]}}
 
     files: [sotu.jsonl.gz]
-    splits: {train: {select: {field: year, below: 1980}}, test: {select: {field: year, minimum: 2000}}}
+    splits: {train: {select: {field: year, below: 1980}}, test: {select: {field: year, minimum:
+    2000}}}
 
     dataset: wikitext
     config: wikitext-103-raw-v1
@@ -16,17 +17,16 @@ Examples, as YAML under `data:` of a recipe:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hgrn.data.files import TextFile, expand
 from hgrn.data.hub import load_split
 from hgrn.data.tokenizer import BYTES, missing_local_tokenizer
-from hgrn.errors import UserError
+from hgrn.errors import UserError, near
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,11 +47,13 @@ class Select:
 class TextSplit:
     """Which part of the text a split is: all of it, or a `span`, or what `select` keeps.
 
-    span, (start, end) with 0 <= start < end <= 1, is a fraction of the bytes of all files together (of the
-    records, for JSON Lines and datasets), from int(start * n) to before int(end * n). Where text must be
-    whole UTF-8 characters, for any tokenizer but the byte tokenizer, a cut moves to the next one.
-    name is the split's name inside the dataset, its own name here if None. files are used instead of the
-    files or dataset of all splits.
+    span: (start, end) with 0 <= start < end <= 1, fractions of the n bytes of all files together
+    (of
+        the records, for JSON Lines and datasets). The split is int(start * n) to before int(end *
+        n). Every tokenizer but the byte tokenizer needs whole UTF-8 characters: there a cut moves
+        to the start of the next one.
+    name: the split's name inside the dataset; its own name here if None.
+    files: used instead of the files or dataset of all splits.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -67,10 +69,12 @@ class TextData:
     """Text, how it is cut into documents and splits, and its tokenizer.
 
     files: text files, files of records (JSON Lines, JSON, CSV, parquet), folders, globs,
-    `corpus:shakespeare`. dataset: a Hugging Face dataset (name or folder) with its config. text_field:
-    the field of a record or column that holds the text. documents: "file" takes each file or record as
-    one document, "line" each line of them. tokenizer: "bytes", or a name or path for `load_tokenizer`.
-    cache: the folder of tokenised text, None for the user's cache folder.
+        `corpus:shakespeare`.
+    dataset: a Hugging Face dataset (name or folder) with its config.
+    text_field: the field of a record, or the column, that holds the text.
+    documents: "file" takes each file or record as one document, "line" each of their lines.
+    tokenizer: "bytes", or a name or path for `load_tokenizer`.
+    cache: the folder of tokenised text; None for the user's cache folder.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -86,20 +90,15 @@ class TextData:
 
 
 def problems(data: TextData, required: Sequence[str] = ("train",)) -> list[str]:
-    """Everything that is wrong and can be told without reading text or asking a network; empty if nothing is.
+    """Everything that is wrong, as far as it shows without reading text or asking a network.
 
     required: the splits that the caller is going to use.
     """
     found = _source_problems(data)
     for name in required:
         if name not in data.splits:
-            near = difflib.get_close_matches(name, data.splits, n=1)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"there is {', '.join(data.splits) or 'none'}"
-            )
-            found.append(f"splits: {name} is missing; {hint}")
+            hint = near(name, data.splits) or f"; there is {', '.join(data.splits) or 'none'}"
+            found.append(f"splits: {name} is missing{hint}")
     if data.files is not None:
         found += [f"files: {problem}" for problem in _expand_all(data.files)[1]]
     for name in data.splits:
@@ -108,7 +107,7 @@ def problems(data: TextData, required: Sequence[str] = ("train",)) -> list[str]:
 
 
 def split_problems(data: TextData, split: str) -> list[str]:
-    """What is wrong with one split apart from the files that it shares with others."""
+    """Everything that is wrong with one split, but for the files that it shares with others."""
     part = data.splits[split]
     found = []
     if part.files is not None:
@@ -137,9 +136,9 @@ def split_problems(data: TextData, split: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Unit:
-    """A file (or the part of it in a split) or a record, as blocks of bytes.
+    """A record, or a file (the part of it that is in a split), as blocks of bytes.
 
-    where and offset say for a message where its first byte is.
+    where, offset: the place of its first byte, for messages.
     """
 
     where: str
@@ -148,14 +147,20 @@ class Unit:
 
 
 class SplitText:
-    """The text of one split, found but not read. Raises UserError for whatever is wrong with it."""
+    """The text of one split, found but not read.
+
+    Raises:
+        UserError: something is wrong with it.
+    """
 
     def __init__(self, data: TextData, split: str):
         if split not in data.splits:
             raise UserError(
                 f"data has no split {split!r}; there is {', '.join(data.splits) or 'none'}"
             )
-        self.data, self.split, self.part = data, split, data.splits[split]
+        self.data = data
+        self.split = split
+        self.part = data.splits[split]
         self.files: list[TextFile] = []
         self.dataset: Dataset | None = None
         entries = self.part.files if self.part.files is not None else data.files
@@ -173,19 +178,23 @@ class SplitText:
     @property
     def name(self) -> str:
         """What messages call the text."""
-        names = [file.name for file in self.files] if self.dataset is None else [self.data.dataset]
-        return f"split {self.split!r} of {', '.join(names[:3])}" + (
-            ", ..." if len(names) > 3 else ""
-        )
+        names = [str(self.data.dataset)]
+        if self.dataset is None:
+            names = [file.name for file in self.files]
+        more = ", ..." if len(names) > 3 else ""
+        return f"split {self.split!r} of {', '.join(names[:3])}{more}"
 
     @property
     def total_bytes(self) -> int | None:
-        """Bytes of text if known without reading, for a progress bar; of records, None."""
-        sizes = [None if file.has_records else file.size_on_disk for file in self.files]
-        if not sizes or None in sizes:
-            return None
-        start, stop = self._cut(sum(sizes))
-        return stop - start
+        """Bytes of text, for a progress bar; None if they would have to be read."""
+        total = 0
+        for file in self.files:
+            size = None if file.has_records else file.size_on_disk
+            if size is None:
+                return None
+            total += size
+        start, stop = self._cut(total)
+        return stop - start if self.files else None
 
     def signature(self) -> list:
         """Plain data that changes when the text does."""
@@ -213,7 +222,7 @@ class SplitText:
     def units(self, whole_characters: bool) -> Iterator[Unit]:
         """The files and records in order, cut to the split."""
         if self.dataset is not None:
-            yield from self._record_units(self._rows())
+            yield from self._record_units(self._rows(self.dataset))
         elif self.part.span is None:
             for file in self.files:
                 if file.has_records:
@@ -230,7 +239,7 @@ class SplitText:
     def _byte_span(self, whole_characters: bool) -> Iterator[Unit]:
         sizes = [file.size() for file in self.files]
         first, last = self._cut(sum(sizes))
-        begin = 0
+        begin = 0  # of the current file, in the bytes of all files together
         for file, size in zip(self.files, sizes):
             start = max(first - begin, 0)
             stop = min(last - begin, size)
@@ -250,13 +259,16 @@ class SplitText:
             if self.part.select is None or _selected(record, self.part.select, where):
                 yield Unit(where, 0, (_text_of(record, self.data.text_field, where),))
 
-    def _rows(self) -> Iterator[tuple[str, dict]]:
-        wanted = [self.data.text_field, *([self.part.select.field] if self.part.select else [])]
-        present = self.dataset.column_names
-        rows = self.dataset.select_columns([column for column in present if column in wanted])
+    def _rows(self, dataset: Dataset) -> Iterator[tuple[str, dict]]:
+        wanted = [self.data.text_field]
+        if self.part.select is not None:
+            wanted.append(self.part.select.field)
+        # Other columns may be large, and reading them would cost time.
+        present = [column for column in dataset.column_names if column in wanted]
+        rows = dataset.select_columns(present)
         first, last = self._cut(len(rows))
         for number, row in enumerate(rows.select(range(first, last)), start=first):
-            yield f"{self.data.dataset}, record {number}", row
+            yield f"{self.data.dataset}, record {number}", cast(dict, row)
 
     def _cut(self, length: int) -> tuple[int, int]:
         start, stop = self.part.span or (0.0, 1.0)
@@ -306,7 +318,7 @@ def _expand_all(entries: list[str]) -> tuple[list[TextFile], list[str]]:
 
 
 def _load_dataset(data: TextData, name: str) -> Dataset:
-    loaded = load_split(data.dataset, data.config, name)
+    loaded = load_split(str(data.dataset), data.config, name)
     if data.text_field not in loaded.column_names:
         raise UserError(
             f"dataset {data.dataset!r} has no column {data.text_field!r}; set text_field to one "

@@ -1,10 +1,10 @@
-"""Tokenizers: bytes by default, any Hugging Face tokenizer by name or folder, and how to train one."""
+"""Tokenizers: bytes by default, any Hugging Face tokenizer, and how to train one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -28,9 +28,9 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """The 256 bytes at ids 0 to 255 in byte order, then `<bos>` 256, `<eos>` 257, `<pad>` 258.
 
-    Text that spells "<eos>" is encoded as its five bytes (`split_special_tokens`); pass
-    `split_special_tokens=False` in a call to have it read as the special token. Bytes that are not UTF-8
-    cannot be written as a `str`: `bytes_to_ids` and `ids_to_bytes` take them.
+    Text that spells "<eos>" is encoded as its five bytes (`split_special_tokens`). Pass
+    `split_special_tokens=False` in a call to have it read as the special token. Bytes that are not
+    UTF-8 cannot be written as a `str`: `bytes_to_ids` and `ids_to_bytes` take them.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -66,7 +66,13 @@ def is_byte_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """ "bytes", a Hugging Face name, a folder that `save_pretrained` wrote, or a `tokenizer.json` file."""
+    """Loads a tokenizer.
+
+    name: "bytes", a Hugging Face name, a folder that `save_pretrained` wrote, or a tokenizer.json.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
     if name == BYTES:
         return byte_tokenizer()
     if missing := missing_local_tokenizer(name):
@@ -78,27 +84,25 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if path.is_file():
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
         else:
-            # Without the word, transformers asks on a terminal whether to run code that the folder brings along.
+            # Without `trust_remote_code`, transformers asks on a terminal whether to run code that
+            # the folder brings along.
             tokenizer = AutoTokenizer.from_pretrained(
                 str(path) if path.is_dir() else name, trust_remote_code=False
             )
-        tokenizer.decode(
-            tokenizer("a")["input_ids"]
-        )  # transformers takes settings of any type, and fails over them in use
+        # transformers accepts settings of any type, and fails only when they are used.
+        tokenizer.decode(tokenizer("a")["input_ids"])
         return tokenizer
-    except (
-        Exception
-    ) as error:  # the Rust backend raises plain Exception for a file that it cannot parse
+    except Exception as error:  # the Rust backend raises plain Exception for a file it cannot parse
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f'tokenizer {name!r} cannot be loaded: {reason}. Give "bytes", the name of a tokenizer on the '
-            "Hugging Face hub (with a network connection, or downloaded before), a folder with a "
-            "tokenizer.json, or make one with `hgrn tokenizer train`"
+            f'tokenizer {name!r} cannot be loaded: {reason}. Give "bytes", the name of a tokenizer '
+            "on the Hugging Face hub (with a network connection, or downloaded before), a folder "
+            "with a tokenizer.json, or make one with `hgrn tokenizer train`"
         ) from error
 
 
 def missing_local_tokenizer(name: str) -> str | None:
-    """What is wrong with a tokenizer named as a path, without loading anything; None if nothing is."""
+    """What is wrong with a tokenizer's name or path, without loading it; None if nothing is."""
     if not name.strip():
         return 'tokenizer is empty; give "bytes", a name or a path'
     is_path = name.startswith(("/", "./", "../", "~")) or name.endswith(".json")
@@ -107,15 +111,21 @@ def missing_local_tokenizer(name: str) -> str | None:
     except (OSError, ValueError) as error:  # too long, forbidden, ~ of nobody (a UserError)
         return f"tokenizer {name!r} cannot be looked up: {error}"
     if is_path and not exists:
-        return f"tokenizer {name!r} is a path that does not exist; `hgrn tokenizer train` makes a tokenizer"
+        return (
+            f"tokenizer {name!r} is a path that does not exist; "
+            "`hgrn tokenizer train` makes a tokenizer"
+        )
     return None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE with `<bos>` 0, `<eos>` 1, `<pad>` 2 and save it where `AutoTokenizer` finds it.
+    """Trains a byte-level BPE and saves it so that `AutoTokenizer` finds it.
 
-    vocab_size counts the special tokens and the 256 bytes; a small text may give fewer. Raises UserError if
-    vocab_size is below 259 or above 2 ** 24, or `out` holds files already.
+    `<bos>` is 0, `<eos>` 1, `<pad>` 2. vocab_size counts these and the 256 bytes; a small text may
+    give fewer tokens.
+
+    Raises:
+        UserError: vocab_size is below 259 or above 2 ** 24, or `out` holds files already.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -125,9 +135,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
             f"vocab_size must be at least {smallest}, for 256 bytes and {len(SPECIAL_TOKENS)} "
             f"special tokens; got {vocab_size}"
         )
-    if (
-        vocab_size > LARGEST_VOCABULARY
-    ):  # the trainer takes memory for all of it before it reads anything
+    # The trainer allocates the whole vocabulary before it reads anything.
+    if vocab_size > LARGEST_VOCABULARY:
         raise UserError(f"vocab_size must be at most {LARGEST_VOCABULARY}; got {vocab_size}")
     out = Path(out)
     with reading(out, "give another name"):
@@ -154,18 +163,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrai
 
 
 class StreamDecoder:
-    """Turns ids into text as they arrive, holding back characters whose bytes are not all there yet.
+    """Turns ids into text as they arrive, and holds back incomplete characters.
 
-    The pieces joined are `tokenizer.decode` of all ids without special tokens. To continue a prompt, push
-    its ids first and drop what comes back: some tokenizers decode a first word differently.
+    The pieces joined are `tokenizer.decode` of all ids without special tokens. To continue a
+    prompt,
+    push its ids first and drop what comes back: some tokenizers decode a first word differently.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
-        self._ids: list[
-            int
-        ] = []  # from the last complete character on, with the ids before it as context
-        self._shown = ""  # what of their text has been returned
+        # Ids from the last complete character on, and some before it as context.
+        self._ids: list[int] = []
+        # The part of their text that has been returned.
+        self._shown = ""
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that these ids complete, perhaps empty."""
@@ -175,7 +185,8 @@ class StreamDecoder:
         complete = text.rstrip(INCOMPLETE)
         fresh = complete[len(self._shown) :]
         if complete == text and fresh:
-            # Some decoders treat the first token of a text specially, so the newest ids stay as context.
+            # Some decoders treat the first token of a text specially: the newest ids stay as
+            # context.
             self._ids = ids
             self._shown = self._decode(ids)
         else:
@@ -190,9 +201,10 @@ class StreamDecoder:
         return rest
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(
+        text = self._tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        return cast(str, text)  # a list only for a list of lists
 
 
 def _with_special_tokens(backend) -> PreTrainedTokenizerFast:
