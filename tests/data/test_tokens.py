@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgrn.data import tokens as tokens_module
+from hgrn.data.cache import DamagedEntry, EntryWriter, cache_folder
 from hgrn.data.files import expand
 from hgrn.data.text import Select, TextSplit
 from hgrn.data.tokenizer import train_tokenizer
-from hgrn.data.tokens import DamagedEntry, TokenFile, default_cache_folder, prepare
+from hgrn.data.tokens import TokenFile, prepare
 from hgrn.errors import UserError
+from hgrn.files import is_draft
 
 
 @pytest.fixture
@@ -58,11 +60,9 @@ def test_files_on_disk(novel, tmp_path):
     assert np.fromfile(folder / "tokens.bin", np.uint16).tolist() == content(tokens)
     assert np.fromfile(folder / "documents.bin", np.int64).tolist() == [0]
     meta = json.loads((folder / "meta.json").read_text())
-    assert (
-        meta["dtype"] == "uint16"
-        and meta["num_tokens"] == len(tokens)
-        and meta["vocab_size"] == 259
-    )
+    assert meta["arrays"]["tokens.bin"]["dtype"] == "<u2"
+    assert meta["arrays"]["tokens.bin"]["shape"] == [len(tokens)]
+    assert meta["facts"]["vocab_size"] == 259
 
 
 def test_bpe_tokens_and_their_bytes(tmp_path, novel):
@@ -88,7 +88,7 @@ def test_large_vocabulary_takes_four_bytes(tmp_path, make_data):
     (tmp_path / "a.txt").write_text("69999 7 65536\n65535")
     data = make_data([tmp_path / "a.txt"], tokenizer=str(tmp_path / "words"), documents="line")
     tokens = prepare(data, "train")
-    assert tokens.meta.dtype == np.uint32 and tokens.vocab_size == 70_000
+    assert tokens.dtype == np.uint32 and tokens.vocab_size == 70_000
     assert content(tokens) == [69_999, 7, 65_536, 1, 65_535]
     assert tokens.document_starts(0, 5).tolist() == [0, 4]
 
@@ -164,32 +164,37 @@ def test_failed_preparation_leaves_nothing(tmp_path, make_data):
 
 KILLED = """
 import os, signal, sys
-from hgrn.data import tokens
+from hgrn.data import cache, tokens
 from hgrn.data.text import TextData, TextSplit
 
 def die(*args, **settings):
     os.kill(os.getpid(), signal.SIGKILL)
 
-setattr({"os": os, "json": tokens.json}[sys.argv[3]], sys.argv[4], die)
+setattr({"os": os, "json": cache.json}[sys.argv[3]], sys.argv[4], die)
 tokens.prepare(TextData(files=[sys.argv[1]], splits={"train": TextSplit()}, cache=sys.argv[2]), "train")
 """
 
 
-@pytest.mark.parametrize("moment", [("os", "fsync"), ("json", "dump"), ("os", "rename")])
+@pytest.mark.parametrize("moment", [("os", "fsync"), ("json", "dump"), ("os", "replace")])
 def test_killed_preparation_is_done_again(novel, tmp_path, moment):
     killed = subprocess.run([sys.executable, "-c", KILLED, novel.files[0], novel.cache, *moment])
     assert killed.returncode == -signal.SIGKILL
-    assert [name.endswith(".partial") for name in entries(novel)] == [True]
+    assert [is_draft(name) for name in entries(novel)] == [True]
     tokens = prepare(novel, "train")
     assert bytes(content(tokens)) == (tmp_path / "novel.txt").read_bytes()
-    assert [name.endswith(".partial") for name in entries(novel)] == [False]
+    assert [is_draft(name) for name in entries(novel)] == [False]
 
 
 def test_processes_at_once_write_one_entry(novel, monkeypatch):
     written = []
     write = tokens_module._write
-    monkeypatch.setattr(tokens_module, "_write", lambda *args: (written.append(1), write(*args)))
     results = []
+
+    def counted(*args):
+        written.append(1)
+        return write(*args)
+
+    monkeypatch.setattr(tokens_module, "_write", counted)
 
     def run():
         results.append(prepare(novel, "train").fingerprint)
@@ -249,12 +254,12 @@ def test_progress_counts_bytes(tmp_path, make_data):
 
 def test_default_cache_folder(monkeypatch, tmp_path, novel):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_cache_folder() == tmp_path / "xdg" / "hgrn" / "tokens"
+    assert cache_folder("tokens") == tmp_path / "xdg" / "hgrn" / "tokens"
     prepare(replace(novel, cache=None), "train")
-    assert any(default_cache_folder().glob("*/meta.json"))
+    assert any(cache_folder("tokens").glob("*/meta.json"))
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert default_cache_folder() == tmp_path / "home" / ".cache" / "hgrn" / "tokens"
+    assert cache_folder("tokens") == tmp_path / "home" / ".cache" / "hgrn" / "tokens"
 
 
 def test_reading_outside_is_an_error(make_tokens):
@@ -282,19 +287,10 @@ def test_open_tokens_outlive_the_cache(novel, tmp_path):
 def test_document_starts_are_found_by_position(tmp_path_factory, lengths, bounds, page):
     folder = tmp_path_factory.mktemp("starts")
     starts = np.cumsum([0, *(length + 1 for length in lengths)])
-    np.zeros(starts[-1], np.uint16).tofile(folder / "tokens.bin")
-    starts[:-1].tofile(folder / "documents.bin")
-    meta = {
-        "num_tokens": int(starts[-1]),
-        "num_documents": len(lengths),
-        "num_bytes": 1,
-        "first_token_bytes": 1,
-        "vocab_size": 259,
-        "eos_id": 257,
-        "fingerprint": "",
-        "dtype": "uint16",
-    }
-    (folder / "meta.json").write_text(json.dumps(meta))
+    writer = EntryWriter(folder)
+    writer.append("tokens.bin", np.zeros(starts[-1], np.uint16))
+    writer.append("documents.bin", starts[:-1])
+    writer.finish({"num_bytes": 1, "first_token_bytes": 1, "vocab_size": 259, "eos_id": 257})
     start, stop = sorted(bounds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens_module, "PAGE", page)

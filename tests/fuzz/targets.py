@@ -20,7 +20,7 @@ from hgrn.data.images.folders import FolderSource
 from hgrn.data.images.idx import open_idx
 from hgrn.data.images.shards import ShardSource
 from hgrn.data.lra import load
-from hgrn.data.lra.image import ImageData
+from hgrn.data.lra.image import ArenaImageData
 from hgrn.data.lra.listops import ListOpsData
 from hgrn.data.lra.pathfinder import HARD, PathfinderData
 from hgrn.data.lra.retrieval import FILES, RetrievalData
@@ -356,7 +356,7 @@ def _of_the_arena(root: Path) -> list[Target]:
             "arena image",
             root / "idx plain",
             ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
-            opened(ImageData),
+            opened(ArenaImageData),
         ),
         Target("arena cache", cached, files, prepare_again, 2),
     ]

@@ -32,7 +32,7 @@ def test_a_cache_in_which_every_token_was_changed_is_not_used(cut_short, caplog)
     again = load_file(resumed.checkpoint / "model.safetensors")
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
     assert (
-        caplog.text.count("the token cache is written again") == 2
+        caplog.text.count("the data cache is written again") == 2
     )  # of training and of validation
 
 

@@ -201,7 +201,7 @@ def test_damaged_cifar(tmp_path):
     ):
         open_cifar(folder, "train")
     path.write_bytes(b"\x0a" + bytes(3072))
-    with pytest.raises(UserError, match="label 10 of image 8 is out of range"):
+    with pytest.raises(UserError, match="data_batch_3.bin: label 10 of image 0 is out of range"):
         open_cifar(folder, "train")
     path.unlink()
     with pytest.raises(UserError, match="data_batch_3.bin cannot be read: No such file"):

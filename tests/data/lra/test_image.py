@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hgrn.data.images.idx import read_idx
-from hgrn.data.lra.image import ImageData, augmented, prepare, to_grey
+from hgrn.data.lra.image import ArenaImageData, augmented, prepare, to_grey
 from hgrn.data.lra.splits import random_split
 from hgrn.errors import UserError
 
@@ -66,7 +66,7 @@ def python(tmp_path, batches):
 
 
 def load(folder, tmp_path, **settings):
-    return prepare(ImageData(str(folder), cache=str(tmp_path / "cache"), **settings))
+    return prepare(ArenaImageData(str(folder), cache=str(tmp_path / "cache"), **settings))
 
 
 def test_colours_and_split(binary, tmp_path, batches):
@@ -81,7 +81,7 @@ def test_colours_and_split(binary, tmp_path, batches):
         assert np.array_equal(data.splits[split].labels, labels[list(part)])
     assert np.array_equal(data.splits["test"].images.reshape(EACH, -1), batches[TEST][0])
     assert data.num_classes == 10
-    normal = data.normalised(np.full((1, 3, 1, 1), 255, np.uint8)).ravel()
+    normal = data.normalised(np.full((1, 3, 1, 1), 255, np.uint8)).ravel().tolist()
     assert normal == pytest.approx(
         [(1 - 0.4914) / 0.247, (1 - 0.4822) / 0.243, (1 - 0.4465) / 0.261], rel=1e-6
     )
@@ -140,7 +140,9 @@ def test_damaged_files_are_named(binary, tmp_path):
     ):
         load(binary, tmp_path)
     (binary / "data_batch_2.bin").write_bytes(b"\x0a" * 3073)
-    with pytest.raises(UserError, match="data_batch_2.bin has labels that are not from 0 to 9"):
+    with pytest.raises(
+        UserError, match="data_batch_2.bin: label 10 of image 0 is out of range; 10 classes"
+    ):
         load(binary, tmp_path)
     (binary / "data_batch_2.bin").unlink()
     with pytest.raises(UserError, match="data_batch_2.bin not found; unpack"):

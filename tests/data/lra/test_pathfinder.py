@@ -69,7 +69,7 @@ def test_splits_are_those_of_the_published_runs(release, tmp_path):
         assert data.splits[split].labels.tolist() == [number % 2 for number in part]
     assert data.num_classes == 2
     pixels = data.normalised(np.array([[[[0, 255]]]], np.uint8))
-    assert pixels.dtype == np.float32 and pixels.ravel().tolist() == [-1, 1]
+    assert pixels.dtype == torch.float32 and pixels.ravel().tolist() == [-1, 1]
 
 
 def test_binary_metadata_give_the_same(release, tmp_path):

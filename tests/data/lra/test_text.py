@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
-from hgrn.data.lra.image import ImageData
+from hgrn.data.lra.image import ArenaImageData
 from hgrn.data.lra.listops import ListOpsData
 from hgrn.data.lra.load import LRAData, prepare
 from hgrn.data.lra.pathfinder import PathfinderData
@@ -280,7 +280,7 @@ def test_pairs_of_ones_own(tmp_path):
         ("listops", ListOpsData, "has no basic_train.tsv"),
         ("text", TextClassificationData, "cannot be loaded"),
         ("retrieval", RetrievalData, "has no new_aan_pairs"),
-        ("image", ImageData, "has no data_batch_1"),
+        ("image", ArenaImageData, "has no data_batch_1"),
         ("pathfinder", PathfinderData, "has no curv_contour_length_14/metadata"),
     ],
 )

@@ -3,8 +3,7 @@
 A pickle is a program; `plain_pickle` reads one of plain data, and runs nothing.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +11,23 @@ import numpy as np
 import torch
 
 from hgrn.data.images.plain_pickle import load_plain_pickle
-from hgrn.data.images.source import TensorSource
+from hgrn.data.images.source import TensorSource, check_labels
 from hgrn.errors import UserError
 from hgrn.untrusted import read_bytes
 
-PIXELS = 3 * 32 * 32
+SIZE = 32
+PIXELS = 3 * SIZE * SIZE
 LARGEST_NAMES = 1 << 20  # bytes of a file of names
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Files of one published form. label_bytes: how many come before the pixels; the last of them counts."""
+    """The files of one published form.
+
+    names: the file with the names of the classes. label_bytes: how many bytes come before the
+    pixels of a binary record; the last of them is the label. labels_key, names_key: where a pickle
+    has labels and names; empty for the binary form.
+    """
 
     folder: str
     train: tuple[str, ...]
@@ -36,74 +41,93 @@ class Layout:
 
 CIFAR10 = (
     Layout(
-        "cifar-10-batches-bin",
-        tuple(f"data_batch_{n}.bin" for n in range(1, 6)),
-        ("test_batch.bin",),
-        "batches.meta.txt",
-        10,
+        folder="cifar-10-batches-bin",
+        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test=("test_batch.bin",),
+        names="batches.meta.txt",
+        classes=10,
     ),
     Layout(
-        "cifar-10-batches-py",
-        tuple(f"data_batch_{n}" for n in range(1, 6)),
-        ("test_batch",),
-        "batches.meta",
-        10,
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test=("test_batch",),
+        names="batches.meta",
+        classes=10,
         labels_key=b"labels",
         names_key=b"label_names",
     ),
 )
-LAYOUTS = (
-    *CIFAR10,
+CIFAR100 = (
     Layout(
-        "cifar-100-binary",
-        ("train.bin",),
-        ("test.bin",),
-        "fine_label_names.txt",
-        100,
-        label_bytes=2,
+        folder="cifar-100-binary",
+        train=("train.bin",),
+        test=("test.bin",),
+        names="fine_label_names.txt",
+        classes=100,
+        label_bytes=2,  # the coarse label, then the fine one
     ),
     Layout(
-        "cifar-100-python",
-        ("train",),
-        ("test",),
-        "meta",
-        100,
+        folder="cifar-100-python",
+        train=("train",),
+        test=("test",),
+        names="meta",
+        classes=100,
         labels_key=b"fine_labels",
         names_key=b"fine_label_names",
     ),
 )
+# What `batches.meta` says; the arena reads copies without that file.
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
 
 
 def open_cifar(folder: Path, split: str) -> TensorSource:
-    """The "train" (all of it) or "test" part. folder: one of the published folders, or the folder it is in."""
-    layout, folder = _layout(folder)
-    parts = [read_batch(folder / file, layout) for file in getattr(layout, split)]
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
-    source = f"{folder} {split}"
+    """The "train" (all of it) or "test" part, with the class names of the files.
+
+    folder: one of the published folders, or the folder it is in. Raises UserError if there is none,
+    or if a file is missing or damaged.
+    """
+    layouts = (*CIFAR10, *CIFAR100)
+    for place, layout in find_layouts(folder, layouts):
+        if (place / layout.names).is_file():
+            return read_split(place, layout, split, _names(place, layout))
+    names = ", ".join(layout.folder for layout in layouts)
+    raise UserError(f"{folder} holds no CIFAR: there must be {names}, or the files of one")
+
+
+def find_layouts(folder: Path, layouts: tuple[Layout, ...]) -> Iterable[tuple[Path, Layout]]:
+    """Where training files of these layouts are, in the folder itself or in a published folder."""
+    for place in (folder, *(folder / layout.folder for layout in layouts)):
+        for layout in layouts:
+            if (place / layout.train[0]).is_file():
+                yield place, layout
+
+
+def read_split(folder: Path, layout: Layout, split: str, classes: Iterable[str]) -> TensorSource:
+    """The "train" or "test" part of a folder whose layout is known, uint8 [N, 3, 32, 32].
+
+    Raises UserError for a damaged file and for a label that is out of range.
+    """
+    read = _read_pickle if layout.labels_key else _read_binary
+    images = []
+    labels = []
+    for name in layout.train if split == "train" else layout.test:
+        pixels, numbers = read(folder / name, layout)
+        check_labels(str(folder / name), numbers, layout.classes)
+        images.append(pixels)
+        labels.append(numbers)
     return TensorSource(
-        source,
-        torch.from_numpy(images.reshape(-1, 3, 32, 32)),
-        torch.from_numpy(labels),
-        _names(folder, layout),
-    )
-
-
-def read_batch(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """One file: pixels uint8 [N, 3072], red, then green, then blue, and labels int64 [N]. Raises UserError if it is damaged."""
-    return (_read_pickle if layout.labels_key else _read_binary)(path, layout)
-
-
-def _layout(folder: Path) -> tuple[Layout, Path]:
-    for place in (folder, *(folder / layout.folder for layout in LAYOUTS)):
-        for layout in LAYOUTS:
-            if (place / layout.train[0]).is_file() and (place / layout.names).is_file():
-                return layout, place
-    raise UserError(
-        f"{folder} holds no CIFAR: there must be {', '.join(layout.folder for layout in LAYOUTS)}, or the files of one"
+        f"{folder} {split}",
+        torch.from_numpy(np.concatenate(images).reshape(-1, 3, SIZE, SIZE)),
+        torch.from_numpy(np.concatenate(labels)),
+        list(classes),
     )
 
 
 def _read_binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [N, 3072], red, then green, then blue, and labels int64 [N], of one file."""
     record = layout.label_bytes + PIXELS
     try:
         data = np.fromfile(path, np.uint8)
@@ -118,6 +142,7 @@ def _read_binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_pickle(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """As `_read_binary`, of a pickle."""
     content = _dictionary(path)
     key = layout.labels_key
     if b"data" not in content or key not in content:
@@ -141,8 +166,8 @@ def _read_pickle(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return images, np.array(labels, dtype=np.int64)
 
 
-def _dictionary(path: Path) -> dict[bytes, object]:
-    """The dictionary in a pickle. Python 3 may have written its keys as text."""
+def _dictionary(path: Path) -> dict[object, object]:
+    """The dictionary in a pickle, with byte strings as keys: Python 3 may have written text."""
     content = load_plain_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a dictionary; it is a {type(content).__name__.strip('_')}")
@@ -153,6 +178,7 @@ def _dictionary(path: Path) -> dict[bytes, object]:
 
 
 def _names(folder: Path, layout: Layout) -> list[str]:
+    """The names of the classes. Raises UserError unless there are as many as the layout has."""
     path = folder / layout.names
     try:
         if layout.names_key:

@@ -1,6 +1,4 @@
-"""Encoded images to tensors, by Pillow."""
-
-from __future__ import annotations
+"""Decodes image files into tensors, with Pillow."""
 
 import io
 import struct
@@ -18,8 +16,9 @@ from hgrn.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MOST_PIXELS = 90_000_000  # as Pillow's own limit, which only warns
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
-DEEP_MODES = ("I", "I;16", "F")  # more than 8 bits: a conversion would clip them to white
+# Modes of Pillow. Deep ones have more than 8 bits, which a conversion would clip to white.
+DEEP_MODES = ("I", "I;16", "F")
+GREY_MODES = ("1", "L", "LA", *DEEP_MODES)
 
 
 def decode(
@@ -28,10 +27,13 @@ def decode(
     channels: int,
     no_colour: str = "channels is 1; set channels to 3, or make the images grey",
 ) -> torch.Tensor:
-    """Image uint8 [channels, H, W].
+    """Decode one image file, uint8 [channels, H, W].
 
-    Grey images, palettes and transparency become RGB where 3 channels are wanted. Raises CorruptImage for data
-    that is not a whole image, UserError for a colour image where one channel is wanted; no_colour is its reason and advice.
+    With 3 channels, grey images, palettes and transparency become RGB. name: what messages call the
+    image. no_colour: reason and remedy in the error for a colour image where one channel is wanted.
+
+    Raises CorruptImage for data that is not a whole image, UserError for colour where channels is
+    1.
     """
     with opened(io.BytesIO(data), name) as image:
         mode = image.mode
@@ -47,7 +49,10 @@ def decode(
 
 @contextmanager
 def opened(file: Path | BinaryIO, name: str) -> Iterator[Any]:
-    """An image of Pillow, read within this block. Raises CorruptImage for whatever is wrong with it, also a size above `MOST_PIXELS`."""
+    """A Pillow image, to be read within this block.
+
+    Raises CorruptImage for whatever is wrong with it, and for more than `MOST_PIXELS` pixels.
+    """
     image_module = pillow()
     try:
         with image_module.open(file) as image:
@@ -58,7 +63,8 @@ def opened(file: Path | BinaryIO, name: str) -> Iterator[Any]:
             yield image
     except UserError:
         raise
-    # What Pillow's readers fail with: SyntaxError for a broken PNG, the others where a damaged number is believed.
+    # Pillow's readers fail in all these ways: SyntaxError for a broken PNG, the others where they
+    # believe a damaged number.
     except (
         OSError,
         SyntaxError,
@@ -88,9 +94,7 @@ def pillow():
 
 
 def _reason(error: Exception) -> str:
-    # Pillow names the memory address of the stream it was given.
-    return (
-        "not an image that Pillow knows"
-        if "cannot identify image file" in str(error)
-        else str(error)
-    )
+    # Pillow's own text has the memory address of the stream, which says nothing to a user.
+    if "cannot identify image file" in str(error):
+        return "not an image that Pillow knows"
+    return str(error)

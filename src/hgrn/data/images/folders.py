@@ -1,7 +1,5 @@
 """Folders of image files: one folder for each class, and ImageNet-1k as it is usually laid out."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from pathlib import Path
@@ -10,18 +8,18 @@ import numpy as np
 import torch
 
 from hgrn.data.images.decoding import SUFFIXES, decode
-from hgrn.data.images.source import CorruptImage
-from hgrn.data.shuffle import shuffled
+from hgrn.data.images.source import CorruptImage, ImageSource
 from hgrn.errors import UserError
 
 IMAGENET_CLASSES = 1000
-WNID = re.compile(r"n\d{8}")
+WNID = re.compile(r"n\d{8}")  # a class of ImageNet, by its WordNet number
 
 
-class FolderSource:
-    """folder/CLASS/**/*.jpg (.jpeg, .png, .webp); classes are the folders' names, sorted. Hidden files are left out.
+class FolderSource(ImageSource):
+    """The images folder/CLASS/**/*.jpg (.jpeg, .png, .webp), without hidden files.
 
-    classes: None takes those of the folder; else (for another split) they must be these.
+    Classes are the names of the folders, sorted. classes: None takes them as they are; otherwise
+    they must be these, as those of a second split must be those of the training set.
     """
 
     def __init__(self, folder: Path, channels: int, classes: list[str] | None = None):
@@ -38,30 +36,28 @@ class FolderSource:
             if child.is_dir() and not child.name.startswith(".")
         )
         if not found:
-            flat = any(child.suffix.lower() in SUFFIXES for child in folder.iterdir())
-            raise UserError(
-                f"{folder} has no classes: it must hold one folder of images for each class"
-                + (
+            message = f"{folder} has no classes: it must hold one folder of images for each class"
+            if any(child.suffix.lower() in SUFFIXES for child in folder.iterdir()):
+                message += (
                     ", and its images lie side by side; move each into the folder of its class"
-                    if flat
-                    else ""
                 )
-            )
+            raise UserError(message)
         if classes is not None and found != classes:
             odd = sorted(set(found) ^ set(classes))
             raise UserError(
-                f"{folder} has other classes than the training set: {', '.join(odd[:5])} in one of them only"
+                f"{folder} has other classes than the training set: {', '.join(odd[:5])} in one "
+                "of them only"
             )
         self.classes = found
         files = [_images(folder / name) for name in found]
         for name, inside in zip(found, files):
             if not inside:
                 raise UserError(
-                    f"class folder {folder / name} has no {', '.join(SUFFIXES)} files; add some, or remove it"
+                    f"class folder {folder / name} has no {', '.join(SUFFIXES)} files; add some, "
+                    "or remove it"
                 )
-        self.files = np.array(
-            [file for inside in files for file in inside]
-        )  # one block of memory for all workers
+        # An array is one block of memory, which all workers share; a list would be copied into each.
+        self.files = np.array([file for inside in files for file in inside])
         self.labels = np.repeat(np.arange(len(found)), [len(inside) for inside in files])
 
     def __len__(self) -> int:
@@ -75,11 +71,8 @@ class FolderSource:
             raise CorruptImage(str(path), error.strerror or str(error)) from None
         return decode(data, str(path), self.channels), int(self.labels[index])
 
-    def order(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        return shuffled(positions, len(self), seed, epoch)
-
     def fingerprint(self) -> str:
-        """Of names, classes and the sizes of files; the pixels of a large set are not read."""
+        """A hash of channels, names and sizes; reading all pixels of a large set takes too long."""
         digest = hashlib.sha256(str(self.channels).encode())
         for file in self.files.tolist():
             digest.update(f"{file}\0{(self.folder / file).stat().st_size}\0".encode())
@@ -87,25 +80,25 @@ class FolderSource:
 
 
 def check_imagenet(source: FolderSource) -> FolderSource:
-    """The source, if its classes are the 1000 of ImageNet-1k by their WordNet names."""
+    """Return the source. Raises UserError unless its classes are the 1000 of ImageNet-1k."""
     odd = [name for name in source.classes if not WNID.fullmatch(name)]
     if odd or len(source.classes) != IMAGENET_CLASSES:
         detail = f"{odd[0]} is not such a name" if odd else f"there are {len(source.classes)}"
         raise UserError(
-            f"{source.name} must hold the {IMAGENET_CLASSES} folders n01440764 to n15075141 of ImageNet-1k; {detail}. "
-            "For other folders of classes use format: folder"
+            f"{source.name} must hold the {IMAGENET_CLASSES} folders n01440764 to n15075141 of "
+            f"ImageNet-1k; {detail}. For other folders of classes use format: folder"
         )
     return source
 
 
 def split_folder(root: Path, split: str) -> Path | None:
-    """The folder of a split: its name, or val for validation; None if there is none."""
+    """The folder called as the split (validation: also val or valid), or None."""
     names = {"validation": ("validation", "val", "valid")}.get(split, (split,))
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
 def _images(folder: Path) -> list[str]:
-    """Paths of the images at any depth, from the folder's parent, sorted."""
+    """Paths of the images at any depth, relative to the folder's parent, sorted."""
     inside = (
         path.relative_to(folder.parent)
         for path in folder.rglob("*")

@@ -1,20 +1,16 @@
-"""Data sets of images by their Hugging Face name, or saved by `datasets` in a folder."""
-
-from __future__ import annotations
+"""Image data sets of Hugging Face `datasets`, by name or from a folder."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hgrn.data.hub import load_split
 from hgrn.data.images.decoding import decode
-from hgrn.data.images.source import CorruptImage
-from hgrn.data.shuffle import shuffled
+from hgrn.data.images.source import CorruptImage, ImageSource
 from hgrn.errors import UserError
 
 
-class HubSource:
+class HubSource(ImageSource):
     """One split of a data set with a column of images and a column of class labels."""
 
     def __init__(
@@ -38,13 +34,15 @@ class HubSource:
             if not isinstance(found, kind):
                 has = "is not there" if found is None else f"is of type {type(found).__name__}"
                 raise UserError(
-                    f"dataset {dataset!r}: column {field!r} must be of type {kind.__name__}, and it {has}; its columns "
-                    f"are {', '.join(loaded.column_names)}: set image_field and label_field"
+                    f"dataset {dataset!r}: column {field!r} must be of type {kind.__name__}, and "
+                    f"it {has}; its columns are {', '.join(loaded.column_names)}: set image_field "
+                    "and label_field"
                 )
         if len(loaded) == 0:
             raise UserError(f"{self.name} holds no images")
         self.classes = list(loaded.features[label_field].names)
-        # Undecoded: a damaged image is then one that we name and skip, not an error inside `datasets`.
+        # We decode the images ourselves: so we can name and skip a damaged one, for which `datasets`
+        # would raise an error of its own.
         self._rows = loaded.select_columns([image_field, label_field]).cast_column(
             image_field, datasets.Image(decode=False)
         )
@@ -62,16 +60,13 @@ class HubSource:
         if content is None:
             raise CorruptImage(name, "it is missing")
         data = content["bytes"]
-        if data is None:
+        if data is None:  # the data set holds only the path of a file
             try:
                 data = Path(content["path"]).read_bytes()
             except OSError as error:
                 raise CorruptImage(name, str(error)) from None
         return decode(data, name, self.channels), label
 
-    def order(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        return shuffled(positions, len(self), seed, epoch)
-
     def fingerprint(self) -> str:
-        """That of `datasets`: of the files and of what was done to them."""
+        """The hash that `datasets` keeps of the files and of all changes to them."""
         return self._rows._fingerprint

@@ -1,6 +1,8 @@
-"""IDX files, as MNIST and Fashion-MNIST are published: four bytes of type and rank, sizes, then the values."""
+"""IDX files, the format of MNIST and Fashion-MNIST.
 
-from __future__ import annotations
+A file has two zero bytes, a byte for the type, a byte for the rank, the sizes as big-endian 32-bit
+numbers, then the values.
+"""
 
 import gzip
 import struct
@@ -21,25 +23,18 @@ MOST_EXAMPLES = 10_000_000
 LARGEST_RANK = 4
 BLOCK = 1 << 20  # bytes read at a time
 FASHION = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 ]
 DIGITS = [str(digit) for digit in range(10)]
 STEMS = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of unsigned bytes in an idx file, plain or gzip. Raises UserError for any other content.
+    """The array of unsigned bytes in an idx file, plain or gzip.
 
-    No more is decompressed than the header announces, and that is at most `LARGEST` bytes.
+    Decompresses no more than the header announces, at most `LARGEST` bytes. Raises UserError for
+    any other content.
     """
     try:
         with open(path, "rb") as file:
@@ -54,17 +49,19 @@ def read_idx(path: Path) -> np.ndarray:
     expected = prod(shape)
     if len(data) < expected:
         raise UserError(
-            f"{path} is truncated: {shape} needs {expected} bytes, and it has {len(data)}; fetch it again"
+            f"{path} is truncated: {shape} needs {expected} bytes, and it has {len(data)}; "
+            "fetch it again"
         )
     if len(data) > expected:
         raise UserError(
-            f"{path} is longer than it should be: {shape} needs {expected} bytes, and it has more; fetch it again"
+            f"{path} is longer than it should be: {shape} needs {expected} bytes, and it has more; "
+            "fetch it again"
         )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _read_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
-    """The sizes in the header, which is checked. Leaves the stream at the first value."""
+    """Read and check the header; return the sizes. Leaves the stream at the first value."""
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0":
         raise UserError(f"{path} is not an idx file: it must start with two zero bytes")
@@ -82,8 +79,8 @@ def _read_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
     shape = struct.unpack(f">{rank}I", sizes)
     if shape[0] > MOST_EXAMPLES or prod(shape) > LARGEST:
         raise UserError(
-            f"{path} announces an array of {' x '.join(map(str, shape))}; at most {MOST_EXAMPLES:,} examples and "
-            f"{LARGEST:,} bytes are read"
+            f"{path} announces an array of {' x '.join(map(str, shape))}; at most "
+            f"{MOST_EXAMPLES:,} examples and {LARGEST:,} bytes are read"
         )
     if 0 in shape:
         raise UserError(f"{path} holds no values: its sizes are {' x '.join(map(str, shape))}")
@@ -91,7 +88,8 @@ def _read_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
 
 
 def _read_values(stream: BinaryIO, expected: int) -> bytearray:
-    """The values, and one byte more where there is one, so that a file that is too long is seen."""
+    """The values, and one byte more if there is one, which shows that the file is too long."""
+    # In blocks, because a damaged header can announce far more than the file has.
     data = bytearray()
     while block := stream.read(min(BLOCK, expected + 1 - len(data))):
         data += block
@@ -99,16 +97,17 @@ def _read_values(stream: BinaryIO, expected: int) -> bytearray:
 
 
 def open_idx(folder: Path, split: str, classes: list[str] | None = None) -> TensorSource:
-    """The "train" (all of it) or "test" part of a folder with the four published files, plain or .gz.
+    """The "train" (all of it) or "test" part of a folder with the four files, plain or .gz.
 
-    classes: names; None takes those of `idx_classes`.
+    classes: their names; None takes those of `idx_classes`. Raises UserError if a file is missing
+    or damaged, or if images and labels do not fit each other.
     """
     images = read_idx(_find(folder, f"{STEMS[split]}-images-idx3-ubyte"))
     labels = read_idx(_find(folder, f"{STEMS[split]}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.ndim != 1:
         raise UserError(
-            f"{folder}: images must be idx3 [N, H, W] and labels idx1 [N]; got {list(images.shape)} and "
-            f"{list(labels.shape)}"
+            f"{folder}: images must be idx3 [N, H, W] and labels idx1 [N]; got "
+            f"{list(images.shape)} and {list(labels.shape)}"
         )
     if classes is None:
         classes = idx_classes(folder)
@@ -119,7 +118,8 @@ def open_idx(folder: Path, split: str, classes: list[str] | None = None) -> Tens
 
 
 def idx_classes(folder: Path) -> list[str]:
-    """Fashion-MNIST's if the folder's name says so, digits otherwise: the files do not tell."""
+    """Class names. The files have none, so they are Fashion-MNIST's if the folder's name says so,
+    and digits otherwise."""
     return FASHION if "fashion" in folder.resolve().name.lower() else DIGITS
 
 
@@ -141,5 +141,6 @@ def _find(folder: Path, stem: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"{folder} has no {stem} (plain or .gz); an idx folder holds train- and t10k- images and labels"
+        f"{folder} has no {stem} (plain or .gz); an idx folder holds train- and t10k- images and "
+        "labels"
     )

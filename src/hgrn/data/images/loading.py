@@ -1,14 +1,16 @@
-"""Batches of images: read, decoded in worker processes if asked, augmented, mixed, in an order that can be resumed."""
+"""Batches of images: read, decoded in worker processes if asked, augmented, and mixed.
 
-from __future__ import annotations
+The order depends on the sampler's position alone, so a run can be resumed.
+"""
 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hgrn.data.images.augment import EvaluationTransform, TrainingTransform
 from hgrn.data.images.mixing import Mixing, mix
@@ -20,43 +22,53 @@ from hgrn.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FITTING, AUGMENTING, MIXING = range(3)  # so that each kind of draw has numbers of its own
+# Part of a seed, so that the three kinds of draws at a position are independent.
+FITTING = 0
+AUGMENTING = 1
+MIXING = 2
+
+Transform = TrainingTransform | EvaluationTransform
 
 
 @dataclass(frozen=True, eq=False)
 class ImageBatch(LabelledBatch):
-    """images: float32 [B, C, S, S], normalised. labels: int64 [B]. mixed: targets float32 [B, K] when mixed or smoothed."""
+    """A batch for a classifier of images.
+
+    images: float32 [B, C, S, S], normalised. labels: int64 [B]. mixed: targets float32 [B, K] if
+    the images are mixed or the labels smoothed, else None.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     mixed: torch.Tensor | None = None
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """What a model is called with."""
+        """The arguments of a model."""
         return {"pixel_values": self.images}
 
     @property
     def targets(self) -> torch.Tensor:
-        """What a loss compares answers with: float32 [B, K] when mixed or smoothed, else the labels."""
+        """What a loss compares the model's output with: `mixed`, or else the labels."""
         return self.labels if self.mixed is None else self.mixed
 
 
 class CorruptLimit:
-    """Names each corrupt image once, in the log, and raises UserError when there are more than limit of them."""
+    """Logs each corrupt image once, and raises UserError when there are more than `limit`."""
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.names = set()
+        self.names: set[str] = set()
 
     def note(self, found: list[tuple[str, str]]) -> None:
+        """Log the names and reasons of images that were not logged before."""
         for name, reason in found:
             if name in self.names:
                 continue
             self.names.add(name)
             if len(self.names) > self.limit:
                 raise UserError(
-                    f"more than {self.limit} images cannot be read, the last {name}: {reason}; mend or remove them, "
-                    "or raise max_corrupt"
+                    f"more than {self.limit} images cannot be read, the last {name}: {reason}; "
+                    "mend or remove them, or raise max_corrupt"
                 )
             logger.warning(
                 "skipped corrupt image %s: %s (%d of at most %d)",
@@ -70,10 +82,12 @@ class CorruptLimit:
 class ImageLoader:
     """Endless training batches of this rank; the position is that of `ImageSampler`.
 
-    The batch at a position depends on (seed, epoch, index), rank and world alone, not on the number of workers
-    or on what was read before. A corrupt image is skipped: the next one that can be read stands in for it, so
-    that every batch has its full size. max_corrupt: how many distinct ones are allowed. patch: the model's
-    patch size; a smaller image is an error. workers: processes that decode, 0 for none.
+    The batch at a position depends on (seed, epoch, index), rank and world alone, not on the number
+    of workers or on what was read before. A corrupt image is skipped, and the next readable one
+    stands in for it, so every batch has its full size.
+
+    workers: processes that decode, 0 for none. max_corrupt: how many distinct corrupt images are
+    allowed. patch: the model's patch size; a smaller image is an error.
     """
 
     def __init__(
@@ -98,25 +112,28 @@ class ImageLoader:
         self.device = device
         self.corrupt = CorruptLimit(max_corrupt)
         self._steps = _Steps(sampler, transform, max_corrupt, patch)
-        self._ahead: Iterator | None = None
+        self._ahead: Iterator[_Found] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         return self.sampler.steps_per_epoch
 
     def next(self) -> ImageBatch:
-        """The batch at the position, which moves on by one. Raises UserError for what is wrong with the images."""
+        """The batch at the position; the position moves on by one.
+
+        Raises UserError for whatever is wrong with the images.
+        """
         sampler = self.sampler
         if self._ahead is None:
             self._ahead = self._start()
-        images, labels, corrupt, error = next(self._ahead)
-        if error is not None:
-            raise UserError(error)
-        self.corrupt.note(corrupt)
+        found = next(self._ahead)
+        if found.error is not None:
+            raise UserError(found.error)
+        self.corrupt.note(found.corrupt)
         position = (sampler.seed, sampler.epoch, sampler.index, sampler.rank)
         sampler.advance()
-        images = images.to(self.device)
-        labels = labels.to(self.device)
+        images = found.images.to(self.device)
+        labels = found.labels.to(self.device)
         images = self.transform(images, _seed(*position, AUGMENTING))
         if not (self.mixing.mixup or self.mixing.cutmix or self.mixing.smoothing):
             return ImageBatch(images, labels)
@@ -126,18 +143,19 @@ class ImageLoader:
         return ImageBatch(images, labels, targets)
 
     def state_dict(self) -> dict[str, int]:
-        """The position of the next batch, whatever workers have read ahead of it."""
+        """The position of the next batch, however far workers have read ahead."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position; ValueError if there is none such."""
         self.sampler.load_state_dict(state)
         self._ahead = None
 
     def close(self) -> None:
-        """Ends the workers; a later `next` starts others."""
+        """End the workers; a later `next` starts others."""
         self._ahead = None
 
-    def _start(self) -> Iterator:
+    def _start(self) -> "Iterator[_Found]":
         positions = _Positions(self.sampler)
         if self.workers == 0:
             return map(self._steps.__getitem__, positions)
@@ -157,27 +175,47 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[ImageBatch]:
-    """Every image once, in order; batch_size is of this rank, which takes images rank, rank + world, ...
+    """Every image once, in order; this rank takes images rank, rank + world, ...
 
-    The last batch may be smaller. A corrupt image is left out, so count what comes.
+    batch_size: images of this rank; the last batch may be smaller. Corrupt images are left out, so
+    count those that arrive.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     corrupt = CorruptLimit(max_corrupt)
     chunks = _Chunks(source, transform, np.arange(rank, len(source), world), batch_size, patch)
-    for images, labels, found, error in DataLoader(chunks, batch_size=None, num_workers=workers):
-        if error is not None:
-            raise UserError(error)
-        corrupt.note(found)
-        if len(labels):
-            yield ImageBatch(transform(images), labels)
+    for found in DataLoader(chunks, batch_size=None, num_workers=workers):
+        if found.error is not None:
+            raise UserError(found.error)
+        corrupt.note(found.corrupt)
+        if len(found.labels):
+            yield ImageBatch(transform(found.images), found.labels)
 
 
-class _Positions:
-    """(epoch, index) from where a sampler is, without end."""
+class _Found(NamedTuple):
+    """What a worker sends: images uint8 [B, C, S, S], labels int64 [B], and what went wrong.
+
+    corrupt: names and reasons of images that were skipped. error: the message of a UserError, which
+    ends the run. It travels as text, because an exception that a worker raises arrives with the
+    worker's traceback, which is not for the user.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    corrupt: list[tuple[str, str]]
+    error: str | None = None
+
+
+def _failed(error: UserError) -> _Found:
+    return _Found(*_stacked([]), [], str(error))
+
+
+class _Positions(Sampler[tuple[int, int]]):
+    """The positions (epoch, index) from where a sampler is, without end."""
 
     def __init__(self, sampler: ImageSampler):
-        self.sampler, self.start = sampler, (sampler.epoch, sampler.index)
+        self.sampler = sampler
+        self.start = (sampler.epoch, sampler.index)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         position = self.start
@@ -187,10 +225,7 @@ class _Positions:
 
 
 class _Steps(Dataset):
-    """Position -> (images uint8 [B, C, S, S], labels [B], corrupt ones, an error's message or None).
-
-    Errors travel as text: those raised in a worker arrive with its traceback, which is not for the user.
-    """
+    """The images of this rank at a position, cropped."""
 
     def __init__(
         self, sampler: ImageSampler, transform: TrainingTransform, max_corrupt: int, patch: int
@@ -200,46 +235,44 @@ class _Steps(Dataset):
         self.max_corrupt = max_corrupt
         self.patch = patch
 
-    def __getitem__(self, position: tuple[int, int]) -> tuple:
+    def __getitem__(self, position: tuple[int, int]) -> _Found:
         source = self.sampler.source
-        corrupt = []
+        corrupt: list[tuple[str, str]] = []
         rows = []
         indices = self.sampler.at(*position)
         numbers = (self.sampler.seed, *position, self.sampler.rank, FITTING)
         try:
             if isinstance(source, TensorSource):
-                return (
-                    *_from_tensors(source, indices, self.transform, _seed(*numbers), self.patch),
-                    [],
-                    None,
-                )
+                # One draw for the whole batch, whose images have one size.
+                seed = _seed(*numbers)
+                return _Found(*_from_tensors(source, indices, self.transform, seed, self.patch), [])
             for row, index in enumerate(indices.tolist()):
                 rows.append(self._readable(source, index, _seed(*numbers, row), corrupt))
         except UserError as error:
-            return None, None, [], str(error)
-        return *_stacked(rows), corrupt, None
+            return _failed(error)
+        return _Found(*_stacked(rows), corrupt)
 
     def _readable(
-        self, source: ImageSource, index: int, seed: int, corrupt: list
+        self, source: ImageSource, index: int, seed: int, corrupt: list[tuple[str, str]]
     ) -> tuple[torch.Tensor, int]:
-        for step in range(
-            min(self.max_corrupt + 1, len(source))
-        ):  # after so many, the limit is passed anyway
+        """The image at an index, or the next one that can be read. Adds to `corrupt`."""
+        # With more than max_corrupt in a row the limit is passed anyway.
+        tries = min(self.max_corrupt + 1, len(source))
+        for step in range(tries):
+            place = (index + step) % len(source)
             try:
-                return _fitted(
-                    source, (index + step) % len(source), self.transform, seed, self.patch
-                )
+                return _fitted(source, place, self.transform, seed, self.patch)
             except CorruptImage as error:
                 corrupt.append((error.name, error.reason))
         name, reason = corrupt[-1]
         raise UserError(
-            f"{step + 1} images in a row cannot be read, the last {name}: {reason}; mend or remove them, "
-            "or raise max_corrupt"
+            f"{tries} images in a row cannot be read, the last {name}: {reason}; mend or remove "
+            "them, or raise max_corrupt"
         )
 
 
 class _Chunks(Dataset):
-    """Like `_Steps`, over given images in order; corrupt ones are left out."""
+    """The given images in order, cropped, batch by batch; corrupt ones are left out."""
 
     def __init__(
         self,
@@ -258,40 +291,43 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
-    def __getitem__(self, number: int) -> tuple:
+    def __getitem__(self, number: int) -> _Found:
         rows = []
         corrupt = []
         indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
         try:
             if isinstance(self.source, TensorSource):
-                return *_from_tensors(self.source, indices, self.transform, 0, self.patch), [], None
+                return _Found(
+                    *_from_tensors(self.source, indices, self.transform, 0, self.patch), []
+                )
             for index in indices.tolist():
                 try:
                     rows.append(_fitted(self.source, index, self.transform, 0, self.patch))
                 except CorruptImage as error:
                     corrupt.append((error.name, error.reason))
         except UserError as error:
-            return None, None, [], str(error)
-        return *_stacked(rows), corrupt, None
+            return _failed(error)
+        return _Found(*_stacked(rows), corrupt)
 
 
 def _fitted(
-    source: ImageSource, index: int, transform, seed: int, patch: int
+    source: ImageSource, index: int, transform: Transform, seed: int, patch: int
 ) -> tuple[torch.Tensor, int]:
+    """One image, checked and cropped, and its label."""
     image, label = source.read(index)
     _check(source, index, image.shape, patch)
     if not 0 <= label < len(source.classes):
         raise UserError(
-            f"image {index} of {source.name} has label {label}; {len(source.classes)} classes have labels 0 to "
-            f"{len(source.classes) - 1}"
+            f"image {index} of {source.name} has label {label}; {len(source.classes)} classes have "
+            f"labels 0 to {len(source.classes) - 1}"
         )
     return transform.fit(image, seed), label
 
 
 def _from_tensors(
-    source: TensorSource, indices: np.ndarray, transform, seed: int, patch: int
+    source: TensorSource, indices: np.ndarray, transform: Transform, seed: int, patch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fitted images and labels; a source of tensors has one size, and its labels were checked when it was made."""
+    """Cropped images and labels; all have one size, and `TensorSource` has checked the labels."""
     _check(source, int(indices[0]), source.images.shape[1:], patch)
     chosen = torch.from_numpy(indices)
     return transform.fit_batch(source.images[chosen], seed), source.labels[chosen]
@@ -301,12 +337,13 @@ def _check(source: ImageSource, index: int, shape: torch.Size, patch: int) -> No
     channels, height, width = shape
     if channels != source.channels:
         raise UserError(
-            f"image {index} of {source.name} has {channels} channels; {source.channels} are expected"
+            f"image {index} of {source.name} has {channels} channels; {source.channels} are "
+            "expected"
         )
     if min(height, width) < patch:
         raise UserError(
-            f"image {index} of {source.name} is {height} x {width}, smaller than a patch of {patch} x {patch}; "
-            "remove it, or use a model with smaller patches"
+            f"image {index} of {source.name} is {height} x {width}, smaller than a patch of "
+            f"{patch} x {patch}; remove it, or use a model with smaller patches"
         )
 
 
@@ -316,4 +353,4 @@ def _stacked(rows: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.
 
 
 def _seed(*numbers: int) -> int:
-    return hashed(*numbers) >> 1  # torch takes 63 bits from every source of seeds
+    return hashed(*numbers) >> 1  # torch and numpy both take seeds of 63 bits

@@ -1,10 +1,9 @@
 """Mixup, cutmix and label smoothing, one draw for a whole batch.
 
-mixup: Zhang et al., 2018; cutmix: Yun et al., 2019; smoothing: Szegedy et al., 2016. The rule for a batch is
-that of the authors' image library: each image is mixed with the one at its place from the other end.
+mixup: Zhang et al., 2018; cutmix: Yun et al., 2019; smoothing: Szegedy et al., 2016. The rule
+for a batch is that of the image library that HGRN's authors used: the first image is mixed with the
+last, the second with the last but one, and so on.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -14,11 +13,11 @@ import torch
 
 @dataclass(frozen=True)
 class Mixing:
-    """What is done to a batch and its labels; off by default.
+    """The section `mixing` of a recipe; everything is off by default.
 
-    mixup, cutmix: the alpha of Beta(alpha, alpha), 0 for none. probability: of mixing a batch at all. switch:
-    of cutmix rather than mixup where both are on. smoothing: the share of a label that is spread over all
-    classes.
+    mixup, cutmix: the alpha of Beta(alpha, alpha), 0 for none. probability: of mixing a batch at
+    all. switch: the probability of cutmix rather than mixup where both are on. smoothing: the share
+    of a label that is spread over all classes.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -47,7 +46,10 @@ class Mixing:
 
 
 def label_matrix(labels: torch.Tensor, classes: int, smoothing: float = 0.0) -> torch.Tensor:
-    """Targets float32 [B, K]: smoothing / K, and 1 - smoothing more at the label. labels: int64 [B]."""
+    """Targets float32 [B, K]: smoothing / K everywhere, and 1 - smoothing more at the label.
+
+    labels: int64 [B]. classes: K.
+    """
     off = smoothing / classes
     matrix = torch.full((len(labels), classes), off, device=labels.device)
     return matrix.scatter_(1, labels.unsqueeze(1), 1 - smoothing + off)
@@ -58,8 +60,8 @@ def mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixed images [B, C, H, W] and targets float32 [B, K]; the arguments are left as they are.
 
-    One share lambda holds for the batch: image i keeps lambda of itself (of its values, or of its area) and
-    takes the rest from image B - 1 - i, and its target likewise. Equal seeds mix alike.
+    One share lambda holds for the batch: image i keeps lambda of itself (of its values, or of its
+    area) and takes the rest from image B - 1 - i; its target does the same. Equal seeds mix alike.
     """
     targets = label_matrix(labels, classes, mixing.smoothing)
     random = np.random.default_rng(seed)
@@ -71,9 +73,8 @@ def mix(
     if cut:
         height, width = images.shape[-2:]
         top, bottom, left, right = _box(height, width, share, random)
-        share = 1 - (bottom - top) * (right - left) / (
-            height * width
-        )  # what the border cut off is kept
+        # The image's border may cut the box, so the share is that of the box as it is.
+        share = 1 - (bottom - top) * (right - left) / (height * width)
         mixed = images.clone()
         mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
     else:
@@ -84,11 +85,15 @@ def mix(
 def _box(
     height: int, width: int, share: float, random: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A box of 1 - share of the area around a uniform centre, cut at the border: top, bottom, left, right."""
+    """Top, bottom, left, right of a box with 1 - share of the area, cut at the image's border.
+
+    Its centre is uniform over the image.
+    """
     scale = (1 - share) ** 0.5
-    edges = []
-    for size in (height, width):
+
+    def edges(size: int) -> tuple[int, int]:
         centre = int(random.integers(size))
         half = int(size * scale) // 2
-        edges += [max(centre - half, 0), min(centre + half, size)]
-    return tuple(edges)
+        return max(centre - half, 0), min(centre + half, size)
+
+    return *edges(height), *edges(width)

@@ -1,15 +1,16 @@
-"""Where labelled images come from: what a recipe says about it, what is wrong with that, and the images.
+"""Opens the labelled images that a recipe names.
 
 Examples, as YAML under `data:` of a recipe:
 
     {format: idx, path: fashion-mnist, channels: 1}
     {format: cifar, path: cifar-10-batches-bin}
     {format: imagenet, path: imagenet}
-    {format: shards, splits: {train: "in1k-train-{0000..1023}.tar", validation: "in1k-val-*.tar"}, classes: 1000}
     {format: dataset, path: uoft-cs/cifar10, image_field: img}
-"""
 
-from __future__ import annotations
+    format: shards
+    splits: {train: "in1k-train-{0000..1023}.tar", validation: "in1k-val-*.tar"}
+    classes: 1000
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,15 +31,19 @@ CHANNELS = {"idx": 1, "cifar": 3}
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """Labelled images and their splits: train, validation, test.
+    """The section `data` of a recipe for images; the splits are train, validation and test.
 
-    path: a folder, or for "dataset" a Hugging Face name. format: "idx" (MNIST, Fashion-MNIST), "cifar" (10 or
-    100, binary or pickle), "folder" (train/CLASS/..., and validation or val, test), "imagenet" (the same with
-    its 1000 classes), "shards" (WebDataset; splits gives a pattern for each split, and classes their number or
-    names), "dataset" (config, image_field, label_field; splits gives the names of splits that are called
-    otherwise).
-    validation: how many training images are held out where there is no validation split: the last ones of idx
-    and CIFAR, whose order is random as published; a fixed random draw of the others.
+    format: "idx" (MNIST, Fashion-MNIST); "cifar" (10 or 100, binary or pickle); "folder"
+    (train/CLASS/..., and validation or val, test); "imagenet" (the same with its 1000 classes);
+    "shards" (WebDataset); "dataset" (Hugging Face `datasets`).
+
+    path: a folder, or for "dataset" a name. splits: for "shards" a pattern for each split, for
+    "dataset" the names of splits that are called otherwise there. channels: 1 or 3. classes: for
+    "shards" their number or names, for "idx" their names. validation: how many training images are
+    held out where there is no validation split: the last ones of idx and CIFAR, whose published
+    order is random, and a fixed random draw of the others. config, image_field: for "dataset".
+    label_field: for "dataset" the column of labels, for "shards" the key in .json members. buffer:
+    for "shards", how many samples are shuffled among each other.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -56,14 +61,15 @@ class ImageData:
 
 
 def problems(data: ImageData) -> list[str]:
-    """Everything that is wrong and can be told without reading images or asking a network; empty if nothing is."""
+    """Everything that can be seen to be wrong without reading images or asking a network."""
     found = []
     if data.channels not in (1, 3):
         found.append(f"channels must be 1 or 3; got {data.channels}")
     elif data.channels != CHANNELS.get(data.format, data.channels):
         needed = CHANNELS[data.format]
         found.append(
-            f"format {data.format} has {needed} channels; got {data.channels}: set channels: {needed}"
+            f"format {data.format} has {needed} channels; got {data.channels}: set channels: "
+            f"{needed}"
         )
     if data.validation < 1:
         found.append(f"validation must be at least 1; got {data.validation}")
@@ -83,7 +89,10 @@ def problems(data: ImageData) -> list[str]:
 
 
 def open_images(data: ImageData, split: str) -> ImageSource:
-    """One split: "train", "validation" or "test". Raises UserError for whatever is wrong with it."""
+    """Open one split, "train", "validation" or "test".
+
+    Raises UserError for whatever is wrong with it.
+    """
     if split not in SPLITS:
         raise UserError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     if found := problems(data):
@@ -96,12 +105,12 @@ def open_images(data: ImageData, split: str) -> ImageSource:
 
 
 def _open_fixed(data: ImageData, split: str) -> ImageSource:
-    folder = expanded(data.path)
+    """A split of idx or CIFAR files, whose published form has no validation split."""
+    folder = expanded(_path(data))
     published = "test" if split == "test" else "train"
     if data.format == "idx":
-        whole = open_idx(
-            folder, published, data.classes if isinstance(data.classes, list) else None
-        )
+        classes = data.classes if isinstance(data.classes, list) else None
+        whole = open_idx(folder, published, classes)
     else:
         whole = open_cifar(folder, published)
     if split == "test":
@@ -109,44 +118,46 @@ def _open_fixed(data: ImageData, split: str) -> ImageSource:
     border = len(whole) - data.validation
     if border < 1:
         raise UserError(
-            f"{whole.name} has {len(whole)} images, and validation would hold out {data.validation}; use fewer"
+            f"{whole.name} has {len(whole)} images, and validation would hold out "
+            f"{data.validation}; use fewer"
         )
     start, stop = (border, len(whole)) if split == "validation" else (0, border)
     return whole.part(f"{folder} {split}", start, stop)
 
 
 def _open_folder(data: ImageData, split: str) -> ImageSource:
-    root = expanded(data.path)
-    check = check_imagenet if data.format == "imagenet" else (lambda source: source)
+    """A split of a folder of folders; classes are those of the training set."""
+    root = expanded(_path(data))
     folder = split_folder(root, split)
     train_folder = split_folder(root, "train")
     if train_folder is None:
         raise UserError(
-            f"{root} has no folder train; it must hold train, and may hold validation (or val) and test, each with one "
-            "folder of images for each class"
+            f"{root} has no folder train; it must hold train, and may hold validation (or val) and "
+            "test, each with one folder of images for each class"
         )
     if split == "test" and folder is None:
         raise UserError(f"{root} has no folder test; use the validation split")
-    train = check(FolderSource(train_folder, data.channels))
-    if split == "train":
-        return (
-            train
-            if split_folder(root, "validation")
-            else hold_out(train, data.validation, validation=False)
-        )
-    if folder is None:
-        return hold_out(train, data.validation, validation=True)
+    train = FolderSource(train_folder, data.channels)
+    if data.format == "imagenet":
+        check_imagenet(train)
+    if split_folder(root, "validation") is None and split != "test":
+        return hold_out(train, data.validation, validation=split == "validation")
+    if split == "train" or folder is None:
+        return train
     return FolderSource(folder, data.channels, classes=train.classes)
 
 
 def _open_listed(data: ImageData, split: str) -> ImageSource:
+    """A split of shards or of a data set, by the names in `splits`."""
+
     def open_named(name: str) -> ImageSource:
         if data.format == "shards":
+            assert data.classes is not None  # `problems` has seen to that
             return ShardSource(
                 data.splits[name], data.channels, data.classes, data.label_field, data.buffer
             )
         return HubSource(
-            data.path,
+            _path(data),
             data.config,
             data.splits.get(name, name),
             data.image_field,
@@ -154,12 +165,17 @@ def _open_listed(data: ImageData, split: str) -> ImageSource:
             data.channels,
         )
 
-    # Without a validation split named in the recipe, it is drawn from the training set.
+    # If the recipe names no validation split, it is drawn from the training set.
     if "validation" in data.splits or split == "test":
         if data.format == "shards" and split not in data.splits:
             raise UserError(f"data: splits: {split} is missing; there is {', '.join(data.splits)}")
         return open_named(split)
     return hold_out(open_named("train"), data.validation, validation=split == "validation")
+
+
+def _path(data: ImageData) -> str:
+    assert data.path is not None  # `problems` has seen to that
+    return data.path
 
 
 def _shard_problems(data: ImageData) -> list[str]:

@@ -1,12 +1,10 @@
 """RandAugment (Cubuk et al., 2020) on a batch of tensors, each image with operations of its own.
 
-The operations and their strengths are those of `rand-m9-mstd0.5-inc1`, by which the published image models
-were trained: two operations an image, drawn with replacement, each applied with probability one half, all of
-them stronger for a larger magnitude. kornia's own RandAugment draws one pair of operations for a whole batch,
-so only its functions are used.
+Operations and strengths are those of `rand-m9-mstd0.5-inc1`, with which the published image models
+were trained: each image gets two operations, drawn with replacement, each applied with probability
+one half; a larger magnitude makes all of them stronger. kornia's own RandAugment draws one pair of
+operations for a whole batch, so we use only its functions.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -16,16 +14,17 @@ import torch
 LAYERS = 2
 PROBABILITY = 0.5
 MAXIMUM = 10.0
-IMAGE_MEAN = (0.485, 0.456, 0.406)  # fills what a shift or turn leaves empty
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # the colour of the corners that a shift or turn leaves empty
 
+# Takes images [B, C, H, W] and a strength for each, [B], from 0 to 1 (signed: from -1 to 1).
 Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def rand_augment(images: torch.Tensor, magnitude: float, deviation: float) -> torch.Tensor:
-    """Images [B, C, H, W] in [0, 1] to the same. Draws from torch's global generator of the CPU.
+    """Augment images [B, C, H, W] in [0, 1]. Draws from torch's global CPU generator.
 
-    magnitude: 0 to 10; each application draws its own from a normal distribution of that deviation, cut to
-    [0, 10].
+    magnitude: 0 to 10. Each application draws its own strength from a normal distribution around it
+    with this deviation, cut to [0, 10].
     """
     names = list(OPERATIONS)
     images = images.clone()
@@ -35,6 +34,7 @@ def rand_augment(images: torch.Tensor, magnitude: float, deviation: float) -> to
         applied = torch.rand(count) < PROBABILITY
         strengths = (magnitude + deviation * torch.randn(count)).clamp(0, MAXIMUM) / MAXIMUM
         signs = torch.randint(2, (count,)) * 2.0 - 1
+        # Together, all images of this layer that drew the same operation.
         for number in choice[applied].unique().tolist():
             rows = (choice == number) & applied
             name = names[number]
@@ -61,7 +61,7 @@ def _invert(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
 
 
 def _posterize(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    dropped = 4 + (levels * 4).floor()[:, None, None, None]  # bits, of 8
+    dropped = 4 + (levels * 4).floor()[:, None, None, None]  # lowest bits of 8 that become 0
     step = torch.exp2(dropped)
     return ((images * 255).round() / step).floor() * step / 255
 
@@ -79,11 +79,9 @@ def _solarize_add(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 def _color(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     from kornia.enhance import adjust_saturation_with_gray_subtraction
 
-    return (
-        images
-        if images.shape[1] == 1
-        else adjust_saturation_with_gray_subtraction(images, _factors(levels))
-    )
+    if images.shape[1] == 1:
+        return images
+    return adjust_saturation_with_gray_subtraction(images, _factors(levels))
 
 
 def _contrast(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -103,7 +101,7 @@ def _sharpness(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 
 
 def _factors(levels: torch.Tensor) -> torch.Tensor:
-    """How much of the image, against its grey, black or blurred version; 1 changes nothing."""
+    """How much is kept of the image against its grey, black or blurred version; 1 keeps it all."""
     return (1 + 0.9 * levels).clamp(min=0.1)
 
 
@@ -138,11 +136,23 @@ def _translate_y(images: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     return _warp(images, one, zero, zero, one, shift_y=0.45 * levels * images.shape[2])
 
 
-def _warp(images, xx, xy, yx, yy, shift_x=0.0, shift_y=0.0) -> torch.Tensor:
-    """Moves (x, y), from the centre and in pixels, to (xx x + xy y + shift_x, yx x + yy y + shift_y). Each [B]."""
+def _warp(
+    images: torch.Tensor,
+    xx: torch.Tensor,
+    xy: torch.Tensor,
+    yx: torch.Tensor,
+    yy: torch.Tensor,
+    shift_x: torch.Tensor | float = 0.0,
+    shift_y: torch.Tensor | float = 0.0,
+) -> torch.Tensor:
+    """Move each pixel (x, y) to (xx x + xy y + shift_x, yx x + yy y + shift_y).
+
+    x, y: in pixels from the centre. All coefficients are [B].
+    """
     from kornia.geometry import warp_affine
 
     height, width = images.shape[-2:]
+    # kornia counts from the corner: the last column moves the centre there and back.
     x = (width - 1) / 2
     y = (height - 1) / 2
     across = torch.stack([xx, xy, x - xx * x - xy * y + shift_x], dim=1)
@@ -173,14 +183,8 @@ OPERATIONS: dict[str, Operation] = {
     "translate x": _translate_x,
     "translate y": _translate_y,
 }
+# Operations with a direction, which is drawn for each image.
 SIGNED = {
-    "rotate",
-    "color",
-    "contrast",
-    "brightness",
-    "sharpness",
-    "shear x",
-    "shear y",
-    "translate x",
-    "translate y",
+    *("rotate", "shear x", "shear y", "translate x", "translate y"),
+    *("color", "contrast", "brightness", "sharpness"),
 }

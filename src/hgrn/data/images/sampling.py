@@ -1,6 +1,4 @@
-"""Which images a step sees, as a function of the position alone: (epoch, index, seed)."""
-
-from __future__ import annotations
+"""Which images a step sees; the position (epoch, index, seed) alone decides."""
 
 import numpy as np
 
@@ -12,14 +10,17 @@ from hgrn.errors import UserError
 class ImageSampler(Positioned):
     """Endless steps of image indices.
 
-    batch_size is B, the images of a step over all ranks. An epoch is a list of N places, N the number of
-    images: place p holds image order[p // repeats]. Step s takes places [sB, (s + 1)B), and of them rank r
-    those at r, r + world, ...; the last incomplete step is left out. With repeats = 1 an epoch so takes every
-    image at most once. With repeats = 3 (repeated augmentation; Hoffer et al., "Augment your batch", 2020) it
-    takes a third of them three times each, the three on different ranks where there are as many, and it is as
-    long as any other.
+    batch_size is B, the images of a step over all ranks. An epoch is a list of N places, N being
+    the number of images: place p holds image order[p // repeats]. Step s takes places
+    [sB, (s + 1)B), and rank r takes those at r, r + world, ...; the last incomplete step is left
+    out.
 
-    Raises UserError if there are too few images for one step, ValueError for sizes that do not fit each other.
+    repeats = 1: an epoch takes every image at most once. repeats = 3 (repeated augmentation; Hoffer
+    et al., "Augment your batch", 2020): it takes a third of the images three times each, the three
+    on different ranks if there are three or more. It is as long as any other epoch.
+
+    Raises UserError if there are too few images for one step, ValueError for sizes that do not fit
+    each other.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class ImageSampler(Positioned):
             )
 
     def next(self) -> np.ndarray:
-        """The images of this rank at the position, int64 [B / world]; the position moves on by one."""
+        """The images of this rank at the position, int64 [B / world]; the position moves on."""
         images = self.at(self.epoch, self.index)
         self.advance()
         return images

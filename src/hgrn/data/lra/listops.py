@@ -19,9 +19,9 @@ from typing import Literal
 
 import numpy as np
 
+from hgrn.data.cache import EntryWriter, cache_folder, cached
 from hgrn.data.files import TextFile
 from hgrn.data.lra.splits import LabelledData, sequence_data, write_sequences
-from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.lra.vocabulary import build
 from hgrn.errors import UserError
 from hgrn.files import expanded
@@ -60,7 +60,11 @@ def prepare(data: ListOpsData) -> LabelledData:
     files = {split: TextFile(str(folder / name), folder / name) for split, name in FILES.items()}
     source = ["listops", FORMAT, data.max_length, *(file.signature() for file in files.values())]
     return sequence_data(
-        cached(data.cache, source, lambda writer: _write(writer, files, data.max_length))
+        cached(
+            cache_folder("lra", data.cache),
+            source,
+            lambda writer: _write(writer, files, data.max_length),
+        )
     )
 
 

@@ -1,19 +1,17 @@
-"""From what a recipe says to the data of a task."""
-
-from __future__ import annotations
+"""The five kinds of arena data that a recipe can name, and one `prepare` for them."""
 
 from hgrn.data.lra import image, listops, pathfinder, retrieval, text
-from hgrn.data.lra.image import ImageData
+from hgrn.data.lra.image import ArenaImageData
 from hgrn.data.lra.listops import ListOpsData
 from hgrn.data.lra.pathfinder import PathfinderData
 from hgrn.data.lra.retrieval import RetrievalData
 from hgrn.data.lra.splits import LabelledData
 from hgrn.data.lra.text import TextClassificationData
 
-# Which one it is, the field `task` says: a discriminated union for pydantic.
-LRAData = ListOpsData | TextClassificationData | RetrievalData | ImageData | PathfinderData
+# The field `task` says which one it is: a discriminated union for pydantic.
+LRAData = ListOpsData | TextClassificationData | RetrievalData | ArenaImageData | PathfinderData
 
-ROOMS = {
+MODULES = {
     "listops": listops,
     "text": text,
     "retrieval": retrieval,
@@ -23,5 +21,8 @@ ROOMS = {
 
 
 def prepare(data: LRAData) -> LabelledData:
-    """The splits of a task, from the cache or encoded now. Raises UserError for whatever is wrong with its files."""
-    return ROOMS[data.task].prepare(data)
+    """The splits of a task, from the cache or encoded now.
+
+    Raises UserError for whatever is wrong with its files.
+    """
+    return MODULES[data.task].prepare(data)

@@ -18,11 +18,11 @@ from typing import Literal
 
 import numpy as np
 
+from hgrn.data.cache import EntryWriter, cache_folder, cached
 from hgrn.data.images.decoding import opened
 from hgrn.data.images.source import CorruptImage
 from hgrn.data.lra.npy import NUMPY_MAGIC, read_table
 from hgrn.data.lra.splits import LabelledData, image_data, random_split
-from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.errors import UserError
 from hgrn.files import expanded
 from hgrn.untrusted import read_bytes
@@ -72,7 +72,11 @@ def prepare(data: PathfinderData) -> LabelledData:
         status = _stat(sample)
         images.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
     source = ["pathfinder", FORMAT, str(folder.resolve()), stamps, images.hexdigest()]
-    return image_data(cached(data.cache, source, lambda writer: _write(writer, samples, data)))
+    return image_data(
+        cached(
+            cache_folder("lra", data.cache), source, lambda writer: _write(writer, samples, data)
+        )
+    )
 
 
 def _number(table: Path) -> int:

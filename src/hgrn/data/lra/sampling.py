@@ -1,9 +1,8 @@
-"""Batches of labelled examples. Which batch comes next depends on the position alone: (epoch, index, seed).
+"""Batches of arena examples. The position (epoch, index, seed) alone decides which batch comes next.
 
-Shapes: B examples of a step (over all ranks), R of this rank, T the longest of a step or a fixed length.
+Shapes: B examples of a step over all ranks, R of this rank, T the longest sequence of a step or a
+fixed length.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 
 from hgrn.data.labelled import LabelledBatch
 from hgrn.data.lra.image import augmented
-from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit, SequenceSplit
+from hgrn.data.lra.splits import ImageSplit, LabelledData, SequenceSplit
 from hgrn.data.lra.vocabulary import PAD
 from hgrn.data.position import Positioned, check_shares
 from hgrn.data.shuffle import hashed, shuffled
@@ -24,11 +23,11 @@ GROUP = 50  # steps whose examples are sorted together
 
 @dataclass(frozen=True, eq=False)
 class ExampleBatch(LabelledBatch):
-    """R examples: sequences (input_ids and attention_mask), pairs (those and the fields that end in _b), or images.
+    """R examples: sequences, pairs or images. A field that an example does not have is None.
 
-    input_ids, input_ids_b: int64 [R, T], padded on the right; attention_mask, attention_mask_b: int64 [R, T], 1
-    at tokens and 0 at padding. pixel_values: float32 [R, C, H, W], normalised. labels: int64 [R]. What an
-    example does not have is None.
+    labels: int64 [R]. input_ids: int64 [R, T], padded on the right; attention_mask: int64 [R, T], 1
+    at tokens and 0 at padding. input_ids_b, attention_mask_b: the same, for the second half of
+    pairs. pixel_values: float32 [R, C, H, W], normalised.
     """
 
     labels: torch.Tensor
@@ -39,27 +38,29 @@ class ExampleBatch(LabelledBatch):
     pixel_values: torch.Tensor | None = None
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """What a model is called with: everything that there is but the labels."""
+        """The arguments of a model: every field that is not None, without the labels."""
         return {name: value for name, value in self._present().items() if name != "labels"}
 
     @property
     def targets(self) -> torch.Tensor:
-        """What a loss compares answers with."""
+        """What a loss compares the model's output with: int64 [R]."""
         return self.labels
 
 
 class ExampleSampler(Positioned):
     """Endless shuffled batches of one split.
 
-    batch_size is B, the examples of a step over all ranks; each rank takes its slice of consecutive ones. An
-    epoch takes every example once, in an order of its own, and leaves out the last incomplete batch. Sequences
-    are padded to the longest of the step, on all ranks alike, so that a model that sees its padding computes
-    the same whatever the number of ranks; with pad_to, to that length always. With group_by_length the examples of
-    each `GROUP` steps are dealt out to these by length, the steps in an order of its own, so that little is padded.
-    With augment images are changed as `image.augmented` does, each epoch in another way.
+    batch_size is B; each rank takes a slice of consecutive examples. An epoch takes every example
+    at most once, in its own order, and leaves out the last incomplete batch.
 
-    Raises UserError for a split that is smaller than a batch, or has sequences longer than pad_to; ValueError
-    for numbers that do not fit each other.
+    pad_to: the length of all sequences; None pads to the longest of the step, on all ranks alike,
+    so that a model that sees its padding computes the same for any number of ranks.
+    group_by_length: sort the examples of each `GROUP` steps by length, so that a step has sequences
+    of similar length and little padding; the steps are then shuffled. augment: change images as
+    `image.augmented` does, differently in each epoch.
+
+    Raises UserError for a split that is smaller than a batch or has sequences longer than pad_to,
+    ValueError for numbers that do not fit each other.
     """
 
     def __init__(
@@ -76,47 +77,50 @@ class ExampleSampler(Positioned):
     ):
         check_shares(batch_size, rank, world)
         self._reader = _Reader(data, split, pad_to)
-        if augment and not isinstance(data.splits[split], ImageSplit):
+        examples = data.splits[split]
+        if augment and not isinstance(examples, ImageSplit):
             raise ValueError("augment is for images, and these are sequences")
         self._augment = augment
-        if group_by_length and isinstance(data.splits[split], ImageSplit):
-            raise ValueError("group_by_length is for sequences, and these are images")
-        self._lengths = data.splits[split].lengths if group_by_length else None
+        self._lengths: np.ndarray | None = None
+        if group_by_length:
+            if isinstance(examples, ImageSplit):
+                raise ValueError("group_by_length is for sequences, and these are images")
+            self._lengths = examples.lengths
         self.batch_size = batch_size
         self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        self.size = len(data.splits[split])
+        self.size = len(examples)
         super().__init__("a split", self.size // batch_size, seed)
         if self.steps_per_epoch == 0:
             raise UserError(
-                f"split {split} has {self.size} examples, fewer than a batch of {batch_size}; use more "
-                "data or a smaller batch size"
+                f"split {split} has {self.size} examples, fewer than a batch of {batch_size}; use "
+                "more data or a smaller batch size"
             )
 
     def next(self) -> ExampleBatch:
-        """The batch at the position, which moves on by one."""
-        examples = (
-            self._drawn(self.index, 1)[0] if self._lengths is None else self._grouped(self._lengths)
-        )
+        """The batch at the position; the position moves on by one."""
+        if self._lengths is None:
+            examples = self._drawn(self.index, 1)[0]
+        else:
+            examples = self._grouped(self._lengths)
         changed_by = (self.seed, self.epoch) if self._augment else None
         self.advance()
         return self._reader.read(examples, self._rows, changed_by)
 
     def _drawn(self, first: int, steps: int) -> np.ndarray:
-        """The examples of some steps of the epoch from the first on, [steps, B]."""
+        """The examples of some steps of the epoch, from step `first` on, [steps, B]."""
         places = np.arange(first * self.batch_size, (first + steps) * self.batch_size)
         return shuffled(places, self.size, self.seed, self.epoch).reshape(steps, self.batch_size)
 
     def _grouped(self, lengths: np.ndarray) -> np.ndarray:
-        """Those of the step at the position, alike in length, [B]."""
+        """The examples of the step at the position, of similar length, [B]."""
         first = self.index - self.index % GROUP
         steps = min(GROUP, self.steps_per_epoch - first)
         examples = self._drawn(first, steps).ravel()
-        by_length = examples[np.argsort(lengths[examples], kind="stable")].reshape(
-            steps, self.batch_size
-        )
-        return by_length[
-            shuffled(np.array([self.index - first]), steps, self.seed, hashed(self.epoch, first))[0]
-        ]
+        by_length = examples[np.argsort(lengths[examples], kind="stable")]
+        # Without this second shuffle each group would begin with its shortest sequences.
+        place = np.array([self.index - first])
+        step = shuffled(place, steps, self.seed, hashed(self.epoch, first))[0]
+        return by_length.reshape(steps, self.batch_size)[step]
 
 
 def in_order(
@@ -129,8 +133,8 @@ def in_order(
 ) -> Iterator[ExampleBatch]:
     """Every example of a split once, in order, for evaluation; the last batch may be smaller.
 
-    Each rank gets its share of every batch, all ranks equally many batches; a share may be empty (no rows,
-    one column of padding).
+    Each rank gets its share of every batch, so all ranks get equally many batches. A share may be
+    empty: no rows, and one column of padding.
     """
     check_shares(batch_size, rank, world)
     reader = _Reader(data, split, pad_to)
@@ -143,24 +147,31 @@ def in_order(
 
 
 class _Reader:
+    """Makes batches of numbered examples of one split."""
+
     def __init__(self, data: LabelledData, split: str, pad_to: int | None):
         if split not in data.splits:
             raise UserError(f"data has no split {split!r}; there is {', '.join(data.splits)}")
-        self.data, self.examples, self.pad_to = data, data.splits[split], pad_to
+        self.data = data
+        self.examples = data.splits[split]
+        self.pad_to = pad_to
         if pad_to is not None:
             if isinstance(self.examples, ImageSplit):
                 raise ValueError("pad_to is for sequences, and these are images")
             longest = int(self.examples.lengths.max(initial=0))
             if longest > pad_to:
                 raise UserError(
-                    f"pad_to {pad_to} is less than the longest sequence of split {split}, {longest}; give at "
-                    "least that, or a smaller max_length of the data"
+                    f"pad_to {pad_to} is less than the longest sequence of split {split}, "
+                    f"{longest}; give at least that, or a smaller max_length of the data"
                 )
 
     def read(
         self, step: np.ndarray, rows: slice, changed_by: tuple[int, int] | None = None
     ) -> ExampleBatch:
-        """The given rows of a step of which these are the examples. changed_by: seed and epoch of an augmentation."""
+        """Some rows of a step, whose examples over all ranks are `step`.
+
+        changed_by: seed and epoch of an augmentation, or None.
+        """
         mine = step[rows]
         examples = self.examples
         labels = torch.from_numpy(np.asarray(examples.labels[mine], dtype=np.int64))
@@ -168,19 +179,16 @@ class _Reader:
             images = np.asarray(examples.images[mine])
             if changed_by is not None:
                 images = augmented(images, mine, *changed_by)
-            return ExampleBatch(labels, pixel_values=torch.from_numpy(self.data.normalised(images)))
-        length = (
-            self.pad_to if self.pad_to is not None else max(1, int(examples.lengths[step].max()))
-        )
-        if isinstance(
-            examples, PairSplit
-        ):  # both halves alike: they go through a model as one batch
-            return ExampleBatch(
-                labels,
-                *_padded(examples.first, mine, length),
-                *_padded(examples.second, mine, length),
-            )
-        return ExampleBatch(labels, *_padded(examples, mine, length))
+            return ExampleBatch(labels, pixel_values=self.data.normalised(images))
+        length = self.pad_to
+        if length is None:
+            length = max(1, int(examples.lengths[step].max()))
+        if isinstance(examples, SequenceSplit):
+            return ExampleBatch(labels, *_padded(examples, mine, length))
+        # Both halves get one length, because they go through a model as one batch.
+        first = _padded(examples.first, mine, length)
+        second = _padded(examples.second, mine, length)
+        return ExampleBatch(labels, *first, *second)
 
 
 def _padded(

@@ -1,6 +1,4 @@
-"""Encoded examples of a task: sequences of token ids, pairs of them, or images, each with a class."""
-
-from __future__ import annotations
+"""Encoded examples of an arena task: token sequences, pairs of them, or images, with classes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,17 +8,22 @@ from typing import Literal
 import numpy as np
 import torch
 
-from hgrn.data.lra.store import Entry, EntryWriter
+from hgrn.data.cache import Entry, EntryWriter
+from hgrn.data.images.augment import Normalisation
 from hgrn.data.lra.vocabulary import Vocabulary
 
 SplitName = Literal["train", "validation", "test"]
-SPLIT_SEED = 42  # of the published runs
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+SPLIT_SEED = 42  # of the published runs
+HALVES = ("first", "second")  # of a pair, as their arrays are called
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceSplit:
-    """tokens: all sequences end to end; offsets: int64 [N + 1], where they start; labels: int64 [N]."""
+    """Sequences of token ids.
+
+    tokens: all sequences end to end. offsets: int64 [N + 1], where each starts. labels: int64 [N].
+    """
 
     tokens: np.ndarray
     offsets: np.ndarray
@@ -31,6 +34,7 @@ class SequenceSplit:
 
     @cached_property
     def lengths(self) -> np.ndarray:
+        """Tokens of each example, [N]."""
         return np.diff(self.offsets)
 
     def sequence(self, index: int) -> np.ndarray:
@@ -40,7 +44,7 @@ class SequenceSplit:
 
 @dataclass(frozen=True, eq=False)
 class PairSplit:
-    """Example i is first.sequence(i) against second.sequence(i); labels of all three are the same."""
+    """Pairs: example i is first.sequence(i) and second.sequence(i). Both halves have its labels."""
 
     first: SequenceSplit
     second: SequenceSplit
@@ -50,11 +54,12 @@ class PairSplit:
 
     @property
     def labels(self) -> np.ndarray:
+        """int64 [N]."""
         return self.first.labels
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Of the longer one."""
+        """Tokens of the longer half of each example, [N]."""
         return np.maximum(self.first.lengths, self.second.lengths)
 
 
@@ -74,11 +79,12 @@ Split = SequenceSplit | PairSplit | ImageSplit
 
 @dataclass(frozen=True, eq=False)
 class LabelledData:
-    """What `prepare` of a task returns.
+    """The data of a task, as `prepare` returns it.
 
-    splits: train, validation and test; the last two may be the same. classes: their names, by label.
-    vocabulary: None for images. max_length: of a sequence, with its <eos>, or None. mean, std: per channel, of
-    pixels scaled to [0, 1], for `normalised`; empty for text. fingerprint: equal for equal examples.
+    splits: train, validation and test; the last two may be the same. classes: their names, by
+    label. fingerprint: equal for equal examples. vocabulary: None for images. max_length: of a
+    sequence, with its <eos>, or None. mean, std: of each channel, of pixels scaled to [0, 1], for
+    `normalised`; empty for text.
     """
 
     splits: dict[str, Split]
@@ -91,30 +97,30 @@ class LabelledData:
 
     @property
     def num_classes(self) -> int:
+        """How many classes there are."""
         return len(self.classes)
 
-    def normalised(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [..., C, H, W] -> float32: scaled to [0, 1], less the mean, over the standard deviation."""
-        mean, std = (
-            np.array(each, dtype=np.float32)[:, None, None] for each in (self.mean, self.std)
-        )
-        return (images.astype(np.float32) / 255 - mean) / std
+    def normalised(self, images: np.ndarray) -> torch.Tensor:
+        """uint8 [N, C, H, W] -> float32: (x / 255 - mean) / std, by channel."""
+        return Normalisation(self.mean, self.std)(torch.from_numpy(images).float() / 255)
 
 
 def random_split(number: int, sizes: list[int]) -> list[np.ndarray]:
-    """The indices that `torch.utils.data.random_split` of range(number) gives with the seed of the published runs."""
-    order = torch.randperm(
-        number, generator=torch.Generator().manual_seed(SPLIT_SEED), device="cpu"
-    ).numpy()
+    """Indices of the parts that `torch.utils.data.random_split` makes of range(number).
+
+    The seed is that of the published runs, so the parts are theirs as well.
+    """
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    order = torch.randperm(number, generator=generator, device="cpu").numpy()
     return np.split(order, np.cumsum(sizes)[:-1])
 
 
 def write_sequences(
     writer: EntryWriter, name: str, sequences: Iterable[np.ndarray], dtype: np.dtype
 ) -> int:
-    """Append sequences of token ids as `name/tokens` and `name/offsets`; returns how many there were."""
+    """Append sequences of token ids as `name/tokens` and `name/offsets`; return their number."""
     ends = [0]
-    writer.append(f"{name}/tokens", np.empty(0, dtype))
+    writer.append(f"{name}/tokens", np.empty(0, dtype))  # the array exists without any sequence too
     for sequence in sequences:
         writer.append(f"{name}/tokens", sequence)
         ends.append(ends[-1] + len(sequence))
@@ -123,18 +129,19 @@ def write_sequences(
 
 
 def sequence_data(entry: Entry) -> LabelledData:
-    """The data of an entry whose splits have tokens and offsets, or first/ and second/ of each, and labels."""
+    """The data of an entry of sequences or pairs.
+
+    Each split has labels, and tokens and offsets or, for pairs, first/ and second/ of both.
+    """
     facts = entry.facts
     splits: dict[str, Split] = {}
     for split in SPLITS:
         name = facts["stored"][split]
-        labels = entry.arrays[f"{name}/labels"]
-        if f"{name}/tokens" in entry.arrays:
-            splits[split] = _sequences(entry, name, labels)
+        if f"{name}/tokens" in entry.stored:
+            splits[split] = _sequences(entry, name, name)
         else:
-            splits[split] = PairSplit(
-                *(_sequences(entry, f"{name}/{half}", labels) for half in ("first", "second"))
-            )
+            first, second = (_sequences(entry, f"{name}/{half}", name) for half in HALVES)
+            splits[split] = PairSplit(first, second)
     return LabelledData(
         splits,
         tuple(facts["classes"]),
@@ -147,12 +154,11 @@ def sequence_data(entry: Entry) -> LabelledData:
 def image_data(entry: Entry) -> LabelledData:
     """The data of an entry whose splits have images and labels."""
     facts = entry.facts
-    splits: dict[str, Split] = {
-        split: ImageSplit(entry.arrays[f"{split}/images"], entry.arrays[f"{split}/labels"])
-        for split in SPLITS
-    }
     return LabelledData(
-        splits,
+        {
+            split: ImageSplit(entry.arrays[f"{split}/images"], entry.arrays[f"{split}/labels"])
+            for split in SPLITS
+        },
         tuple(facts["classes"]),
         entry.fingerprint,
         mean=tuple(facts["mean"]),
@@ -160,5 +166,8 @@ def image_data(entry: Entry) -> LabelledData:
     )
 
 
-def _sequences(entry: Entry, name: str, labels: np.ndarray) -> SequenceSplit:
-    return SequenceSplit(entry.arrays[f"{name}/tokens"], entry.arrays[f"{name}/offsets"], labels)
+def _sequences(entry: Entry, name: str, split: str) -> SequenceSplit:
+    arrays = entry.arrays
+    return SequenceSplit(
+        arrays[f"{name}/tokens"], arrays[f"{name}/offsets"], arrays[f"{split}/labels"]
+    )

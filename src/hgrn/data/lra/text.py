@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from hgrn.data.cache import EntryWriter, cache_folder, cached
 from hgrn.data.files import OPENERS, TextFile
 from hgrn.data.hub import load_split
 from hgrn.data.lra.splits import LabelledData, sequence_data, write_sequences
-from hgrn.data.lra.store import EntryWriter, cached
 from hgrn.data.lra.vocabulary import BYTES, Vocabulary, build_characters, encode_bytes
 from hgrn.errors import UserError
 from hgrn.files import expanded
@@ -89,7 +89,11 @@ def prepare_source(
         raise UserError(f"level must be 'characters' or 'bytes'; got {level!r}")
     key = ["text", FORMAT, level, max_length, min_count, source.signature]
     return sequence_data(
-        cached(cache, key, lambda writer: _write(writer, source, level, max_length, min_count))
+        cached(
+            cache_folder("lra", cache),
+            key,
+            lambda writer: _write(writer, source, level, max_length, min_count),
+        )
     )
 
 

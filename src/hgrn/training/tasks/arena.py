@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from hgrn.data.lra.image import ImageData
+from hgrn.data.lra.image import ArenaImageData
 from hgrn.data.lra.load import prepare
 from hgrn.data.lra.sampling import ExampleBatch, ExampleSampler, in_order
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit
@@ -40,7 +40,7 @@ class ArenaTask(ClassificationTask):
             ranks.data_world,
             recipe.batch.pad_to,
             recipe.batch.group_by_length,
-            isinstance(recipe.data, ImageData) and recipe.data.augment,
+            isinstance(recipe.data, ArenaImageData) and recipe.data.augment,
         )
 
     def next_batch(self) -> ExampleBatch:
