@@ -5,9 +5,10 @@ That the gates of upper layers stay close to 1 is the central claim of the paper
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hgrn.models import HGRNForCausalLM
 from hgrn.ops.reference import gates
@@ -34,15 +35,16 @@ def gate_statistics(model: HGRNForCausalLM, input_ids: Tensor) -> list[LayerGate
     These are `lambda = gamma + (1 - gamma) sigmoid(W_f x + b_f)`, with gamma the lower bound.
     """
     stack = model.model.stack
-    forgets = []
+    forgets: list[Tensor] = []
+
+    def listen(mixer: Any, arguments: tuple[Tensor, ...]) -> None:
+        _, forget, *_ = mixer.project(arguments[0])
+        forgets.append(forget.flatten(0, 1))
+
     # The model does not return its gates, so a hook on each mixer projects its input once more.
     with ExitStack() as hooks:
         for block in stack.blocks:
-            hook = block.mixer.register_forward_pre_hook(
-                lambda mixer, arguments: forgets.append(
-                    mixer.project(arguments[0])[1].flatten(0, 1)
-                )
-            )
+            hook = cast(nn.Module, block.mixer).register_forward_pre_hook(listen)
             hooks.callback(hook.remove)
         was_training = model.training
         model.eval()
