@@ -1,12 +1,13 @@
-"""The limits of the machine: how fast memory is read and written, and how fast matrices are multiplied."""
+"""The limits of the machine: how fast memory is read and written, how fast matrices multiply."""
 
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from hgrn.bench.measure import Tell, Times, round_robin
-from hgrn.bench.results import Row
+from benchmarks.measure import Tell, Times, round_robin
+from benchmarks.parts import Part
+from benchmarks.rows import Row
 
 _MIB = 1 << 20
 # Matrix products of the models that are measured: rows (tokens), inputs, outputs.
@@ -20,10 +21,10 @@ _PRODUCTS = (
 
 
 class Stream:
-    """`torch.add(a, b, out=c)` into memory that is already mapped: three streams that no cache holds.
+    """`torch.add(a, b, out=c)` on memory that is mapped already and that no cache can hold.
 
-    Calling it moves `bytes` bytes: two streams are read and one is written. `time_of` turns its measured time into the
-    time of any other traffic.
+    A call moves `bytes` bytes: it reads two streams and writes one. `time_of` turns its measured
+    time into the time of any other traffic.
     """
 
     def __init__(self, mebibytes: int = 64):
@@ -38,44 +39,48 @@ class Stream:
         return measured.median * traffic / self.bytes
 
 
-def measure(quick: bool, tell: Tell) -> list[Row]:
-    """Bandwidth of copying work and of reading, and GFLOP/s of matrix products, all in one loop."""
-    stream = Stream(32 if quick else 64)
+def parts(quick: bool) -> list[Part]:
+    """One part: bandwidths and products in one loop."""
+    repeats = 3 if quick else 30
+
+    def measure(tell: Tell) -> list[Row]:
+        return _measure(Stream(32 if quick else 64), repeats, tell)
+
+    return [Part("limits of the machine", lambda row: row.repeats == repeats, measure)]
+
+
+def _measure(stream: Stream, repeats: int, tell: Tell) -> list[Row]:
     source = torch.ones(stream.bytes // 4)
     functions = {"add": stream, "sum": source.sum, "fill": partial(torch.zeros, stream.a.shape)}
-    for rows, inputs, outputs in _PRODUCTS:
+    for sizes in _PRODUCTS:
+        rows, inputs, outputs = sizes
         x = torch.randn(rows, inputs)
         weight = torch.randn(outputs, inputs)
-        out = torch.empty(rows, outputs)
-        functions[_product_name(rows, inputs, outputs)] = partial(torch.mm, x, weight.T, out=out)
-    times = round_robin(functions, 3 if quick else 30, on_call=tell("limits"))
+        functions[sizes] = partial(torch.mm, x, weight.T, out=torch.empty(rows, outputs))
+    times = round_robin(functions, repeats, tell=tell)
 
-    def traffic(name: str, label: str, amount: int, kind: str) -> Row:
-        note = f"{amount / times[name].median / 1e6:.1f} GB/s"
-        return Row.timed(times[name], name=label, peer="torch", kind=kind, bytes=amount, note=note)
+    def traffic(key: str, name: str, amount: int, kind: str) -> Row:
+        note = f"{amount / times[key].median / 1e6:.1f} GB/s"
+        return Row.timed(times[key], name=name, peer="torch", kind=kind, bytes=amount, note=note)
 
     found = [
         traffic("add", "memory: torch.add, three streams", stream.bytes, "kernel"),
         traffic("sum", "memory: torch.sum, read only", source.nbytes, "kernel"),
         traffic("fill", "memory: torch.zeros, allocated and written", stream.a.nbytes, "op"),
     ]
-    for rows, inputs, outputs in _PRODUCTS:
-        name = _product_name(rows, inputs, outputs)
+    for sizes in _PRODUCTS:
+        rows, inputs, outputs = sizes
         flops = 2 * rows * inputs * outputs
         found.append(
             Row.timed(
-                times[name],
+                times[sizes],
                 name="matrix product",
                 peer="torch",
-                shape=name,
+                shape=f"[{rows}, {inputs}] x [{inputs}, {outputs}]",
                 kind="kernel",
                 flops=flops,
                 bytes=4 * (rows * inputs + inputs * outputs + rows * outputs),
-                note=f"{flops / times[name].median / 1e6:.1f} GFLOP/s",
+                note=f"{flops / times[sizes].median / 1e6:.1f} GFLOP/s",
             )
         )
     return found
-
-
-def _product_name(rows: int, inputs: int, outputs: int) -> str:
-    return f"[{rows}, {inputs}] x [{inputs}, {outputs}]"
