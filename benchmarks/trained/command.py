@@ -20,8 +20,9 @@ from hgrn.bench.results import environment, read_csv, write_csv
 from hgrn.data.tokens import locked
 from hgrn.errors import UserError
 from hgrn.memory import keep_freed_memory
-from hgrn.training.checkpointing import Manifest, load_weights
+from hgrn.training.checkpointing import load_weights
 from hgrn.training.loop import train
+from hgrn.training.manifests import Manifest
 from hgrn.training.recipe import load_recipe
 from hgrn.training.runlog import Console, read_rows
 from hgrn.training.tasks import build_task, open_examples

@@ -70,7 +70,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.checkpoint == Path("lra") and not arguments.checkpoint.exists():
         _evaluate_arena(arguments.runs)
         return
-    from hgrn.training.checkpointing import find_checkpoint
+    from hgrn.training.manifests import find_checkpoint
     from hgrn.training.recipe import recipe_from_yaml
     from hgrn.training.specs import LanguageRecipe
 
@@ -304,7 +304,8 @@ def data_pathfinder(arguments: argparse.Namespace) -> None:
 
 def convert(arguments: argparse.Namespace) -> None:
     from hgrn.models.published import convert_checkpoint
-    from hgrn.training.checkpointing import find_checkpoint, without_bars
+    from hgrn.progress import without_bars
+    from hgrn.training.manifests import find_checkpoint
 
     source = arguments.source
     out = arguments.out

@@ -10,7 +10,7 @@ from typing import Any
 
 from hgrn.errors import UserError, pasted
 from hgrn.files import reading, whole_file
-from hgrn.training.checkpointing import Manifest, steps_saved
+from hgrn.training.manifests import Manifest, steps_saved
 from hgrn.training.recipe import leaves, load_recipe, recipe_from_yaml, shipped_recipes
 from hgrn.training.runlog import read_rows
 from hgrn.training.specs import ArenaRecipe, Recipe

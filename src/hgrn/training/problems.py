@@ -1,12 +1,13 @@
 """What is wrong with a nested document, so that a person can act on it: path, value, rule, remedy."""
 
 import dataclasses
-import difflib
 import types
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+
+from hgrn.errors import near
 
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
@@ -45,13 +46,11 @@ def report(subject: str, found: Sequence[Problem]) -> str:
     return "\n".join(lines)
 
 
-def near(key: str, known: Iterable[str]) -> str:
-    """'did you mean ...?' when something in `known` looks like `key`, else what is known."""
+def choice_of(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: a similar known one, or all that are known."""
     known = sorted(known)
-    matches = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    if matches:
-        return f"did you mean {' or '.join(matches)}?"
-    return f"known: {', '.join(known)}" if known else "nothing is known here"
+    listed = f"; known: {', '.join(known)}" if known else "; nothing is known here"
+    return near(name, known) or listed
 
 
 def numbers_out_of_range(document: Any, location: tuple[str | int, ...] = ()) -> list[Problem]:
@@ -143,7 +142,9 @@ def describe(root: type[BaseModel], error: dict) -> Problem:
     remedy = (field.description or "") if field is not None else ""
     if error["type"] in UNKNOWN_KEY:
         return Problem(
-            dotted(location), error["input"], f"unknown key; {near(location[-1], children(parent))}"
+            dotted(location),
+            error["input"],
+            f"unknown key{choice_of(location[-1], children(parent))}",
         )
     if error["type"].startswith("missing"):
         return Problem(dotted(location), ABSENT, "required", remedy)

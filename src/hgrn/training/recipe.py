@@ -19,8 +19,8 @@ from hgrn.training.plain_yaml import parse_yaml, read_yaml
 from hgrn.training.problems import (
     UNKNOWN_KEY,
     Problem,
+    choice_of,
     describe,
-    near,
     numbers_out_of_range,
     report,
     takes_null,
@@ -212,7 +212,7 @@ def _read(name_or_path: str | Path) -> dict:
         file = shipped[name]
     else:
         raise UserError(
-            f"no shipped recipe is called {name!r}; {near(name, shipped)} (your own end in .yaml)"
+            f"no shipped recipe is called {name!r}{choice_of(name, shipped)} (your own end in .yaml)"
         )
     try:
         document = read_yaml(file)
