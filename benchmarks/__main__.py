@@ -20,7 +20,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from hgrn.errors import UserError
+from hgrn.errors import UserError, near
 
 # A command -> the module that describes it, adds its arguments and runs it. Only the module that is
 # asked for is imported, because most take seconds.
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(__doc__)
         return 0
     if name not in COMMANDS:
-        names = ", ".join(COMMANDS)
-        print(f"error: there is no command {name!r}; choose from {names}", file=sys.stderr)
+        known = near(name, COMMANDS) or f"; choose from {', '.join(COMMANDS)}"
+        print(f"error: there is no command {name!r}{known}", file=sys.stderr)
         return 2
     module = import_module(COMMANDS[name])
     parser = argparse.ArgumentParser(

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.measure import Tell
 from benchmarks.rows import Cells, Results, Row
 from benchmarks.telling import telling
+from hgrn.progress import OnProgress
 
 # Rows with other values here come from another machine, and cannot stand beside those of this one.
 _MACHINE = ("cpu", "threads")
@@ -21,7 +21,7 @@ class Part:
 
     title: str
     owns: Callable[[Row], bool]
-    measure: Callable[[Tell], Sequence[Row]]
+    measure: Callable[[OnProgress], Sequence[Row]]
 
 
 def measure_parts(parts: Sequence[Part], results: Results, again: bool = False) -> list[Row]:

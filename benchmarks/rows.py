@@ -2,29 +2,22 @@
 
 import csv
 import hashlib
-import importlib.metadata
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.measure import Times
+from benchmarks.machine import environment, now
+from hgrn.cli.speed import Times
 from hgrn.data.disk import locked
 from hgrn.errors import UserError
 from hgrn.files import reading, whole_file, writing
-from hgrn.source import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-# What every row says of where, with what and when it was measured.
-ENVIRONMENT = ("cpu", "cores", "threads", "torch", "numba", "transformers", "commit", "date")
 _REMEDY = "give a folder that can be with --out FOLDER"
 
 Cells = dict[str, str]
@@ -147,7 +140,7 @@ class Results:
 
     def add(self, *rows: Cells) -> None:
         """Write new rows; a row with an old one's key takes the old one's place at the end."""
-        fresh = [row | self.where | {"date": _now()} for row in rows]
+        fresh = [row | self.where | {"date": now()} for row in rows]
         keys = {self._key_of(row) for row in fresh}
         with locked(self._lock):
             kept = [row for row in self.rows() if self._key_of(row) not in keys]
@@ -164,44 +157,6 @@ class Results:
 
     def _key_of(self, row: Cells) -> tuple[str, ...]:
         return tuple(row[name] for name in self._key)
-
-
-def environment() -> Cells:
-    """Where, with what and when: the cells that every row has."""
-    values = (
-        _cpu_model(),
-        str(_cores()),
-        str(torch.get_num_threads()),
-        *map(version, ("torch", "numba", "transformers")),
-        commit(),
-        _now(),
-    )
-    return dict(zip(ENVIRONMENT, values, strict=True))
-
-
-def version(package: str) -> str:
-    """The installed version of a package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Cells]) -> None:

@@ -6,26 +6,25 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.measure import Tell
 from benchmarks.rows import Cells, Row
+from hgrn.progress import Bar, OnProgress
 
 _WIDTH = 180  # characters of a table that is not printed on a terminal
 _WORDS = ("what", "by", "shape", "how", "note", "model", "run", "split")
 
 
 @contextmanager
-def telling(title: str) -> Iterator[Tell]:
+def telling(title: str) -> Iterator[OnProgress]:
     """Say what is measured inside: with a bar on a terminal, on a line of its own elsewhere."""
-    if not sys.stderr.isatty():
-        print(f"measuring {title}", file=sys.stderr, flush=True)
-        yield lambda done, total: None
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with Bar(title) as bar:
+        if bar.is_shown:
+            # What runs first may take long, so the title does not wait for its end.
+            bar(0)
+        else:
+            print(f"measuring {title}", file=sys.stderr, flush=True)
+        yield bar
 
 
 def show_origin(where: Cells) -> None:

@@ -30,9 +30,8 @@ from benchmarks.cpu import (
 from benchmarks.parts import Part, measure_parts
 from benchmarks.rows import IMAGES, RESULTS, Results, environment
 from benchmarks.telling import show, show_origin, show_rows
-from hgrn.errors import UserError
+from hgrn.errors import UserError, near
 from hgrn.memory import keep_freed_memory
-from hgrn.training.problems import near
 
 _TIMED: dict[str, Callable[[bool], list[Part]]] = {
     "limits": limits.parts,
@@ -73,7 +72,8 @@ def run(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Measure, print a table, and draw, one name after the other."""
     for name in given.names:
         if name not in NAMES:
-            raise UserError(f"no benchmark is called {name!r}; {near(name, NAMES)}")
+            known = near(name, NAMES) or f"; choose from {', '.join(NAMES)}"
+            raise UserError(f"no benchmark is called {name!r}{known}")
     kept = keep_freed_memory()
     print("freed memory is kept, as when hgrn trains" if kept else "freed memory is given back")
     where = environment()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.measure import resident_bytes
+from benchmarks.machine import resident_bytes
 from benchmarks.rows import ROOT, Cells, Results
 from benchmarks.telling import telling
 
@@ -48,6 +48,9 @@ def measure(results: Results, quick: bool = False, again: bool = False) -> None:
         with telling(f"context parallelism: {processes} processes, {length:,} tokens"):
             uses = _used_by(processes, taken, length)
         alone = alone or uses[0]
+        # Only the first rank hears of losses, which are those of all ranks together.
+        pairs = zip(uses[0]["losses"], alone["losses"])
+        difference = max(abs(one - other) for one, other in pairs) if number == 1 else ""
         for rank, used in enumerate(uses):
             row = {
                 "ranks": str(processes),
@@ -55,16 +58,14 @@ def measure(results: Results, quick: bool = False, again: bool = False) -> None:
                 "tokens": str(length),
                 "steps": str(taken),
             }
-            results.add(row | _cells(used, alone, is_beside=number == 1, is_long=number < 2))
+            row["largest_loss_difference"] = str(difference)
+            results.add(row | _cells(used, alone["peak_mb"] if number < 2 else None))
 
 
-def _cells(used: dict[str, Any], alone: dict[str, Any], is_beside: bool, is_long: bool) -> Cells:
-    """What a process has used, against what the single one has where they did the same."""
-    pairs = zip(used["losses"], alone["losses"])
-    difference = max(abs(one - other) for one, other in pairs) if is_beside else ""
-    share = f"{used['peak_mb'] / alone['peak_mb']:.3f}" if is_long else ""
+def _cells(used: dict[str, Any], peak_of_one: float | None) -> Cells:
+    """What a process has used; against the single process, where both read as many tokens."""
+    share = "" if peak_of_one is None else f"{used['peak_mb'] / peak_of_one:.3f}"
     return {
-        "largest_loss_difference": str(difference),
         "imports_mb": f"{used['imports_mb']:.0f}",
         "peak_mb": f"{used['peak_mb']:.0f}",
         "peak_over_one_process": share,

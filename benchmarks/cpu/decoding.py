@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from benchmarks.cpu.models import BYTES, parameters, transformer
-from benchmarks.measure import Tell, Times, round_robin
 from benchmarks.parts import Part
 from benchmarks.rows import Row
 from benchmarks.scan_cases import ScanCase, check, refuse_if_wrong
 from hgrn import ops
+from hgrn.cli.speed import Times, round_robin
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 from hgrn.modules import quantize_int8
+from hgrn.progress import OnProgress
 
 # How weights are stored -> makes of the float32 model one that steps with such weights.
 FORMATS: dict[str, Callable[[nn.Module], Any]] = {
@@ -120,7 +121,7 @@ def parts(quick: bool) -> list[Part]:
     return [Part(f"decode {size}", owns, partial(_measure, quick, size))]
 
 
-def _measure(quick: bool, size: str, tell: Tell) -> list[Row]:
+def _measure(quick: bool, size: str, tell: OnProgress) -> list[Row]:
     torch.manual_seed(0)
     if quick:
         config = HGRNConfig(vocab_size=BYTES, hidden_size=256, num_hidden_layers=4)
@@ -155,7 +156,7 @@ def _measure(quick: bool, size: str, tell: Tell) -> list[Row]:
     with ExitStack() as inside:
         for stored in models.values():
             inside.enter_context(stored.stepping())
-        times = round_robin(functions, 5 if quick else 30, tell=tell)
+        times = round_robin(functions, 5 if quick else 30, on_call=tell)
 
     read = times["read"]
     rows = [

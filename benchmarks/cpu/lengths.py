@@ -11,12 +11,14 @@ import torch
 from benchmarks.cpu.decoding import hgrn_step
 from benchmarks.cpu.models import hgrn_model, parameters
 from benchmarks.cpu.training import training_step
-from benchmarks.measure import Tell, resident_bytes, round_robin
+from benchmarks.machine import resident_bytes
 from benchmarks.parts import Part
 from benchmarks.rows import ROOT, Row
 from benchmarks.scan_cases import ScanCase, check
+from hgrn.cli.speed import round_robin
 from hgrn.errors import UserError
 from hgrn.models import HGRNCache, HGRNForCausalLM
+from hgrn.progress import OnProgress
 
 _LENGTHS = tuple(4096 << k for k in range(7))  # to 262,144
 _QUICK_LENGTHS = (1024, 4096)
@@ -52,7 +54,9 @@ def parts(quick: bool) -> list[Part]:
     ]
 
 
-def _training_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tell) -> list[Row]:
+def _training_rows(
+    lengths: tuple[int, ...], width: int, repeats: int, tell: OnProgress
+) -> list[Row]:
     check(ScanCase("hgru_scan", True, True), (1, lengths[-1], width), torch.float32)
     # Memory first, while this process is small: the longest step takes most of a small machine's.
     peaks = {}
@@ -62,7 +66,7 @@ def _training_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tel
 
     model = hgrn_model(width, _DEPTH)
     steps = {length: training_step(model, 1, length) for length in lengths}
-    times = round_robin(steps, repeats, tell=tell)
+    times = round_robin(steps, repeats, on_call=tell)
     return [
         Row.timed(
             times[length],
@@ -77,13 +81,15 @@ def _training_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tel
     ]
 
 
-def _decoding_rows(lengths: tuple[int, ...], width: int, repeats: int, tell: Tell) -> list[Row]:
+def _decoding_rows(
+    lengths: tuple[int, ...], width: int, repeats: int, tell: OnProgress
+) -> list[Row]:
     check(ScanCase("hgru_scan", True, False), (1, 1, width), torch.float32)
     model = hgrn_model(width, _DEPTH).eval()
     caches = _read_contexts(model, lengths)
     steps = {length: hgrn_step(model, cache) for length, cache in caches.items()}
     with model.stepping():
-        times = round_robin(steps, repeats, tell=tell)
+        times = round_robin(steps, repeats, on_call=tell)
     return [
         Row.timed(
             times[length],

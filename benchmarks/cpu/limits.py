@@ -3,13 +3,12 @@
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from benchmarks.measure import Tell, Times, round_robin
 from benchmarks.parts import Part
 from benchmarks.rows import Row
+from hgrn.cli.speed import Stream, round_robin
+from hgrn.progress import OnProgress
 
-_MIB = 1 << 20
 # Matrix products of the models that are measured: rows (tokens), inputs, outputs.
 _PRODUCTS = (
     (4096, 128, 256),
@@ -20,36 +19,17 @@ _PRODUCTS = (
 )
 
 
-class Stream:
-    """`torch.add(a, b, out=c)` on memory that is mapped already and that no cache can hold.
-
-    A call moves `bytes` bytes: it reads two streams and writes one. `time_of` turns its measured
-    time into the time of any other traffic.
-    """
-
-    def __init__(self, mebibytes: int = 64):
-        self.a, self.b, self.c = (torch.ones(mebibytes * _MIB // 4) for _ in range(3))
-        self.bytes = 3 * self.a.nbytes
-
-    def __call__(self) -> Tensor:
-        return torch.add(self.a, self.b, out=self.c)
-
-    def time_of(self, traffic: int, measured: Times) -> float:
-        """Milliseconds for `traffic` bytes at the bandwidth that was measured."""
-        return measured.median * traffic / self.bytes
-
-
 def parts(quick: bool) -> list[Part]:
     """One part: bandwidths and products in one loop."""
     repeats = 3 if quick else 30
 
-    def measure(tell: Tell) -> list[Row]:
+    def measure(tell: OnProgress) -> list[Row]:
         return _measure(Stream(32 if quick else 64), repeats, tell)
 
     return [Part("limits of the machine", lambda row: row.repeats == repeats, measure)]
 
 
-def _measure(stream: Stream, repeats: int, tell: Tell) -> list[Row]:
+def _measure(stream: Stream, repeats: int, tell: OnProgress) -> list[Row]:
     source = torch.ones(stream.bytes // 4)
     functions = {"add": stream, "sum": source.sum, "fill": partial(torch.zeros, stream.a.shape)}
     for sizes in _PRODUCTS:
@@ -57,7 +37,7 @@ def _measure(stream: Stream, repeats: int, tell: Tell) -> list[Row]:
         x = torch.randn(rows, inputs)
         weight = torch.randn(outputs, inputs)
         functions[sizes] = partial(torch.mm, x, weight.T, out=torch.empty(rows, outputs))
-    times = round_robin(functions, repeats, tell=tell)
+    times = round_robin(functions, repeats, on_call=tell)
 
     def traffic(key: str, name: str, amount: int, kind: str) -> Row:
         note = f"{amount / times[key].median / 1e6:.1f} GB/s"

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
-from benchmarks.rows import version
+from benchmarks.machine import version
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 
 BYTES = 259  # the 256 bytes and 3 special tokens
@@ -146,9 +146,7 @@ def _hgrn(width: int, depth: int, context: int) -> PreTrainedModel:
 
 def _recurrent(cell: str) -> Callable[[int, int, int], PreTrainedModel]:
     def build(width: int, depth: int, context: int) -> PreTrainedModel:
-        return RecurrentForCausalLM(
-            RecurrentConfig(cell=cell, hidden_size=width, num_layers=depth)
-        )
+        return RecurrentForCausalLM(RecurrentConfig(cell=cell, hidden_size=width, num_layers=depth))
 
     return build
 
@@ -202,8 +200,7 @@ KINDS = {
     "LSTM": Kind(_recurrent("LSTM"), "nn.LSTM"),
     "Mamba": Kind(
         _mamba,
-        "transformers, "
-        + ("trained by the scan of mambapy" if _has_mambapy() else "its own loop"),
+        "transformers, " + ("trained by the scan of mambapy" if _has_mambapy() else "its own loop"),
     ),
     "RecurrentGemma": Kind(_recurrent_gemma, "transformers, its own loop"),
 }

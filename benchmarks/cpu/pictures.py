@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import look
+from benchmarks import drawing
 from benchmarks.rows import Cells, Row
+from hgrn.analysis import look
 
 Rows = list[Row]
 
@@ -13,10 +14,10 @@ Rows = list[Row]
 def draw(name: str, cells: Iterable[Cells], folder: Path) -> list[Path]:
     """Draw what there is to draw of a benchmark's rows; the files. Raises UserError."""
     if name == "quality":
-        return [look.save(_quality(list(cells)), folder / "bench_quality.png")]
+        return [drawing.save(_quality(list(cells)), folder / "bench_quality.png")]
     rows = [Row.read(row) for row in cells]
     return [
-        look.save(picture(rows), folder / f"bench_{part}.png")
+        drawing.save(picture(rows), folder / f"bench_{part}.png")
         for part, picture in _PICTURES.get(name, {}).items()
     ]
 
@@ -56,7 +57,7 @@ def _peers(
     """A bar for each row."""
     figure = look.figure(8, 0.32 * len(rows) + 1.2)
     panel = figure.add_subplot()
-    look.bars(panel, labels, values, look.colours_of(row.peer for row in rows), form)
+    drawing.bars(panel, labels, values, drawing.colours_of(row.peer for row in rows), form)
     panel.set(**axes)
     return figure
 
@@ -93,7 +94,7 @@ def _train_peers(rows: Rows) -> Any:
 
 def _decode(rows: Rows) -> Any:
     """A decoding step against the context."""
-    figure, panel = look.lines(
+    figure, panel = drawing.lines(
         "Decoding, batch 1", xlabel="context, tokens", ylabel="milliseconds a token"
     )
     steps = [row for row in rows if row.name == "decode step"]
@@ -107,7 +108,7 @@ def _decode(rows: Rows) -> Any:
         panel.axhline(row.limit_ms, color=look.SHADE, linestyle="--", label=limit)
     panel.set_xscale("log", base=2)
     panel.set_ylim(0, None)
-    look.legend(panel)
+    look.finish(panel)
     return figure
 
 
@@ -118,7 +119,7 @@ def _length_of(row: Row) -> int:
 
 def _length(name: str, cell: str, ylabel: str, title: str) -> Callable[[Rows], Any]:
     def drawing(rows: Rows) -> Any:
-        figure, panel = look.lines(title, xlabel="tokens", ylabel=ylabel)
+        figure, panel = drawing.lines(title, xlabel="tokens", ylabel=ylabel)
         points = [
             (_length_of(row), getattr(row, cell))
             for row in rows
@@ -135,28 +136,28 @@ def _length(name: str, cell: str, ylabel: str, title: str) -> Callable[[Rows], A
                 panel.set_ylim(min(values) / 3, max(values) * 3)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
-        look.legend(panel)
+        look.finish(panel)
         return figure
 
     return drawing
 
 
 def _quality(rows: list[Cells]) -> Any:
-    figure, panel = look.lines(
+    figure, panel = drawing.lines(
         "Quality for time",
         xscale="log",
         xlabel="seconds of training",
         ylabel="bits per byte of the test split",
     )
     finals = [row for row in rows if row["run"] == "final"]
-    for colour, model in zip(look.LINES, dict.fromkeys(row["model"] for row in finals)):
+    for colour, model in zip(look.COLOURS, dict.fromkeys(row["model"] for row in finals)):
         points = [
             (float(row["seconds"]), float(row["bits_per_byte"]))
             for row in finals
             if row["model"] == model
         ]
         panel.plot(*zip(*points), "o-", color=colour, label=f"{model}: {points[-1][1]:.3f}")
-    look.legend(panel)
+    look.finish(panel)
     return figure
 
 

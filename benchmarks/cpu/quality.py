@@ -9,7 +9,6 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from benchmarks.cpu.models import KINDS, SIZES, build, loss_of, parameters
 from benchmarks.cpu.training import training_step
-from benchmarks.measure import Tell
 from benchmarks.rows import Cells, Results
 from benchmarks.telling import telling
 from hgrn.data.sampling import Batch
 from hgrn.data.tokens import TokenFile, prepare
 from hgrn.errors import UserError
+from hgrn.progress import OnProgress
 from hgrn.training.loop import train
 from hgrn.training.recipe import load_recipe
 from hgrn.training.specs import Recipe
@@ -162,7 +161,7 @@ def _do(run: Run, results: Results, tokens: int | None) -> None:
     results.add(*(shared | reading for reading in readings))
 
 
-def _readings(run: Run, tokens: int | None, tell: Tell) -> list[Cells]:
+def _readings(run: Run, tokens: int | None, tell: OnProgress) -> list[Cells]:
     """Train for the budget, and read the split at each point.
 
     A run whose loss is not finite ends at once, and all that it has not read yet costs infinity.
@@ -255,7 +254,7 @@ def _seconds_per_step(contestant: Contestant, budget: float) -> float:
     step()
     began = time.perf_counter()
     taken = 0
-    while taken < 3 or time.perf_counter() - began < _PACE * budget:
+    while taken < 1 or time.perf_counter() - began < _PACE * budget:
         step()
         taken += 1
     return (time.perf_counter() - began) / taken

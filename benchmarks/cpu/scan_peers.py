@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.rows import version
+from benchmarks.machine import version
 
 
 @dataclass(frozen=True)

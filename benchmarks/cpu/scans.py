@@ -6,11 +6,11 @@ from functools import partial
 import torch
 
 from benchmarks.cpu import scan_peers
-from benchmarks.cpu.limits import Stream
-from benchmarks.measure import Tell, round_robin
 from benchmarks.parts import Part
 from benchmarks.rows import Row
 from benchmarks.scan_cases import GivenOutputs, ScanCase, Shape, check, label
+from hgrn.cli.speed import Stream, round_robin
+from hgrn.progress import OnProgress
 
 # [batch, time, channels], all of 2^24 elements.
 SHAPES = {
@@ -55,14 +55,14 @@ def _against_limit(
 ) -> Part:
     where = f"{name} {list(shape)}"
 
-    def measure(tell: Tell) -> list[Row]:
+    def measure(tell: OnProgress) -> list[Row]:
         functions: dict[object, Callable[[], object]] = {"stream": stream}
         for case in CASES:
             check(case, shape, dtype)
             call = case.call(case.inputs(shape, dtype))
             functions[case, "op"] = call
             functions[case, "kernel"] = GivenOutputs().wrap(call)
-        times = round_robin(functions, repeats, tell=tell)
+        times = round_robin(functions, repeats, on_call=tell)
         rows = []
         for case in CASES:
             traffic = case.minimal_bytes(shape, dtype)
@@ -93,7 +93,9 @@ def _against_peers(shape: Shape, repeats: int, cap_s: float) -> Part:
     return Part(f"scan {where}", lambda row: row.shape == where, measure)
 
 
-def _measure_peers(shape: Shape, repeats: int, cap_s: float, where: str, tell: Tell) -> list[Row]:
+def _measure_peers(
+    shape: Shape, repeats: int, cap_s: float, where: str, tell: OnProgress
+) -> list[Row]:
     """Real scans, forward and backward. Peers start from gates in (0, 1), ours from their inputs."""
     ours = {case.kernel: case for case in CASES if case.backward and not case.complex_state}
     functions = {}
@@ -109,7 +111,7 @@ def _measure_peers(shape: Shape, repeats: int, cap_s: float, where: str, tell: T
             notes[peer.name] = peer.note()
         except ImportError:
             absent.append(peer.name)
-    times = round_robin(functions, repeats, cap_s=cap_s, tell=tell)
+    times = round_robin(functions, repeats, cap_s=cap_s, on_call=tell)
     cells = {"name": "gated recurrence real forward+backward", "shape": where}
     timed = [
         Row.timed(times[name], peer=name, note=notes.get(name, ""), **cells) for name in functions

@@ -15,11 +15,12 @@ import torch
 
 from benchmarks.cpu.models import hgrn_model
 from benchmarks.cpu.training import training_step
-from benchmarks.measure import Tell, Times, wall_clock
 from benchmarks.parts import Part
 from benchmarks.rows import ROOT, Row
+from hgrn.cli.speed import Times, wall_clock
 from hgrn.errors import UserError
 from hgrn.memory import keep_freed_memory
+from hgrn.progress import OnProgress
 
 # width, depth, time steps, batch
 _STEP = (128, 4, 512, 8)
@@ -72,7 +73,7 @@ def parts(quick: bool) -> list[Part]:
     chosen = [readings[0], readings[3]] if quick else readings
     rounds = 1 if quick else 5
 
-    def measure(tell: Tell) -> list[Row]:
+    def measure(tell: OnProgress) -> list[Row]:
         seconds: dict[str, list[float]] = {}
         for number in range(rounds):
             with tempfile.TemporaryDirectory() as folder:

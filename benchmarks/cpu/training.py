@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from benchmarks.cpu.models import KINDS, SIZES, build, hgrn_model, loss_of, parameters
-from benchmarks.measure import Tell, round_robin
 from benchmarks.parts import Part
 from benchmarks.rows import Row
 from benchmarks.scan_cases import ScanCase, check
+from hgrn.cli.speed import round_robin
 from hgrn.ops.linear_maps import product
+from hgrn.progress import OnProgress
 from hgrn.training.optimizer import build_optimizer
 from hgrn.training.specs import OptimizerSpec
 
@@ -83,12 +84,12 @@ def parts(quick: bool) -> list[Part]:
 def _against_products(width: int, depth: int, steps: int, batch: int, repeats: int) -> Part:
     where = f"D={width}, {depth} layers, T={steps}, B={batch}"
 
-    def measure(tell: Tell) -> list[Row]:
+    def measure(tell: OnProgress) -> list[Row]:
         check(ScanCase("hgru_scan", True, True), (batch, steps, width), torch.float32)
         model = hgrn_model(width, depth)
         products = MatrixProducts(model, batch * steps)
         functions = {"step": training_step(model, batch, steps), "products": products}
-        times = round_robin(functions, repeats, tell=tell)
+        times = round_robin(functions, repeats, on_call=tell)
         limit = times["products"].median
         share = times["step"].median / limit
         cells = {"shape": where, "flops": products.flops}
@@ -121,12 +122,12 @@ def _against_peers(size: str, steps: int, batch: int, repeats: int, cap_s: float
 
 
 def _measure_peers(
-    size: str, steps: int, batch: int, repeats: int, cap_s: float, where: str, tell: Tell
+    size: str, steps: int, batch: int, repeats: int, cap_s: float, where: str, tell: OnProgress
 ) -> list[Row]:
     check(ScanCase("hgru_scan", True, True), (batch, steps, SIZES[size]["HGRN"][0]), torch.float32)
     models = {name: build(name, size, steps) for name in SIZES[size]}
     functions = {name: training_step(model, batch, steps) for name, model in models.items()}
-    times = round_robin(functions, repeats, cap_s=cap_s, tell=tell)
+    times = round_robin(functions, repeats, cap_s=cap_s, on_call=tell)
     rows = []
     for name, model in models.items():
         width, depth = SIZES[size][name]

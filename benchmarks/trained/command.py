@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.trained_runs import GENERATED, RUNS, Run
-from hgrn import cli
 from hgrn.bench.results import environment, read_csv, write_csv
+
+from hgrn import cli
 from hgrn.data.tokens import locked
 from hgrn.errors import UserError
 from hgrn.memory import keep_freed_memory
