@@ -8,6 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ _SECONDS_EACH = 2.0  # for each of four measurements, so about ten seconds with 
 # A scan counts as fast, or as fair, from these shares of the memory's bandwidth.
 _FAST = 0.4
 _FAIR = 0.2
+
+
+Name = TypeVar("Name")
+Function = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -53,22 +58,32 @@ class Times:
         return replace(self, median=self.median / parts, p10=self.p10 / parts, p90=self.p90 / parts)
 
 
+def wall_clock(function: Function) -> float:
+    """The seconds that a call takes."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
 def round_robin(
-    functions: Mapping[str, Callable[[], object]],
+    functions: Mapping[Name, Function],
     repeats: int,
     *,
+    warm_ups: int = 1,
     cap_s: float | None = None,
+    clock: Callable[[Function], float] = wall_clock,
     on_call: Callable[[int, int], None] | None = None,
-) -> dict[str, Times]:
-    """Call every function once to warm up, then all of them in turn, `repeats` times.
+) -> dict[Name, Times]:
+    """Warm every function up, then call all of them in turn, `repeats` times.
 
-    cap_s: a function that has run for so many seconds is left out of further rounds, but never of
-    the first. on_call gets (calls done, calls in all).
+    warm_ups: untimed calls of each function. cap_s: a function that has run for so many seconds is
+    left out of further rounds, but never of the first. clock: calls a function and returns its
+    seconds. on_call gets (calls done, calls in all).
     """
-    readings: dict[str, list[float]] = {name: [] for name in functions}
+    readings: dict[Name, list[float]] = {name: [] for name in functions}
     capped = set()
     done = 0
-    total = len(functions) * (repeats + 1)
+    total = len(functions) * (repeats + warm_ups)
 
     def report(calls: int, skipped: int = 0) -> None:
         nonlocal done, total
@@ -77,15 +92,10 @@ def round_robin(
         if on_call is not None:
             on_call(done, total)
 
-    def call(function: Callable[[], object]) -> float:
-        began = time.perf_counter()
-        function()
-        seconds = time.perf_counter() - began
-        report(1)
-        return seconds
-
     for function in functions.values():
-        call(function)
+        for _ in range(warm_ups):
+            function()
+            report(1)
     collects = gc.isenabled()
     # A collection would otherwise be charged to whichever function is running.
     gc.disable()
@@ -102,7 +112,8 @@ def round_robin(
                     capped.add(name)
                     report(0, skipped=1)
                 else:
-                    readings[name].append(call(function))
+                    readings[name].append(clock(function))
+                    report(1)
     finally:
         if collects:
             gc.enable()

@@ -1,30 +1,29 @@
-"""One token after the other: against the time to read the weights once, and a Transformer with its cache."""
+"""One token after the other: against reading the weights once, and a Transformer with its cache."""
 
-import contextlib
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from hgrn.bench.measure import Tell, round_robin
-from hgrn.bench.models import BYTES, transformer
-from hgrn.bench.results import Row
-from hgrn.bench.scan_cases import ScanCase, check, refuse_if_wrong
+from benchmarks.cpu.models import BYTES, parameters, transformer
+from benchmarks.parts import Part
+from benchmarks.rows import Row
+from benchmarks.scan_cases import ScanCase, check, refuse_if_wrong
+from hgrn import ops
+from hgrn.cli.speed import Times, round_robin
+from hgrn.models import HGRNConfig, HGRNForCausalLM
+from hgrn.modules import quantize_int8
+from hgrn.progress import OnProgress
 
-
-def _int8(model: nn.Module) -> nn.Module:
-    from hgrn.modules import quantize_int8
-
-    return quantize_int8(copy.deepcopy(model))
-
-
-# How the weights of our model may be stored: name -> what makes of the float32 model one that steps with such weights.
-FORMATS: dict[str, Callable[[nn.Module], nn.Module]] = {
+# How weights are stored -> makes of the float32 model one that steps with such weights.
+FORMATS: dict[str, Callable[[nn.Module], Any]] = {
     "float32": lambda model: model,
-    "int8": _int8,
+    "int8": lambda model: quantize_int8(copy.deepcopy(model)),
 }
 _CONTEXTS = (128, 512, 2048, 4096)
 _QUICK_CONTEXTS = (128, 512)
@@ -32,9 +31,9 @@ _GENERATED = 16  # tokens of one call of generate
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """What a step has to read: every parameter and buffer once, but of a table of embeddings only a row.
+    """What a step must read: every parameter and buffer once, but only a row of an embedding table.
 
-    A table that is the output's matrix too is read as that.
+    A table that is the output's matrix too is read whole, as that matrix.
     """
     modules = (module for module in model.modules() if not isinstance(module, nn.Embedding))
     tensors = {
@@ -46,7 +45,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def hgrn_step(model: nn.Module, cache: Any = None) -> Callable[[], Tensor]:
-    """A step of a causal language model that goes on from a cache, by default one that has seen a single token."""
+    """A step of a causal language model after `cache`; by default after a single token."""
     ids = torch.full((1, 1), 65)
     if cache is None:
         with torch.no_grad():
@@ -59,10 +58,8 @@ def hgrn_step(model: nn.Module, cache: Any = None) -> Callable[[], Tensor]:
     return step
 
 
-def transformer_step(model: nn.Module, context: int) -> Callable[[], Tensor]:
-    """A step behind `context` tokens, whose keys and values are random; they are the same number before every call."""
-    from transformers import DynamicCache
-
+def transformer_step(model: Any, context: int) -> Callable[[], Tensor]:
+    """A step behind `context` tokens with random keys and values; every call finds as many."""
     ids = torch.full((1, 1), 65)
     config = model.config
     cache = DynamicCache(config=config)
@@ -83,68 +80,68 @@ class WeightProducts:
     """The products of one vector with every linear map of a model: all that a step must compute."""
 
     def __init__(self, model: nn.Module):
-        weights = [
-            module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)
-        ]
-        self._calls = [
-            partial(
-                torch.mm,
-                torch.randn(1, weight.shape[1]),
-                weight.T,
-                out=torch.empty(1, weight.shape[0]),
-            )
-            for weight in weights
-        ]
+        self._calls = []
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                weight = module.weight.detach()
+                out = torch.empty(1, weight.shape[0])
+                vector = torch.randn(1, weight.shape[1])
+                self._calls.append(partial(torch.mm, vector, weight.T, out=out))
 
     def __call__(self) -> None:
         for call in self._calls:
             call()
 
 
-def _check_int8(width: int) -> None:
-    """Raises UserError if a product with 8-bit weights is not that of the numbers that they stand for."""
-    from hgrn.ops import int8_linear, quantize_rows
-
+def check_int8(width: int) -> None:
+    """Raise UserError if 8-bit products differ from those of the numbers that they stand for."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, width, generator=generator)
     weight = torch.randn(2 * width, width, generator=generator)
-    weight, scale = quantize_rows(weight)
+    weight, scale = ops.quantize_rows(weight)
     expected = x.double() @ (weight.double() * scale.double()[:, None]).T
-    refuse_if_wrong("int8_linear", torch.float32, int8_linear(x, weight, scale), expected)
+    refuse_if_wrong("int8_linear", torch.float32, ops.int8_linear(x, weight, scale), expected)
 
 
-def _check_step(name: str, model: nn.Module) -> None:
-    """Raises UserError if a compiled step is not what the modules of the model compute."""
-    expected = hgrn_step(model)()
+def _check_step(name: str, model: Any) -> None:
+    """Raise UserError if a compiled step differs from the modules of the model."""
     expected = hgrn_step(model)()
     with model.stepping():
         found = hgrn_step(model)()
     refuse_if_wrong(f"a step with weights in {name}", torch.float32, found, expected)
 
 
-def measure(quick: bool, tell: Tell) -> list[Row]:
-    """Raises UserError if a kernel of the model disagrees with the reference."""
-    from hgrn.models import HGRNConfig, HGRNForCausalLM
+def parts(quick: bool) -> list[Part]:
+    """One part, because everything is compared with everything."""
+    size = "3.4M" if quick else "150M"
 
+    def owns(row: Row) -> bool:
+        return row.shape.partition(",")[0] == size
+
+    return [Part(f"decode {size}", owns, partial(_measure, quick, size))]
+
+
+def _measure(quick: bool, size: str, tell: OnProgress) -> list[Row]:
     torch.manual_seed(0)
     if quick:
-        size = "3.4M"
         config = HGRNConfig(vocab_size=BYTES, hidden_size=256, num_hidden_layers=4)
-        other = transformer(256, 4, 1024, BYTES)
+        other = transformer(256, 4, 1024).eval()
     else:
-        size = "150M"
         config = HGRNConfig.preset("lm-150m", eos_token_id=None)
-        other = transformer(config.hidden_size, 14, 8192, config.vocab_size)
+        other = transformer(config.hidden_size, 14, 8192, config.vocab_size).eval()
+    contexts = _QUICK_CONTEXTS if quick else _CONTEXTS
     check(ScanCase("hgru_scan", True, False), (1, 1, config.hidden_size), torch.float32)
-    _check_int8(config.hidden_size)
+    check_int8(config.hidden_size)
     model = HGRNForCausalLM(config).eval()
-    other = other.eval()
     models = {name: convert(model) for name, convert in FORMATS.items()}
     for name, stored in models.items():
         _check_step(name, stored)
     source = torch.ones(weight_bytes(model) // 4)
 
-    functions = {"read": source.sum, "products": WeightProducts(model)}
+    functions: dict[object, Callable[[], object]] = {
+        "read": source.sum,
+        "products": WeightProducts(model),
+    }
     for name, stored in models.items():
         functions["step", name] = hgrn_step(stored)
         functions["generate", name] = partial(
@@ -155,23 +152,22 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
             do_sample=False,
             pad_token_id=0,
         )
-    contexts = _QUICK_CONTEXTS if quick else _CONTEXTS
     functions |= {context: transformer_step(other, context) for context in contexts}
-    with contextlib.ExitStack() as inside:
+    with ExitStack() as inside:
         for stored in models.values():
             inside.enter_context(stored.stepping())
-        times = round_robin(functions, 5 if quick else 30, on_call=tell(f"decode {size}"))
+        times = round_robin(functions, 5 if quick else 30, on_call=tell)
 
-    read = times["read"].median
+    read = times["read"]
     rows = [
         Row.timed(
-            times["read"],
+            read,
             name="read as many bytes: torch.sum",
             peer="torch",
             shape=size,
             kind="kernel",
             bytes=source.nbytes,
-            note=f"{source.nbytes / read / 1e6:.1f} GB/s",
+            note=f"{source.nbytes / read.median / 1e6:.1f} GB/s",
         ),
         Row.timed(
             times["products"],
@@ -182,30 +178,14 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
         ),
     ]
     for name, stored in models.items():
-        amount = weight_bytes(stored)
-        cells = {"peer": "HGRN", "shape": size, "dtype": name, "parameters": model.num_parameters()}
-        limit = read * amount / source.nbytes
-        step = times["step", name]
+        cells = {"peer": "HGRN", "shape": size, "dtype": name, "parameters": parameters(model)}
         generate = times["generate", name].over(_GENERATED)
-        rows.append(
-            Row.timed(
-                step,
-                name="decode step",
-                bytes=amount,
-                limit_ms=limit,
-                tokens_per_s=1e3 / step.median,
-                note="limit: reading the weights once",
-                **cells,
-            )
-        )
-        rows.append(
-            Row.timed(
-                generate,
-                name="generate, a token",
-                tokens_per_s=1e3 / generate.median,
-                note=f"{generate.median - step.median:.2f} ms of it is not the model's step",
-                **cells,
-            )
+        rows += _rows_of_ours(
+            times["step", name],
+            generate,
+            weight_bytes(stored),
+            read.median / source.nbytes,
+            cells,
         )
     for context in contexts:
         rows.append(
@@ -214,9 +194,34 @@ def measure(quick: bool, tell: Tell) -> list[Row]:
                 name="decode step",
                 peer="Transformer",
                 shape=f"{size}, context {context}",
-                parameters=other.num_parameters(),
+                parameters=parameters(other),
                 tokens_per_s=1e3 / times[context].median,
                 note="transformers GPT-2, SDPA, DynamicCache",
             )
         )
     return rows
+
+
+def _rows_of_ours(
+    step: Times, generate: Times, amount: int, ms_per_byte: float, cells: dict[str, Any]
+) -> list[Row]:
+    """A step against reading its `amount` bytes of weights, and a token of `generate`."""
+    beside = generate.median - step.median
+    return [
+        Row.timed(
+            step,
+            name="decode step",
+            bytes=amount,
+            limit_ms=amount * ms_per_byte,
+            tokens_per_s=1e3 / step.median,
+            note="limit: reading the weights once",
+            **cells,
+        ),
+        Row.timed(
+            generate,
+            name="generate, a token",
+            tokens_per_s=1e3 / generate.median,
+            note=f"{beside:.2f} ms of it is not the model's step",
+            **cells,
+        ),
+    ]

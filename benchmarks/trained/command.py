@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.trained_runs import GENERATED, RUNS, Run
-from hgrn import cli
 from hgrn.bench.results import environment, read_csv, write_csv
 from hgrn.data.disk import locked
+from hgrn import cli
 from hgrn.errors import UserError
 from hgrn.memory import keep_freed_memory
 from hgrn.training.checkpointing import load_weights

@@ -1,7 +1,7 @@
-"""Other ways to run `h_t = a_t h_{t-1} + x_t` on a CPU, each in the layout that it likes, with its gradients.
+"""Other people's ways to run `h_t = a_t h_{t-1} + x_t` on a CPU, with gradients.
 
-Shape letters: B batch, T time, D channels. All but the loop and PyTorch's scan need packages of their own (the extra
-`bench`).
+Each gets the layout that it likes best. All but the loop and PyTorch's scan need a package (the
+extra `bench`). Shape letters: B batch, T time, D channels.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgrn.bench.results import version
+from benchmarks.machine import version
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """`run()` gives h and the gradients of a and x in the peer's layout; `back` turns each into `[B, T, D]`."""
+    """A peer whose inputs are laid out.
+
+    run: returns h and the gradients of a and x in the peer's layout. back: turns each of these into
+    `[B, T, D]`.
+    """
 
     run: Callable[[], tuple]
     back: Callable[[Any], Tensor]
@@ -24,13 +28,18 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Peer:
-    """`prepare(a, x, grad)`, each `[B, T, D]`, lays all out, unmeasured; ImportError if `package` is not there."""
+    """A peer and its package.
+
+    prepare: lays out a, x and the gradient of h, each `[B, T, D]`, before anything is timed. Raises
+    ImportError if the package is not installed.
+    """
 
     name: str
     package: str
     prepare: Callable[[Tensor, Tensor, Tensor], Prepared]
 
     def note(self) -> str:
+        """The package and its version."""
         return f"{self.package} {version(self.package)}"
 
 
@@ -60,18 +69,18 @@ def _loop(a: Tensor, x: Tensor, grad: Tensor) -> Prepared:
 
 
 def _accelerated_scan(a: Tensor, x: Tensor, grad: Tensor) -> Prepared:
-    from accelerated_scan.ref import scan  # the only part of the package that runs on a CPU
+    # The only part of the package that runs on a CPU. It expects [B, D, T].
+    from accelerated_scan.ref import scan
 
-    a, x, grad = (tensor.transpose(1, 2).contiguous() for tensor in (a, x, grad))  # [B, D, T]
+    a, x, grad = (tensor.transpose(1, 2).contiguous() for tensor in (a, x, grad))
     return Prepared(_with_autograd(scan, a, x, grad), lambda y: y.transpose(1, 2))
 
 
 def _mambapy(a: Tensor, x: Tensor, grad: Tensor) -> Prepared:
     from mambapy.pscan import pscan
 
-    a, x, grad = (
-        tensor.unsqueeze(-1) for tensor in (a, x, grad)
-    )  # [B, T, D, 1]: states of one number
+    # It expects [B, T, D, N] with N numbers of a state.
+    a, x, grad = (tensor.unsqueeze(-1) for tensor in (a, x, grad))
     return Prepared(_with_autograd(pscan, a, x, grad), lambda y: y.squeeze(-1))
 
 
@@ -79,9 +88,8 @@ def _associative_scan(a: Tensor, x: Tensor, grad: Tensor) -> Prepared:
     from torch._higher_order_ops.associative_scan import associative_scan
 
     def scan(a: Tensor, x: Tensor) -> Tensor:
-        return associative_scan(_combine, (a, x), dim=1, combine_mode="generic")[
-            1
-        ]  # "pointwise" is for GPUs
+        # The other mode, "pointwise", is for GPUs.
+        return associative_scan(_combine, (a, x), dim=1, combine_mode="generic")[1]
 
     return Prepared(_with_autograd(scan, a, x, grad), lambda y: y)
 

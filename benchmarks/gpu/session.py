@@ -6,9 +6,9 @@ from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import torch
-
 from hgrn.bench.measure import Times
 from hgrn.bench.results import Row
+
 from hgrn.ops import layers, operators
 
 OURS = "hgrn"
