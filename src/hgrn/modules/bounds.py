@@ -5,7 +5,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from hgrn.modules.parameters import Init, KeepsFloat32, at_least_float32
+from hgrn.modules.parameters import Init, KeepsFloat32
+from hgrn.ops.arguments import at_least_float32
 
 
 class LowerBounds(KeepsFloat32):

@@ -19,9 +19,10 @@ from hgrn.modules.arguments import (
 )
 from hgrn.modules.linear import Linear
 from hgrn.modules.norms import GATED_NORMS
-from hgrn.modules.parameters import Init, KeepsFloat32, at_least_float32
+from hgrn.modules.parameters import Init, KeepsFloat32
 from hgrn.modules.short_conv import ShortConvolution
 from hgrn.ops import hgru_scan
+from hgrn.ops.arguments import at_least_float32
 from hgrn.ops.packing import check_boundaries
 
 GATE_ACTS = ("silu", "sigmoid")

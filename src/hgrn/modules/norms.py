@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hgrn.modules.arguments import check_choice
-from hgrn.modules.parameters import Init, KeepsFloat32, at_least_float32
+from hgrn.modules.parameters import Init, KeepsFloat32
 from hgrn.ops import gated_norm
+from hgrn.ops.arguments import at_least_float32
 from hgrn.ops.layers import ACTIVATIONS
 
 

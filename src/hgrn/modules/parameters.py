@@ -6,10 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precisions; float32 and float64 as they are."""
-    return torch.promote_types(dtype, torch.float32)
+from hgrn.ops.arguments import at_least_float32
 
 
 class Init:

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from hgrn.modules.parameters import Init, at_least_float32
+from hgrn.modules.parameters import Init
+from hgrn.ops.arguments import at_least_float32
 from hgrn.ops.packing import check_cu_seqlens, sequence_ids
 
 
