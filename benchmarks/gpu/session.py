@@ -13,14 +13,14 @@ from hgrn.ops import engines, layers
 OURS = "hgrn"
 
 
-_ASKS = layers._asks_for_operator
+_ASKS = layers.engine_of_layer
 
 
 @contextmanager
 def interpreted(on: bool) -> Iterator[None]:
     """Whether CPU tensors run as a GPU's do, for a rehearsal: scans by Triton, the operations around them by PyTorch."""
     engine = mock.patch.dict(engines.ENGINE_OF_DEVICE, cpu="triton" if on else "numba")
-    around = mock.patch.object(layers, "_asks_for_operator", _as_on_a_gpu if on else _ASKS)
+    around = mock.patch.object(layers, "engine_of_layer", _as_on_a_gpu if on else _ASKS)
     with engine, around:
         yield
 

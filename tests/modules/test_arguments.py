@@ -1,4 +1,4 @@
-"""Wrong arguments of the modules and of the rest of a layer: each error names the argument, what it was, the rule, and what to do."""
+"""Errors about wrong arguments of modules name the argument, its value, the rule and the remedy."""
 
 import numpy as np
 import pytest
@@ -94,9 +94,10 @@ def test_the_remedy_for_a_packed_sequence_works():
 
 
 def test_what_worked_before_the_checks_works():
-    """Half precision in autocast, half inputs behind float32 norms, a list for the state, and a state of another precision."""
+    """Half precision in autocast or behind float32 norms; states in lists, or of other dtypes."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert STACK(X)[0].shape == X.shape and STACK(X.bfloat16())[0].shape == X.shape
+    # Maps in bfloat16 behind norms in float32.
     mixed = HGRN(8, 1)
     for part in mixed.modules():
         if isinstance(part, torch.nn.Linear):

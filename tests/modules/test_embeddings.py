@@ -1,4 +1,4 @@
-"""Patches by hand, numbers of positions, and the table of sines."""
+"""Patches and sines computed by hand, and the numbers of positions."""
 
 import math
 
@@ -17,6 +17,7 @@ def test_patches_are_read_by_row_column_and_channel(size):
     assert found.shape == (2, 4 // size, 6 // size, 5)
     for row in range(4 // size):
         for column in range(6 // size):
+            # The channel changes fastest, then the column, then the row.
             features = [
                 pixels[:, channel, row * size + r, column * size + c]
                 for r in range(size)
@@ -32,7 +33,7 @@ def test_patches_are_read_by_row_column_and_channel(size):
         (
             torch.zeros(2, 1, 4, 4),
             ValueError,
-            r"pixel_values must have shape .* with 3 channel.s., got \(2, 1, 4, 4\); .*num_channels",
+            r"must have shape .* with 3 channel.s., got \(2, 1, 4, 4\); .*num_channels",
         ),
         (torch.zeros(3, 4, 4), ValueError, r"pixel_values must have shape .*got \(3, 4, 4\)"),
         (
@@ -87,6 +88,5 @@ def test_the_table_by_hand(dim):
             assert value == pytest.approx(
                 math.cos(angle) if channel % 2 else math.sin(angle), abs=1e-10
             )
-    assert_close(
-        sinusoids(numbers, dim, torch.float32), table
-    )  # angles are made in float64 all the same
+    # Angles are made in float64, whatever the dtype of the result.
+    assert_close(sinusoids(numbers, dim, torch.float32), table)

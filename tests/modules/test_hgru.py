@@ -1,11 +1,15 @@
-"""HGRU and HGRU2d against the authors' layers (golden 01 to 08), and against themselves cut, packed and
-padded."""
+"""HGRU and HGRU2d against the authors' layers (golden 01 to 08), and what they refuse."""
+
+import copy
+import pickle
 
 import pytest
 import torch
 
 from hgrn.models.convert import from_published, load_published
 from hgrn.modules import HGRU, HGRU2d
+from hgrn.modules.hgru import scan_directions
+from hgrn.modules.short_conv import own_halo
 from tests.golden_files import read
 from tests.tolerances import RELATIVE, assert_close
 
@@ -138,6 +142,52 @@ def test_wrong_options_are_named(options, message):
 def test_wrong_shapes_are_named(layer, x):
     with pytest.raises(ValueError, match=r"x must have shape \[B.*D = 4"):
         layer(torch.randn(x))
+
+
+CALLS = []
+
+
+@torch.compiler.disable
+def counted_scan(*arguments, **options):
+    CALLS.append("scan")
+    return scan_directions(*arguments, **options)
+
+
+@torch.compiler.disable
+def counted_halo(*arguments):
+    CALLS.append("halo")
+    return own_halo(*arguments)
+
+
+def replace_hooks(layer):
+    layer.scan = counted_scan
+    layer.short_conv.halo = counted_halo
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_replaced_scan_and_halo_are_called_until_they_are_taken_away(is_compiled):
+    layer = HGRU(4, conv_size=3)
+    called = torch.compile(layer, backend="eager") if is_compiled else layer
+    x = torch.randn(1, 5, 4)
+    expected = called(x)[0]
+    CALLS.clear()
+    replace_hooks(layer)
+    assert_close(called(x)[0], expected)
+    assert CALLS == ["halo", "scan"]
+    del layer.scan
+    del layer.short_conv.halo
+    assert_close(called(x)[0], expected)
+    assert CALLS == ["halo", "scan"]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_keep_a_replaced_scan_and_halo(copied):
+    layer = HGRU(4, conv_size=3)
+    replace_hooks(layer)
+    CALLS.clear()
+    copied(layer)(torch.randn(1, 5, 4))
+    assert CALLS == ["halo", "scan"]
 
 
 def test_the_table_is_not_loosened():

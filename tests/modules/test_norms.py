@@ -14,11 +14,12 @@ def test_a_batch_norm_is_pytorchs_over_all_positions(shape):
     ours = BatchNorm(5, eps=1e-3).double()
     theirs = nn.BatchNorm1d(5, eps=1e-3).double()
     with torch.no_grad():
-        for name, tensor in ours.state_dict().items():
+        for tensor in ours.state_dict().values():
             tensor.copy_(torch.rand_like(tensor) + 0.5 if tensor.is_floating_point() else 4)
     theirs.load_state_dict(ours.state_dict())
     for training in (True, True, False):
-        ours.train(training), theirs.train(training)
+        ours.train(training)
+        theirs.train(training)
         x = (3 * torch.randn(shape, dtype=torch.float64) + 1).requires_grad_()
         weight = torch.randn_like(x)
         y = ours(x)

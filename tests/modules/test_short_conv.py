@@ -1,4 +1,4 @@
-"""flash-linear-attention's layer (golden 13a, 13b), and what its convolution skips, keeps and refuses."""
+"""flash-linear-attention's layer (golden 13a, 13b): what its convolution skips and refuses."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_it_is_pytorchs_causal_depthwise_convolution():
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_masked_positions_are_not_there(size, packed):
-    """On either side and inside; with a state; more of them in a row than the window is long; and nothing else at all."""
+    """At either end and inside, more in a row than the window is long, and in a whole sequence."""
     conv = ShortConvolution(3, size).double()
     rows = ["..xx.xxx", "xxxxxx..", "x....xx.", "........", "xxxxxxxx"]
     keep = torch.tensor([[c == "x" for c in row] for row in rows])
@@ -70,6 +70,7 @@ def test_masked_positions_are_not_there(size, packed):
     loss = (y[keep] * weight[keep]).sum() + (after * weight_after).sum()
     grads = torch.autograd.grad(loss, (x, state, conv.weight))
 
+    # Each sequence by itself, without its masked positions, must give the same.
     alone = [conv(x[n : n + 1, keep[n]], state[n : n + 1]) for n in range(5)]
     assert_close(y[keep], torch.cat([y[0] for y, _ in alone]))
     assert_close(after, torch.cat([after for _, after in alone]))
@@ -104,13 +105,12 @@ def test_nan_does_not_leave_its_sequence_or_a_masked_position():
     conv = ShortConvolution(2, 4)
     x = noise(1, 12, 2, dtype=torch.float32)
     keep = torch.ones(1, 12, dtype=torch.bool)
-    x[0, [3, 6]], keep[0, 6] = torch.nan, False
+    # One NaN at the end of the first sequence, one at a masked position of the last.
+    x[0, [3, 6]] = torch.nan
+    keep[0, 6] = False
     y, state = conv(x, mask=keep, cu_seqlens=torch.tensor([0, 4, 4, 12]))
-    assert (
-        y[0, 3].isnan().all()
-        and y[0, :3].isfinite().all()
-        and y[0, 4:][keep[0, 4:]].isfinite().all()
-    )
+    assert y[0, 3].isnan().all() and y[0, :3].isfinite().all()
+    assert y[0, 4:][keep[0, 4:]].isfinite().all()
     assert state[0].isnan().any() and state[1:].isfinite().all()
 
 
@@ -152,11 +152,10 @@ def test_the_initial_state_is_that_of_no_state():
         layer = HGRU(4, **options).double()
         x = noise(2, 5, 4)
         expected, after = layer(x)
-        y, again = layer(x, state=layer.initial_state(2))
-        assert torch.equal(y, expected)
-        assert [(p.shape, p.dtype) for p in layer.initial_state(2)] == [
-            (p.shape, p.dtype) for p in after
-        ]
+        state = layer.initial_state(2)
+        assert torch.equal(layer(x, state=state)[0], expected)
+        for zeros, part in zip(state, after, strict=True):
+            assert zeros.shape == part.shape and zeros.dtype == part.dtype
 
 
 def test_what_does_not_go_together_is_named():

@@ -1,5 +1,4 @@
-"""The stack: cut, packed and padded runs give the plain numbers; and what else a user of nn.LSTM relies
-on."""
+"""The stack computes the same cut, packed and padded, and serves a user of nn.LSTM."""
 
 import doctest
 
@@ -28,8 +27,7 @@ DEPTH = 3
 
 
 def make(dtype=torch.float64, **options) -> HGRN:
-    """A stack with random bounds and, where states are complex, theta = 1: nothing that turns may pass for
-    held."""
+    """A stack with random bounds, and theta = 1, so that turning cannot pass for holding still."""
     torch.manual_seed(0)
     rnn = HGRN(DIM, DEPTH, **options).to(dtype)
     for name, parameter in rnn.named_parameters():
@@ -149,18 +147,19 @@ def test_the_loss_of_a_later_chunk_reaches_an_earlier_one():
 def test_recomputed_blocks_give_the_same_gradients():
     rnn = make(dropout=0.2)
     x = noise(2, 6, DIM)
-    for checkpointing in (False, True):
+
+    def run(checkpointing):
         for block in rnn.blocks:
             block.gradient_checkpointing = checkpointing
-        torch.manual_seed(1)
+        torch.manual_seed(1)  # of the dropout
         y, state = rnn(x)
         loss = y.sum() + state[-1][0].sum()
-        grads = torch.autograd.grad(loss, list(rnn.parameters()))
-        if checkpointing:
-            assert torch.equal(y, plain)
-            assert all(map(torch.equal, grads, expected))
-        plain = y
-        expected = grads
+        return y, torch.autograd.grad(loss, list(rnn.parameters()))
+
+    plain, expected = run(checkpointing=False)
+    y, grads = run(checkpointing=True)
+    assert torch.equal(y, plain)
+    assert all(map(torch.equal, grads, expected))
 
 
 def test_autocast_narrows_neither_state_nor_bounds():

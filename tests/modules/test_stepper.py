@@ -1,4 +1,4 @@
-"""A Stepper is the stack, one position at a time: for every option, with and without a head, in 8 bits, and it refuses the rest."""
+"""A Stepper computes what its stack does, one position at a time, or says why it cannot."""
 
 import copy
 import threading

@@ -1,4 +1,4 @@
-"""Modules under torch.func, and with parametrizations: what a user of nn.LSTM or nn.Linear may do with theirs."""
+"""Modules under torch.func and with parametrizations, as users treat an nn.LSTM or nn.Linear."""
 
 import pytest
 import torch

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hgrn.ops import reference
+from hgrn.ops.arguments import Scan
 from hgrn.ops.packing import lengths_to_cu_seqlens
 
 
@@ -77,6 +79,43 @@ def make(
         normal(sequences, parts * channels) if initial else None,
         options,
     )
+
+
+def plain_loop(name: str):
+    """The reference's loop as a function of `[B, T, *]`, which PyTorch derives in every mode.
+
+    Unlike the engine "reference", which goes through the operators as every engine does, it shares
+    nothing with their derivatives.
+    """
+    function = getattr(reference, name)
+
+    def call(
+        x,
+        gate,
+        lower_bound=None,
+        theta=None,
+        initial_state=None,
+        *,
+        cu_seqlens=None,
+        mask=None,
+        reverse=False,
+    ):
+        if name == "gated_scan" and mask is not None:
+            x = torch.where(mask[..., None], x, 0)
+        scan = Scan(
+            x.unsqueeze(2),
+            gate.unsqueeze(2),
+            lower_bound,
+            theta,
+            None if initial_state is None else initial_state.unsqueeze(1),
+            cu_seqlens,
+            None if mask is None else mask.unsqueeze(2),
+            reverse,
+        )
+        first, state = function(scan)
+        return first.squeeze(1 if name == "hgru_carry" else 2), state.squeeze(1)
+
+    return call
 
 
 # Every option pair appears at least once; lengths 1, 2, 63, 64, 65, 500; odd and even numbers of channels; batch 1.

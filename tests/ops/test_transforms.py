@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.nn.functional import logsigmoid
 
 from hgrn.ops import (
     available_engines,
@@ -18,7 +19,7 @@ from hgrn.ops import (
     linear,
     quantize_rows,
 )
-from tests.ops.cases import CASES, make
+from tests.ops.cases import CASES, make, plain_loop
 from tests.ops.test_gradients import given
 from tests.tolerances import assert_close
 
@@ -46,27 +47,34 @@ NAMES = [
 ]
 
 
-def scan_of(case, engine=None, name="hgru_scan"):
-    """A function of the tensors that the case has, and these, in float64."""
+OPS = ["hgru_scan", "hgru_carry", "gated_scan"]
+
+
+def scan_of(case, name="hgru_scan", engine=None):
+    """An operator as a function of the tensors that the case has, and these, in float64."""
+    options = {**case.options, "engine": engine}
     if name == "hgru_scan":
-        return given(
-            partial(hgru_scan, **case.options, engine=engine),
-            [x if x is None else x.detach() for x in case.tensors],
-        )
+        tensors = [x if x is None else x.detach() for x in case.tensors]
+        return given(partial(hgru_scan, **options), tensors)
     if name == "hgru_carry":
-        return given(partial(hgru_carry, **case.options, engine=engine), case.tensors[:4])
+        return given(partial(hgru_carry, **options), case.tensors[:4])
 
     def gated(x, f, theta, initial):
-        return gated_scan(
-            x,
-            torch.nn.functional.logsigmoid(f),
-            initial,
-            theta=theta,
-            **case.options,
-            engine=engine,
-        )
+        return gated_scan(x, logsigmoid(f), initial, theta=theta, **options)
 
     return given(gated, [case.candidate, case.forget, case.theta, case.initial_state])
+
+
+def definition_of(case, name="hgru_scan"):
+    """As `scan_of`, of the plain loop."""
+    loop = partial(plain_loop(name), **case.options)
+    if name != "gated_scan":
+        return given(loop, case.tensors[: 4 if name == "hgru_carry" else 5])[0]
+
+    def gated(x, f, theta, initial):
+        return loop(x, logsigmoid(f), None, theta, initial)
+
+    return given(gated, [case.candidate, case.forget, case.theta, case.initial_state])[0]
 
 
 def alike(found, expected):
@@ -76,12 +84,12 @@ def alike(found, expected):
         assert_close(one, other)
 
 
-@pytest.mark.parametrize("op", ["hgru_scan", "hgru_carry", "gated_scan"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", NAMES)
 def test_jvp_and_vjp_of_every_argument(name, op):
     case = CASES[name]
-    call, inputs = scan_of(case, None, op)
-    definition, _ = scan_of(case, "reference", op)
+    call, inputs = scan_of(case, op)
+    definition = definition_of(case, op)
     directions = tuple(torch.randn_like(x) for x in inputs)
     alike(jvp(call, tuple(inputs), directions), jvp(definition, tuple(inputs), directions))
     outputs, pull = vjp(call, *inputs)
@@ -89,10 +97,21 @@ def test_jvp_and_vjp_of_every_argument(name, op):
     alike(pull(weights), vjp(definition, *inputs)[1](weights))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_the_reference_engine_under_transforms(op):
+    """It goes the way of every engine."""
+    case = CASES["packed, mask, reverse"]
+    call, inputs = scan_of(case, op, engine="reference")
+    definition = definition_of(case, op)
+    directions = tuple(torch.randn_like(x) for x in inputs)
+    alike(jvp(call, tuple(inputs), directions), jvp(definition, tuple(inputs), directions))
+    alike(vmap(call)(*(x[None] for x in inputs))[0][0], call(*inputs)[0])
+
+
 @pytest.mark.parametrize("name", ["complex", "packed, mask, reverse"])
 def test_forward_mode_against_finite_differences(name):
-    for op in ("hgru_scan", "hgru_carry", "gated_scan"):
-        call, inputs = scan_of(CASES[name], None, op)
+    for op in OPS:
+        call, inputs = scan_of(CASES[name], op)
         inputs = [x.detach().clone().requires_grad_() for x in inputs]
         assert gradcheck(
             call,
@@ -106,7 +125,7 @@ def test_forward_mode_against_finite_differences(name):
 def test_dual_numbers_without_a_transform():
     """Also without gradients, in the backward, and through both modes at once."""
     call, inputs = scan_of(make(steps=4))
-    definition, _ = scan_of(make(steps=4), "reference")
+    definition = definition_of(make(steps=4))
     directions = [torch.randn_like(x) for x in inputs]
     results = []
     for function in (call, definition):
@@ -138,14 +157,14 @@ def _seeded():
     return torch.Generator().manual_seed(3)
 
 
-@pytest.mark.parametrize("op", ["hgru_scan", "hgru_carry", "gated_scan"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(
     "options", [{}, {"lengths": [2, 0, 1], "mask": True, "reverse": True}], ids=["plain", "packed"]
 )
 def test_second_derivatives_in_every_order(op, options):
     case = make(batch=1, steps=3, channels=2, **options)
-    call, inputs = scan_of(case, None, op)
-    definition, _ = scan_of(case, "reference", op)
+    call, inputs = scan_of(case, op)
+    definition = definition_of(case, op)
 
     def total(function):
         return lambda *tensors: sum(
@@ -163,10 +182,10 @@ def test_third_derivative_and_hessian():
     case = make(batch=1, steps=3, channels=1)
     rest = case.tensors[1:]
     results = []
-    for engine in (None, "reference"):
+    for function in (hgru_scan, plain_loop("hgru_scan")):
 
-        def loss(x, engine=engine):
-            return hgru_scan(x, *rest, engine=engine)[0].pow(3).sum()
+        def loss(x, function=function):
+            return function(x, *rest)[0].pow(3).sum()
 
         results.append(
             [hessian(loss)(case.candidate), jacfwd(jacrev(jacfwd(loss)))(case.candidate)]
@@ -232,8 +251,8 @@ def test_gates_at_their_ends_have_finite_derivatives():
     state = torch.ones(1, 2)
     forget = torch.tensor([-200.0, 200.0]).repeat(1, 3, 1)
     results = []
-    for engine in (None, "reference"):
-        call = lambda *t, engine=engine: hgru_scan(t[0], t[1], t[2], None, t[3], engine=engine)[0]  # noqa: E731
+    for function in (hgru_scan, plain_loop("hgru_scan")):
+        call = lambda *t, function=function: function(t[0], t[1], t[2], None, t[3])[0]  # noqa: E731
         results.append(jacfwd(call, (0, 1, 2, 3))(x, forget, torch.zeros(2), state))
         results[-1] += jacfwd(jacrev(lambda *t: call(*t).sum(), (1, 2)), (1, 2))(
             x, forget, torch.zeros(2), state
@@ -249,7 +268,7 @@ def test_half_precision(dtype):
     found = jvp(lambda x: hgru_scan(x, *inputs[1:])[0], (inputs[0],), (direction,))
     exact = [x.double() for x in inputs]
     expected = jvp(
-        lambda x: hgru_scan(x, *exact[1:], engine="reference")[0],
+        lambda x: plain_loop("hgru_scan")(x, *exact[1:])[0],
         (exact[0],),
         (direction.double(),),
     )

@@ -14,7 +14,7 @@ from hgrn.models.backbone import HGRNModel, HGRNPreTrainedModel
 from hgrn.models.configuration import HGRNConfig
 from hgrn.models.documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
 from hgrn.modules import Linear, SimpleRMSNorm
-from hgrn.modules.parameters import at_least_float32
+from hgrn.ops.arguments import at_least_float32
 from hgrn.ops.packing import sequence_ids
 
 

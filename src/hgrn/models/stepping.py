@@ -13,7 +13,7 @@ from hgrn.models.cache import HGRNCache
 from hgrn.modules import Stepper
 from hgrn.modules.stepper import NotSteppable, has_own_forward
 from hgrn.modules.watch import Watch
-from hgrn.ops.dispatch import is_listened_to
+from hgrn.ops.dispatch import must_dispatch
 
 
 class Steps(NamedTuple):
@@ -119,7 +119,7 @@ def _suits(
         and input_ids.ndim == 2
         and input_ids.shape[1] == 1
         and not torch.is_grad_enabled()
-        and not is_listened_to((input_ids,))
+        and not must_dispatch((input_ids,))
         and not torch.is_autocast_enabled("cpu")
         and cache.is_initialized
         and cache.batch_size == len(input_ids)

@@ -1,13 +1,11 @@
-"""HGRN as plain PyTorch modules: `HGRN` goes where an `nn.LSTM` was, the others are its parts."""
+"""HGRN as plain PyTorch modules: `HGRN` takes the place of an `nn.LSTM`; the rest are its parts."""
 
 from hgrn.modules.block import Block
 from hgrn.modules.bounds import LowerBounds
 from hgrn.modules.embeddings import PatchEmbedding, positions, sinusoids
 from hgrn.modules.glu import GLU
-from hgrn.modules.hgru import HGRU
-from hgrn.modules.hgru2d import HGRU2d
-from hgrn.modules.int8 import Int8Linear, quantize_int8
-from hgrn.modules.linear import Linear
+from hgrn.modules.hgru import HGRU, HGRU2d
+from hgrn.modules.linear import Int8Linear, Linear, quantize_int8
 from hgrn.modules.norms import BatchNorm, SimpleRMSNorm
 from hgrn.modules.parameters import layer_matrices, no_decay_names
 from hgrn.modules.short_conv import ShortConvolution

@@ -11,22 +11,24 @@ from hgrn.modules.norms import BatchNorm, make_norm
 
 
 class Block(nn.Module):
-    """`x + dropout(mixer(norm(x)))`, then `x + dropout(glu(norm(x)))` (the authors' fairseq: modules/rnn/hgrn/hgrn_layer.py).
+    """`x + dropout(mixer(norm(x)))`, then `x + dropout(glu(norm(x)))`.
+
+    The order is that of the authors' fairseq (modules/rnn/hgrn/hgrn_layer.py).
 
     Args:
-        dim: channels.
+        dim: channels D.
         mixer: the token mixer; called as an `HGRU` is.
-        glu: the channel mixer, `[..., dim]` -> `[..., dim]`.
+        glu: the channel mixer, `[..., D]` -> `[..., D]`.
         dropout: probability on both branches.
         norm_eps: epsilon of both norms.
-        norm_type: "layer", "rms" or "batch", of both.
+        norm_type: "layer", "rms" or "batch", of both norms.
 
     Attributes:
-        gradient_checkpointing: set it to True to keep only the block's inputs while training, and to compute
-            the block again in the backward pass. (The two names are the ones that transformers looks for and
-            sets.)
+        gradient_checkpointing: set it to True to keep only the block's inputs while training,
+            and to compute the block again in the backward pass.
     """
 
+    # transformers looks for both names and sets them.
     gradient_checkpointing = False
     _gradient_checkpointing_func = staticmethod(partial(checkpoint, use_reentrant=False))
 
@@ -47,18 +49,27 @@ class Block(nn.Module):
         self.glu = glu
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, *rest) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """As `HGRU.forward`: (x, lower_bound, state, mask, cu_seqlens) -> (y, state)."""
+    def forward(
+        self,
+        x: Tensor,
+        lower_bound: Tensor | None = None,
+        state: tuple[Tensor, ...] | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """x `[B, T, D]` -> y like x, and the mixer's state; arguments as `HGRU.forward`."""
         if not (self.gradient_checkpointing and self.training):
-            return self._compute(x, *rest)
-        return self._checkpointed(x, *rest)
+            return self._compute(x, lower_bound, state, mask, cu_seqlens)
+        return self._checkpointed(x, lower_bound, state, mask, cu_seqlens)
 
-    def _checkpointed(self, x: Tensor, lower_bound=None, state=None, mask=None, cu_seqlens=None):
-        """As `_compute`. The tensors of the states go in and out one by one: reentrant checkpointing has no gradients for others."""
+    def _checkpointed(self, x: Tensor, lower_bound, state, mask, cu_seqlens):
+        """Like `_compute`, but what it computes is not kept for the backward pass."""
         options = {}
         if isinstance(self.mixer_norm, BatchNorm):
             options["context_fn"] = lambda: (nullcontext(), self._same_statistics())
 
+        # The tensors of a state go in and out one by one, because reentrant checkpointing finds no
+        # gradients inside a tuple.
         def compute(x, lower_bound, mask, cu_seqlens, *state):
             y, after = self._compute(x, lower_bound, state or None, mask, cu_seqlens)
             return y, *(after or ())
@@ -70,16 +81,20 @@ class Block(nn.Module):
 
     @contextmanager
     def _same_statistics(self) -> Iterator[None]:
-        """Around the second time that a checkpointed batch is computed: it counts once in the running statistics."""
-        for norm in (self.mixer_norm, self.glu_norm):
+        """Inside, the batch norms leave their running statistics as they are.
+
+        A checkpointed batch is computed twice and must count once.
+        """
+        norms = [norm for norm in (self.mixer_norm, self.glu_norm) if isinstance(norm, BatchNorm)]
+        for norm in norms:
             norm.updates = False
         try:
             yield
         finally:
-            for norm in (self.mixer_norm, self.glu_norm):
+            for norm in norms:
                 norm.updates = True
 
-    def _compute(self, x: Tensor, lower_bound=None, state=None, mask=None, cu_seqlens=None):
+    def _compute(self, x: Tensor, lower_bound, state, mask, cu_seqlens):
         mixed, state = self.mixer(self.mixer_norm(x), lower_bound, state, mask, cu_seqlens)
         x = x + self.dropout(mixed)
         return x + self.dropout(self.glu(self.glu_norm(x))), state

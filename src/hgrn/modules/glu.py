@@ -2,34 +2,39 @@
 
 from torch import Tensor, nn
 
+from hgrn.modules.arguments import check_choice
 from hgrn.modules.linear import Linear
 from hgrn.ops import gated_unit
 
-_ACTIVATIONS = ("silu", "identity")
+GLU_ACTS = ("silu", "identity")
 
 
 class GLU(nn.Module):
     """The gated linear unit `W_d (act(W_g x) * W_u x)` (the authors' fairseq: modules/ffn/glu.py).
 
     Args:
-        dim: channels of input and output.
+        dim: channels D of input and output.
         hidden: channels inside.
         act: "silu", or "identity" for the bilinear unit that the authors' WikiText-103 model runs.
         bias: biases of the linear maps.
-        dropout: probability on the activated branch (the authors' Long Range Arena code: models/sequence/glu.py).
+        dropout: probability on the activated branch (the authors' Long Range Arena code:
+            models/sequence/glu.py).
 
-    The first half of the rows of `gate_up_proj` is W_g, the second W_u: one product makes both.
+    One product makes both branches: the first half of the rows of `gate_up_proj` is W_g, the second
+    W_u.
 
     Shape:
-        `[..., dim]` -> `[..., dim]`.
+        `[..., D]` -> `[..., D]`.
+
+    Raises:
+        ValueError: act is not one of `GLU_ACTS`.
     """
 
     def __init__(
         self, dim: int, hidden: int, act: str = "silu", bias: bool = True, dropout: float = 0.0
     ):
         super().__init__()
-        if act not in _ACTIVATIONS:
-            raise ValueError(f"act must be one of {_ACTIVATIONS}, got {act!r}")
+        check_choice("act", act, GLU_ACTS)
         self.act = act
         self.joined_rows = {"gate_up_proj": (hidden, hidden)}
         self.gate_up_proj = Linear(dim, 2 * hidden, bias=bias)
@@ -40,5 +45,5 @@ class GLU(nn.Module):
         return f"act={self.act}"
 
     def forward(self, x: Tensor) -> Tensor:
-        # Dropping a factor drops the product: so one pass makes both activation and product.
+        # Dropout on one factor is dropout on the product, so the fused product can come first.
         return self.down_proj(self.dropout(gated_unit(self.gate_up_proj(x), activation=self.act)))

@@ -1,60 +1,146 @@
-"""HGRU: the token mixer of HGRN over sequences.
+"""HGRU and HGRU2d: the token mixers of HGRN, over sequences and over grids.
 
-Shape letters: B batch, T time, D channels, N packed sequences, C = D (real state) or 2D (complex, [Re | Im]).
+Shape letters: B batch, T time, H, W rows and columns of a grid, D channels, N packed sequences,
+C = D (real state) or 2D (complex, [Re | Im]).
 """
+
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hgrn.modules.arguments import check_dtype, check_input, check_recurrent, check_state_tuple
+from hgrn.modules.arguments import (
+    check_choice,
+    check_dtype,
+    check_input,
+    check_recurrent,
+    check_state_tuple,
+)
 from hgrn.modules.linear import Linear
 from hgrn.modules.norms import GATED_NORMS
-from hgrn.modules.parameters import KeepsFloat32, at_least_float32
+from hgrn.modules.parameters import Init, KeepsFloat32
 from hgrn.modules.short_conv import ShortConvolution
 from hgrn.ops import hgru_scan
+from hgrn.ops.arguments import at_least_float32
 from hgrn.ops.packing import check_boundaries
 
-_ACTIVATIONS = ("silu", "sigmoid")
-_GATE_POSITIONS = ("after_norm", "before_norm")
+GATE_ACTS = ("silu", "sigmoid")
+GATE_POSITIONS = ("after_norm", "before_norm")
+Direction = tuple[bool, Tensor | None]  # whether the scan runs in reverse, and its theta
+
+
+class DirectionalScan(Protocol):
+    """What an `HGRU` calls to run over time: `scan_directions`, or a replacement for it.
+
+    Args:
+        candidate: `[B, T, C]`, before its activation.
+        forget: `[B, T, D]`, before its activation.
+        lower_bound: `[D]`, or None (0).
+        directions: each adds a scan of its own to the result.
+        initial_state: `[N, C]`, or None (zeros); it enters all scans.
+        mask: bool `[B, T]`.
+        cu_seqlens: boundaries `[N + 1]`.
+
+    Returns:
+        the sum of the scans, like candidate, and the final state of the first of them, `[N, C]`.
+    """
+
+    def __call__(
+        self,
+        candidate: Tensor,
+        forget: Tensor,
+        lower_bound: Tensor | None,
+        directions: list[Direction],
+        initial_state: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def scan_directions(
+    candidate: Tensor,
+    forget: Tensor,
+    lower_bound: Tensor | None,
+    directions: list[Direction],
+    initial_state: Tensor | None = None,
+    *,
+    dims: tuple[int, ...] = (1,),
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A `DirectionalScan` on one device, also along other axes: `dims` of `[B, H, W, C]` for a grid."""
+    # All scans read the same projections, so nothing is copied for a direction or an axis.
+    (h, final), *others = [
+        hgru_scan(
+            candidate,
+            forget,
+            lower_bound,
+            theta,
+            initial_state,
+            dim=dim,
+            reverse=reverse,
+            mask=mask,
+            cu_seqlens=cu_seqlens,
+        )
+        for dim in dims
+        for reverse, theta in directions
+    ]
+    for other, _ in others:
+        h = h + other
+    return h, final
 
 
 def initial_theta(dim: int) -> Tensor:
-    """The angles at the start, `theta_j = 10000^(-2j / dim)` (the authors' hgru-pytorch), float64 `[dim]`."""
+    """The angles at the start, `theta_j = 10000^(-2j / dim)` (hgru-pytorch), float64 `[dim]`."""
     return 10000.0 ** (-2.0 * torch.arange(dim, dtype=torch.float64, device="cpu") / dim)
 
 
 class HGRU(KeepsFloat32):
-    """The hierarchically gated recurrent unit: projections, one scan (two if bidirectional), output gate.
+    """The hierarchically gated recurrent unit: projections, scans, output gate.
 
     `c = SiLU(W_c x)`, `lambda = gamma + (1 - gamma) sigmoid(W_f x)`,
-    `h_t = lambda_t exp(i theta) h_{t-1} + (1 - lambda_t) c_t`, `y = W_o (Norm([Re h, Im h]) * act(W_g x))`
+    `h_t = lambda_t exp(i theta) h_{t-1} + (1 - lambda_t) c_t`,
+    `y = W_o (Norm([Re h, Im h]) * act(W_g x))`
     (paper, section 3, with the norm where the authors' hgru-pytorch has it).
 
     Args:
         dim: channels D of input and output.
-        bidirectional: add a scan from the end to the same projections; the sum of both is read out.
-        shared_theta: one theta for both directions, or one for each (bidirectional and complex only).
-        complex_state: two numbers per channel, turned by theta each step; False is the authors' real variant,
-            with half the state and no theta.
-        gate_position: "after_norm" (`Norm(h) * gate`, the authors' code) or "before_norm" (`Norm(h * gate)`,
-            the paper's text and `hgru1d_v3`).
+        bidirectional: add a second scan of the same projections, from the end; the sum of both is
+            read out.
+        shared_theta: one theta for both directions; False (bidirectional and complex only) is one
+            for each.
+        complex_state: two numbers per channel, turned by theta each step; False is the authors'
+            real variant, with half the state and no theta.
+        gate_position: "after_norm" (`Norm(h) * gate`, the authors' code) or "before_norm"
+            (`Norm(h * gate)`, the paper's text and `hgru1d_v3`).
         gate_act: activation of the output gate, "silu" or "sigmoid" (`hgru1d_v2`, `hgru1d_v3`).
         gate_rank: factor the forget and gate projections through this many channels (`hgru1d_v2`,
             `hgru1d_v3`).
         norm_type: "layer", or "rms" (flash-linear-attention).
-        conv_size: taps of a causal convolution of candidate and forget gate before their activations; None is none
-            (flash-linear-attention has 4, or none). Not with bidirectional or gate_rank, which no published model adds to it.
+        conv_size: taps of a causal convolution of candidate and forget gate before their
+            activations (4 in flash-linear-attention); None leaves it out. It goes neither with
+            bidirectional nor with gate_rank, because no published model combines them.
         bias: biases of the linear maps; the norm keeps its own.
         norm_eps: epsilon of the norm.
 
-    One product makes all three projections: `joined_rows["in_proj"]` says how many rows of it belong to candidate, forget gate and
-    output gate; those of candidate and output gate are ordered [Re | Im]. With gate_rank the second and third are what
-    `forget_up` and `gate_up` widen. `short_conv` has the channels of the candidate, then those of the forget gate.
+    Attributes:
+        scan: what runs over time. `hgrn.parallel.parallelize` replaces it where x is one rank's
+            stretch of longer sequences.
+
+    One product makes all three projections. `joined_rows["in_proj"]` says how many of its rows
+    belong to candidate, forget gate and output gate; the rows of candidate and output gate are
+    ordered [Re | Im]. With gate_rank, `forget_up` and `gate_up` widen the second and the third.
+    `short_conv` has the channels of the candidate, then those of the forget gate.
+
+    Raises:
+        ValueError: an option has a value that is not allowed, or options exclude each other.
     """
 
     no_decay = ("theta",)
     float32_parameters = ("theta",)
-    context = None  # set by hgrn.parallel where x is one rank's stretch of longer sequences
+    scan: DirectionalScan = staticmethod(scan_directions)
 
     def __init__(
         self,
@@ -72,27 +158,25 @@ class HGRU(KeepsFloat32):
         norm_eps: float = 1e-5,
     ):
         super().__init__()
-        if gate_position not in _GATE_POSITIONS:
-            raise ValueError(
-                f"gate_position must be one of {_GATE_POSITIONS}, got {gate_position!r}"
-            )
-        if gate_act not in _ACTIVATIONS:
-            raise ValueError(f"gate_act must be one of {_ACTIVATIONS}, got {gate_act!r}")
-        if norm_type not in GATED_NORMS:
-            raise ValueError(f"norm_type must be one of {tuple(GATED_NORMS)}, got {norm_type!r}")
+        check_choice("gate_position", gate_position, GATE_POSITIONS)
+        check_choice("gate_act", gate_act, GATE_ACTS)
+        check_choice("norm_type", norm_type, tuple(GATED_NORMS))
         if not shared_theta and not (bidirectional and complex_state):
             raise ValueError("shared_theta=False needs bidirectional=True and complex_state=True")
         if conv_size is not None and (bidirectional or gate_rank is not None):
             raise ValueError(
-                f"conv_size={conv_size} goes neither with bidirectional=True nor with gate_rank; pass conv_size=None"
+                f"conv_size={conv_size} goes neither with bidirectional=True nor with gate_rank; "
+                "pass conv_size=None"
             )
         self.dim = dim
         self.bidirectional = bidirectional
         self.gate_position = gate_position
         self.gate_act = gate_act
         width = 2 * dim if complex_state else dim
-        self.joined_rows = {"in_proj": (width, gate_rank or dim, gate_rank or width)}
-        self.in_proj = Linear(dim, sum(self.joined_rows["in_proj"]), bias=bias)
+        # One wide product is faster than three, so the projections share a weight.
+        rows = (width, gate_rank or dim, gate_rank or width)
+        self.joined_rows: dict[str, tuple[int, ...]] = {"in_proj": rows}
+        self.in_proj = Linear(dim, sum(rows), bias=bias)
         self.forget_up = Linear(gate_rank, dim, bias=bias) if gate_rank else None
         self.gate_up = Linear(gate_rank, width, bias=bias) if gate_rank else None
         self.short_conv = None
@@ -104,19 +188,18 @@ class HGRU(KeepsFloat32):
         self.theta = None
         if complex_state:
             shape = (dim,) if shared_theta else (2, dim)
-            self.theta = nn.Parameter(
-                torch.empty(shape, dtype=at_least_float32(torch.get_default_dtype()))
-            )
+            wide = at_least_float32(torch.get_default_dtype())
+            self.theta = nn.Parameter(torch.empty(shape, dtype=wide))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Sets theta; the linear maps and the norm are modules of their own and set themselves."""
+    def reset_parameters(self, init: type[Init] | ModuleType = Init) -> None:
+        """Sets theta; the linear maps, the norm and the convolution set themselves."""
         if self.theta is not None:
-            with torch.no_grad():
-                self.theta.copy_(initial_theta(self.dim))
+            init.copy_(self.theta, initial_theta(self.dim))
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, bidirectional={self.bidirectional}, gate={self.gate_act} {self.gate_position}"
+        gate = f"{self.gate_act} {self.gate_position}"
+        return f"{self.dim}, bidirectional={self.bidirectional}, gate={gate}"
 
     def forward(
         self,
@@ -126,43 +209,50 @@ class HGRU(KeepsFloat32):
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Training, prefill, a further chunk and a single step (T = 1) are all this call.
+        """One call for all uses: training, prefill, a further chunk, a single step (T = 1).
 
         Args:
             x: `[B, T, D]`; with cu_seqlens `[1, total, D]`.
             lower_bound: this layer's row of `LowerBounds`, `[D]`; None is 0.
-            state: what the call on the previous chunk returned: `(recurrent [B, C],)`, `[N, C]` if packed, and with conv_size
-                the last inputs of the convolution, `[N, conv_size - 1, C + D]`, behind it; None is zeros.
+            state: what the call on the previous chunk returned: `(recurrent [B, C],)`, `[N, C]` if
+                packed. With conv_size a second tensor follows: the last inputs of the convolution,
+                `[N, conv_size - 1, C + D]`. None is zeros.
             mask: bool `[B, T]`; where False the position is skipped exactly.
-            cu_seqlens: boundaries `[N + 1]` of sequences packed end to end; each starts from its own state.
+            cu_seqlens: boundaries `[N + 1]` of sequences packed end to end; each starts from its
+                own state.
 
         Returns:
-            y like x, and the state after the last position, float32 (float64 for float64 input); None if
-            bidirectional.
+            y like x, and the state after the last position, float32 (float64 for float64 input);
+            None if bidirectional.
 
         Raises:
             ValueError: x or state has another shape, or a bidirectional layer is given a state.
             TypeError: an argument is of another type or dtype.
         """
-        self._check(x, "[B, T, D]")
+        self._check_x(x, "[B, T, D]")
         if self.bidirectional and state is not None:
             raise ValueError(
                 "a bidirectional HGRU reads whole sequences and takes no state; pass state=None"
             )
-        parts = 1 if self.short_conv is None else 2
         if cu_seqlens is not None:
             check_boundaries(cu_seqlens)
+        parts = 1 if self.short_conv is None else 2
         if state is not None:
-            sequences = (
-                x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-            )  # len() would be a constant under export
+            # Not len(), which would become a constant under torch.export.
+            sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
             self._check_state(state, parts, sequences)
-        initial, *window = (None,) * parts if state is None else state
+        recurrent, *window = (None,) * parts if state is None else state
         candidate, forget, gate, *window = self._project(
             x, *window, mask=mask, cu_seqlens=cu_seqlens
         )
-        h, final = self._scan(
-            candidate, forget, (1,), lower_bound, initial, mask=mask, cu_seqlens=cu_seqlens
+        h, final = self.scan(
+            candidate,
+            forget,
+            lower_bound,
+            self._directions(),
+            recurrent,
+            mask=mask,
+            cu_seqlens=cu_seqlens,
         )
         return self._read_out(h, gate), None if self.bidirectional else (final, *window)
 
@@ -170,36 +260,57 @@ class HGRU(KeepsFloat32):
         """What state=None stands for: zeros in the shapes that `forward` returns."""
         weight = self.norm.weight
         recurrent = weight.new_zeros(sequences, len(weight), dtype=at_least_float32(weight.dtype))
-        return (
-            (recurrent,)
-            if self.short_conv is None
-            else (recurrent, self.short_conv.initial_state(sequences))
-        )
+        if self.short_conv is None:
+            return (recurrent,)
+        return recurrent, self.short_conv.initial_state(sequences)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidate `[..., C]`, forget gate `[..., D]` and output gate `[..., C]` of x `[..., D]`, before their activations.
+        """Candidate, forget gate and output gate of x, before their activations.
 
-        With a convolution x is `[B, T, D]`, whole sequences.
+        Shape:
+            `[..., D]` -> `[..., C]`, `[..., D]`, `[..., C]`. With a convolution x is `[B, T, D]`,
+            whole sequences.
         """
-        return self._project(x)[:3]
+        candidate, forget, gate, *_ = self._project(x)
+        return candidate, forget, gate
 
-    def _project(self, x: Tensor, window: Tensor | None = None, **where) -> tuple[Tensor, ...]:
-        """The three of `project`, and where there is a convolution its new state."""
+    def _project(
+        self,
+        x: Tensor,
+        window: Tensor | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The three of `project`; with a convolution also its new state."""
         projected = self.in_proj(x)
         rows = self.joined_rows["in_proj"]
         if self.short_conv is not None:
+            # The output gate stays out of the convolution.
             mixed, gate = projected.split((rows[0] + rows[1], rows[2]), dim=-1)
-            mixed, window = self.short_conv(mixed, window, **where)
-            return *mixed.split(rows[:2], dim=-1), gate, window
+            mixed, after = self.short_conv(mixed, window, mask, cu_seqlens)
+            candidate, forget = mixed.split(rows[:2], dim=-1)
+            return candidate, forget, gate, after
         candidate, forget, gate = projected.split(rows, dim=-1)
-        return (
-            (candidate, forget, gate)
-            if self.forget_up is None
-            else (candidate, self.forget_up(forget), self.gate_up(gate))
-        )
+        if self.forget_up is not None and self.gate_up is not None:
+            forget = self.forget_up(forget)
+            gate = self.gate_up(gate)
+        return candidate, forget, gate
 
-    def _check(self, x: Tensor, letters: str) -> None:
+    def _directions(self) -> list[Direction]:
+        # With shared_theta=False each direction has a row of its own.
+        first = self.theta
+        second = self.theta
+        if self.theta is not None and self.theta.ndim == 2:
+            first = self.theta[0]
+            second = self.theta[1]
+        return [(False, first), (True, second)] if self.bidirectional else [(False, first)]
+
+    def _read_out(self, h: Tensor, gate: Tensor) -> Tensor:
+        return self.out_proj(self.norm(h, gate, self.gate_act, self.gate_position == "before_norm"))
+
+    def _check_x(self, x: Tensor, letters: str) -> None:
         check_input(x, letters, self.dim)
+        # Replacements of the map (adapters, 8-bit weights) may take other dtypes.
         if type(self.in_proj) is Linear:
             check_dtype(x, self.in_proj.weight, "in_proj.weight")
 
@@ -207,46 +318,48 @@ class HGRU(KeepsFloat32):
         check_state_tuple(state)
         if len(state) != parts:
             raise ValueError(
-                f"state must be a tuple of {parts} tensor(s), as this layer returns it, got {len(state)}"
+                f"state must be a tuple of {parts} tensor(s), as this layer returns it, "
+                f"got {len(state)}"
             )
-        if self.context is None:  # else each rank has sequences of its own
-            check_recurrent(state[0], sequences, self.joined_rows["in_proj"][0])
+        check_recurrent(state[0], sequences, self.joined_rows["in_proj"][0])
 
-    def _scan(
+
+class HGRU2d(HGRU):
+    """An HGRU over a grid: it scans along both axes and reads out the sum (the authors' Hgru2d).
+
+    It takes the arguments of `HGRU`, and makes two scans (down and right), or four if
+    bidirectional. Both axes share theta, and neither is ever transposed in memory. There is no
+    conv_size, because the convolution belongs to sequences.
+    """
+
+    def __init__(self, dim: int, **options: Any):
+        if options.get("conv_size") is not None:
+            raise ValueError(
+                f"conv_size={options['conv_size']}: an HGRU2d has no convolution; "
+                "pass conv_size=None"
+            )
+        super().__init__(dim, **options)
+
+    def forward(
         self,
-        candidate: Tensor,
-        forget: Tensor,
-        dims: tuple[int, ...],
-        lower_bound,
-        initial_state=None,
-        **where,
-    ):
-        """The sum of the scans along `dims` in each direction, and the final state of the first."""
-        own = self.theta is not None and self.theta.ndim == 2
-        directions = [(False, self.theta[0] if own else self.theta)]
-        if self.bidirectional:
-            directions.append((True, self.theta[1] if own else self.theta))
-        if self.context is not None:
-            return self.context.scan(
-                candidate, forget, lower_bound, directions, initial_state, **where
-            )
-        (h, final), *others = [
-            hgru_scan(
-                candidate,
-                forget,
-                lower_bound,
-                theta,
-                initial_state,
-                dim=dim,
-                reverse=reverse,
-                **where,
-            )
-            for dim in dims
-            for reverse, theta in directions
-        ]
-        for other, _ in others:
-            h = h + other
-        return h, final
+        x: Tensor,
+        lower_bound: Tensor | None = None,
+        state: None = None,
+        mask: None = None,
+        cu_seqlens: None = None,
+    ) -> tuple[Tensor, None]:
+        """x `[B, H, W, D]`, lower_bound `[D]` or None (0) -> y like x, and no state.
 
-    def _read_out(self, h: Tensor, gate: Tensor) -> Tensor:
-        return self.out_proj(self.norm(h, gate, self.gate_act, self.gate_position == "before_norm"))
+        Raises:
+            ValueError: x has another shape, or an argument is given that only sequences have.
+        """
+        self._check_x(x, "[B, H, W, D]")
+        for name, given in dict(state=state, mask=mask, cu_seqlens=cu_seqlens).items():
+            if given is not None:
+                raise ValueError(
+                    f"a grid is read whole and has no {name}, which belongs to sequences; "
+                    f"pass {name}=None"
+                )
+        candidate, forget, gate = self.project(x)
+        h, _ = scan_directions(candidate, forget, lower_bound, self._directions(), dims=(1, 2))
+        return self._read_out(h, gate), None

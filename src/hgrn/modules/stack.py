@@ -1,9 +1,11 @@
-"""HGRN: the whole stack on anyone's tensors, where an `nn.LSTM` was.
+"""HGRN: the whole stack on anyone's tensors, in the place of an `nn.LSTM`.
 
-Shape letters: B batch, T time, N packed sequences, H, W rows and columns of a grid, C = dim (real state) or 2 dim (complex state).
+Shape letters: B batch, T time, N packed sequences, H, W rows and columns of a grid, D channels,
+C = D (real state) or 2D (complex state).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,7 @@ from hgrn.modules.arguments import check_dtype, check_input, check_states
 from hgrn.modules.block import Block
 from hgrn.modules.bounds import LowerBounds
 from hgrn.modules.glu import GLU
-from hgrn.modules.hgru import HGRU
-from hgrn.modules.hgru2d import HGRU2d
+from hgrn.modules.hgru import HGRU, HGRU2d
 from hgrn.modules.norms import make_norm
 
 
@@ -21,7 +22,7 @@ class HGRN(nn.Module):
     """Blocks of HGRU and GLU with lower bounds that rise with depth, and a final norm.
 
     Args:
-        dim: channels of input and output.
+        dim: channels D of input and output.
         depth: number of blocks.
         glu_dim: channels inside each GLU; None is `2 * dim`.
         glu_act: "silu" or "identity".
@@ -29,14 +30,18 @@ class HGRN(nn.Module):
         glu_dropout: probability inside every GLU, on the activated branch.
         bias: biases of all linear maps.
         norm_eps: epsilon of all norms.
-        norm_type: "layer" or "rms", of all norms; or "batch" (`BatchNorm`), of all but those inside the HGRUs, which are "layer".
-        final_norm: whether there is the norm behind the last block.
-        grid: read grids along both axes (`HGRU2d`) in place of sequences.
+        norm_type: "layer" or "rms" for all norms; or "batch" (`BatchNorm`) for all but the norms
+            inside the HGRUs, which are then "layer".
+        final_norm: whether a norm follows the last block.
+        grid: read grids along both axes (`HGRU2d`) instead of sequences.
         use_lower_bound: False leaves every forget gate free between 0 and 1, the paper's ablation.
-        **hgru: further arguments of `HGRU`: bidirectional, shared_theta, complex_state, gate_position,
-            gate_act, gate_rank, conv_size.
+        **hgru: further arguments of `HGRU`: bidirectional, shared_theta, complex_state,
+            gate_position, gate_act, gate_rank, conv_size.
 
     Set `gradient_checkpointing = True` on members of `blocks` to trade time for memory in training.
+
+    Raises:
+        ValueError: an option has a value that is not allowed, or options exclude each other.
 
     Example:
         >>> import torch
@@ -46,7 +51,7 @@ class HGRN(nn.Module):
         >>> y, state = rnn(x)                         # zeros at the start, like nn.LSTM
         >>> y.shape
         torch.Size([4, 100, 32])
-        >>> more, state = rnn(torch.randn(4, 1, 32), state)   # goes on where x ended, here by one step
+        >>> more, state = rnn(torch.randn(4, 1, 32), state)   # goes on where x ended
         >>> [part.shape for part in state[0]]         # one tuple of tensors for each block
         [torch.Size([4, 64])]
     """
@@ -66,12 +71,13 @@ class HGRN(nn.Module):
         final_norm: bool = True,
         grid: bool = False,
         use_lower_bound: bool = True,
-        **hgru,
+        **hgru: Any,
     ):
         super().__init__()
         self.dim = dim
         self.grid = grid
         mixer = HGRU2d if grid else HGRU
+        # A read-out's norm is fused with its gate. No published model has a batch norm there.
         inner_norm = "layer" if norm_type == "batch" else norm_type
         self.bounds = LowerBounds(depth, dim) if use_lower_bound else None
         self.blocks = nn.ModuleList(
@@ -105,33 +111,34 @@ class HGRN(nn.Module):
         """A whole sequence, a chunk or a single step; all three give the same numbers.
 
         Args:
-            x: `[B, T, dim]`; with cu_seqlens `[1, total, dim]`; for grids `[B, H, W, dim]`, and nothing else.
-            state: what the call on the previous chunk returned: for each block a tuple `(recurrent [B, C],)`,
-                `[N, C]` if packed, longer with conv_size (see `HGRU.forward`); None is zeros. Gradients flow through it: detach
-                it to cut them.
-            mask: bool `[B, T]`, False where there is no input: on either side, or inside. Such positions are
-                skipped exactly; their outputs mean nothing.
+            x: `[B, T, D]`; with cu_seqlens `[1, total, D]`. A stack of grids takes `[B, H, W, D]`,
+                and neither state, mask nor cu_seqlens.
+            state: what the call on the previous chunk returned: for each block a tuple
+                `(recurrent [B, C],)`, `[N, C]` if packed, longer with conv_size (see
+                `HGRU.forward`); None is zeros. Gradients flow through it: detach it to cut them.
+            mask: bool `[B, T]`, False where there is no input: on either side, or inside. Such
+                positions are skipped exactly; their outputs mean nothing.
             cu_seqlens: int32 or int64 `[N + 1]`, boundaries of N sequences packed end to end.
             hidden_states: a list to which the input of every block is appended; gradients reach it.
-            hidden_shape: the axes in which hidden_states has the positions, such as `[B, H * W]` for a grid; None is those of x.
+            hidden_shape: the shape of the positions in hidden_states, such as `[B, H * W]` for a
+                grid; None keeps the shape of x.
 
         Returns:
             y like x, and the state after the last position; None if bidirectional or of grids.
 
         Raises:
-            ValueError: a shape or the number of states does not fit, or a bidirectional stack gets a state.
+            ValueError: a shape or the number of states does not fit, or a bidirectional stack gets
+                a state.
             TypeError: an argument is of another type or dtype.
         """
         self._check(x, state)
         states = []
         for index, (block, bound) in enumerate(zip(self.blocks, self.lower_bounds(), strict=True)):
             if hidden_states is not None:
-                hidden_states.append(
-                    x if hidden_shape is None else x.reshape(*hidden_shape, x.shape[-1])
-                )
-                x = hidden_states[-1].view(
-                    x.shape
-                )  # what is kept lies between the blocks, so that it has a gradient
+                kept = x if hidden_shape is None else x.reshape(*hidden_shape, x.shape[-1])
+                hidden_states.append(kept)
+                # The next block reads the kept tensor, so that gradients pass through it.
+                x = kept.view(x.shape)
             x, after = block(x, bound, None if state is None else state[index], mask, cu_seqlens)
             states.append(after)
         return self.norm(x), None if None in states else tuple(states)
@@ -140,10 +147,10 @@ class HGRN(nn.Module):
         check_input(x, "[B, H, W, D]" if self.grid else "[B, T, D]", self.dim)
         check_states(state, len(self.blocks))
         first = self.blocks[0].mixer_norm
-        # It takes half precision beside its own float32, and nothing else.
+        # A LayerNorm takes inputs of half precision with float32 weights, but no other mixture.
         if type(first) is nn.LayerNorm and x.dtype in (torch.float32, torch.float64):
             check_dtype(x, first.weight, "blocks.0.mixer_norm.weight")
 
     def lower_bounds(self) -> Sequence[Tensor | None]:
-        """What bounds the forget gates of each block: `[dim]`, or None."""
+        """The lower bound of the forget gates of each block: `[D]`, or None."""
         return [None] * len(self.blocks) if self.bounds is None else self.bounds().unbind()

@@ -1,8 +1,7 @@
-"""Whether a model is still what it was when something was compiled from it.
+"""Whether a model has changed since something was compiled from it.
 
-This is asked before every compiled step, so the questions are those that the interpreter answers in
-a sweep: comparisons of lists and of dictionaries, which look first whether both hold the same
-object.
+This is asked before every compiled step, so it must be fast: it compares lists and dictionaries,
+which the interpreter does in one sweep, and which first look whether both hold the same object.
 """
 
 from collections.abc import Iterable
@@ -13,35 +12,38 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from hgrn.ops.addresses import Places
 
-# Attributes that decide what a module computes, in the classes of which there are compiled steps.
-# Training counts for the first module and for what drops something: the others compute the same.
+# Attributes that decide what a module computes, in the classes that have compiled steps. `training`
+# counts only for the first module and for dropout: it changes nothing in the others.
 _OPTIONS = ("training", "eps", "act", "gate_act", "gate_position")
 
 
 class Watch:
-    """Modules as they are now: kinds, options, hooks, contents, and where their tensors lie.
+    """Remembers modules as they are now: types, options, hooks, contents, addresses of tensors.
 
-    Values of tensors are not watched. The modules inside are watched where they are given too.
+    It does not watch the values of tensors, nor modules inside the given ones unless they are given
+    too.
     """
 
     def __init__(self, modules: Iterable[nn.Module]):
         self._modules = list(modules)
         self._types = list(map(type, self._modules))
         self._attributes = list(map(vars, self._modules))
-        # A forward of a module's own is one attribute more.
+        # A `forward` or a `scan` that is set on a module is one more attribute.
         self._sizes = list(map(len, self._attributes))
         self._hooks = [
             hooks
             for module in self._modules
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
+        # Two parallel lists, `option` of `holder`, can be read by one `map` at every step.
         pairs = [
-            (own, name)
-            for own in self._attributes
+            (attributes, name)
+            for attributes in self._attributes
             for name in _OPTIONS
-            if name in own and (name != "training" or own is self._attributes[0] or own.get("p"))
+            if name in attributes
+            and (name != "training" or attributes is self._attributes[0] or attributes.get("p"))
         ]
-        self._holders = [own for own, _ in pairs]
+        self._holders = [attributes for attributes, _ in pairs]
         self._names = [name for _, name in pairs]
         self._options = list(map(getitem, self._holders, self._names))
         kinds = [(module._parameters, module._buffers, module._modules) for module in self._modules]
@@ -54,14 +56,14 @@ class Watch:
             for name, x in held.items()
             if x is not None
         ]
-        # Two tensors of one element are equal where their values are, so the comparison below does
-        # not tell them apart.
+        # Two tensors of one element compare equal where their values are, so the comparison of the
+        # contents does not tell them apart. These are compared by identity.
         self._single = [(held, name, x) for held, name, x in named if x.numel() == 1]
         self._places = Places([x for _, _, x in named])
 
     def has_changed(self) -> bool:
         """Whether anything is different now."""
-        return (
+        return bool(
             self._places.have_changed()
             or not self._holds_the_same()
             or any(self._hooks)
@@ -74,6 +76,7 @@ class Watch:
     def _holds_the_same(self) -> bool:
         try:
             same = self._contents == self._expected
-        except (RuntimeError, TypeError):  # two different tensors have been compared
+        except (RuntimeError, TypeError):
+            # Two different tensors were compared, and the result is no single truth value.
             return False
         return same and all(held[name] is x for held, name, x in self._single)

@@ -1,4 +1,4 @@
-"""The gated linear recurrence of HGRN as PyTorch operators: one contract, a readable reference, fast engines."""
+"""The gated linear recurrence of HGRN as PyTorch operators, with a reference and fast engines."""
 
 from hgrn.ops.engines import available_engines
 from hgrn.ops.layers import gated_norm, gated_unit

@@ -1,8 +1,8 @@
-"""Addresses of tensors: the one place that takes them, and that knows of which there are any.
+"""Addresses of tensors: the one place that takes them, and that refuses where there is none.
 
-A kernel reads and writes at an address without asking anybody. So what does not lie in the CPU's
-memory as the kernel expects it must be stopped here: a tensor subclass (quantized weights, a fake
-or distributed tensor), a tensor of another device or dtype, one whose minus sign is only noted, one
+A kernel reads and writes at an address and cannot check what lies there. So whatever is not plain
+memory of the CPU must be stopped here: tensor subclasses (quantized weights, fake or distributed
+tensors), tensors of another device or dtype, tensors that are only marked as negated, and tensors
 without memory (meta, lazy zeros, freed storage).
 """
 
@@ -15,7 +15,7 @@ _PLAIN_TYPES = frozenset((Tensor, nn.Parameter))
 
 
 class HoldsAddresses:
-    """What holds addresses is neither copied nor pickled: the memory of a copy lies elsewhere."""
+    """Can be neither copied nor pickled: a copy would hold the addresses of the original."""
 
     def __reduce_ex__(self, protocol: int) -> NoReturn:
         raise TypeError(
@@ -25,7 +25,10 @@ class HoldsAddresses:
 
 
 class Places:
-    """Where tensors lie now. The memory is kept, so that no other tensor can come to lie there."""
+    """Where tensors lie now.
+
+    It keeps their memory alive, so that no other tensor can be put there.
+    """
 
     def __init__(self, tensors: list[Tensor]):
         self._kept = [x.detach() for x in tensors]
@@ -38,7 +41,7 @@ class Places:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether x is PyTorch's own kind of tensor, its values in memory as they are, on any device."""
+    """Whether x is a tensor of PyTorch's own type whose values are in memory, on any device."""
     return type(x) in _PLAIN_TYPES and not (x.is_neg() or x.is_meta or x._is_zerotensor())
 
 
@@ -65,7 +68,7 @@ def optional(x: Tensor | None, dtype: torch.dtype) -> int:
 
 
 def address_of_rows(x: Tensor, dtype: torch.dtype) -> int:
-    """As `address`, for a tensor of which only the last axis must be contiguous."""
+    """`address`, but only the last axis must be contiguous."""
     if (
         type(x) not in _PLAIN_TYPES
         or x.dtype is not dtype
@@ -80,9 +83,11 @@ def address_of_rows(x: Tensor, dtype: torch.dtype) -> int:
 def _begin(x: Tensor, dtype: torch.dtype) -> int:
     try:
         begin = x.data_ptr()
-    except RuntimeError:  # it has no storage: another layout, or a tensor of a transform
+    except RuntimeError:
+        # It has no storage: another layout, or a tensor inside of a transform.
         _refuse(x, dtype)
-    if begin == 0 and x.numel():  # zeros without memory, or a storage that was freed
+    # Zeros without memory, or a storage that was freed.
+    if begin == 0 and x.numel():
         _refuse(x, dtype)
     return begin
 
@@ -94,7 +99,7 @@ def _refuse(x: Tensor, dtype: torch.dtype) -> NoReturn:
 
 
 def describe(x: Tensor) -> str:
-    """What matters of x to a kernel, in words for an error."""
+    """x as a kernel sees it, in words for an error."""
     if type(x) not in _PLAIN_TYPES:
         return f"a {type(x).__name__}"
     if x.layout != torch.strided or x.is_nested:

@@ -1,7 +1,8 @@
-"""The registered operators of inference in terms of PyTorch's own, for exporters that know nothing of ours.
+"""The operators of inference in terms of PyTorch's own, for exporters that know nothing of ours.
 
-`program.run_decompositions(DECOMPOSITIONS)` puts them into a `torch.export.ExportedProgram`. The recurrence becomes one
-`torch._higher_order_ops.scan` (ONNX: one Scan) over a length that may stay free; for a length of exactly 1, one plain step.
+`program.run_decompositions(DECOMPOSITIONS)` puts them into a `torch.export.ExportedProgram`. The
+recurrence becomes one `torch._higher_order_ops.scan` (ONNX: one Scan) over a length that may stay
+free; for a length of exactly 1 it becomes one plain step.
 """
 
 import torch
@@ -15,21 +16,20 @@ from hgrn.ops.arguments import Scan, at_least_float32
 def _hgru_scan(
     candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.hgru_scan`, in whose loop each position would become a part of the graph."""
+    """`reference.hgru_scan` without its loop, whose every position would be a part of the graph."""
     if cu_seqlens is not None:
         raise NotImplementedError(
-            "hgru_scan with cu_seqlens has no decomposition: a scan cannot begin anew inside; export without cu_seqlens, and "
-            "give padded sequences with a mask"
+            "hgru_scan with cu_seqlens has no decomposition: a scan cannot begin anew inside; "
+            "export without cu_seqlens, and give padded sequences with a mask"
         )
-    if (
-        isinstance(candidate.shape[1], int) and candidate.shape[1] == 1
-    ):  # not a free length, of which this would make a guard
+    # A free length is no int; to compare it with 1 would make a guard.
+    if isinstance(candidate.shape[1], int) and candidate.shape[1] == 1:
         return reference.hgru_scan(
             Scan(candidate, forget, lower_bound, theta, initial_state, None, mask, reverse)
         )
-    accumulate = at_least_float32(candidate.dtype)
-    keep, write = reference.gates(forget.to(accumulate), lower_bound)
-    x = reference.doubled(write, theta) * torch.nn.functional.silu(candidate.to(accumulate))
+    wide = at_least_float32(candidate.dtype)
+    keep, write = reference.gates(forget.to(wide), lower_bound)
+    x = reference.doubled(write, theta) * torch.nn.functional.silu(candidate.to(wide))
     moving = [keep, x]
     if mask is not None:
         moving = [keep, torch.where(mask[..., None], x, 0), mask[..., None]]
@@ -52,28 +52,8 @@ def _hgru_scan(
     return h.movedim(0, 1).to(candidate.dtype).contiguous(), final
 
 
-def _gated_norm(
-    x, gate, weight, bias, eps, activation, gate_first, engine
-) -> tuple[Tensor, Tensor, Tensor]:
-    y = layers._reference_norm(x, gate, weight, bias, eps, activation, gate_first)
-    wide = at_least_float32(x.dtype)
-    normed = (
-        x.to(wide) * layers.ACTIVATIONS[activation](gate.to(wide)) if gate_first else x.to(wide)
-    )
-    variance, mean = torch.var_mean(normed, -1, correction=0)
-    return (
-        y,
-        mean,
-        torch.rsqrt(variance + eps),
-    )  # the last two, for the backward, fall out of a graph of inference
-
-
-def _gated_unit(x, activation, engine) -> Tensor:
-    return layers._reference_unit(x, activation)
-
-
 DECOMPOSITIONS = {
     operators.hgru_scan.overload: _hgru_scan,
-    layers._gated_norm.overload: _gated_norm,
-    layers._gated_unit.overload: _gated_unit,
+    layers.gated_norm_operator.overload: layers.gated_norm_operator.composition,
+    layers.gated_unit_operator.overload: layers.gated_unit_operator.composition,
 }

@@ -1,10 +1,12 @@
 """Which engine runs a scan, and what every engine must offer.
 
-An engine is a module with the functions of `Engine`. The reference is one of them: slow, but it works on every device.
+An engine is a module with the functions of `Engine`. The reference is one of them: slow, but it
+works on every device.
 """
 
 import importlib
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Protocol, cast
 
@@ -15,10 +17,10 @@ from hgrn.ops.arguments import Scan
 
 
 class Engine(Protocol):
-    """The functions of an engine. They compute and nothing else: arguments were checked, gradients are asked for by name.
+    """What an engine computes. Its arguments have been checked, and autograd never sees inside.
 
-    h is in x's dtype; states, and gradients of lower_bound, theta and initial_state, in the state's. No output is an input.
-    The CPU engine also has `gated_norm`, `gated_unit`, `linear` and `int8_linear`; see `hgrn.ops.layers`.
+    h has x's dtype. States, and gradients of lower_bound, theta and initial_state, have the
+    state's. No output may be an input.
     """
 
     def hgru_scan(self, scan: Scan) -> tuple[Tensor, Tensor]:
@@ -28,7 +30,10 @@ class Engine(Protocol):
     def hgru_scan_backward(
         self, scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of x, gate, lower_bound, theta and initial_state, zeros for what was not given; h as `hgru_scan` made it."""
+        """Gradients of x, gate, lower_bound, theta and initial_state; zeros for what was not given.
+
+        h is what `hgru_scan` returned.
+        """
         ...
 
     def hgru_carry(self, scan: Scan) -> tuple[Tensor, Tensor]:
@@ -42,8 +47,19 @@ class Engine(Protocol):
     def gated_scan_backward(
         self, scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of x, gate, theta and initial_state, zeros for what was not given; h as `gated_scan` made it."""
+        """Gradients of x, gate, theta and initial_state; zeros for what was not given.
+
+        h is what `gated_scan` returned.
+        """
         ...
+
+    # What only some engines have (`has_kernel`). Without one, PyTorch computes the operation.
+    gated_norm: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    gated_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    gated_unit: Callable[..., Tensor]
+    gated_unit_backward: Callable[..., Tensor]
+    linear: Callable[..., Tensor]
+    int8_linear: Callable[..., Tensor]
 
 
 ENGINE_OF_DEVICE = {"cpu": "numba", "cuda": "triton"}
@@ -56,6 +72,7 @@ _MODULES = {
 
 @cache
 def _load(engine: str) -> Engine:
+    # By name and late, because numba and triton take seconds to import.
     return cast(Engine, importlib.import_module(_MODULES[engine]))
 
 
@@ -84,13 +101,13 @@ def _fastest(device_type: str) -> str:
 
 @torch.compiler.assume_constant_result
 def has_kernel(engine: str, name: str, device_type: str) -> bool:
-    """Whether `engine` has an operation that not every engine has; where it has none, PyTorch computes it."""
+    """Whether `engine` has an operation that not every engine has."""
     engine = _fastest(device_type) if engine == "auto" else engine
     return hasattr(_load(engine), name)
 
 
 def available_engines(device: str | torch.device = "cpu") -> tuple[str, ...]:
-    """The engines that work for tensors on `device`, fastest first; "reference" works everywhere."""
+    """The engines that work on `device`, fastest first; "reference" works everywhere."""
     fastest = _fastest(torch.device(device).type)
     return (fastest,) if fastest == "reference" else (fastest, "reference")
 
@@ -106,7 +123,7 @@ def _warn_once_of_reference(device_type: str) -> None:
 
 @torch.compiler.assume_constant_result
 def choose(engine: str | None, device_type: str) -> str:
-    """The engine that an operator is asked for: a named one, or "auto", which is settled when the operator runs.
+    """The engine that an operator is asked for: a named one, or "auto", settled when it runs.
 
     Raises:
         ValueError: the engine is unknown or cannot run on this device.
@@ -129,6 +146,7 @@ def choose(engine: str | None, device_type: str) -> str:
         )
     if (problem := why_not(engine)) is not None:
         raise ImportError(
-            f"engine {engine!r} was asked for, but cannot be used: {problem}; engine='reference' always works"
+            f"engine {engine!r} was asked for, but cannot be used: {problem}; "
+            "engine='reference' always works"
         )
     return engine

@@ -1,39 +1,41 @@
-"""Linear maps on a CPU: many rows by the faster of PyTorch's libraries, few rows by our own kernel, and with 8-bit weights.
+"""Linear maps on a CPU: many rows by a library of PyTorch's, few rows by our own kernels.
 
-For few rows, as in decoding, reading the weights is the time. For many, PyTorch's own linear map of float32 calls MKL; oneDNN, which
-it brings too but asks only when it compiles, adds the bias in the same pass and is faster on the processor that we have seen.
+For few rows, as in decoding, reading the weights takes the time, and a kernel of ours reads them
+faster than a matrix product of one row does; it also reads 8-bit weights as they are. For many rows
+PyTorch calls MKL. oneDNN, which it brings too but asks only when it compiles, adds the bias in the
+same pass and was faster on the processors that we measured.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hgrn.ops.dispatch import is_listened_to, is_transformed, operator
+from hgrn.ops.dispatch import is_transformed, must_dispatch, operator
 from hgrn.ops.engines import choose, engine_for, has_kernel
 
-_FEW = 8  # rows of x from which a matrix product is faster
-_LARGE = 1 << 18  # elements of a weight from which its reading is what takes the time
-_WORTHWHILE = (
-    1 << 26
-)  # multiplications from which the speed of a product counts more than that of its call
+_FEW = 8  # rows of x up to which our kernel is faster than a matrix product
+_LARGE = 1 << 18  # elements of a weight from which reading it is what takes the time
+_WORTHWHILE = 1 << 26  # multiplications from which a product counts more than its call
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, faster for float32 on a CPU; elsewhere, and where something is traced, that itself.
+    """`torch.nn.functional.linear`, faster for float32 on a CPU, with gradients of any order.
 
-    For few rows of x and without gradients at the speed of reading the weights: a matrix product of one row reads a large weight at
-    a fraction of the bandwidth of memory. Gradients of any order.
+    Elsewhere, and where something is traced, it is PyTorch's function itself. Few rows of x without
+    gradients are computed at the speed of reading the weights.
 
     Args:
-        x: `[..., I]`. weight: `[O, I]`. bias: `[O]` or None.
+        x: `[..., I]`.
+        weight: `[O, I]`.
+        bias: `[O]` or None.
 
     Returns:
         `[..., O]`.
     """
-    if not _is_plain(x, weight, bias):
+    if not _is_plain_float32(x, weight, bias):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     out = weight.shape[0]
@@ -49,12 +51,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether this is float32 on a CPU, called eagerly, with shapes that fit (otherwise the error is PyTorch's)."""
+def _is_plain_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether this is float32 on a CPU, called eagerly, in shapes that fit.
+
+    If the shapes do not fit, the error is to be PyTorch's.
+    """
+    # First, because a tracer would make guards of the comparisons of sizes.
     return (
-        not is_listened_to(
-            (x, weight, bias)
-        )  # before the sizes: of a comparison of them a tracer would make a guard
+        not must_dispatch((x, weight, bias))
         and x.dtype == weight.dtype == torch.float32
         and (bias is None or bias.dtype == torch.float32)
         and x.device.type == weight.device.type == "cpu"
@@ -73,6 +77,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
+    """`product` with gradients of any order."""
+
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
@@ -81,21 +87,27 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        needs = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         grad_x = None
-        if needs[0]:  # with gradients enabled, or under a transform, second derivatives are wanted
-            grad_x = (
-                grad @ weight
-                if torch.is_grad_enabled() or is_transformed()
-                else product(grad, weight.T)
-            )
-        return grad_x, grad.T @ x if needs[1] else None, grad.sum(0) if needs[2] else None
+        if needs_x:
+            # oneDNN's product has no derivative, so not where one may be asked for.
+            derived = torch.is_grad_enabled() or is_transformed()
+            grad_x = grad @ weight if derived else product(grad, weight.T)
+        grad_weight = grad.T @ x if needs_weight else None
+        return grad_x, grad_weight, grad.sum(0) if needs_bias else None
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`[O, I]` -> 8-bit integers `[O, I]` and a scale for each row `[O]`, float32: `weight ~ integers * scale[:, None]`.
+    """8-bit integers `[O, I]` and a scale for each row: `weight ~ integers * scale[:, None]`.
 
-    The largest value of a row becomes 127, so an entry is off by at most half a scale. A row of zeros has scale 1.
+    The largest value of a row becomes 127, so an entry is off by at most half a scale. A row of
+    zeros has scale 1.
+
+    Args:
+        weight: `[O, I]`.
+
+    Returns:
+        int8 `[O, I]` and float32 `[O]`.
     """
     weight = weight.detach().float()
     scale = weight.abs().amax(1) / 127
@@ -111,26 +123,35 @@ def int8_linear(
     *,
     engine: str | None = None,
 ) -> Tensor:
-    """`x @ (weight * scale[:, None]).T + bias`, for few rows of x without ever making the weights wide in memory.
+    """`x @ (weight * scale[:, None]).T + bias`.
+
+    For few rows of x the weights are never wide in memory. They are where a derivative of x or bias
+    is wanted.
 
     Args:
-        x: `[..., I]`, float32. weight: int8 `[O, I]`. scale: float32 `[O]`. bias: float32 `[O]` or None.
+        x: `[..., I]`, float32.
+        weight: int8 `[O, I]`.
+        scale: float32 `[O]`.
+        bias: float32 `[O]` or None.
         engine: as in `hgru_scan`.
 
     Returns:
-        `[..., O]`, float32. Where a derivative of x or bias is wanted, the weights are made wide.
+        `[..., O]`, float32.
 
     Raises:
-        ValueError: shapes or dtypes do not fit. TypeError: an argument is no tensor.
+        ValueError: shapes or dtypes do not fit.
+        TypeError: an argument is no tensor.
     """
     for name, tensor in (("x", x), ("weight", weight), ("scale", scale)):
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"{name} must be a tensor, got {type(tensor).__name__}; quantize_rows makes weight and scale"
+                f"{name} must be a tensor, got {type(tensor).__name__}; "
+                "quantize_rows makes weight and scale"
             )
     if weight.ndim != 2:
         raise ValueError(
-            f"weight must be int8 [O, I], got {tuple(weight.shape)}; quantize_rows makes it and its scale"
+            f"weight must be int8 [O, I], got {tuple(weight.shape)}; "
+            "quantize_rows makes it and its scale"
         )
     out, width = weight.shape
     if (
@@ -141,15 +162,20 @@ def int8_linear(
         or scale.shape != (out,)
     ):
         raise ValueError(
-            f"int8_linear takes float32 x [..., {width}], int8 weight [{out}, {width}] and scale [{out}], got {x.dtype} "
-            f"{tuple(x.shape)}, {weight.dtype} and {tuple(scale.shape)}"
+            f"int8_linear takes float32 x [..., {width}], int8 weight [{out}, {width}] and "
+            f"scale [{out}], got {x.dtype} {tuple(x.shape)}, {weight.dtype} and "
+            f"{tuple(scale.shape)}"
         )
     chosen = choose(engine, x.device.type)
     rows = x.reshape(-1, width)
-    derived = is_transformed() or (
-        torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    )
-    if derived or not has_kernel(chosen, "int8_linear", x.device.type) or rows.shape[0] > _FEW:
+    given = [x] if bias is None else [x, bias]
+    derived = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    if (
+        derived
+        or is_transformed()
+        or rows.shape[0] > _FEW
+        or not has_kernel(chosen, "int8_linear", x.device.type)
+    ):
         return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
     return _int8_linear(rows, weight, scale, bias, chosen).reshape(*x.shape[:-1], out)
 

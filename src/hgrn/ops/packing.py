@@ -1,9 +1,13 @@
 """Where sequences begin and end: the one definition of masks, lengths and packed boundaries.
 
-Two ways to put sequences of different lengths into one tensor:
-- padded: `[B, T, ...]` with a boolean mask `[B, T]`, False where nothing is (on either side, or inside);
-- packed: `[1, total, ...]` with `cu_seqlens [N + 1]`, sequence n at positions `cu_seqlens[n] : cu_seqlens[n + 1]`.
+There are two ways to put sequences of different lengths into one tensor:
+- padded: `[B, T, ...]` with a boolean mask `[B, T]`, False where there is no input (at either end,
+  or inside);
+- packed: `[1, total, ...]` with boundaries `cu_seqlens [N + 1]`; sequence n is at the positions
+  `cu_seqlens[n] : cu_seqlens[n + 1]`.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,20 +29,22 @@ def check_boundaries(cu_seqlens: Tensor) -> None:
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, total: int) -> None:
-    """Raises ValueError unless the values are 0 <= ... <= total, never falling, from 0 to `total` (read on CPU only).
+    """Raises TypeError or ValueError unless the boundaries rise from 0 to `total`; they may repeat.
 
-    TypeError unless it is a tensor at all.
+    The values are read on a CPU only: to read them on a GPU would be to wait for it.
     """
     check_boundaries(cu_seqlens)
     if cu_seqlens.device.type != "cpu":
         return
     values = cu_seqlens.tolist()
-    if values[0] != 0 or values[-1] != total or any(b < a for a, b in zip(values, values[1:])):
-        raise ValueError(
-            f"cu_seqlens must start at 0, never fall, and end at the number of packed positions ({total}), "
-            f"got {values if len(values) <= 12 else values[:6] + ['...'] + values[-6:]}; "
-            "it is the cumulative sum of the sequence lengths with a 0 in front (hgrn.ops.packing.lengths_to_cu_seqlens)"
-        )
+    if values[0] == 0 and values[-1] == total and all(a <= b for a, b in pairwise(values)):
+        return
+    shown = values if len(values) <= 12 else [*values[:6], "...", *values[-6:]]
+    raise ValueError(
+        "cu_seqlens must start at 0, never fall, and end at the number of packed positions "
+        f"({total}), got {shown}; it is the cumulative sum of the sequence lengths with a 0 in "
+        "front (hgrn.ops.packing.lengths_to_cu_seqlens)"
+    )
 
 
 def lengths_to_cu_seqlens(lengths: Tensor) -> Tensor:
@@ -47,34 +53,24 @@ def lengths_to_cu_seqlens(lengths: Tensor) -> Tensor:
 
 
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
-    """Sequence lengths `[N]` -> mask `[N, size]`, True at the first `lengths[n]` positions of row n."""
+    """Sequence lengths `[N]` -> mask `[N, size]`, True at the first `lengths[n]` of row n."""
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(-1)
 
 
 def sequence_ids(cu_seqlens: Tensor, total: int) -> Tensor:
     """Boundaries `[N + 1]` -> for each of `total` positions the number of its sequence, int64."""
     positions = torch.arange(total, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    # To the right of equal boundaries: the sequence between them is empty.
     return torch.searchsorted(cu_seqlens[1:].contiguous(), positions, right=True)
 
 
 def next_labels(labels: Tensor, cu_seqlens: Tensor | None = None, ignored: int = -100) -> Tensor:
-    """Labels `[B, T]` moved up by one: position t gets label t + 1, and `ignored` where that is another sequence's or none."""
+    """Labels `[B, T]` moved up by one: position t gets label t + 1.
+
+    A position gets `ignored` where the next one belongs to another sequence, or does not exist.
+    """
     following = torch.nn.functional.pad(labels, (0, 1), value=ignored)[:, 1:]
     if cu_seqlens is None:
         return following
     sequence = sequence_ids(cu_seqlens, labels.shape[1])
     return following.masked_fill(sequence != torch.roll(sequence, -1), ignored)
-
-
-def edges(cu_seqlens: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The positions at which each scan begins and ends, and which sequences are not empty: three `[N]` tensors.
-
-    For an empty sequence both positions are clamped into range and mean nothing.
-    """
-    lower = cu_seqlens[:-1].long()
-    upper = cu_seqlens[1:].long() - 1
-    filled = upper >= lower
-    limit = upper.max().clamp_min(0)
-    lower = lower.minimum(limit)
-    upper = upper.clamp_min(0)
-    return (upper, lower, filled) if reverse else (lower, upper, filled)

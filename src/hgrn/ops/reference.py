@@ -1,15 +1,18 @@
-"""The recurrences of HGRN as loops in plain PyTorch: the definition that every engine is measured against.
+"""The recurrences of HGRN as loops in plain PyTorch: the definition that every engine must match.
 
-It is also an engine like the others (`hgrn.ops.engines.Engine`): slow, but it works on every device and in every floating
-dtype. Shape letters as in `hgrn.ops.arguments`.
+It is also an engine like the others (`hgrn.ops.engines.Engine`): slow, but it works on every device
+and in every floating dtype. Shape letters as in `hgrn.ops.arguments`.
 
-Per channel, with `gamma` the lower bound of the layer (paper, section 3; README of the authors' repository):
+Per channel, with `gamma` the lower bound of the layer (paper, section 3; README of the authors'
+repository):
 
     lambda_t = gamma + (1 - gamma) * sigmoid(forget_t)
     h_t      = lambda_t * exp(i theta) * h_{t-1} + (1 - lambda_t) * SiLU(candidate_t)
 """
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from hgrn.ops.arguments import Scan, at_least_float32
 
 
 def gates(forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Forget gate `lambda` and its complement `1 - lambda`, the second never by cancellation."""
+    """The forget gate `lambda`, and `1 - lambda`, which keeps its digits where lambda is near 1."""
     keep = torch.sigmoid(forget)
     write = torch.sigmoid(-forget)
     if lower_bound is None:
@@ -27,7 +30,7 @@ def gates(forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def rotate(state: Tensor, theta: Tensor | None) -> Tensor:
-    """Multiplies a complex state `[..., 2D]` by `exp(i theta)`, theta `[D]`; returns a real state as it is."""
+    """A complex state `[..., 2D]` times `exp(i theta)`, theta `[D]`; a real state as it is."""
     if theta is None:
         return state
     real, imag = state.chunk(2, dim=-1)
@@ -49,7 +52,10 @@ def loop(
     mask: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`h_t = keep_t * exp(i theta) * h_{t-1} + entering_t` from `state`; where the mask is False, `h_t = h_{t-1} + entering_t`."""
+    """`h_t = keep_t * exp(i theta) * h_{t-1} + entering_t` from `state`; and the last state.
+
+    Where the mask is False, `h_t = h_{t-1} + entering_t`.
+    """
     steps = range(entering.shape[1])
     states = [state] * len(steps)
     state = state.clone()  # no output may be an input, even where there is no step
@@ -64,9 +70,9 @@ def loop(
 
 
 def recurrence(scan: Scan, keep: Tensor, entering: Tensor) -> tuple[Tensor, Tensor]:
-    """`loop` with the gates `keep` and the inputs `entering`, over whole rows or over each packed sequence on its own.
+    """`loop` over whole rows, or over each packed sequence on its own.
 
-    Of `scan` it reads theta, initial_state, cu_seqlens, mask and reverse.
+    keep and entering take the place of the scan's gate and x.
     """
     state = scan.initial_state
     if state is None:
@@ -83,7 +89,7 @@ def recurrence(scan: Scan, keep: Tensor, entering: Tensor) -> tuple[Tensor, Tens
             None if scan.mask is None else scan.mask[:, a:b],
             scan.reverse,
         )
-        for n, (a, b) in enumerate(zip(bounds, bounds[1:]))
+        for n, (a, b) in enumerate(pairwise(bounds))
     ]
     return torch.cat([h for h, _ in pieces], dim=1), torch.cat([final for _, final in pieces])
 
@@ -100,9 +106,10 @@ def hgru_scan(scan: Scan) -> tuple[Tensor, Tensor]:
 
 
 def hgru_carry(scan: Scan) -> tuple[Tensor, Tensor]:
-    """What a stretch of sequence does to any state that enters it: the product of the gates, and the end state from zero.
+    """What a stretch does to any state that enters it: the product of its gates, its end from zero.
 
-    The state that enters leaves as `decay * exp(i n theta) * state + end_state` after n positions that are not masked.
+    The state that enters leaves as `decay * exp(i n theta) * state + end_state` after n positions
+    that are not masked.
     """
     keep, _ = gates(scan.gate.to(at_least_float32(scan.gate.dtype)), scan.lower_bound)
     # A real state of ones without any input becomes the product of the gates.
@@ -114,7 +121,7 @@ def hgru_carry(scan: Scan) -> tuple[Tensor, Tensor]:
 
 
 def gated_scan(scan: Scan) -> tuple[Tensor, Tensor]:
-    """`h_t = exp(log_f_t + i theta) * h_{t-1} + x_t`; where the mask is False the state is held and x_t still added."""
+    """`h_t = exp(log_f_t + i theta) * h_{t-1} + x_t`; where the mask is False, `h_{t-1} + x_t`."""
     wide = at_least_float32(scan.x.dtype)
     h, final = recurrence(scan, scan.gate.to(wide).exp(), scan.x.to(wide))
     return h.to(scan.x.dtype), final
@@ -123,12 +130,12 @@ def gated_scan(scan: Scan) -> tuple[Tensor, Tensor]:
 def _gradients(
     function: Callable[[Scan], tuple[Tensor, Tensor]], scan: Scan, grads: tuple[Tensor, Tensor]
 ) -> dict[str, Tensor]:
-    """The gradient of every tensor of the scan, by its name; zeros for those that were not given."""
+    """The gradients of the scan's tensors, by name; zeros for those that were not given."""
     names = ("x", "gate", "lower_bound", "theta", "initial_state")
     given = {name: x for name in names if (x := getattr(scan, name)) is not None}
     # Autograd is switched off inside of a registered operator; torch.func.vjp works there too.
-    _, pull_back = torch.func.vjp(lambda given: function(scan._replace(**given)), given)
-    (found,) = pull_back(grads)
+    pull_back = torch.func.vjp(lambda given: function(scan._replace(**given)), given)[1]
+    found = cast(dict[str, Tensor], pull_back(grads)[0])
     channel = scan.gate.new_zeros(scan.channels, dtype=grads[1].dtype)
     state = torch.zeros_like(grads[1])
     missing = {"lower_bound": channel, "theta": channel.clone(), "initial_state": state}

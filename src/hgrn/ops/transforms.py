@@ -1,27 +1,34 @@
-"""The scans under forward-mode derivatives and the transforms of torch.func, where PyTorch asks no registered operator for anything.
+"""The scans as compositions that PyTorch can derive any number of times, in any mode.
 
-There every scan is elementwise operations of PyTorch around one scan with explicit gates in float32 (float64), an
-`autograd.Function` that knows its gradient, its tangent and its mapping: each of them is again such scans, so that transforms
-may be nested in any order. Shape letters as in `hgrn.ops.operators`.
+PyTorch asks no Python operator for forward-mode derivatives or under the transforms of torch.func,
+and our kernels' backwards have no derivative. There every scan is elementwise operations of PyTorch
+around one scan with explicit gates in float32 (float64). That scan knows its gradient, its tangent
+and its vmap; each of them is again such scans, so transforms may be nested in any order.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 from hgrn.ops import operators, reference
-from hgrn.ops.arguments import Scan, at_least_float32
+from hgrn.ops.arguments import Scan, at_least_float32, check_bound
 
 
-class _Scan(torch.autograd.Function):
-    """`h_t = gate_t exp(i theta) h_{t-1} + x_t`, all in the state dtype; `operators.gated_scan` but for the gate's logarithm.
+class _GateScan(torch.autograd.Function):
+    """`h_t = gate_t exp(i theta) h_{t-1} + x_t`, all in the state's dtype.
 
-    A gate may be exactly 0, where its logarithm has no slope, but the scan has.
+    It is `gated_scan` but takes the gate, not its logarithm: where a gate is exactly 0, the
+    logarithm has no slope, but the scan has.
     """
 
     @staticmethod
-    def forward(x, gate, *rest):
-        return operators.gated_scan.without_derivatives(x, gate.log(), *rest)
+    def forward(x, gate, theta, initial_state, cu_seqlens, mask, reverse, engine):
+        where = (cu_seqlens, mask, reverse, engine)
+        return operators.gated_scan.without_derivatives(x, gate.log(), theta, initial_state, *where)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -31,60 +38,178 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_h, grad_final):
-        _, gate, *rest = ctx.saved_tensors
-        grads = operators.adjoint(
-            _scan, gate, gate, grad_h, grad_final, *rest, ctx.reverse, ctx.engine
-        )
-        return operators._where_needed(ctx.needs_input_grad, *grads)
+        scan, h = _record(ctx.saved_tensors, ctx.reverse)
+        found = _adjoint(scan, h, grad_h, grad_final, ctx.engine)
+        needed = [g if need else None for g, need in zip(found, ctx.needs_input_grad)]
+        return *needed, None, None, None, None
 
     @staticmethod
     def jvp(ctx, d_x, d_gate, d_theta, d_initial, *_):
-        # PyTorch turns forward mode off here, for an outer transform too, which would take the tangent for a constant. Without
-        # their own tangents, the tensors belong to the outer transform alone.
+        # PyTorch turns forward mode off here, for an outer transform too, which would take the
+        # tangent for a constant. Without their own tangents, the tensors belong to the outer
+        # transform alone.
         with forward_ad._set_fwd_grad_enabled(True):
             saved = [
                 None if x is None else forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors
             ]
-            return _tangent((d_x, d_gate, d_theta, d_initial), *saved, ctx.reverse, ctx.engine)
+            scan, h = _record(saved, ctx.reverse)
+            return _tangent(scan, h, d_x, d_gate, d_theta, d_initial, ctx.engine)
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
-        return operators.fold(_scan, operators.gated_scan.overload, info, in_dims, *arguments)
+        function = _GateScan.apply
+        return operators.fold(function, operators.gated_scan.overload, info, in_dims, *arguments)
 
 
-def _scan(
-    x, gate, theta, initial_state, cu_seqlens, mask, reverse, engine
-) -> tuple[Tensor, Tensor]:
-    if torch.compiler.is_compiling():  # a compiler takes no function with a tangent of its own
-        return reference.recurrence(
-            Scan(x, gate, None, theta, initial_state, cu_seqlens, mask, reverse), gate, x
-        )
-    return _Scan.apply(x, gate, theta, initial_state, cu_seqlens, mask, reverse, engine)
+def _record(saved: Sequence, reverse: bool) -> tuple[Scan, Tensor]:
+    """The scan that `_GateScan` saved, and its h."""
+    x, gate, theta, initial_state, cu_seqlens, mask, h = saved
+    return Scan(x, gate, None, theta, initial_state, cu_seqlens, mask, reverse), h
+
+
+def _gate_scan(scan: Scan, engine: str) -> tuple[Tensor, Tensor]:
+    """`_GateScan` of a record whose gate is the gate itself."""
+    if torch.compiler.is_compiling():  # it takes no autograd.Function with a tangent of its own
+        return reference.recurrence(scan, scan.gate, scan.x)
+    x, gate, _, *rest = scan
+    return _GateScan.apply(x, gate, *rest, engine)
+
+
+# -------------------------------------------------------------------------------------------------
+# Derivatives of a scan, in terms of scans. `a_t` is gate_t exp(i theta), or 1 where the mask is
+# False.
+
+
+class _Ends(NamedTuple):
+    """For each sequence, as the scan goes: its row, its first and last position; four `[N]`.
+
+    filled: whether it has any position. If not, the others are within range and mean nothing.
+    """
+
+    row: Tensor
+    first: Tensor
+    last: Tensor
+    filled: Tensor
+
+
+def _ends(scan: Scan) -> _Ends:
+    steps = scan.x.shape[1]
+    device = scan.x.device
+    if scan.cu_seqlens is None:
+        row = torch.arange(scan.sequences, device=device)
+        lower = torch.zeros_like(row)
+        upper = lower + steps - 1
+        filled = torch.ones_like(row, dtype=torch.bool)
+    else:
+        row = torch.zeros(scan.sequences, dtype=torch.long, device=device)
+        lower = scan.cu_seqlens[:-1].long()
+        upper = scan.cu_seqlens[1:].long() - 1
+        filled = upper >= lower
+        lower = lower.clamp_max(steps - 1)
+        upper = upper.clamp_min(0)
+    first, last = (upper, lower) if scan.reverse else (lower, upper)
+    return _Ends(row, first, last, filled)
+
+
+def _turned_before(scan: Scan, h: Tensor, ends: _Ends) -> Tensor:
+    """`exp(i theta) h_{t-1}` at each position, `[O, T, I, C]`; zero where the mask is False."""
+    # Add up what is written: the place of an empty sequence may be the first position of another.
+    starts = torch.zeros(h.shape[:2], dtype=torch.int32, device=h.device)
+    at = (ends.row, ends.first)
+    starts = starts.index_put(at, ends.filled.int(), accumulate=True)
+    before = torch.where(starts[:, :, None, None] > 0, 0, h.roll(-1 if scan.reverse else 1, 1))
+    if scan.initial_state is not None:
+        initial = torch.where(ends.filled[:, None, None], scan.initial_state, 0)
+        before = before.index_put(at, initial, accumulate=True)
+    turned = reference.rotate(before, scan.theta)
+    return turned if scan.mask is None else torch.where(scan.mask[..., None], turned, 0)
+
+
+def _adjoint(
+    scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor, engine: str
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, gate, theta and initial_state: a scan the other way, its gates moved by one.
+
+    With `G_t` all of the gradient that arrives at `h_t`:
+        G_t = grad_h_t + conj(a_{t+1}) G_{t+1},  dx_t = G_t,
+        dgate_t = Re(conj(G_t) exp(i theta) h_{t-1}).
+    """
+    theta = scan.theta
+    mask = scan.mask
+    if h.shape[1] == 0:
+        nothing = None if theta is None else torch.zeros_like(theta)
+        return grad_h, torch.zeros_like(scan.gate), nothing, grad_final
+    ends = _ends(scan)
+    live = ends.filled[:, None, None]
+    ahead = 1 if scan.reverse else -1  # by which torch.roll brings the next position here
+
+    # The final state is h at the last position, so its gradient joins there. What rolls over the
+    # end of a sequence meets a zero state, so its value does not matter.
+    last = (ends.row, ends.last)
+    arriving = grad_h.index_put(last, torch.where(live, grad_final, 0), accumulate=True)
+    back = Scan(
+        x=arriving,
+        gate=scan.gate.roll(ahead, 1),
+        lower_bound=None,
+        theta=None if theta is None else -theta,
+        initial_state=None,
+        cu_seqlens=scan.cu_seqlens,
+        mask=None if mask is None else mask.roll(ahead, 1),
+        reverse=not scan.reverse,
+    )
+    to_x, _ = _gate_scan(back, engine)
+
+    turned = _turned_before(scan, h, ends)
+    gate = reference.doubled(scan.gate, theta)
+    to_initial = reference.rotate(gate * to_x, back.theta)
+    if mask is not None:
+        to_initial = torch.where(mask[..., None], to_initial, to_x)
+    if theta is None:
+        to_gate = to_x * turned
+        to_theta = None
+    else:
+        re, im = to_x.chunk(2, -1)
+        turned_re, turned_im = turned.chunk(2, -1)
+        to_gate = re * turned_re + im * turned_im
+        to_theta = scan.gate * (im * turned_re - re * turned_im)
+        if mask is not None:
+            # Even where the gate of a masked position is not a number.
+            to_theta = torch.where(mask[..., None], to_theta, 0)
+        to_theta = to_theta.sum((0, 1, 2))
+    if scan.initial_state is None:
+        return to_x, to_gate, to_theta, None
+    # An empty sequence hands its state on, and so its gradient back.
+    return to_x, to_gate, to_theta, torch.where(live, to_initial[ends.row, ends.first], grad_final)
 
 
 def _tangent(
-    tangents, x, gate, theta, initial_state, cu_seqlens, mask, h, reverse, engine
+    scan: Scan,
+    h: Tensor,
+    d_x: Tensor | None,
+    d_gate: Tensor | None,
+    d_theta: Tensor | None,
+    d_initial: Tensor | None,
+    engine: str,
 ) -> tuple[Tensor, Tensor]:
-    """The tangent of the recurrence is a scan with its gates, of the tangents of all that enters at a position:
+    """The tangent: a scan with the same gates, of the tangents of all that enters at a position.
 
-    `h'_t = a_t h'_{t-1} + x'_t + (gate'_t + i theta' gate_t) exp(i theta) h_{t-1}`, with `a_t = gate_t exp(i theta)` (1 where the
-    mask is False, and then without the last term).
+    `h'_t = a_t h'_{t-1} + x'_t + (gate'_t + i theta' gate_t) exp(i theta) h_{t-1}`; where the mask
+    is False, without the last term.
     """
-    d_x, d_gate, d_theta, d_initial = tangents
     entering = torch.zeros_like(h) if d_x is None else d_x
     if h.shape[1] > 0:
-        turned = reference.rotate(
-            operators.previous_states(h, initial_state, cu_seqlens, reverse), theta
-        )
-        if mask is not None:
-            turned = torch.where(mask[..., None], turned, 0)
+        turned = _turned_before(scan, h, _ends(scan))
         if d_gate is not None:
-            entering = entering + reference.doubled(d_gate, theta) * turned
+            entering = entering + reference.doubled(d_gate, scan.theta) * turned
         if d_theta is not None:
             re, im = turned.chunk(2, -1)
-            angle = gate * d_theta
+            angle = scan.gate * d_theta
             entering = entering + torch.cat([-angle * im, angle * re], -1)
-    return _scan(entering, gate, theta, d_initial, cu_seqlens, mask, reverse, engine)
+    return _gate_scan(scan._replace(x=entering, initial_state=d_initial), engine)
+
+
+# -------------------------------------------------------------------------------------------------
+# The operators
 
 
 @operators.gated_scan.register_composition
@@ -92,23 +217,24 @@ def _gated_scan(
     x, log_f, theta, initial_state, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
     wide = at_least_float32(x.dtype)
-    h, final = _scan(
-        x.to(wide), log_f.to(wide).exp(), theta, initial_state, cu_seqlens, mask, reverse, engine
-    )
+    gate = log_f.to(wide).exp()
+    scan = Scan(x.to(wide), gate, None, theta, initial_state, cu_seqlens, mask, reverse)
+    h, final = _gate_scan(scan, engine)
     return h.to(x.dtype), final
 
 
 def _check_bound(lower_bound: Tensor | None) -> None:
-    """As the operator checks it; what a transform has wrapped is looked at from inside."""
+    """`check_bound`, as the operator does it, of the plain tensor inside of a transform's."""
     if (
         lower_bound is None
         or torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
     ):
         return
-    while torch._C._functorch.is_functorch_wrapped_tensor(lower_bound):
-        lower_bound = torch._C._functorch.get_unwrapped(lower_bound)
-    operators._check_values(lower_bound, lower_bound.detach(), None)
+    plain: Tensor = lower_bound
+    while is_functorch_wrapped_tensor(plain):
+        plain = get_unwrapped(plain)
+    check_bound(plain.detach())
 
 
 @operators.hgru_scan.register_composition
@@ -118,14 +244,14 @@ def _hgru_scan(
     _check_bound(lower_bound)
     wide = at_least_float32(candidate.dtype)
     keep, write = reference.gates(forget.to(wide), lower_bound)
-    candidate, dtype = candidate.to(wide), candidate.dtype
-    x = (
-        reference.doubled(write, theta) * candidate * candidate.sigmoid()
-    )  # PyTorch has no tangent of the gradient of silu
+    x = candidate.to(wide)
+    # Not silu: PyTorch has no tangent of its gradient.
+    x = reference.doubled(write, theta) * x * x.sigmoid()
     if mask is not None:
         x = torch.where(mask[..., None], x, 0)
-    h, final = _scan(x, keep, theta, initial_state, cu_seqlens, mask, reverse, engine)
-    return h.to(dtype), final
+    scan = Scan(x, keep, None, theta, initial_state, cu_seqlens, mask, reverse)
+    h, final = _gate_scan(scan, engine)
+    return h.to(candidate.dtype), final
 
 
 @operators.hgru_carry.register_composition
@@ -133,11 +259,10 @@ def _hgru_carry(
     candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
     keep, _ = reference.gates(forget.to(at_least_float32(forget.dtype)), lower_bound)
-    sequences = keep.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    ones = keep.new_ones(sequences, *keep.shape[2:])
-    # The product of the gates is what a real scan without input makes of an initial state of ones.
-    _, decay = _scan(torch.zeros_like(keep), keep, None, ones, cu_seqlens, mask, reverse, engine)
-    _, end_state = _hgru_scan(
-        candidate, forget, lower_bound, theta, None, cu_seqlens, mask, reverse, engine
-    )
+    # A real state of ones without any input becomes the product of the gates.
+    alone = Scan(torch.zeros_like(keep), keep, None, None, None, cu_seqlens, mask, reverse)
+    ones = keep.new_ones(alone.sequences, *keep.shape[2:])
+    _, decay = _gate_scan(alone._replace(initial_state=ones), engine)
+    where = (cu_seqlens, mask, reverse, engine)
+    _, end_state = _hgru_scan(candidate, forget, lower_bound, theta, None, *where)
     return decay, end_state

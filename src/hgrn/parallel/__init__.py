@@ -56,21 +56,28 @@ def parallelize(model: nn.Module, group: Group) -> None:
     if not any(isinstance(part, HGRU) for part in layers):
         raise ValueError(f"model must have an HGRU inside, got {type(model).__name__} without one")
     for layer in layers:
-        layer.context = context if context.world > 1 else None
+        vars(layer).pop(_hook(layer), None)
+        if context.world > 1:
+            exchange = context.scan if isinstance(layer, HGRU) else context.window
+            setattr(layer, _hook(layer), exchange)
+
+
+def _hook(layer: HGRU | ShortConvolution) -> str:
+    """The attribute of a layer that holds its exchange with other ranks; without it the class's own is used."""
+    return "scan" if isinstance(layer, HGRU) else "halo"
 
 
 @contextmanager
 def whole_sequences(model: nn.Module) -> Iterator[None]:
     """Inside, a model that was parallelized reads whole sequences on its own again: to validate or generate on one rank."""
     layers = [part for part in model.modules() if isinstance(part, HGRU | ShortConvolution)]
-    contexts = [layer.context for layer in layers]
+    exchanges = [vars(layer).pop(_hook(layer), None) for layer in layers]
     try:
-        for layer in layers:
-            layer.context = None
         yield
     finally:
-        for layer, context in zip(layers, contexts):
-            layer.context = context
+        for layer, exchange in zip(layers, exchanges):
+            if exchange is not None:
+                setattr(layer, _hook(layer), exchange)
 
 
 def local_stretch(length: int, group: Group) -> slice:
