@@ -5,10 +5,12 @@ from typing import Any
 
 from hgrn.training.recipe.kinds import Recipe
 
+# Patterns of dotted fields that do not decide the weights.
 _FREE_TO_CHANGE = (
     "name",
     "about",
     "target*",
+    # The content of the data is in the fingerprint of a checkpoint.
     "data.files",
     "data.path",
     "data.cache",

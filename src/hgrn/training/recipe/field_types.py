@@ -21,7 +21,10 @@ def fields_of(kind: Any) -> dict[str, Any]:
 
 
 def type_at(root: Any, location: Sequence[str | int]) -> Any:
-    """The declared type at a path below the type `root`, without `| None`; None if there is none."""
+    """The declared type at a path below the type `root`, without `| None`.
+
+    None if there is no such field.
+    """
     kind = root
     for key in location:
         kind = _without_null(_type_below(kind, key))
@@ -57,7 +60,7 @@ def meaning(root: Any, location: Sequence[str | int]) -> str:
     if isinstance(owner, type) and issubclass(owner, BaseModel):
         field = owner.model_fields.get(str(name))
         return (field.description or "") if field else ""
-    if not dataclasses.is_dataclass(owner):
+    if not (isinstance(owner, type) and dataclasses.is_dataclass(owner)):
         return ""
     return documented(owner, fields_of(owner)).get(str(name), "")
 

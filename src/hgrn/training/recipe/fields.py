@@ -22,6 +22,7 @@ from hgrn.training.recipe.problems import ABSENT, Problem, broken
 if TYPE_CHECKING:
     from hgrn.models import HGRNConfig
 
+# Strict, because a lax reading takes `true` for a number; frozen, because a run depends on it.
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 LONGEST_PART = 200  # bytes of the name of a folder; file systems take 255
 
@@ -58,7 +59,7 @@ class Target(BaseModel):
     table: str = Field(description="the table of the paper, and the row")
     metric: str = Field(description="what the number measures, and on which split")
     value: float | None = Field(
-        None, description="the published number; null where it was not found"
+        default=None, description="the published number; null where it was not found"
     )
 
 
@@ -66,9 +67,9 @@ class ModelSpec(BaseModel):
     """A preset, or none, and any field of HGRNConfig to set on top of it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    preset: str | None = Field(None, description="a name that HGRNConfig.preset knows")
+    preset: str | None = Field(default=None, description="a name that HGRNConfig.preset knows")
     weights: str | None = Field(
-        None,
+        default=None,
         description="a run folder or saved model whose weights the run starts from; null draws "
         "random ones",
     )
@@ -81,8 +82,8 @@ class ModelSpec(BaseModel):
     def config(self, **facts: Any) -> "HGRNConfig":
         """The model's configuration for data with these `facts`: vocab_size, num_channels, ...
 
-        What the recipe sets wins over the facts, and the facts win over the preset. Only the
-        vocabulary of a preset wins over the tokenizer's, since it may be larger.
+        What the recipe sets wins over the facts, and the facts win over the preset, except its
+        vocabulary.
 
         Raises ValueError that names every wrong field, or for another number of classes than the
         data has, or for a model that this machine cannot hold.
@@ -94,6 +95,7 @@ class ModelSpec(BaseModel):
                     f"num_labels must be {classes}, the number of classes in the data, got "
                     f"{given!r}; leave it out"
                 )
+        # The vocabulary of a preset may be larger than the tokenizer's.
         if self.preset is not None:
             facts.pop("vocab_size", None)
         config = self._built(facts | self.settings)
@@ -133,6 +135,7 @@ class ModelSpec(BaseModel):
             self._built(self.settings)
         except ValueError as error:
             first, *lines = str(error).splitlines()
+            # A name that is no preset is one line, without a field.
             if not lines:
                 raise broken(Problem("model.preset", ABSENT, first)) from None
             rules = [line.strip().partition(": ") for line in lines]
@@ -148,6 +151,7 @@ def _is_foreign(name: str) -> bool:
 
     from hgrn.models.configuration import OF_TRANSFORMERS
 
+    # num_labels is theirs too, but it is part of the model.
     theirs = OF_TRANSFORMERS | {field.name for field in fields(PreTrainedConfig)}
     return name.startswith("_") or name in theirs - {"num_labels"}
 
@@ -169,7 +173,7 @@ class BatchSpec(BaseModel):
         gt=0, description="examples of one step, over all processes and micro-batches"
     )
     accumulation: int = Field(
-        1, gt=0, description="micro-batches into which a process splits its share of a step"
+        default=1, gt=0, description="micro-batches into which a process splits its share of a step"
     )
 
     @model_validator(mode="after")
@@ -185,7 +189,7 @@ class BlockBatchSpec(BatchSpec):
 
     block_size: int = Field(gt=0, description="tokens of one sequence")
     state: Literal["reset", "carry", "documents"] = Field(
-        "reset",
+        default="reset",
         description="state at the start of a block: zero, that of the block before, or zero at "
         "each document",
     )
@@ -195,7 +199,9 @@ class ImageBatchSpec(BatchSpec):
     """What one optimizer step of an image classifier sees."""
 
     repeats: int = Field(
-        1, gt=0, description="how often an epoch takes each image, augmented anew every time"
+        default=1,
+        gt=0,
+        description="how often an epoch takes each image, augmented anew every time",
     )
 
 
@@ -203,10 +209,12 @@ class SequenceBatchSpec(BatchSpec):
     """What one optimizer step of a task of Long Range Arena sees."""
 
     pad_to: int | None = Field(
-        None, gt=0, description="length of all sequences; null pads to the longest of a step"
+        default=None,
+        gt=0,
+        description="length of all sequences; null pads to the longest of a step",
     )
     group_by_length: bool = Field(
-        False,
+        default=False,
         description="batch sequences of similar length, sorted within 50 steps, to pad less",
     )
 
@@ -217,7 +225,7 @@ class ImageSpec(BaseModel):
     model_config = STRICT
     size: int = Field(gt=0, description="rows and columns that the model sees")
     resize: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="shorter side in evaluation, before the centre is cut; null is size",
     )
@@ -226,13 +234,13 @@ class ImageSpec(BaseModel):
     )
     std: tuple[float, ...] = Field(description="then divided by, one number a channel")
     workers: int = Field(
-        0,
+        default=0,
         ge=0,
         le=1024,
         description="processes that decode images; 0 decodes in the training process",
     )
     max_corrupt: int = Field(
-        10, ge=0, description="images that may be skipped because they cannot be decoded"
+        default=10, ge=0, description="images that may be skipped because they cannot be decoded"
     )
 
     @model_validator(mode="after")
@@ -253,19 +261,21 @@ class OptimizerSpec(BaseModel):
 
     model_config = STRICT
     name: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: for the matrices of the layers, with AdamW for the rest"
+        default="adamw", description="muon: for the matrices of the layers, with AdamW for the rest"
     )
     lr: float = Field(gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moments")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled: p -= lr * weight_decay * p")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="decay of the two moments")
+    eps: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled: p -= lr * weight_decay * p"
+    )
     no_decay: Literal["module", "none"] = Field(
-        "module",
+        default="module",
         description="module spares the parameters that the modules name, none decays every "
         "parameter",
     )
     clip_norm: float | None = Field(
-        None, gt=0, description="largest global gradient norm; null does not clip"
+        default=None, gt=0, description="largest global gradient norm; null does not clip"
     )
 
     @model_validator(mode="after")
@@ -283,11 +293,11 @@ class ScheduleSpec(BaseModel):
     name: Literal["inverse_sqrt", "cosine", "constant"] = Field(
         description="what follows the warm-up"
     )
-    warmup_steps: int = Field(0, ge=0, description="steps of the linear warm-up")
-    warmup_init_lr: float = Field(0.0, ge=0, description="rate at which the warm-up starts")
-    min_lr: float = Field(0.0, ge=0, description="rate at the end of a cosine; null is 0")
+    warmup_steps: int = Field(default=0, ge=0, description="steps of the linear warm-up")
+    warmup_init_lr: float = Field(default=0.0, ge=0, description="rate at which the warm-up starts")
+    min_lr: float = Field(default=0.0, ge=0, description="rate at the end of a cosine; null is 0")
     total_steps: int | None = Field(
-        None,
+        default=None,
         gt=0,
         description="step at which a cosine ends, after which it rises again; null is "
         "training.steps",
@@ -302,6 +312,7 @@ class ScheduleSpec(BaseModel):
     @model_validator(mode="after")
     def _suits_its_name(self) -> Self:
         found = []
+        # The decay is peak * sqrt(warmup_steps / step), which is 0 without a warm-up.
         if self.name == "inverse_sqrt" and self.warmup_steps == 0:
             rule = "must be at least 1 for inverse_sqrt, whose decay starts there"
             remedy = "or choose another schedule.name"
@@ -331,40 +342,40 @@ class TrainingSpec(BaseModel):
     model_config = STRICT
     steps: int = Field(gt=0, description="optimizer steps")
     seed: int = Field(
-        1,
+        default=1,
         ge=0,
         le=2**63 - 1,
         description="seed of the weights, of the order of the data and of dropout",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16 computes under autocast, weights stay fp32"
+        default="fp32", description="bf16 computes under autocast, weights stay fp32"
     )
     average: float | None = Field(
-        None,
+        default=None,
         gt=0,
         lt=1,
         description="decay of a moving average of the weights, which is then evaluated and saved; "
         "null keeps no average",
     )
     eval_every: int | None = Field(
-        None, gt=0, description="steps between validations; null never validates"
+        default=None, gt=0, description="steps between validations; null never validates"
     )
-    save_every: int = Field(1000, gt=0, description="steps between checkpoints")
+    save_every: int = Field(default=1000, gt=0, description="steps between checkpoints")
     keep: int | None = Field(
-        2, gt=0, description="how many of the newest checkpoints to keep; null keeps all"
+        default=2, gt=0, description="how many of the newest checkpoints to keep; null keeps all"
     )
-    log_every: int = Field(10, gt=0, description="steps between log rows")
+    log_every: int = Field(default=10, gt=0, description="steps between log rows")
     threads: int | None = Field(
-        None, gt=0, description="CPU threads; null leaves the choice to PyTorch"
+        default=None, gt=0, description="CPU threads; null leaves the choice to PyTorch"
     )
-    compile: bool = Field(False, description="whether to torch.compile the model")
+    compile: bool = Field(default=False, description="whether to torch.compile the model")
 
 
 class LanguageTrainingSpec(TrainingSpec):
     """The same for a language model, whose validation reads text."""
 
     eval_tokens: int | None = Field(
-        None, gt=1, description="tokens of the validation split to read; null reads all"
+        default=None, gt=1, description="tokens of the validation split to read; null reads all"
     )
 
 
@@ -374,13 +385,13 @@ class ParallelSpec(BaseModel):
 
     model_config = STRICT
     mode: Literal["ddp", "fsdp"] = Field(
-        "ddp",
+        default="ddp",
         description="ddp: whole weights in every process; fsdp: a part of every parameter in each",
     )
     context: int = Field(
-        1, gt=0, description="processes that share each sequence, a stretch for each"
+        default=1, gt=0, description="processes that share each sequence, a stretch for each"
     )
     recompute: bool = Field(
-        False,
+        default=False,
         description="keep only the inputs of each layer and compute it again in the backward pass",
     )

@@ -49,10 +49,11 @@ class Recipe(BaseModel):
     name: Annotated[str, AfterValidator(check_name)] = Field(
         description="what the run is called, and where its folder is below runs"
     )
-    about: str = Field("", description="one line for people")
-    target: Target | None = Field(None, description="the published number that it aims at")
+    about: str = Field(default="", description="one line for people")
+    target: Target | None = Field(default=None, description="the published number that it aims at")
     task: str = Field(description=_TASK)
     model: ModelSpec
+    # Each kind of recipe says what its data is.
     data: Any
     batch: BatchSpec
     optimizer: OptimizerSpec
@@ -103,7 +104,7 @@ class Recipe(BaseModel):
 class LanguageRecipe(Recipe):
     """A language model of text."""
 
-    task: Literal["language-model"] = Field("language-model", description=_TASK)
+    task: Literal["language-model"] = Field(default="language-model", description=_TASK)
     data: TextData
     batch: BlockBatchSpec
     training: LanguageTrainingSpec
@@ -111,6 +112,7 @@ class LanguageRecipe(Recipe):
     @field_validator("data")
     @classmethod
     def _text_is_there(cls, data: TextData, info: ValidationInfo) -> TextData:
+        # Whether the validation split is needed is known only when `training` is.
         if is_new_run(info):
             _refuse(Problem("data", ABSENT, rule) for rule in text_problems(data, ("train",)))
         return data
@@ -203,6 +205,7 @@ class ArenaRecipe(Recipe, Generic[Data]):
         cls, batch: SequenceBatchSpec, info: ValidationInfo
     ) -> SequenceBatchSpec:
         data = info.data.get("data")
+        # Only the data of sequences has a longest one.
         if data and not hasattr(data, "max_length"):
             rule = f"is for sequences, and data.task = {data.task} has images"
             _refuse(
@@ -213,6 +216,7 @@ class ArenaRecipe(Recipe, Generic[Data]):
         return batch
 
 
+# By `task`, and for Long Range Arena by `data.task`.
 RECIPES: dict[str, type[Recipe]] = {
     "language-model": LanguageRecipe,
     "image-classification": ImageRecipe,

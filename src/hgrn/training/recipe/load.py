@@ -47,12 +47,8 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
         recipe = _validated(kind, document, new_run=True)
     except ValidationError as error:
         found += problems_of(error, kind)
-    said = {(problem.path, problem.rule) for problem in found}
-    found += [
-        problem
-        for problem in problems_of_values(document)
-        if (problem.path, problem.rule) not in said
-    ]
+    # An override may have reported an empty text already.
+    found += [problem for problem in problems_of_values(document) if problem not in found]
     if recipe is None or found:
         raise UserError(report(f"recipe {name_or_path}", found))
     return recipe
@@ -67,7 +63,10 @@ def recipe_to_yaml(recipe: Recipe) -> str:
 
 
 def recipe_from_yaml(file: Path) -> Recipe:
-    """The recipe that `recipe_to_yaml` wrote into `file`; its data may be gone. Raises UserError."""
+    """The recipe that `recipe_to_yaml` wrote into `file`; its data may be gone.
+
+    Raises UserError.
+    """
     try:
         document = read_yaml(file)
         if not isinstance(document, dict):

@@ -89,7 +89,7 @@ def broken(*found: Problem) -> ValidationError:
 
 
 def problems_of(error: ValidationError, kind: type) -> Iterator[Problem]:
-    """What pydantic has found in a recipe of a kind, with the meaning of the field as the remedy."""
+    """What pydantic has found in a recipe of a kind; the remedy is the meaning of the field."""
     for found in error.errors(include_url=False):
         yield _problem(found, kind)
 
@@ -98,8 +98,8 @@ def _problem(found: ErrorDetails, kind: type) -> Problem:
     path = dotted(found["loc"])
     value = found["input"]
     if found["type"] == _RULE:
-        rule = found["ctx"]
-        return Problem(rule["path"], value, rule["rule"], rule["remedy"])
+        said = found.get("ctx", {})
+        return Problem(said["path"], value, said["rule"], said["remedy"])
     if found["type"] in _UNKNOWN:
         known = fields_of(type_at(kind, found["loc"][:-1]))
         return Problem(path, value, f"unknown key{choice_of(str(found['loc'][-1]), known)}")
