@@ -303,7 +303,7 @@ def data_pathfinder(arguments: argparse.Namespace) -> None:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    from hgrn.models.published import convert_checkpoint
+    from hgrn.models.published.convert import convert_checkpoint
     from hgrn.training.checkpointing import find_checkpoint, without_bars
 
     source = arguments.source

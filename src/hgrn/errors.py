@@ -1,8 +1,10 @@
 """What a person at the command line is meant to read: the one error, and commands to paste."""
 
+import difflib
 import os
 import shlex
 import subprocess
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -17,6 +19,16 @@ class ToldElsewhere(UserError):
 
     The command line is silent about this one.
     """
+
+
+def near(name: str, choices: Iterable[str], likeness: float = 0.6) -> str:
+    """The end of a message about an unknown name: "; did you mean lr?", or "" if nothing is close.
+
+    At most two choices are offered, the closest first. `likeness`, from 0 to 1, says how close they
+    must be. It has to be higher where many choices end alike.
+    """
+    matches = difflib.get_close_matches(name, sorted(choices), n=2, cutoff=likeness)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def pasted(*words: object) -> str:

@@ -4,7 +4,7 @@ padded."""
 import pytest
 import torch
 
-from hgrn.models.convert import from_published, load_published
+from hgrn.models.published import from_published, load_published
 from hgrn.modules import HGRU, HGRU2d
 from tests.golden_files import read
 from tests.tolerances import RELATIVE, assert_close
