@@ -176,7 +176,7 @@ def gates(bench: Bench) -> set[str]:
     if len(bench.failures) == failures:
         passed.add(OURS)
     with bench.guarded(name="check of the model", peer=FLA, shape=size.name):
-        from hgrn.models.convert import to_published
+        from hgrn.models.published import to_published
 
         other = of_fla(size)
         other.load_state_dict(to_published(model, "fla"))

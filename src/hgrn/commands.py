@@ -301,7 +301,7 @@ def data_pathfinder(arguments: argparse.Namespace) -> None:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    from hgrn.models.published import convert_checkpoint
+    from hgrn.models.published.convert import convert_checkpoint
     from hgrn.progress import without_bars
     from hgrn.training.manifests import find_checkpoint
 

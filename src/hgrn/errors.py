@@ -22,12 +22,13 @@ class ToldElsewhere(UserError):
     """
 
 
-def near(name: str, choices: Iterable[str]) -> str:
+def near(name: str, choices: Iterable[str], likeness: float = 0.6) -> str:
     """The end of a message about an unknown name: "; did you mean lr?", or "" if nothing is close.
 
-    At most two choices are offered, the closest first.
+    At most two choices are offered, the closest first. `likeness`, from 0 to 1, says how close they
+    must be. It has to be higher where many choices end alike.
     """
-    matches = difflib.get_close_matches(name, sorted(choices), n=2, cutoff=0.6)
+    matches = difflib.get_close_matches(name, sorted(choices), n=2, cutoff=likeness)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 

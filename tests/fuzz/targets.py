@@ -35,7 +35,7 @@ from hgrn.models import (
     HGRNImageProcessor,
     Session,
 )
-from hgrn.models.published import convert_checkpoint
+from hgrn.models.published.convert import convert_checkpoint
 from hgrn.training.checkpointing import load_state
 from hgrn.training.manifests import Manifest, SavedFile, find_checkpoint
 from hgrn.training.recipe import load_recipe, recipe_from_yaml, recipe_to_yaml

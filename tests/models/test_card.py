@@ -14,6 +14,7 @@ from hgrn.models import (
     HGRNForSequencePairClassification,
     HGRNModel,
 )
+from hgrn.models.card import write_card
 
 KINDS = [
     HGRNModel,
@@ -61,10 +62,10 @@ def test_a_card_follows_its_model_until_it_is_edited(tmp_path):
     make(HGRNModel).save_pretrained(tmp_path)
     first = card.read_text()
     model = make(HGRNModel, bidirectional=True)
-    model.card_facts = {"recipe": "my recipe", "bits per byte": 1.25}
     model.save_pretrained(tmp_path, is_main_process=False)
     assert card.read_text() == first
     model.save_pretrained(tmp_path)
+    write_card(model, tmp_path, {"recipe": "my recipe", "bits per byte": 1.25})
     second = card.read_text()
     assert "- recipe: my recipe\n- bits per byte: 1.25\n" in second and "Not recorded" not in second
     assert "from both ends" in second

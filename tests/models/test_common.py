@@ -15,7 +15,7 @@ from hgrn.models import (
     HGRNForSequenceClassification,
     HGRNForSequencePairClassification,
 )
-from hgrn.models.convert import named_tensors
+from hgrn.models.published.tensors import named_tensors
 from tests.tolerances import assert_close
 
 CONFIG = dict(vocab_size=13, hidden_size=8, num_hidden_layers=2, pad_token_id=12)

@@ -12,7 +12,7 @@ from hgrn import inference
 from hgrn.data.tokenizer import byte_tokenizer, load_tokenizer
 from hgrn.errors import UserError
 from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNImageProcessor
-from hgrn.models.published import convert_checkpoint
+from hgrn.models.published.convert import convert_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hgrn.models import (
     HGRNForImageClassification,
     HGRNForSequenceClassification,
 )
-from hgrn.models.convert import named_tensors
+from hgrn.models.published.tensors import named_tensors
 from hgrn.modules.hgru import initial_theta
 from tests.tolerances import assert_close
 

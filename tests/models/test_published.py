@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from hgrn.cli import main
-from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNModel, convert
-from hgrn.models.convert import SAME, ConversionError, from_published, load_published, to_published
+from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNModel
+from hgrn.models.published import (
+    LAYOUTS,
+    ConversionError,
+    from_published,
+    load_published,
+    to_published,
+)
+from hgrn.models.published.record import ROLL, SAME
 from tests.golden_files import FOLDER, read
 from tests.tolerances import assert_close, error
 
@@ -148,10 +156,10 @@ def test_the_bounds_are_theirs_and_would_not_be_without_the_roll(monkeypatch):
         )
     expected = logits(HGRNForCausalLM.from_pretrained(folder))
     lines = [
-        line._replace(change=SAME if line.change is convert.ROLL else line.change)
-        for line in convert.LAYOUTS["fla"]
+        line._replace(change=SAME if line.change is ROLL else line.change)
+        for line in LAYOUTS["fla"].lines
     ]
-    monkeypatch.setitem(convert.LAYOUTS, "fla", lines)
+    monkeypatch.setitem(LAYOUTS, "fla", replace(LAYOUTS["fla"], lines=tuple(lines)))
     spoilt = HGRNForCausalLM.from_pretrained(folder)
     assert (
         error(spoilt.model.stack.bounds(), shares - shares[0]) > 1e-2

@@ -164,7 +164,7 @@ def test_a_save_that_fails_leaves_the_old_file(single, tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr("hgrn.models.session.save_file", fails)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(UserError, match="talk cannot be written: no space left"):
         session.save(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 

@@ -135,7 +135,7 @@ def test_hooks_of_the_backbone_are_called(model, counted):
 def test_a_model_that_steps_can_still_be_copied(model):
     with model.stepping():
         copy.deepcopy(model)
-    assert not stepping._active.models
+    assert not stepping._active.steps
 
 
 def changes_of_a_model():

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from hgrn.models.convert import from_published, load_published
+from hgrn.models.published import from_published, load_published
 from hgrn.modules import HGRU, HGRU2d
 from hgrn.modules.hgru import scan_directions
 from hgrn.modules.short_conv import own_halo

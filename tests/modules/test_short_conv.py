@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hgrn.models.convert import from_published, load_published
+from hgrn.models.published import from_published, load_published
 from hgrn.modules import HGRU, Block, HGRU2d, ShortConvolution
 from hgrn.modules.norms import gated_rms_norm
 from tests.golden_files import read

@@ -1,237 +1,172 @@
-"""HGRNModel: embeddings or patches, the stack, the final norm; and the initialisation that all HGRN models share."""
+"""The backbone (embeddings or patches, stack, final norm), and what all HGRN models share."""
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from hgrn.errors import UserError
 from hgrn.models.cache import HGRNCache
 from hgrn.models.card import write_card
 from hgrn.models.configuration import HGRNConfig
-from hgrn.models.convert import ConversionError, fitted, named_tensors, source_names
 from hgrn.models.custom import check_custom_modules, custom_modules
 from hgrn.models.documents import FLASH_ATTENTION, boundaries, end_to_end, refuse_unknown
-from hgrn.models.published import Published
+from hgrn.models.initialization import initialize
+from hgrn.models.loading import (
+    check_folder_size,
+    check_published_size,
+    on_meta,
+    published_state_dict,
+    refuse_int8_weights,
+)
+from hgrn.models.published.files import PublishedCheckpoint
 from hgrn.modules import (
     HGRN,
     HGRU,
-    BatchNorm,
     Int8Linear,
-    LowerBounds,
     PatchEmbedding,
-    ShortConvolution,
     layer_matrices,
     no_decay_names,
     positions,
     sinusoids,
 )
-from hgrn.modules.hgru import initial_theta
-
-_PER_BYTE = 4  # at most so many numbers of a model are in one byte of its files; the smallest known types have two
-
-# Of a published checkpoint, what a model without that head leaves out.
-_OF_HEADS = (
-    "lm_head.weight",
-    *(
-        f"{head}.{kind}"
-        for head in ("score", "classifier.0", "classifier.2")
-        for kind in ("weight", "bias")
-    ),
-)
 
 
 class HGRNPreTrainedModel(PreTrainedModel):
-    """What all HGRN models share.
+    """What all HGRN models share: initialisation, loading and saving."""
 
-    Attributes:
-        card_facts: how the model came about (recipe, data, results, ...), for the card that `save_pretrained` writes.
-    """
-
-    card_facts: Mapping[str, object] = {}
-
-    config_class = HGRNConfig
+    config: HGRNConfig
+    config_class: type[HGRNConfig] = HGRNConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _skip_keys_device_placement = ["past_key_values"]
-    # For the loader of transformers, what KeepsFloat32 (hgrn.modules.parameters) says for everyone else.
+    # For the loader of transformers, what KeepsFloat32 (hgrn.modules.parameters) says for everyone
+    # else.
     _keep_in_fp32_modules_strict = {"theta", "bounds", "running_mean", "running_var"}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """As transformers does; a checkpoint in a published layout is converted on the way in (docs/checkpoints.md).
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers does; a checkpoint in a published layout is converted on the way in.
 
         Raises:
-            ConversionError: naming every key and tensor of a published checkpoint that does not fit.
-            UserError: the weights would become another model: they are of 8 bits, or of a model with parts of its own that this
-                class does not have.
+            ConversionError: naming every key and tensor of a published checkpoint that does not
+                fit.
+            UserError: the weights would become another model, because they have 8 bits, or come
+                from a model with custom parts that this class does not have.
         """
         path = pretrained_model_name_or_path
-        published = (
-            None
-            if path is None or kwargs.get("state_dict") is not None
-            else Published.find(path, kwargs)
+        if path is not None and kwargs.get("state_dict") is None:
+            found = PublishedCheckpoint.find(path, kwargs)
+            if found is not None:
+                return cls.from_checkpoint(found, *model_args, config=config, **kwargs)
+        if path is not None and os.path.isdir(path):
+            check_folder_size(path, config)
+
+        with_report = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(
+            path, *model_args, config=config, output_loading_info=True, **kwargs
         )
-        if published is None:
-            if path is not None and os.path.isdir(path):
-                _check_files_suffice(path, config)
-            with_report = kwargs.pop("output_loading_info", False)
-            model, report = super().from_pretrained(
-                path, *model_args, config=config, output_loading_info=True, **kwargs
-            )
-            model._check_loaded(path, report)
-            return (model, report) if with_report else model
-        options = published.options(kwargs)
-        tensors = published.tensors()
+        model, report = loaded
+        refuse_int8_weights(model, path, report)
+        model.check_custom_modules(getattr(model.config, "custom_modules", {}), path)
+        return (model, report) if with_report else model
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        found: PublishedCheckpoint,
+        *model_args: Any,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `from_pretrained`, for a published checkpoint that has been found already.
+
+        Raises:
+            ConversionError: naming every key and tensor of the checkpoint that does not fit.
+        """
+        options = found.loading_options(kwargs)
         if config is None:
+            # These two belong to the loader, though the configuration would take them.
             dtypes = {key: options.pop(key) for key in ("dtype", "torch_dtype") if key in options}
-            config, options = cls.config_class.from_dict(
-                published.fields(tensors), return_unused_kwargs=True, **options
+            config, unused = cls.config_class.from_dict(
+                found.fields(), return_unused_kwargs=True, **options
             )
-            options |= dtypes
-        if config.fewest_numbers > _PER_BYTE * sum(tensor.nbytes for tensor in tensors.values()):
-            raise ConversionError(
-                f"{path}: its tensors are only a small part of the model that its configuration describes"
-            )
-        with torch.device("meta"):
-            expected = cls(config, *model_args)
-        prefix = f"{cls.base_model_prefix}." if expected.base_model is expected else ""
-        parameters = {prefix + name: tensor for name, tensor in named_tensors(expected).items()}
-        for source in (
-            s
-            for name in _OF_HEADS
-            if name not in parameters
-            for s in source_names(name, published.layout)
-        ):
-            tensors.pop(source, None)
-        # A head that the layout does not have is initialised by transformers, which says so.
-        known = {
-            name: tensor
-            for name, tensor in parameters.items()
-            if name.startswith(f"{cls.base_model_prefix}.") or source_names(name, published.layout)
-        }
-        state_dict = fitted(known, tensors, published.layout)
+            options = unused | dtypes
+        check_published_size(found, config)
+        state_dict = published_state_dict(found, on_meta(cls, config, *model_args))
         loaded = super().from_pretrained(
             None, *model_args, config=config, state_dict=state_dict, **options
         )
-        (loaded[0] if isinstance(loaded, tuple) else loaded).config.name_or_path = published.path
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config.name_or_path = found.path
         return loaded
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The published schemes (configuration: `initialization`), for the parameters of one module.
-
-        Writes only through `transformers.initialization`, which leaves alone every tensor that was loaded.
-        """
-        normal = self.config.initialization == "normal"
-        if module is getattr(self, "lm_head", None) and self.config.tie_word_embeddings:
-            return  # it is the embedding
-        if isinstance(module, nn.Linear):
-            limit = 1 / math.sqrt(module.in_features)
-            if normal:
-                init.normal_(module.weight, std=0.02)
-            else:
-                init.uniform_(module.weight, -limit, limit)
-            if module.bias is not None and normal:
-                init.zeros_(module.bias)
-            elif module.bias is not None:
-                init.uniform_(module.bias, -limit, limit)
-        elif isinstance(module, nn.Embedding):
-            std = {"normal": 0.02, "lra": 1.0}.get(
-                self.config.initialization, module.embedding_dim**-0.5
-            )
-            table = torch.empty_like(module.weight).normal_(std=std)
-            if module.padding_idx is not None:
-                table[module.padding_idx] = 0
-            init.copy_(module.weight, table)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.RMSNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, BatchNorm):
-            for ones in (module.weight, module.running_var):
-                init.ones_(ones)
-            for zeros in (module.bias, module.running_mean, module.num_batches_tracked):
-                init.zeros_(zeros)
-        elif isinstance(module, ShortConvolution):
-            limit = module.weight.shape[1] ** -0.5
-            if normal:
-                init.normal_(module.weight, std=0.02)
-            else:
-                init.uniform_(module.weight, -limit, limit)
-        elif isinstance(module, LowerBounds):
-            init.zeros_(module.logits)
-        elif isinstance(module, HGRU) and module.theta is not None:
-            init.copy_(module.theta, initial_theta(module.dim))
+        is_tied_head = module is getattr(self, "lm_head", None) and self.config.tie_word_embeddings
+        if not is_tied_head:  # which is the embedding
+            initialize(module, self.config.initialization)
 
     def no_decay_names(self) -> set[str]:
-        """Names of the parameters that take no weight decay; the rule is `hgrn.modules.no_decay_names`'s."""
+        """Names of the parameters without weight decay; see `hgrn.modules.no_decay_names`."""
         return no_decay_names(self)
 
     def layer_matrices(self) -> dict[str, tuple[int, ...]]:
-        """Names and joined rows of the matrices inside the layers; see `hgrn.modules.layer_matrices`."""
+        """Names and joined rows of the matrices in the layers (`hgrn.modules.layer_matrices`)."""
         return layer_matrices(self)
 
     def custom_modules(self) -> dict[str, str]:
-        """Names and descriptions of the parts of the backbone that are not those that the configuration describes."""
-        with torch.device("meta"):
-            plain = HGRNModel(self.config)
-        return custom_modules(self.base_model, plain)
+        """Names and descriptions of the parts that the configuration does not describe."""
+        return custom_modules(self.base_model, on_meta(HGRNModel, self.config))
 
     def check_custom_modules(self, recorded: Mapping[str, str], path: str | Path | None) -> None:
-        """Raises UserError unless the model has the parts that the config.json of a checkpoint at `path` records."""
+        """Raise UserError unless the model has the parts that a checkpoint at `path` records."""
         if recorded:
             check_custom_modules(recorded, self.custom_modules(), path)
 
-    def _check_loaded(self, path: str | Path | None, report: Mapping) -> None:
-        names = {name for name, part in self.named_modules() if isinstance(part, nn.Linear)}
-        rounded = sorted(
-            key
-            for key in report["unexpected_keys"]
-            if key.endswith(".scale") and key.removesuffix(".scale") in names
-        )
-        if rounded:
-            raise UserError(
-                f"{path} holds 8-bit weights ({rounded[0]} and {len(rounded) - 1} more scales), which are no weights of a saved model; "
-                "load what was saved before quantize_int8, and quantize it again"
-            )
-        self.check_custom_modules(getattr(self.config, "custom_modules", {}), path)
-
     def save_pretrained(
-        self, save_directory: str | Path, is_main_process: bool = True, *args, **kwargs
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        """As transformers does, and a model card (README.md) beside it; one that was edited stays as it is.
+        """As transformers does, and a model card (README.md) beside it, unless one was edited.
 
         Raises:
-            UserError: the model has 8-bit weights, which are made for decoding, in a moment, and are not saved.
+            UserError: the model has 8-bit weights. They are made for decoding, in a moment, and are
+                not saved.
         """
         if rounded := [name for name, part in self.named_modules() if isinstance(part, Int8Linear)]:
             raise UserError(
-                f"{rounded[0]} has 8-bit weights, which are not saved; save the model before quantize_int8, and quantize it again "
-                "after loading (--int8 of the commands does so)"
+                f"{rounded[0]} has 8-bit weights, which are not saved; save the model before "
+                "quantize_int8, "
+                "and quantize it again after loading (--int8 of the commands does so)"
             )
-        is_adapted = getattr(
-            self, "_hf_peft_config_loaded", False
-        )  # then only the adapter is saved
-        if custom := {} if is_adapted else self.custom_modules():
-            self.config.custom_modules = custom
-        elif hasattr(self.config, "custom_modules"):
-            del self.config.custom_modules
+        # Of a model with an adapter, transformers saves the adapter alone.
+        is_adapted = getattr(self, "_hf_peft_config_loaded", False)
+        recorded = vars(self.config)
+        recorded.pop("custom_modules", None)
+        if not is_adapted and (custom := self.custom_modules()):
+            recorded["custom_modules"] = custom
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
-            write_card(self, save_directory, self.card_facts)
+            write_card(self, save_directory)
 
     @classmethod
-    def register_for_auto_class(cls, auto_class="AutoModel"):
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Does nothing, as `HGRNConfig.register_for_auto_class`."""
 
 
@@ -289,30 +224,33 @@ class HGRNModel(HGRNPreTrainedModel):
         pixel_values: Tensor | None = None,
         position_ids: Tensor | None = None,
         seq_idx: Tensor | None = None,
-        **flash_attention,
+        **flash_attention: Any,
     ) -> BaseModelOutputWithPast:
         """
         Args:
             input_ids: `[B, T]`; `[1, total]` with cu_seqlens.
-            attention_mask: `[B, T]`, or with the columns of the past in front; 0 where there is padding, on
-                either side. Such positions are skipped exactly, unless the configuration says mask_padding=False.
-            past_key_values: the cache that an earlier call returned; it is updated. With cu_seqlens its
-                sequences are those of the packing. A model that reads whole sequences (bidirectional, with
-                sinusoidal_positions, or of images) has none.
-            inputs_embeds: `[B, T, hidden_size]` in place of input_ids, as `embed_tokens` gives them (before
-                scaling).
-            cu_seqlens: int32 or int64 `[N + 1]`, boundaries of documents packed end to end; nothing passes
-                over them. A mask given as well marks padding inside the packing.
-            use_cache: return a cache; default: when one is given, or `config.use_cache` outside training.
+            attention_mask: `[B, T]`, or with the columns of the past in front; 0 where there is
+                padding, on either side. Such positions are skipped exactly, unless the
+                configuration says mask_padding=False.
+            past_key_values: the cache that an earlier call returned; it is updated. With cu_seqlens
+                its sequences are the packed ones. A model that reads whole sequences
+                (bidirectional, with sinusoidal_positions, or of images) has none.
+            inputs_embeds: `[B, T, hidden_size]` in place of input_ids, as `embed_tokens` gives them
+                (before scaling).
+            cu_seqlens: int32 or int64 `[N + 1]`, boundaries of documents packed end to end; nothing
+                passes over them. A mask given as well marks padding inside the packing.
+            use_cache: return a cache; default: when one is given, or `config.use_cache` outside
+                training.
             output_hidden_states: return the input of every block, and the normed output last.
-            output_attentions: not available; for callers that always pass it.
-            pixel_values: `[B, num_channels, height, width]`, floats, for a model of images (config.patch_size), whose only
-                input they are. The positions are its patches, in raster order.
-            position_ids: `[B, T]` or `[1, T]`; where they do not go on by 1 a new document begins, as with cu_seqlens. Those that
-                merely count change nothing: HGRN needs no positions.
+            output_attentions: not available; accepted because some callers always pass it.
+            pixel_values: floats `[B, num_channels, height, width]`, the only input of a model of
+                images (config.patch_size). The positions are its patches, in raster order.
+            position_ids: `[B, T]` or `[1, T]`; a new document begins wherever they do not go on by
+                1, as with cu_seqlens. Plain counting changes nothing: HGRN needs no positions.
             seq_idx: `[B, T]`, the number of each position's document, in place of cu_seqlens.
-            **flash_attention: cu_seq_lens_q and cu_seq_lens_k in place of cu_seqlens, and max_length_q and max_length_k, which are not
-                needed: what collators for packed batches make.
+            **flash_attention: what collators for packed batches make: cu_seq_lens_q and
+                cu_seq_lens_k in place of cu_seqlens, and max_length_q and max_length_k, which are
+                not needed.
 
         Returns:
             last_hidden_state `[B, T, hidden_size]`, past_key_values, hidden_states.
@@ -321,71 +259,43 @@ class HGRNModel(HGRNPreTrainedModel):
             ValueError, TypeError: the arguments do not go together; the message names them.
         """
         refuse_unknown(flash_attention, FLASH_ATTENTION, self)
+        others = (attention_mask, cu_seqlens, position_ids, seq_idx, *flash_attention.values())
+        self._check_inputs(input_ids, inputs_embeds, pixel_values, others)
         if output_attentions:
             raise ValueError("output_attentions=True: HGRN has no attention weights to return")
-        if self.config.patch_size is not None:
-            others = (
-                input_ids,
-                attention_mask,
-                inputs_embeds,
-                cu_seqlens,
-                position_ids,
-                seq_idx,
-                *flash_attention.values(),
-            )
-            if pixel_values is None or any(other is not None for other in others):
-                raise ValueError(
-                    f"the configuration is one of images (patch_size={self.config.patch_size}), so give pixel_values, and neither "
-                    "input_ids, attention_mask, inputs_embeds nor cu_seqlens"
-                )
-        elif pixel_values is not None:
-            raise ValueError(
-                "pixel_values need a configuration with patch_size, got patch_size=None; give input_ids"
-            )
-        elif (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if past_key_values is not None and not isinstance(past_key_values, HGRNCache):
-            raise TypeError(
-                f"past_key_values must be an HGRNCache, got {type(past_key_values).__name__}"
-            )
+        use_cache = self._uses_cache(past_key_values, use_cache)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        kinds = {
-            "a bidirectional model": self.config.bidirectional,
-            "a model with sinusoidal_positions": self.config.sinusoidal_positions,
-            "a model of images": self.config.patch_size is not None,
-        }
-        whole = next((kind for kind, is_it in kinds.items() if is_it), None)
-        if whole and (past_key_values is not None or use_cache):
-            raise ValueError(
-                f"{whole} reads whole sequences and keeps no state: it takes no past_key_values and use_cache=True "
-                "can return none; leave both out"
-            )
-        if use_cache is None:
-            kept = self.config.use_cache and not self.training and not whole
-            use_cache = past_key_values is not None or kept
 
+        # Embed.
+        grid = None
         if pixel_values is not None:
             grid = self.embed_patches(pixel_values)
             x = grid.flatten(1, 2)
+        elif inputs_embeds is not None:
+            x = self._scaled(inputs_embeds)
         else:
-            x = self.embed(input_ids) if inputs_embeds is None else self._scaled(inputs_embeds)
+            x = self.embed(cast(Tensor, input_ids))
         rows = x.shape[:2]
+
+        # Documents inside the rows are laid end to end, in a single row.
         mask = self.mask(attention_mask, x)
         cu_seqlens = boundaries(x, mask, cu_seqlens, position_ids, seq_idx, **flash_attention)
         if cu_seqlens is not None:
             if past_key_values is not None and past_key_values.is_initialized:
                 _check_states(past_key_values, cu_seqlens)
             x = end_to_end(x)
-            mask = end_to_end(mask)
+            mask = None if mask is None else end_to_end(mask)
         if not self.config.mask_padding:
             mask = None
         if self.config.sinusoidal_positions:
             x = x + sinusoids(positions(x, mask, cu_seqlens), x.shape[-1], x.dtype)
-        hidden_states = [] if output_hidden_states else None
+
+        # The stack; it appends to the list of hidden states, where there is one.
+        hidden_states: list[Tensor] | None = [] if output_hidden_states else None
         state = None if past_key_values is None else past_key_values.state
         x = self.dropout(x)
-        if self.config.grid:
+        if self.config.grid and grid is not None:
             x = x.unflatten(1, grid.shape[1:3])
         x, state = self.stack(x, state, mask, cu_seqlens, hidden_states, rows)
         x = x.reshape(*rows, x.shape[-1])
@@ -396,7 +306,7 @@ class HGRNModel(HGRNPreTrainedModel):
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values if use_cache else None,
-            hidden_states=(*hidden_states, x) if output_hidden_states else None,
+            hidden_states=None if hidden_states is None else (*hidden_states, x),
         )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -404,24 +314,80 @@ class HGRNModel(HGRNPreTrainedModel):
         return self.embed_tokens if self.config.patch_size is None else self.embed_patches
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """What the stack reads: `[B, T]` -> `[B, T, hidden_size]`, scaled if the configuration says so."""
+        """What the stack reads: ids `[B, T]` -> `[B, T, hidden_size]`, scaled if configured."""
         return self._scaled(self.embed_tokens(input_ids))
+
+    def initial_state(self, sequences: int) -> tuple[tuple[Tensor, ...], ...]:
+        """The state before the first position: for each layer a tuple, with N sequences."""
+        mixers = (cast(HGRU, block.mixer) for block in self.stack.blocks)
+        return tuple(mixer.initial_state(sequences) for mixer in mixers)
 
     def mask(self, attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
         """The stack's mask `[B, T]` for x `[B, T, ...]`: the last T columns, as bool."""
         if attention_mask is None:
             return None
         batch, length = x.shape[:2]
-        if (
-            attention_mask.ndim != 2
-            or attention_mask.shape[0] != batch
-            or attention_mask.shape[1] < length
-        ):
+        shape = attention_mask.shape
+        if attention_mask.ndim != 2 or shape[0] != batch or shape[1] < length:
             raise ValueError(
-                f"attention_mask must have shape [{batch}, {length}] (or more columns in front, for the "
-                f"past), got {tuple(attention_mask.shape)}"
+                f"attention_mask must have shape [{batch}, {length}] (or more columns in front, "
+                "for the "
+                f"past), got {tuple(shape)}"
             )
-        return attention_mask[:, attention_mask.shape[1] - length :].bool()
+        return attention_mask[:, shape[1] - length :].bool()
+
+    def _check_inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        others: Iterable[object],
+    ) -> None:
+        """Raise ValueError unless there is exactly one input, of the kind that the model reads."""
+        patch_size = self.config.patch_size
+        if patch_size is not None:
+            all_others = (input_ids, inputs_embeds, *others)
+            if pixel_values is None or any(other is not None for other in all_others):
+                raise ValueError(
+                    f"the configuration is one of images (patch_size={patch_size}), so give "
+                    "pixel_values, "
+                    "and neither input_ids, attention_mask, inputs_embeds nor cu_seqlens"
+                )
+        elif pixel_values is not None:
+            raise ValueError(
+                "pixel_values need a configuration with patch_size, got patch_size=None; give "
+                "input_ids"
+            )
+        elif (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+
+    def _uses_cache(self, past_key_values: HGRNCache | None, use_cache: bool | None) -> bool:
+        """Whether the call returns a cache.
+
+        Raises:
+            TypeError: past_key_values is no cache of ours.
+            ValueError: the model keeps no state, and a cache is given or wanted.
+        """
+        if past_key_values is not None and not isinstance(past_key_values, HGRNCache):
+            raise TypeError(
+                f"past_key_values must be an HGRNCache, got {type(past_key_values).__name__}"
+            )
+        kinds = {
+            "a bidirectional model": self.config.bidirectional,
+            "a model with sinusoidal_positions": self.config.sinusoidal_positions,
+            "a model of images": self.config.patch_size is not None,
+        }
+        stateless = next((kind for kind, is_it in kinds.items() if is_it), None)
+        if stateless and (past_key_values is not None or use_cache):
+            raise ValueError(
+                f"{stateless} reads whole sequences and keeps no state: it takes no "
+                "past_key_values and "
+                "use_cache=True can return none; leave both out"
+            )
+        if use_cache is not None:
+            return use_cache
+        is_wanted = self.config.use_cache and not self.training and not stateless
+        return past_key_values is not None or is_wanted
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x * math.sqrt(self.config.hidden_size) if self.config.scale_embeddings else x
@@ -432,25 +398,8 @@ def _check_states(past_key_values: HGRNCache, cu_seqlens: Tensor) -> None:
     documents = cu_seqlens.shape[0] - 1
     if sequences != documents:
         raise ValueError(
-            f"cu_seqlens, seq_idx or position_ids make {documents} documents of the batch, but past_key_values holds the states of "
-            f"{sequences} sequence(s); give each document its own, or begin without past_key_values"
-        )
-
-
-def _check_files_suffice(folder: str | os.PathLike, config: HGRNConfig | None) -> None:
-    """Raises ValueError for a configuration of a model many times as large as its files.
-
-    transformers makes what is missing there, and says only then that it does not fit: a wrong digit costs all of the memory.
-    """
-    sizes = [
-        file.stat().st_size
-        for file in os.scandir(folder)
-        if file.name.endswith((".safetensors", ".bin"))
-    ]
-    if sizes and config is None:
-        config = HGRNConfig.from_pretrained(folder)
-    if sizes and isinstance(config, HGRNConfig) and config.fewest_numbers > _PER_BYTE * sum(sizes):
-        raise ValueError(
-            f"{folder}: the configuration describes a model of {config.fewest_numbers:,} parameters or more, and its files have "
-            f"{sum(sizes):,} bytes; one of them is not the model's"
+            f"cu_seqlens, seq_idx or position_ids make {documents} documents of the batch, but "
+            f"past_key_values holds the states of {sequences} sequence(s); give each document its "
+            "own, or "
+            "begin without past_key_values"
         )

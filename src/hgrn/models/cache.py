@@ -1,5 +1,6 @@
 """The cache of generation: the recurrent state of every layer, and how many tokens it has seen."""
 
+from collections.abc import Callable
 from typing import NoReturn, Self
 
 import torch
@@ -10,18 +11,14 @@ from transformers.cache_utils import Cache
 class HGRNCache(Cache):
     """What HGRN knows of the past: its state (whose size does not grow) and a count of tokens.
 
-    States are replaced, never written in place, so gradients flow through a returned cache; `detach` cuts
-    them (truncated back-propagation through time).
+    States are replaced and never written in place, so gradients flow through a returned cache;
+    `detach` cuts them (truncated back-propagation through time).
 
     Args:
-        state: as the stack returns it: for each layer a tuple of tensors, sequences first; None is nothing
-            seen yet.
-        seen_tokens: positions per sequence that led to it, padding included.
+        state: as the stack returns it: for each layer a tuple of tensors, sequences first; None
+            before the first token.
+        seen_tokens: positions of each sequence that have been read, padding included.
     """
-
-    # If this were True, generation would replace the 2-d mask that we need by a 4-d one.
-    is_compileable = False
-    is_croppable = False
 
     def __init__(self, state: tuple[tuple[Tensor, ...], ...] | None = None, seen_tokens: int = 0):
         super().__init__(layers=[])
@@ -29,10 +26,21 @@ class HGRNCache(Cache):
         self.seen_tokens = seen_tokens
 
     def __repr__(self) -> str:
-        return f"HGRNCache({len(self)} layers, batch_size={self.batch_size}, seen_tokens={self.seen_tokens})"
+        sizes = f"batch_size={self.batch_size}, seen_tokens={self.seen_tokens}"
+        return f"HGRNCache({len(self)} layers, {sizes})"
 
     def __len__(self) -> int:
         return 0 if self.state is None else len(self.state)
+
+    @property
+    def is_compileable(self) -> bool:
+        return (
+            False  # with True, generation would replace the 2-d mask, which we need, by a 4-d one
+        )
+
+    @property
+    def is_croppable(self) -> bool:
+        return False
 
     @property
     def is_initialized(self) -> bool:
@@ -44,7 +52,7 @@ class HGRNCache(Cache):
         return -1 if self.state is None else self.state[0][0].shape[0]
 
     def update_state(self, state: tuple[tuple[Tensor, ...], ...], tokens: int) -> None:
-        """Takes the state after `tokens` further positions."""
+        """Take the state after `tokens` further positions."""
         self.state = state
         self.seen_tokens += tokens
 
@@ -64,7 +72,7 @@ class HGRNCache(Cache):
         return self._mapped(Tensor.detach)
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forget everything."""
         self.state = None
         self.seen_tokens = 0
 
@@ -85,7 +93,7 @@ class HGRNCache(Cache):
     def activate_past_recording(self) -> NoReturn:
         raise NotImplementedError(NO_WAY_BACK)
 
-    def _mapped(self, function) -> Self:
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Self:
         state = self.state
         if state is not None:
             state = tuple(tuple(function(part) for part in layer) for layer in state)
@@ -93,6 +101,7 @@ class HGRNCache(Cache):
 
 
 NO_WAY_BACK = (
-    "an HGRN cache cannot be cropped: a recurrent state does not hold the tokens that led to it, so none can "
-    "be taken back; decode without an assistant model, prompt lookup or contrastive search"
+    "an HGRN cache cannot be cropped: a recurrent state does not hold the tokens that led to it, "
+    "so none can be "
+    "taken back; decode without an assistant model, prompt lookup or contrastive search"
 )

@@ -1,17 +1,17 @@
-"""The model card: a README.md that says what a saved model is, how it came about as far as that is known, and how to load it."""
+"""The model card: a README.md about what a model is, how it was made and how to load it."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-import hgrn
+from hgrn import __version__
 
 NAME = "README.md"
 
-# What the class is, what the Hub calls its task, and how it is used.
 _LOAD = """\
 from hgrn.models import {name}
 
@@ -24,6 +24,7 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)  # where it was saved with the model
 prompt = tokenizer("Once", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))"""
+# For each class: what it is, what the Hub calls its task, and how it is used.
 _KINDS = {
     "HGRNModel": ("without a head: token ids to hidden states", "feature-extraction", _LOAD),
     "HGRNForCausalLM": ("for language modelling", "text-generation", _GENERATE),
@@ -58,15 +59,16 @@ It has {parameters:,} parameters in {dtype}. {state}
 
 ## Use
 
-This folder was saved by version {version} of the package hgrn. Install it in a clone of its repository with
-`pip install -c constraints.txt .`, and then:
+This folder was saved by version {version} of the package hgrn. Install it in a clone of its
+repository with `pip install -c constraints.txt .`, and then:
 
 ```python
 folder = "."                                       # where this file is
 {example}
 ```
 
-Programs that do not import hgrn, but run where it is installed, load this folder with `trust_remote_code=True`.
+Programs that do not import hgrn, but run where it is installed, load this folder with
+`trust_remote_code=True`.
 
 ## How it came about
 
@@ -81,17 +83,29 @@ Programs that do not import hgrn, but run where it is installed, load this folde
 """
 
 
-def write_card(model: PreTrainedModel, folder: Path | str, facts: Mapping[str, object]) -> None:
-    """Writes the card of a saved model into its folder, unless one is there that this function did not write as it stands."""
+def write_card(
+    model: PreTrainedModel,
+    folder: str | os.PathLike[str],
+    facts: Mapping[str, object] | None = None,
+) -> None:
+    """Write the card of a saved model, unless there is one that somebody wrote or edited.
+
+    Args:
+        model: what was saved.
+        folder: where.
+        facts: how the model was made (recipe, data, results, ...); None if nothing is known.
+    """
     file = Path(folder) / NAME
     if not file.exists() or _is_untouched(file.read_text(encoding="utf-8", errors="replace")):
-        file.write_text(_signed(_text(model, facts)), encoding="utf-8")
+        file.write_text(_signed(_text(model, facts or {})), encoding="utf-8")
 
 
 def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
     name = type(model).__name__
     config = model.config
     what, task, example = _KINDS.get(name, _OTHER_KIND)
+    listed = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    rows = [f"| {key} | {_cell(value)} |" for key, value in _own_fields(model).items()]
     return _TEXT.format(
         task=f"\npipeline_tag: {task}" if task else "",
         name=name,
@@ -99,13 +113,10 @@ def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
         parameters=model.num_parameters(),
         dtype=str(model.dtype).removeprefix("torch."),
         state=_state(config),
-        version=hgrn.__version__,
+        version=__version__,
         example=example.format(name=name),
-        facts="\n".join(f"- {key}: {value}" for key, value in facts.items())
-        or "Not recorded: nothing is known here of a recipe, data or results.",
-        configuration="\n".join(
-            f"| {key} | {_cell(value)} |" for key, value in _own_fields(model).items()
-        ),
+        facts=listed or "Not recorded: nothing is known here of a recipe, data or results.",
+        configuration="\n".join(rows),
     )
 
 
@@ -118,16 +129,12 @@ def _state(config: PreTrainedConfig) -> str:
 
 
 def _own_fields(model: PreTrainedModel) -> dict[str, object]:
-    """What HGRN's configuration has beyond that of any model; with the labels, where there are some."""
+    """The fields that HGRN adds to those of any model; and the labels of a classifier."""
     common = {field.name for field in fields(PreTrainedConfig)}
-    own = {
-        field.name: getattr(model.config, field.name)
-        for field in fields(model.config)
-        if field.name not in common
-    }
-    return own | (
-        {"id2label": model.config.id2label} if "Classification" in type(model).__name__ else {}
-    )
+    names = [field.name for field in fields(model.config) if field.name not in common]
+    if "Classification" in type(model).__name__:
+        names.append("id2label")
+    return {name: getattr(model.config, name) for name in names}
 
 
 def _cell(value: object) -> str:
@@ -135,8 +142,10 @@ def _cell(value: object) -> str:
 
 
 def _signed(text: str) -> str:
+    """A card with a digest of itself at the end, by which an edit is recognised later."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{text}{_MARK} ({digest}), which renews it with the model as long as nobody edits it. -->\n"
+    rest = "which renews it with the model as long as nobody edits it."
+    return f"{text}{_MARK} ({digest}), {rest} -->\n"
 
 
 def _is_untouched(card: str) -> bool:

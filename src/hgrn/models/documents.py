@@ -1,16 +1,19 @@
-"""Where documents begin in a batch, told in the ways that collators of transformers and TRL have.
+"""Where documents begin in a batch, in all the ways in which collators say it.
 
 Shape letters: B rows of T positions, N documents.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-# What flash attention's kernels are told; the lengths follow from the boundaries.
+from hgrn.errors import near
+
+# Arguments for the kernels of flash attention. The lengths follow from the boundaries.
 FLASH_ATTENTION = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+# All arguments that say where documents begin.
+PACKING = ("cu_seqlens", "position_ids", "seq_idx", *FLASH_ATTENTION)
 
 
 def boundaries(
@@ -24,37 +27,43 @@ def boundaries(
     max_length_q: int | None = None,
     max_length_k: int | None = None,
 ) -> Tensor | None:
-    """Boundaries `[N + 1]` of the documents in the rows of x laid end to end; None where each row is one document.
+    """Boundaries `[N + 1]` of the documents in x, its rows laid end to end, or None.
 
-    Of several ways the first one that is given counts: cu_seqlens (the same as cu_seq_lens_q and cu_seq_lens_k), seq_idx,
+    None means that each row is one document. If several arguments say it, the first of these
+    counts: cu_seqlens (or cu_seq_lens_q,
+        cu_seq_lens_k), seq_idx,
     position_ids.
 
     Args:
         x: `[B, T, ...]`.
-        mask: bool `[B, T]`, False where there is padding, which begins no document.
+        mask: bool `[B, T]`, False where there is padding. No document begins there.
         cu_seqlens, cu_seq_lens_q, cu_seq_lens_k: boundaries `[N + 1]`; they need B = 1.
         seq_idx: `[B, T]`, the number of each position's document: one begins where it changes.
-        position_ids: `[B, T]` or `[1, T]`: a document begins where they do not go on by 1.
+        position_ids: `[B, T]` or `[1, T]`; a document begins where they do not go on by 1.
         max_length_q, max_length_k: not needed.
 
     Raises:
         ValueError, TypeError: a shape or dtype does not fit, or the given boundaries differ.
     """
     rows, length = x.shape[:2]
-    told = dict(cu_seqlens=cu_seqlens, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k)
-    told = {name: given for name, given in told.items() if given is not None}
-    if told:
-        (name, first), *others = told.items()
+    named = dict(cu_seqlens=cu_seqlens, cu_seq_lens_q=cu_seq_lens_q, cu_seq_lens_k=cu_seq_lens_k)
+    given = {name: value for name, value in named.items() if value is not None}
+    if given:
+        (name, first), *others = given.items()
         if rows != 1:
             raise ValueError(
-                f"packed sequences need a batch of one row, [1, total], with {name}; got {rows} rows of {length}"
+                f"packed sequences need a batch of one row, [1, total], with {name}; got {rows} "
+                "rows of "
+                f"{length}"
             )
-        for other, given in others:
-            if given.shape != first.shape or (
-                given.device.type == "cpu" == first.device.type and given.tolist() != first.tolist()
-            ):
+        for other, value in others:
+            # Values on a GPU are not compared, which would wait for it.
+            on_cpu = value.device.type == first.device.type == "cpu"
+            if value.shape != first.shape or (on_cpu and value.tolist() != first.tolist()):
                 raise ValueError(
-                    f"{name} and {other} must be the same boundaries of packed documents, got {first} and {given}"
+                    f"{name} and {other} must be the same boundaries of packed documents, got "
+                    f"{first} and "
+                    f"{value}"
                 )
         return first
     if length == 1:
@@ -73,7 +82,7 @@ def boundaries(
 
 
 def _begins(name: str, values: Tensor, x: Tensor, mask: Tensor | None, step: int) -> Tensor:
-    """Where a document begins, `[B, T - 1]` for all positions but the first, if its values go on by `step` from each to the next."""
+    """Where values do not go on by `step`, so that a document begins: `[B, T - 1]`."""
     rows, length = x.shape[:2]
     if values.is_floating_point() or values.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {values.dtype}")
@@ -85,7 +94,8 @@ def _begins(name: str, values: Tensor, x: Tensor, mask: Tensor | None, step: int
     breaks = values[:, 1:] != values[:, :-1] + step
     if mask is None:
         return breaks
-    # Compared with the last position before it that is no padding: numbers may count padding or pass over it.
+    # With padding, compare each position with the last real one before it. The numbers may have
+    # gone on over the padding in between or stood still: both are the same document.
     columns = torch.arange(length, device=x.device)
     last = torch.where(mask, columns, -1).cummax(dim=1).values[:, :-1]
     places = last.clamp(min=0)
@@ -96,20 +106,18 @@ def _begins(name: str, values: Tensor, x: Tensor, mask: Tensor | None, step: int
     return mask[:, 1:] & (last >= 0) & ~goes_on
 
 
-def end_to_end(x: Tensor | None) -> Tensor | None:
+def end_to_end(x: Tensor) -> Tensor:
     """Rows `[B, T, ...]` as one, `[1, B * T, ...]`."""
-    return None if x is None else x.flatten(0, 1)[None]
+    return x.flatten(0, 1)[None]
 
 
-def refuse_unknown(arguments: Mapping, known: Iterable[str], owner: object) -> None:
-    """Raises TypeError for an argument that `forward` does not know: a misspelt boundary would let a state leak between documents."""
+def refuse_unknown(arguments: Mapping[str, object], known: Iterable[str], owner: object) -> None:
+    """Raise TypeError for an unknown argument: a misspelt boundary would let a state leak."""
     known = list(known)
     for name in arguments:
         if name not in known:
-            near = difflib.get_close_matches(
-                name, [*known, "cu_seqlens", "position_ids", "seq_idx"], n=1
-            )
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = near(name, {*known, *PACKING})
             raise TypeError(
-                f"{type(owner).__name__}.forward() got an unexpected keyword argument {name!r}{hint}"
+                f"{type(owner).__name__}.forward() got an unexpected keyword argument "
+                f"{name!r}{hint}"
             )

@@ -1,6 +1,7 @@
-"""ONNX files of a language model: the whole sequence at once, and a single step from state to state.
+"""Language models as ONNX files: the whole sequence at once, or a single step from state to state.
 
-Shape letters: B batch, T time, V vocabulary, C channels of a state (hidden_size, or twice that if complex).
+Shape letters: B batch, T time, V vocabulary, C channels of a state (hidden_size, or twice that if
+    complex).
 """
 
 import importlib
@@ -8,6 +9,7 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from hgrn.errors import UserError
 from hgrn.files import finish_folder, reading, writing
 from hgrn.models.cache import HGRNCache
-from hgrn.models.heads import HGRNForCausalLM
+from hgrn.models.causal_lm import HGRNForCausalLM
 from hgrn.modules import Int8Linear
 from hgrn.ops.decompositions import DECOMPOSITIONS
 
@@ -23,23 +25,27 @@ _OPSET = 20
 
 
 def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: bool = False) -> None:
-    """Writes the forward of `model` as one ONNX graph for any batch and any length of 1 or more.
+    """Write the forward of `model` as one ONNX graph, for any batch and any length of 1 or more.
 
-    Inputs: input_ids int64 `[B, T]`, and with attention_mask that, int64 `[B, T]`: 0 where there is padding, on either side or
-    inside, which is skipped exactly. Outputs: logits float32 `[B, T, V]` and for each layer the state behind the last position,
-    `final_state.0`, ... float32 `[B, C]`, from which a graph of `export_onnx_step` goes on.
+    Inputs: input_ids int64 `[B, T]`; if wanted attention_mask int64 `[B, T]`, 0 where there is
+        padding, on either side or
+    inside, which is skipped exactly. Outputs: logits float32 `[B, T, V]`, and for each layer the
+    state after the last position, `final_state.0`, ... float32 `[B, C]`, from which a graph of
+    `export_onnx_step` goes on.
 
-    The recurrence of each layer is one Scan of ONNX; all other nodes are plain ones of opset 20. Runtimes compute the numbers
-    of the model to the rounding of float32.
+    The recurrence of each layer is one Scan of ONNX; all other nodes are plain ones of opset 20.
+    Runtimes compute the numbers of the model to the rounding of float32.
 
     Args:
         model: in eval mode, float32, on the CPU, without 8-bit weights or adapters.
-        path: the file to write, which must not exist. Weights of more than 1.5 GiB, which one file of the format cannot hold,
-            go into a second one beside it, `<name>.data`. The file itself appears when all is written.
-        attention_mask: have that input.
+        path: the file to write, which must not exist. One file of the format cannot hold more than
+            1.5 GiB of weights; they go into a second file beside it then, `<name>.data`. The file
+            itself appears when all is written.
+        attention_mask: whether the graph has that input.
 
     Raises:
-        UserError: the model or the path breaks a rule above, or the file cannot be written; the message names it.
+        UserError: the model or the path breaks a rule above, or the file cannot be written; the
+            message names it.
         TypeError: the model is something else.
         ImportError: the packages of the extra `onnx` are not installed.
     """
@@ -52,23 +58,24 @@ def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: boo
 
 
 def export_onnx_step(model: HGRNForCausalLM, path: str | Path) -> None:
-    """Writes one step of decoding as an ONNX graph without loops, for any batch.
+    """Write one step of decoding as an ONNX graph without loops, for any batch.
 
-    Inputs: input_ids int64 `[B, 1]` and for each layer `initial_state.0`, ... float32 `[B, C]`, zeros before the first token.
-    Outputs: logits float32 `[B, 1, V]` and `final_state.0`, ..., which are the next step's initial states.
+    Inputs: input_ids int64 `[B, 1]`, and for each layer `initial_state.0`, ... float32 `[B, C]`,
+        zeros before the first
+    token. Outputs: logits float32 `[B, 1, V]`, and `final_state.0`, ..., the initial states of the
+    next step.
 
     Arguments and errors as `export_onnx`.
     """
     _check_model(model)
-    blocks = model.model.stack.blocks
     inputs = {"input_ids": (torch.zeros(2, 1, dtype=torch.int64, device="cpu"), {0: "batch"})}
-    for index, block in enumerate(blocks):
-        inputs[f"initial_state.{index}"] = (block.mixer.initial_state(2)[0], {0: "batch"})
+    for index, (state,) in enumerate(model.model.initial_state(2)):
+        inputs[f"initial_state.{index}"] = (state, {0: "batch"})
     _export(model, Path(path), inputs)
 
 
 class _Traced(nn.Module):
-    """The model as tensors to tensors."""
+    """The model as a function from tensors to tensors, as an exporter wants it."""
 
     def __init__(self, model: HGRNForCausalLM, names: list[str]):
         super().__init__()
@@ -92,33 +99,35 @@ class _Traced(nn.Module):
 def _export(
     model: HGRNForCausalLM, path: Path, inputs: dict[str, tuple[Tensor, dict[int, str]]]
 ) -> None:
-    """Writes the graph with these inputs: example and free axes of each, by its name."""
+    """Write the graph with these inputs: an example for each name, and its free axes."""
     _check_model(model)
     _check_path(path)
     _check_packages()
-    names, (examples, axes) = list(inputs), zip(*inputs.values())
+    names = list(inputs)
+    examples = tuple(example for example, _ in inputs.values())
+    axes = [named for _, named in inputs.values()]
     dims = {name: torch.export.Dim(name, min=1) for name in ("batch", "length")}
     free = [{axis: dims[name] for axis, name in named.items()} for named in axes]
     states = [f"final_state.{index}" for index in range(model.config.num_hidden_layers)]
     with torch.no_grad(), warnings.catch_warnings():
-        # torch 2.13 copies a program by a way that torch 2.13 has deprecated.
+        # PyTorch 2.13 uses something here that it has itself deprecated.
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", FutureWarning)
         program = torch.export.export(
             _Traced(model, names), examples, dynamic_shapes=(tuple(free),)
         )
-        program = program.run_decompositions(DECOMPOSITIONS)
-        written = torch.onnx.export(
+        program = program.run_decompositions(cast(Any, DECOMPOSITIONS))
+        written: Any = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
             opset_version=_OPSET,
             input_names=names,
             output_names=["logits", *states],
-            dynamic_shapes=(
-                (axes[0], *[None] * (len(names) - 1)),
-            ),  # names of axes; the other inputs share them
+            # The axes are named once; the other inputs share them.
+            dynamic_shapes=((axes[0], *[None] * (len(names) - 1)),),
         )
-    # A folder, since the file refers to the one with its weights by name.
+    # There may be two files, and the graph refers to the one with its weights by name. So both are
+    # written in a folder under their final names and then moved, the graph last.
     with writing(path), tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as folder:
         part = Path(folder, path.name)
         written.save(part)
@@ -129,14 +138,15 @@ def _export(
 
 
 def _data(path: Path) -> Path:
-    """Where the weights of a large model go, by the name that its file refers to."""
+    """Where the weights of a large model go. The graph refers to them by this name."""
     return path.with_name(f"{path.name}.data")
 
 
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, HGRNForCausalLM):
         raise TypeError(
-            f"model must be an HGRNForCausalLM, got {type(model).__name__}; merge adapters first (merge_and_unload of peft)"
+            f"model must be an HGRNForCausalLM, got {type(model).__name__}; merge adapters first "
+            "(merge_and_unload of peft)"
         )
     if model.training:
         raise UserError(
@@ -145,14 +155,16 @@ def _check_model(model: nn.Module) -> None:
     for name, part in model.named_modules():
         if isinstance(part, Int8Linear):
             raise UserError(
-                f"{name} has 8-bit weights, which are for decoding here; export the model before quantize_int8, and have the "
-                "tools of your runtime quantize the file"
+                f"{name} has 8-bit weights, which are for decoding here; export the model before "
+                "quantize_int8, "
+                "and have the tools of your runtime quantize the file"
             )
     for name, tensor in model.named_parameters():
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise UserError(
-                f"{name} is {tensor.dtype} on {tensor.device}, but a model is exported in float32 from the CPU; use "
-                "model.float().cpu()"
+                f"{name} is {tensor.dtype} on {tensor.device}, but a model is exported in float32 "
+                "from the CPU; "
+                "use model.float().cpu()"
             )
 
 
@@ -165,19 +177,19 @@ def _check_path(path: Path) -> None:
         for file in (path, _data(path)):
             if file.exists():
                 raise UserError(
-                    f"path {path}: {file} exists and is not overwritten; remove it, or choose another name"
+                    f"path {path}: {file} exists and is not overwritten; remove it, or choose "
+                    "another "
+                    "name"
                 )
 
 
 def _check_packages() -> None:
-    for name in (
-        "onnx",
-        "onnxscript",
-        "numba",
-    ):  # without the last the reference's loop is traced, position by position
+    # Without numba the loop of the reference engine would be traced, position by position.
+    for name in ("onnx", "onnxscript", "numba"):
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise ImportError(
-                f"the export to ONNX needs the package {name}; pip install onnx onnxscript onnxruntime"
+                f"the export to ONNX needs the package {name}; pip install onnx onnxscript "
+                "onnxruntime"
             ) from error

@@ -1,29 +1,27 @@
-"""Conversations as states: read, branch, join, save and load them; the texts themselves need not be kept.
+"""Conversations as states: read, branch, join, save and load them, without their texts.
 
 Shape letters: N conversations, T new tokens, V vocabulary.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hgrn.errors import UserError
+from hgrn.files import whole_file
 from hgrn.models import session_file
 from hgrn.models.cache import HGRNCache
-
-if TYPE_CHECKING:
-    from hgrn.models.heads import HGRNForCausalLM
-    from hgrn.models.stepping import Steppers
+from hgrn.models.causal_lm import HGRNForCausalLM
+from hgrn.models.stepping import CompiledSteps
 
 _CHUNK = 4096  # tokens that are read at once
-# What of the configuration decides, with the tensors of the model, what a state means.
+# The fields that decide, with the tensors of the model, what a state means.
 _MEANING = (
     "glu_act",
     "norm_eps",
@@ -37,11 +35,10 @@ _MEANING = (
 )
 
 
-def fingerprint(model: "HGRNForCausalLM") -> str:
-    """A number for the backbone of a model: all of its tensors, and what its configuration makes of them."""
-    digest = hashlib.sha256(
-        json.dumps({name: getattr(model.config, name) for name in _MEANING}).encode()
-    )
+def fingerprint(model: HGRNForCausalLM) -> str:
+    """A number that tells backbones apart: all tensors, and the fields that give them meaning."""
+    meaning = {name: getattr(model.config, name) for name in _MEANING}
+    digest = hashlib.sha256(json.dumps(meaning).encode())
     tensors = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -52,46 +49,41 @@ def fingerprint(model: "HGRNForCausalLM") -> str:
 
 
 class Session:
-    """N conversations with one model, which goes on with all of them in each call.
+    """N conversations with one model, which reads a piece of each in every call.
 
-    A conversation is its state, of a size that does not grow: `4 * num_hidden_layers * hidden_size` bytes, twice that for a
-    complex state, and the last inputs of the convolution where there is one. Sessions are values: `branch`, `pick` and `join` make
-    new ones and leave their sources as they are.
+    A conversation is a state whose size does not grow: `4 * num_hidden_layers * hidden_size` bytes,
+        twice that for a
+    complex state, and the last inputs of the convolution if there is one. `branch`, `pick` and
+    `join` make new sessions and leave the old ones as they are.
 
     Args:
-        model: in eval mode, and no longer trained; a state means nothing to other weights.
-        cache: what a call of the model or of `generate` returned; None is one conversation that begins.
+        model: in eval mode, and trained no further, because a state means nothing to other weights.
+        cache: as returned by a call of the model or of `generate`; None is one new conversation.
 
     Example:
-        >>> import torch
-        >>> from hgrn.models import HGRNConfig, HGRNForCausalLM, Session
-        >>> model = HGRNForCausalLM(HGRNConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2)).eval()
-        >>> told = Session(model)
-        >>> logits = told.read(torch.randint(256, (1, 500)))          # [1, 259]: what may come next
-        >>> answers = told.branch(1000)                               # the prompt is not read again
-        >>> for _ in range(5):
-        ...     logits = answers.read(logits.softmax(-1).expand(1000, -1).multinomial(1))
-        >>> answers.nbytes                                            # a thousand conversations
-        512000
+        >>> import torch >>> from hgrn.models import HGRNConfig, HGRNForCausalLM, Session >>> model
+        = HGRNForCausalLM(HGRNConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2)).eval()
+        >>> told = Session(model) >>> logits = told.read(torch.randint(256, (1, 500)))          #
+        [1, 259]: what may come next >>> answers = told.branch(1000)                               #
+        the prompt is not read again >>> for _ in range(5): ...     logits =
+        answers.read(logits.softmax(-1).expand(1000, -1).multinomial(1)) >>> answers.nbytes
+        # a thousand conversations 512000
     """
 
-    def __init__(self, model: "HGRNForCausalLM", cache: HGRNCache | None = None):
+    def __init__(self, model: HGRNForCausalLM, cache: HGRNCache | None = None):
         self.model = model
         self._state = None if cache is None else cache.detach().state
         seen = 0 if cache is None else cache.seen_tokens
         self.lengths = [seen] * (1 if self._state is None else self._state[0][0].shape[0])
-        self._steppers: Steppers = {}
+        self._steps = CompiledSteps()
 
     def __len__(self) -> int:
         """N."""
         return len(self.lengths)
 
     def __repr__(self) -> str:
-        return f"Session({len(self)} conversations of {min(self.lengths)} to {max(self.lengths)} tokens, {self.nbytes} bytes)"
-
-    def __getstate__(self) -> dict:
-        """Without compiled steps: they hold addresses of this model's memory, and a copy makes its own."""
-        return self.__dict__ | {"_steppers": {}}
+        lengths = f"{min(self.lengths)} to {max(self.lengths)} tokens"
+        return f"Session({len(self)} conversations of {lengths}, {self.nbytes} bytes)"
 
     @property
     def nbytes(self) -> int:
@@ -104,28 +96,28 @@ class Session:
 
     @property
     def cache(self) -> HGRNCache:
-        """For the model's own calls and for `generate`, with the new ids only; they leave the session as it is.
+        """A cache for the model or `generate`. Give them new ids only; the session stays as it is.
 
-        It counts no tokens as seen, so that transformers takes none of the ids for one that has been read already.
+        Its length is 0, so `generate` treats every id that you pass as new.
         """
         return HGRNCache(self._state)
 
     @torch.no_grad()
     def read(self, tokens: Tensor | Sequence[Sequence[int]]) -> Tensor:
-        """Goes on with new tokens, and says what may come next.
+        """Read new tokens, and predict the next one.
 
         Args:
             tokens: `[N, T]`, or N lists of one or more tokens, whose lengths may differ.
 
         Returns:
-            logits `[N, V]` behind the last token of each conversation.
+            logits `[N, V]` after the last token of each conversation.
 
         Raises:
             ValueError: not one row for each conversation, or a row without tokens.
         """
         ids, mask = self._batch(tokens)
         cache = self.cache
-        with self.model.stepping(self._steppers):
+        with self.model.stepping(self._steps):
             for start in range(0, ids.shape[1], _CHUNK):
                 part = slice(start, start + _CHUNK)
                 output = self.model(
@@ -147,7 +139,7 @@ class Session:
         return self.pick([n for n in range(len(self)) for _ in range(times)])
 
     def pick(self, indices: Sequence[int]) -> "Session":
-        """The conversations at these places, in this order; a place may come several times."""
+        """The conversations with these numbers, in this order; a number may come several times."""
         picked = Session(self.model)
         picked.lengths = [self.lengths[n] for n in indices]
         if not picked.lengths:
@@ -160,8 +152,8 @@ class Session:
         return picked
 
     @classmethod
-    def join(cls, sessions: Iterable["Session"]) -> "Session":
-        """All conversations of several sessions with the same model, in order: they then take each step together."""
+    def join(cls, sessions: Iterable["Session"]) -> Self:
+        """The conversations of several sessions with one model, to be read together, in order."""
         sessions = list(sessions)
         if not sessions or any(session.model is not sessions[0].model for session in sessions):
             raise ValueError("sessions must be one or more with the same model object")
@@ -175,24 +167,24 @@ class Session:
         return joined
 
     def save(self, path: str | Path) -> None:
-        """Writes the states into one safetensors file, with the fingerprint of the model; an old file is replaced whole."""
-        path = Path(path)
+        """Write the states and the fingerprint of the model; an old file is replaced whole.
+
+        Raises:
+            UserError: the file cannot be written; an old one is still there then.
+        """
         tensors = {
             f"{layer}.{part}": tensor.contiguous()
             for layer, parts in enumerate(self._begin())
             for part, tensor in enumerate(parts)
         }
-        part = path.with_name(f"{path.name}.part-{os.getpid()}")
-        try:
-            save_file(tensors, part, session_file.metadata(fingerprint(self.model), self.lengths))
-            session_file.seal(part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        about = session_file.metadata(fingerprint(self.model), self.lengths)
+        with whole_file(path) as draft:
+            save_file(tensors, draft, about)
+            session_file.seal(draft)
 
     @classmethod
-    def load(cls, path: str | Path, model: "HGRNForCausalLM") -> Self:
-        """What `save` wrote.
+    def load(cls, path: str | Path, model: HGRNForCausalLM) -> Self:
+        """The session that `save` wrote.
 
         Raises:
             UserError: the file is something else, is damaged, or belongs to another model.
@@ -200,29 +192,30 @@ class Session:
         about, tensors = session_file.read(path)
         if about.get("fingerprint") != fingerprint(model):
             raise UserError(
-                f"{path} belongs to another model: a state means nothing to weights that did not make it; load the "
-                "model that was there when it was saved, or read the texts again"
+                f"{path} belongs to another model: a state means nothing to weights that did not "
+                "make it; load "
+                "the model that was there when it was saved, or read the texts again"
             )
         lengths = session_file.lengths(path, about)
-        one = [block.mixer.initial_state(1) for block in model.model.stack.blocks]
         loaded = cls(model)
         loaded.lengths = lengths
-        loaded._state = session_file.states(path, tensors, one, len(lengths))
+        loaded._state = session_file.states(
+            path, tensors, model.model.initial_state(1), len(lengths)
+        )
         return loaded
 
     def _begin(self) -> tuple[tuple[Tensor, ...], ...]:
-        """The states; zeros where nothing has been read, which is the state of nothing."""
+        """The states; zeros if nothing has been read yet."""
         if self._state is None:
-            self._state = tuple(
-                block.mixer.initial_state(len(self)) for block in self.model.model.stack.blocks
-            )
+            self._state = self.model.model.initial_state(len(self))
         return self._state
 
     def _batch(self, tokens: Tensor | Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """Ids `[N, T]`, padded on the left, and the mask if there is padding."""
         if len(tokens) != len(self):
             raise ValueError(
-                f"tokens must have a row for each of the {len(self)} conversations, got {len(tokens)}"
+                f"tokens must have a row for each of the {len(self)} conversations, got "
+                f"{len(tokens)}"
             )
         if isinstance(tokens, Tensor):
             if tokens.ndim != 2 or tokens.shape[1] == 0:
@@ -233,7 +226,8 @@ class Session:
         lengths = [len(row) for row in tokens]
         if min(lengths) == 0:
             raise ValueError(
-                f"tokens must give every conversation one or more, but row {lengths.index(0)} is empty"
+                f"tokens must give every conversation one or more, but row {lengths.index(0)} is "
+                "empty"
             )
         longest = max(lengths)
         ids = torch.tensor(

@@ -1,4 +1,4 @@
-"""The file of a session: states in safetensors, and in its metadata what they belong to and a checksum of all of it."""
+"""The file of a session: states, the fingerprint of their model, and a checksum of it all."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from hgrn.untrusted import parse_json
 FORMAT = "hgrn-session-sha256"
 WITHOUT_CHECKSUM = "hgrn-session-1"  # as the first versions wrote
 UNSEALED = "0" * 64  # stands for the checksum while it is computed
-BLOCK = 1 << 20
+BLOCK = 1 << 20  # bytes that are read at once
 
 
 def metadata(fingerprint: str, lengths: Sequence[int]) -> dict[str, str]:
-    """What a file says of its states, before `seal`."""
+    """The metadata of a file before `seal`."""
     return {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -30,7 +30,7 @@ def metadata(fingerprint: str, lengths: Sequence[int]) -> dict[str, str]:
 
 
 def seal(path: Path) -> None:
-    """Writes the checksum of a file into its metadata, over the zeros that stand for it."""
+    """Write the checksum of a file into its metadata, over the zeros that stand for it."""
     place = _place(path, UNSEALED)
     checksum = _checksum(path, place)
     with open(path, "r+b") as file:
@@ -39,7 +39,10 @@ def seal(path: Path) -> None:
 
 
 def read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and the tensors. Raises UserError for another file, and for one that is not as it was written."""
+    """The metadata and the tensors.
+
+    Raises UserError for any other file, and for one that has changed since.
+    """
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
@@ -51,16 +54,18 @@ def read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 _check(path, about.get("sha256", ""))
             else:
                 warnings.warn(
-                    f"{path} was saved without a checksum, so that damage to it cannot be seen; save it anew",
+                    f"{path} was saved without a checksum, so nobody can see whether it is "
+                    "damaged; save it "
+                    "anew",
                     stacklevel=3,
                 )
-            return about, {name: file.get_tensor(name) for name in file.keys()}
+            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as conversations: {error}") from error
 
 
 def lengths(path: str | Path, about: Mapping[str, str]) -> list[int]:
-    """How many tokens each conversation has. Raises UserError where the metadata says something else."""
+    """How many tokens each conversation has. Raises UserError if the metadata does not say that."""
     try:
         found = parse_json(about.get("lengths", "null"))
     except ValueError:
@@ -79,9 +84,15 @@ def lengths(path: str | Path, about: Mapping[str, str]) -> list[int]:
 def states(
     path: str | Path, tensors: Mapping[str, Tensor], one: Sequence[Sequence[Tensor]], count: int
 ) -> tuple[tuple[Tensor, ...], ...]:
-    """The states of `count` conversations, layer by layer; `one` has those of a single one, for shape, type and device.
+    """The states of `count` conversations, layer by layer.
 
-    Raises UserError for tensors that are missing or too many, of other shapes or types, or not finite.
+    Args:
+        path: for messages.
+        tensors: what was in the file.
+        one: the states of a single conversation of the model, for their shapes, types and device.
+
+    Raises:
+        UserError: a tensor is missing, unknown, of another shape or type, or not finite.
     """
     wanted = {
         f"{layer}.{part}": like
@@ -90,18 +101,23 @@ def states(
     }
     if odd := sorted(wanted.keys() ^ tensors.keys()):
         raise UserError(
-            f"{path} does not hold the states of this model's layers: {', '.join(odd[:5])} in one of them only"
+            f"{path} does not hold the states of this model's layers: {', '.join(odd[:5])} in one "
+            "of them "
+            "only"
         )
     for name, like in wanted.items():
         found = tensors[name]
         shape = (count, *like.shape[1:])
         if found.shape != shape or found.dtype != like.dtype:
             raise UserError(
-                f"{path}: state {name} must be {like.dtype} {list(shape)}; it is {found.dtype} {list(found.shape)}"
+                f"{path}: state {name} must be {like.dtype} {list(shape)}; it is {found.dtype} "
+                f"{list(found.shape)}"
             )
         if not found.isfinite().all():
             raise UserError(
-                f"{path}: state {name} holds NaN or infinity, from which nothing follows; read the texts again"
+                f"{path}: state {name} holds NaN or infinity, from which nothing follows; read the "
+                "texts "
+                "again"
             )
     return tuple(
         tuple(tensors[f"{layer}.{part}"].to(like.device) for part, like in enumerate(parts))
@@ -115,19 +131,20 @@ def _check(path: str | Path, checksum: str) -> None:
         or _checksum(path, _place(path, checksum)) != checksum
     ):
         raise UserError(
-            f"{path} is damaged: its checksum does not match; copy it again, or read the texts again"
+            f"{path} is damaged: its checksum does not match; copy it again, or read the texts "
+            "again"
         )
 
 
 def _place(path: str | Path, checksum: str) -> int:
-    """Where the checksum stands in the file. Its header has been read already."""
+    """Where the checksum stands in the file, whose header is known to be valid."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         return 8 + file.read(size).index(b'"' + checksum.encode() + b'"') + 1
 
 
 def _checksum(path: str | Path, place: int) -> str:
-    """Of the file with zeros at that place."""
+    """The checksum of the file with zeros at that place."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         digest.update(file.read(place))

@@ -1,4 +1,4 @@
-"""Decoding on a CPU by compiled steps: for as long as a caller says that the weights stay as they are."""
+"""Decoding on a CPU by compiled steps, while the caller promises that the weights stay."""
 
 import contextlib
 import threading
@@ -16,8 +16,8 @@ from hgrn.modules.watch import Watch
 from hgrn.ops.dispatch import must_dispatch
 
 
-class Steps(NamedTuple):
-    """The compiled steps of a language model, and the parts of it for which they stand."""
+class _Program(NamedTuple):
+    """A compiled step for a number of sequences, and the parts of the model it stands for."""
 
     backbone: nn.Module
     head: nn.Module
@@ -25,97 +25,97 @@ class Steps(NamedTuple):
     stepper: Stepper
 
 
-Steppers = dict[int, Steps | None]  # for a number of sequences; None where it cannot be
+class CompiledSteps:
+    """The compiled steps of a language model: one program for each number of sequences.
+
+    Programs hold addresses in the memory of the model. So a copy, or what is unpickled, starts
+    without any.
+    """
+
+    def __init__(self) -> None:
+        self._programs: dict[int, _Program | None] = {}  # None: there can be none
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+    def run(
+        self,
+        backbone: HGRNModel,
+        head: nn.Module,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        cache: HGRNCache | None,
+    ) -> Tensor | None:
+        """One new token for each sequence.
+
+        Args:
+            backbone, head: the parts of the model, as they are now. If they have changed they are
+                compiled anew.
+            input_ids: `[N, 1]`.
+            attention_mask: as the model takes it.
+            cache: of N sequences; it is updated.
+
+        Returns:
+            Logits `[N, 1, vocab_size]`; None if the model has to compute this call itself.
+        """
+        if input_ids is None or cache is None or not _suits(input_ids, attention_mask, cache):
+            return None
+        size = len(input_ids)
+        program = self._programs.get(size)
+        if size not in self._programs or (
+            program is not None and not _is_current(program, backbone, head)
+        ):
+            program = self._programs[size] = _compile(backbone, head, size)
+        if program is None:
+            return None
+        x = backbone.embed(input_ids)
+        # The setter is decorated, so the checker does not see it.
+        program.stepper.state = cache.state  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            logits = program.stepper(x[:, 0])
+        except NotSteppable:  # the model has changed into one that has no program
+            self._programs[size] = None
+            return None
+        cache.update_state(program.stepper.state, 1)
+        return logits[:, None]
 
 
 class _Active(threading.local):
-    """The models that are stepping in this thread, by id."""
+    """The models that are stepping in this thread, by id.
 
-    def __init__(self):
-        self.models: dict[int, Steppers] = {}
+    They are kept here and not on the model, which may step in several threads at once, and be
+    copied meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.steps: dict[int, CompiledSteps] = {}
 
 
 _active = _Active()
 
 
-class SteppingMixin:
-    """For a causal language model with `model` (embeddings and stack) and `lm_head`."""
-
-    @contextlib.contextmanager
-    def stepping(self, steppers: Steppers | None = None) -> Iterator[None]:
-        """While inside, calls for a single new token of 1 to 8 sequences run as one call of compiled code.
-
-        `generate` does this by itself; a decoding loop of one's own gains by it what the model's many small operations cost.
-        Where a call does not suit (gradients, a half precision, another device, adapters, hooks, masked tokens), the model computes
-        it as ever. A model that is changed inside is compiled anew, which takes some milliseconds. `steppers`, empty at first,
-        keeps what is compiled from one time to the next.
-        """
-        if self.is_stepping:
-            yield
-            return
-        _active.models[id(self)] = {} if steppers is None else steppers
-        try:
-            yield
-        finally:
-            del _active.models[id(self)]
-
-    @property
-    def is_stepping(self) -> bool:
-        """Whether this thread is inside `stepping`."""
-        return id(self) in _active.models
-
-    def _step(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, cache: HGRNCache | None
-    ) -> Tensor | None:
-        """Logits `[N, 1, vocab_size]` of one new token each, the cache brought up to date; None if it cannot be done so."""
-        if not _suits(input_ids, attention_mask, cache):
-            return None
-        steppers = _active.models[id(self)]
-        size = len(input_ids)
-        steps = steppers.get(size)
-        if size not in steppers or (steps is not None and not self._belongs(steps)):
-            steps = steppers[size] = self._compiled(size)
-        if steps is None:
-            return None
-        x = self.model.embed(input_ids)
-        steps.stepper.state = cache.state
-        try:
-            logits = steps.stepper(x[:, 0])
-        except NotSteppable:  # no longer
-            steppers[size] = None
-            return None
-        cache.update_state(steps.stepper.state, 1)
-        return logits[:, None]
-
-    def _belongs(self, steps: Steps) -> bool:
-        return (
-            steps.backbone is self.model
-            and steps.head is self.lm_head
-            and not steps.watch.has_changed()
-        )
-
-    def _compiled(self, size: int) -> Steps | None:
-        backbone = self.model
-        if (
-            type(backbone) is not HGRNModel
-            or has_own_forward(backbone)
-            or (backbone.dropout.training and backbone.dropout.p > 0)
-        ):
-            return None
-        try:
-            stepper = Stepper(backbone.stack, size, self.lm_head)
-        except NotSteppable:
-            return None
-        return Steps(backbone, self.lm_head, Watch([backbone, backbone.dropout]), stepper)
+def active_steps(model: nn.Module) -> CompiledSteps | None:
+    """The compiled steps with which this model is stepping in this thread; None if it is not."""
+    return _active.steps.get(id(model))
 
 
-def _suits(
-    input_ids: Tensor | None, attention_mask: Tensor | None, cache: HGRNCache | None
-) -> bool:
-    """Whether a call is one of those for which there are compiled steps."""
+@contextlib.contextmanager
+def step_with(model: nn.Module, steps: CompiledSteps) -> Iterator[None]:
+    """Let the model step in this thread while inside; what is active already stays."""
+    if id(model) in _active.steps:
+        yield
+        return
+    _active.steps[id(model)] = steps
+    try:
+        yield
+    finally:
+        del _active.steps[id(model)]
+
+
+def _suits(input_ids: Tensor, attention_mask: Tensor | None, cache: HGRNCache) -> bool:
+    """Whether a call is one for which there are compiled steps."""
     return (
-        input_ids is not None
-        and isinstance(cache, HGRNCache)
+        isinstance(cache, HGRNCache)
         and input_ids.ndim == 2
         and input_ids.shape[1] == 1
         and not torch.is_grad_enabled()
@@ -125,3 +125,20 @@ def _suits(
         and cache.batch_size == len(input_ids)
         and (attention_mask is None or bool(attention_mask[:, -1].all()))
     )
+
+
+def _is_current(program: _Program, backbone: nn.Module, head: nn.Module) -> bool:
+    same_parts = program.backbone is backbone and program.head is head
+    return same_parts and not program.watch.has_changed()
+
+
+def _compile(backbone: HGRNModel, head: nn.Module, size: int) -> _Program | None:
+    """A program for `size` sequences; None for a model that has none."""
+    drops_out = backbone.dropout.training and backbone.dropout.p > 0
+    if type(backbone) is not HGRNModel or has_own_forward(backbone) or drops_out:
+        return None
+    try:
+        stepper = Stepper(backbone.stack, size, head)
+    except NotSteppable:
+        return None
+    return _Program(backbone, head, Watch([backbone, backbone.dropout]), stepper)

@@ -148,9 +148,11 @@ def _save_model(
     facts: dict[str, str],
 ) -> None:
     """Write what makes a folder a model that can be loaded, and the recipe it was trained with."""
-    model.card_facts = facts
+    from hgrn.models import card
+
     with without_bars():
         model.save_pretrained(folder, state_dict=weights)
+    card.write_card(model, folder, facts)
     reached("weights written")
     if processor is not None:
         processor.save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from hgrn.models.classification import Classifier
 from hgrn.models.configuration import HGRNConfig
@@ -10,10 +10,11 @@ from hgrn.modules import Linear
 
 
 class HGRNForImageClassification(Classifier):
-    """HGRN on the patches of an image with a linear map on their mean (`config.pooling`), `Linear(D, num_labels)`.
+    """HGRN on the patches of an image, and `Linear(D, num_labels)` on their mean.
 
-    The published image models scan the raster of patches from both ends; with `grid` rows and columns are scanned. With
-    patch_size 1 it classifies pixel by pixel, causally too (the image tasks of Long Range Arena; digits in 784 steps).
+    The published image models scan the raster of patches from both ends; with `grid`, rows and
+    columns are scanned. With patch_size 1 it reads pixel by pixel, also causally (the image tasks
+    of Long Range Arena; digits in 784 steps).
     """
 
     main_input_name = "pixel_values"
@@ -21,7 +22,7 @@ class HGRNForImageClassification(Classifier):
 
     def __init__(self, config: HGRNConfig):
         super().__init__(config)
-        self.score = Linear(config.hidden_size, config.num_labels)
+        self.score = Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -35,13 +36,16 @@ class HGRNForImageClassification(Classifier):
     ) -> ImageClassifierOutput:
         """
         Args:
-            pixel_values: `[B, num_channels, height, width]`, floats, normed as in training; height and width are multiples of
-                patch_size.
-            labels: `[B]`: class numbers (-100 is not scored), or values if num_labels is 1; `[B, num_labels]` floats for several
-                labels or values each. `config.problem_type` decides where it is set.
-            output_hidden_states: return the input of every block, and the output of the last, each `[B, patches, D]`.
-            output_attentions: not available; for callers that always pass it.
-            num_items_in_batch: divide the summed loss by this; default: by the number of labels scored.
+            pixel_values: floats `[B, num_channels, height, width]`, normed as in training; height
+                and width are multiples of patch_size.
+            labels: `[B]`: class numbers (-100 is not scored), or values if num_labels is 1; `[B,
+                num_labels]` floats for several labels or values each. `config.problem_type` decides
+                if it is set.
+            output_hidden_states: return the input of every block, and the output of the last, each
+                `[B, patches, D]`.
+            output_attentions: not available; accepted because some callers always pass it.
+            num_items_in_batch: divide the summed loss by this; default: by the number of labels
+                scored.
 
         Returns:
             loss if labels are given, logits `[B, num_labels]`, hidden_states.
@@ -50,7 +54,9 @@ class HGRNForImageClassification(Classifier):
             ValueError, TypeError: an argument does not fit; the message names it.
         """
         pooled, hidden_states = self._encode(
-            None, None, None, None, None, output_hidden_states, output_attentions, pixel_values
+            pixel_values=pixel_values,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
         logits = self.score(pooled)
         return ImageClassifierOutput(
