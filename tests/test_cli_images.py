@@ -135,7 +135,7 @@ def test_what_cannot_be_done_is_said(trained, folder, tmp_path, fails):
 
 def test_a_language_model_is_no_classifier(tmp_path, fails):
     from hgrn.models import HGRNConfig, HGRNForCausalLM
-    from hgrn.training.checkpointing import without_bars
+    from hgrn.progress import without_bars
 
     with without_bars():
         HGRNForCausalLM(

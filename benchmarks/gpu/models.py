@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from hgrn.bench.results import Row
+from hgrn.bench.scan_cases import TOLERANCES
 from torch import Tensor, nn
 
 from benchmarks.gpu.clock import OURS, Bench, interpreted, label
-from hgrn.bench.results import Row
-from hgrn.bench.scan_cases import TOLERANCES
 from hgrn.errors import UserError
 
 FLA = "flash-linear-attention"

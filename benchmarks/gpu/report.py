@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from benchmarks.gpu.clock import OURS, Bench
 from hgrn.bench.results import Row, environment, version, write_csv
+
+from benchmarks.gpu.clock import OURS, Bench
 
 _COLOURS = {"kernel": "#1f3b57", "op": "#9db4c8"}
 _ACCENT = "#c8502d"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from hgrn.bench.results import Row
+from hgrn.bench.scan_cases import ScanCase, refuse_if_wrong
 from torch import Tensor
 
 from benchmarks.gpu.clock import OURS, Bench, interpreted, label
 from hgrn import ops
-from hgrn.bench.results import Row
-from hgrn.bench.scan_cases import ScanCase, refuse_if_wrong
 
 SHAPES = ((8, 2048, 1024), (8, 2048, 2048), (1, 65536, 1024), (64, 512, 256))
 TINY, TINY_LONG = (

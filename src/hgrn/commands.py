@@ -70,9 +70,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.checkpoint == Path("lra") and not arguments.checkpoint.exists():
         _evaluate_arena(arguments.runs)
         return
-    from hgrn.training.checkpointing import find_checkpoint
-    from hgrn.training.recipe import recipe_from_yaml
-    from hgrn.training.specs import LanguageRecipe
+    from hgrn.training.manifests import find_checkpoint
+    from hgrn.training.recipe import LanguageRecipe, recipe_from_yaml
 
     folder = find_checkpoint(arguments.checkpoint)
     recipe = (
@@ -242,8 +241,7 @@ def predict(arguments: argparse.Namespace) -> None:
 def data_preview(arguments: argparse.Namespace) -> None:
     from hgrn.data.images.opening import open_images
     from hgrn.data.images.preview import preview
-    from hgrn.training.recipe import load_recipe
-    from hgrn.training.specs import ImageRecipe
+    from hgrn.training.recipe import ImageRecipe, load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if not isinstance(recipe, ImageRecipe):
@@ -304,7 +302,8 @@ def data_pathfinder(arguments: argparse.Namespace) -> None:
 
 def convert(arguments: argparse.Namespace) -> None:
     from hgrn.models.published import convert_checkpoint
-    from hgrn.training.checkpointing import find_checkpoint, without_bars
+    from hgrn.progress import without_bars
+    from hgrn.training.manifests import find_checkpoint
 
     source = arguments.source
     out = arguments.out

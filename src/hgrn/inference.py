@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from hgrn.errors import UserError
-from hgrn.training.checkpointing import find_checkpoint, without_bars
+from hgrn.progress import without_bars
+from hgrn.training.manifests import find_checkpoint
 from hgrn.untrusted import read_json
 
 _TOKENIZER_FILES = (

@@ -36,7 +36,8 @@ from hgrn.models import (
     Session,
 )
 from hgrn.models.published import convert_checkpoint
-from hgrn.training.checkpointing import Manifest, SavedFile, find_checkpoint, load_state
+from hgrn.training.checkpointing import load_state
+from hgrn.training.manifests import Manifest, SavedFile, find_checkpoint
 from hgrn.training.recipe import load_recipe, recipe_from_yaml, recipe_to_yaml
 from hgrn.training.runfolder import LOCK, locked
 from hgrn.training.runlog import read_rows

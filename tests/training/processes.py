@@ -23,19 +23,19 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch._dynamo  # noqa: F401  (what every fork would import)
 
 import hgrn.models  # noqa: F401
 from hgrn.cli import main
 from hgrn.errors import UserError
-from hgrn.training import checkpointing, runlog
+from hgrn.training import checkpointing, manifests, runlog
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
 from hgrn.training.peers import Process
-from hgrn.training.recipe import recipe_to_yaml
+from hgrn.training.recipe import Recipe, recipe_to_yaml
 from hgrn.training.runfolder import locked
-from hgrn.training.specs import Recipe
 from hgrn.training.tasks.language import LanguageModelTask
 from tests.training.tiny_runs import tiny_image_recipe, tiny_recipe
 
@@ -63,8 +63,8 @@ def wait(child: int) -> int:
 
 def final_weights(run: Path) -> str:
     """The checksum of the weights in the newest checkpoint, and its step."""
-    checkpoint, _ = checkpointing.latest_valid(run)
-    files = {file.name: file.sha256 for file in checkpointing.Manifest.read(checkpoint).files}
+    checkpoint, _ = manifests.latest_valid(run)
+    files = {file.name: file.sha256 for file in manifests.Manifest.read(checkpoint).files}
     return f"{checkpoint.name} {files['model.safetensors']}"
 
 
@@ -78,7 +78,7 @@ def train_and_die(recipe: Recipe, run: Path, point: str, nth: int) -> None:
         if passed == nth:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpointing._done = done
+    checkpointing.reached = done
     train(recipe, run)
 
 
@@ -95,7 +95,7 @@ def kills(folder: Path) -> dict:
         assert wait(start(lambda: train(recipe, run))) == 0
         seconds = time.monotonic() - began
         results[f"{state}: whole"] = [0, final_weights(run)]
-        for point in checkpointing.SAVE_POINTS:
+        for point in get_args(checkpointing.SavePoint):
             run = folder / state / point
             killed = wait(start(lambda: train_and_die(recipe, run, point, nth=2)))
             assert wait(start(lambda: train(recipe, run, resume=True))) == 0

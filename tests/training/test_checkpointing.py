@@ -6,21 +6,17 @@ import re
 import shutil
 import stat
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from hgrn.errors import UserError
 from hgrn.source import commit
-from hgrn.training import checkpointing
-from hgrn.training.checkpointing import (
-    SAVE_POINTS,
-    damage,
-    find_checkpoint,
-    latest_valid,
-    steps_saved,
-)
+from hgrn.training import checkpointing, manifests
+from hgrn.training.checkpointing import SavePoint
 from hgrn.training.loop import train
+from hgrn.training.manifests import damage, find_checkpoint, latest_valid, steps_saved
 from hgrn.training.runfolder import check_free
 from hgrn.training.runlog import read_rows
 from tests.training.tiny_runs import tiny_recipe, tiny_text
@@ -50,10 +46,10 @@ def newest(run):
 
 def test_a_save_passes_its_points_in_order(tmp_path, monkeypatch):
     passed = []
-    monkeypatch.setattr(checkpointing, "_done", passed.append)
+    monkeypatch.setattr(checkpointing, "reached", passed.append)
     train(tiny_recipe(tmp_path, training__keep=1), tmp_path / "run")
-    first = [point for point in SAVE_POINTS if point != "old checkpoint hidden"]
-    assert passed == first + 2 * list(SAVE_POINTS)
+    first = [point for point in get_args(SavePoint) if point != "old checkpoint hidden"]
+    assert passed == first + 2 * list(get_args(SavePoint))
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -236,6 +232,23 @@ def test_find_checkpoint(run, tmp_path):
     assert find_checkpoint(tmp_path) == tmp_path
 
 
+def test_inference_takes_the_checksum_of_what_it_loads_alone(run):
+    def flip(file):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+
+    flip(newest(run) / "rank-0.pt")
+    assert damage(newest(run)) == "the checksum of rank-0.pt does not match"
+    assert find_checkpoint(run, for_inference=True) == newest(run)
+    truncate(newest(run) / "rank-0.pt")
+    assert "rank-0.pt has" in damage(newest(run), for_inference=True)
+    assert find_checkpoint(run, for_inference=True).name == "step-000008"
+    flip(run / "checkpoints" / "step-000008" / "model.safetensors")
+    with pytest.raises(UserError, match="the checksum of model.safetensors does not match"):
+        find_checkpoint(run / "checkpoints" / "step-000008", for_inference=True)
+
+
 def test_check_free_sees_the_run(run):
     with pytest.raises(UserError, match="already holds a run, saved up to step 12: add --resume"):
         check_free(run, resume=False)
@@ -267,7 +280,7 @@ def test_a_checkpoint_on_a_failing_disk_is_damaged(run, monkeypatch):
     def failing(file):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(checkpointing, "_sha256", failing)
+    monkeypatch.setattr(manifests, "_sha256", failing)
     assert damage(newest(run)) == "a file cannot be read: Input/output error"
 
 
@@ -275,7 +288,7 @@ def test_checkpoints_that_may_not_be_listed_are_not_missing(run, monkeypatch):
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpointing.os, "listdir", refuse)
+    monkeypatch.setattr(manifests.os, "listdir", refuse)
     with pytest.raises(UserError, match="checkpoints cannot be read: Permission denied"):
         steps_saved(run)
 

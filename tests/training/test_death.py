@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from hgrn.training.checkpointing import latest_valid
+from hgrn.training.manifests import latest_valid
 from hgrn.training.recipe import recipe_to_yaml
 from tests.conftest import ROOT
 from tests.tolerances import assert_close

@@ -5,13 +5,15 @@ import errno
 import os
 import resource
 import subprocess
+from typing import get_args
 
 import pytest
 
 from hgrn.errors import UserError
 from hgrn.training import checkpointing
-from hgrn.training.checkpointing import SAVE_POINTS, damage, latest_valid, steps_saved
+from hgrn.training.checkpointing import SavePoint
 from hgrn.training.loop import train
+from hgrn.training.manifests import damage, latest_valid, steps_saved
 from hgrn.training.runlog import RunLog, read_rows
 from tests.training.processes import REFUSALS, final_weights
 from tests.training.test_processes import results_of
@@ -95,7 +97,7 @@ def test_what_a_killed_save_has_left_makes_room_for_the_next_run(tmp_path, small
 
 @pytest.mark.parametrize(
     "point, name",
-    [(point, "ENOSPC") for point in SAVE_POINTS]
+    [(point, "ENOSPC") for point in get_args(SavePoint)]
     + [("state written", name) for name in ("EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES")],
 )
 def test_a_refusal_at_any_point_of_a_save(tmp_path, monkeypatch, whole, point, name):
@@ -109,7 +111,7 @@ def test_a_refusal_at_any_point_of_a_save(tmp_path, monkeypatch, whole, point, n
         ):
             raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(checkpointing, "_done", done)
+    monkeypatch.setattr(checkpointing, "reached", done)
     run = tmp_path / "run"
     with pytest.raises(
         UserError, match=f"step-0000.. cannot be written: {os.strerror(number)}.*--resume"

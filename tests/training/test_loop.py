@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from hgrn.data.sampling import IGNORED
 from hgrn.errors import UserError
 from hgrn.training import loop
-from hgrn.training.checkpointing import steps_saved
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
+from hgrn.training.manifests import steps_saved
 from hgrn.training.runlog import read_rows
 from hgrn.training.tasks.language import LanguageModelTask
 from tests.training.tiny_runs import tiny_recipe

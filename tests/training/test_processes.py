@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
-from hgrn.training.checkpointing import SAVE_POINTS
+from hgrn.training.checkpointing import SavePoint
 from hgrn.training.runlog import read_rows
 from tests.conftest import ROOT
 
@@ -29,7 +30,7 @@ def kills(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", SAVE_POINTS)
+@pytest.mark.parametrize("point", get_args(SavePoint))
 @pytest.mark.parametrize("state", ["carry", "documents"])
 def test_a_run_killed_in_a_save_ends_with_the_same_weights_when_resumed(kills, state, point):
     killed, weights = kills[f"{state}: {point}"]

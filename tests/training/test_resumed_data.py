@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from hgrn.errors import UserError
-from hgrn.training.checkpointing import steps_saved
 from hgrn.training.loop import train
+from hgrn.training.manifests import steps_saved
 from tests.training.tiny_runs import tiny_recipe, tiny_text
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hgrn.training import checkpointing
+from hgrn.training import checkpointing, manifests
 from hgrn.training.optimizer import build_optimizer
 from hgrn.training.recipe import recipe_from_yaml
 from hgrn.training.runlog import read_rows
@@ -38,7 +38,7 @@ def saved(runs, name, step):
     from hgrn import models
 
     folder = runs / name / "checkpoints" / f"step-{step:06d}"
-    assert checkpointing.damage(folder) is None
+    assert manifests.damage(folder) is None
     (kind,) = models.HGRNConfig.from_pretrained(folder).architectures
     model = getattr(models, kind).from_pretrained(folder)
     exported = {key: value.clone() for key, value in model.named_parameters()}

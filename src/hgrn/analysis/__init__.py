@@ -1,1 +1,1 @@
-"""What a trained model does, as numbers and pictures."""
+"""Show what a trained model does, as numbers and pictures."""

@@ -1,10 +1,14 @@
-"""The forget gates of a trained model beside their learned lower bounds: the central claim of the paper, measured."""
+"""Measure the forget gates of a trained model beside their learned lower bounds, layer by layer.
+
+That the gates of upper layers stay close to 1 is the central claim of the paper.
+"""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hgrn.models import HGRNForCausalLM
 from hgrn.ops.reference import gates
@@ -12,10 +16,10 @@ from hgrn.ops.reference import gates
 
 @dataclass(frozen=True)
 class LayerGates:
-    """The forget gates of one layer over some text; every tensor has one value per channel, `[D]`, in [0, 1].
+    """The forget gates of one layer over some text; each tensor has one value a channel, `[D]`.
 
-    lower_bound: what the layer has learned; None in a model without. mean, low, high: mean, 5 % and 95 % quantiles over the
-    positions.
+    All values lie in [0, 1]. lower_bound: what the layer has learned, None in a model without.
+    mean, low, high: the mean over the positions, and their 5 % and 95 % quantiles.
     """
 
     lower_bound: Tensor | None
@@ -26,17 +30,22 @@ class LayerGates:
 
 @torch.no_grad()
 def gate_statistics(model: HGRNForCausalLM, input_ids: Tensor) -> list[LayerGates]:
-    """The forget gates `lambda = gamma + (1 - gamma) sigmoid(W_f x + b_f)` of every layer over `input_ids [B, T]`."""
+    """The forget gates of every layer over `input_ids [B, T]`.
+
+    These are `lambda = gamma + (1 - gamma) sigmoid(W_f x + b_f)`, with gamma the lower bound.
+    """
     stack = model.model.stack
-    forgets = []
+    forgets: list[Tensor] = []
+
+    def listen(mixer: Any, arguments: tuple[Tensor, ...]) -> None:
+        _, forget, *_ = mixer.project(arguments[0])
+        forgets.append(forget.flatten(0, 1))
+
+    # The model does not return its gates, so a hook on each mixer projects its input once more.
     with ExitStack() as hooks:
         for block in stack.blocks:
-            keep = block.mixer.register_forward_pre_hook(
-                lambda mixer, arguments: forgets.append(
-                    mixer.project(arguments[0])[1].flatten(0, 1)
-                )
-            )
-            hooks.callback(keep.remove)
+            hook = cast(nn.Module, block.mixer).register_forward_pre_hook(listen)
+            hooks.callback(hook.remove)
         was_training = model.training
         model.eval()
         model(input_ids=input_ids, use_cache=False, logits_to_keep=1)

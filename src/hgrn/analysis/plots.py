@@ -1,4 +1,4 @@
-"""Pictures of runs and models. Figures are made without pyplot, so no window system and no global state is touched."""
+"""Pictures of runs and models: learning curve, forget gates, confusion matrix."""
 
 from pathlib import Path
 from typing import Any
@@ -6,68 +6,57 @@ from typing import Any
 from torch import Tensor
 
 from hgrn.analysis.gates import LayerGates
-from hgrn.files import whole_file
+from hgrn.analysis.look import ACCENT, INK, SHADE, figure, finish, save
 
-_INK = "#1f3b57"
-_ACCENT = "#c8502d"
-_SHADE = "#9db4c8"
+_MOST_NAMED = 20  # classes; of more, neither names nor numbers could be read
 
 
 def learning_curve(rows: list[dict[str, Any]], path: Path, test: float | None = None) -> None:
-    """Bits per byte over training: the rows of a run's log.jsonl, and the test split's figure as a line if given."""
-    from matplotlib.figure import Figure
+    """Draw bits per byte over the steps of training.
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    rows: those of a run's log.jsonl. test: the figure of the test split, drawn as a line.
+    Raises UserError if `path` cannot be written.
+    """
+    picture = figure(7, 4.2)
+    axes = picture.add_subplot()
     train = [row for row in rows if row["kind"] == "train"]
     validation = [row for row in rows if row["kind"] == "validation"]
     axes.plot(
-        [r["step"] for r in train],
-        [r["bits_per_byte"] for r in train],
-        color=_SHADE,
+        [row["step"] for row in train],
+        [row["bits_per_byte"] for row in train],
+        color=SHADE,
         label="training batches",
     )
     axes.plot(
-        [r["step"] for r in validation],
-        [r["bits_per_byte"] for r in validation],
+        [row["step"] for row in validation],
+        [row["bits_per_byte"] for row in validation],
         "o-",
-        color=_INK,
+        color=INK,
         label="validation",
     )
     if test is not None:
-        axes.axhline(test, color=_ACCENT, linestyle="--", label=f"test: {test:.3f}")
-    lowest = min(r["bits_per_byte"] for r in [*train, *validation])
+        axes.axhline(test, color=ACCENT, linestyle="--", label=f"test: {test:.3f}")
+
+    # The first steps are far above all others; cut off there, the rest of the curve shows.
+    lowest = min(row["bits_per_byte"] for row in [*train, *validation])
     axes.set_ylim(0.95 * lowest, max(1.6 * lowest, 1.02 * (test or 0)))
     axes.set(xlabel="step", ylabel="bits per byte", title="Learning curve")
-    minutes = axes.secondary_xaxis(
-        "top",
-        functions=(
-            lambda step: step * _minutes_per_step(train),
-            lambda m: m / _minutes_per_step(train),
-        ),
-    )
-    minutes.set_xlabel("minutes of training")
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25)
-    _save(figure, path)
 
-
-def _save(figure: Any, path: Path) -> None:
-    """Write a figure. Raises UserError if that cannot be."""
-    with whole_file(path) as draft:
-        figure.savefig(draft, dpi=150)
-
-
-def _minutes_per_step(train: list[dict[str, Any]]) -> float:
-    return train[-1]["elapsed"] / 60 / train[-1]["step"]
+    minutes_per_step = train[-1]["elapsed"] / 60 / train[-1]["step"]
+    to_minutes = (lambda step: step * minutes_per_step, lambda minutes: minutes / minutes_per_step)
+    axes.secondary_xaxis("top", functions=to_minutes).set_xlabel("minutes of training")
+    finish(axes)
+    save(picture, path)
 
 
 def forget_gates(layers: list[LayerGates], path: Path) -> None:
-    """The forget gates of each layer, its channels sorted by their mean, beside the lower bounds it has learned, if it has any."""
-    from matplotlib.figure import Figure
+    """Draw the forget gates of each layer beside its lower bounds, if it has learned any.
 
-    figure = Figure(figsize=(2.6 * len(layers) + 0.6, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
+    The channels of a layer are sorted by their mean gate. Raises UserError if `path` cannot be
+    written.
+    """
+    picture = figure(2.6 * len(layers) + 0.6, 3.8)
+    panels = picture.subplots(1, len(layers), sharey=True, squeeze=False)[0]
     for number, (axes, layer) in enumerate(zip(panels, layers), 1):
         order = layer.mean.argsort()
         channels = range(1, len(order) + 1)
@@ -75,19 +64,19 @@ def forget_gates(layers: list[LayerGates], path: Path) -> None:
             channels,
             layer.low[order],
             layer.high[order],
-            color=_SHADE,
+            color=SHADE,
             alpha=0.5,
             linewidth=0,
             label="forget gate, 5 % to 95 % of positions",
         )
-        axes.plot(channels, layer.mean[order], color=_INK, label="forget gate, mean over positions")
+        axes.plot(channels, layer.mean[order], color=INK, label="forget gate, mean over positions")
         if layer.lower_bound is not None:
             axes.plot(
                 channels,
                 layer.lower_bound[order],
                 ".",
                 markersize=2.5,
-                color=_ACCENT,
+                color=ACCENT,
                 label="learned lower bound",
             )
         axes.set(
@@ -97,33 +86,36 @@ def forget_gates(layers: list[LayerGates], path: Path) -> None:
         )
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("1 keeps everything, 0 forgets everything")
-    figure.suptitle("Forget gates, layer by layer")
-    figure.legend(
+    picture.suptitle("Forget gates, layer by layer")
+
+    # One legend serves all panels.
+    picture.legend(
         *panels[0].get_legend_handles_labels(),
         loc="outside lower center",
         ncols=3,
         frameon=False,
         markerscale=4,
     )
-    _save(figure, path)
+    save(picture, path)
 
 
 def confusion_matrix(confusion: Tensor, classes: list[str], path: Path) -> None:
-    """Of the examples of each class (a row), the share that got each answer (a column); confusion is int64 `[K, K]`."""
-    from matplotlib.figure import Figure
+    """Draw the share of each class's examples (a row) that got each answer (a column).
 
+    confusion: counts, int64 `[K, K]`. Raises UserError if `path` cannot be written.
+    """
     count = len(classes)
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    side = 2.6 + 0.42 * min(count, 20)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.add_subplot()
+    side = 2.6 + 0.42 * min(count, _MOST_NAMED)
+    picture = figure(side + 0.8, side)
+    axes = picture.add_subplot()
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(
         xlabel="answer",
         ylabel="class",
         title=f"{confusion.trace() / confusion.sum():.2%} of {confusion.sum():,} right",
     )
-    if count <= 20:
+    if count <= _MOST_NAMED:
         axes.set_xticks(range(count), classes, rotation=45, ha="right")
         axes.set_yticks(range(count), classes)
         for row, column in confusion.nonzero().tolist():
@@ -134,8 +126,8 @@ def confusion_matrix(confusion: Tensor, classes: list[str], path: Path) -> None:
                 f"{100 * share:.0f}" if share >= 0.005 else "·",
                 ha="center",
                 va="center",
-                color="white" if share > 0.5 else _INK,
+                color="white" if share > 0.5 else INK,
                 fontsize=8,
             )
-    figure.colorbar(image, ax=axes, fraction=0.046, label="share of the class")
-    _save(figure, path)
+    picture.colorbar(image, ax=axes, fraction=0.046, label="share of the class")
+    save(picture, path)

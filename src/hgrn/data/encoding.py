@@ -1,7 +1,5 @@
 """Turns text into a stream of tokens, with the end-of-text token between documents."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json
@@ -82,7 +80,7 @@ class TextEncoder:
 
     whole_characters = True
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, by_line: bool):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", by_line: bool):
         self.tokenizer = tokenizer
         self.by_line = by_line
         vocabulary = tokenizer.get_vocab()

@@ -5,8 +5,6 @@ Plain text is a stream of bytes. JSON Lines (`.jsonl`, `.ndjson`), `.json`, `.cs
 one block or one record.
 """
 
-from __future__ import annotations
-
 import bz2
 import glob
 import gzip

@@ -1,7 +1,5 @@
 """Loads one split with Hugging Face `datasets`: by name, or from a folder it has saved."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, cast
 
 from hgrn.data.disk import user_path
@@ -11,7 +9,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def load_split(dataset: str, config: str | None, split: str) -> Dataset:
+def load_split(dataset: str, config: str | None, split: str) -> "Dataset":
     """Loads one split.
 
     dataset: a name on the hub, a folder that `datasets` can read, or one that it has saved.

@@ -4,8 +4,6 @@ Nothing here holds more of a file than one record and one block. Of parquet that
 the wanted columns.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import json
@@ -144,7 +142,7 @@ def _parquet(stream: BinaryIO):
     return ParquetFile(stream)
 
 
-def _values(text: _Characters) -> Iterator[Any]:
+def _values(text: "_Characters") -> Iterator[Any]:
     """The values of one array, or one after another. Raises ValueError for what is not JSON."""
     if text.peek() != "[":
         while text.peek():

@@ -3,8 +3,6 @@
 Shapes: B sequences of a step (over all ranks), T block size, R rows of this rank or micro-batch.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -43,7 +41,7 @@ class Batch:
         """R, whether the blocks are rows or packed into one."""
         return self.input_ids.numel() // self.block_size
 
-    def split(self, parts: int) -> list[Batch]:
+    def split(self, parts: int) -> list["Batch"]:
         """Micro-batches of equally many blocks, in order.
 
         Raises:
@@ -73,7 +71,7 @@ class Batch:
             )
         return micro
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> "Batch":
         cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
         return replace(
             self,

@@ -15,8 +15,6 @@ Examples, as YAML under `data:` of a recipe:
     splits: {train: {}, validation: {}, test: {}}
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -34,7 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Select:
-    """Keeps the records with minimum <= record[field] < below."""
+    """Keeps the records with minimum <= record[field] < below.
+
+    field: the field of a record that holds the number. minimum: the smallest number that is kept.
+    below: numbers from this one on are left out.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -47,13 +49,14 @@ class Select:
 class TextSplit:
     """Which part of the text a split is: all of it, or a `span`, or what `select` keeps.
 
-    span: (start, end) with 0 <= start < end <= 1, fractions of the n bytes of all files together
-    (of
-        the records, for JSON Lines and datasets). The split is int(start * n) to before int(end *
-        n). Every tokenizer but the byte tokenizer needs whole UTF-8 characters: there a cut moves
-        to the start of the next one.
-    name: the split's name inside the dataset; its own name here if None.
-    files: used instead of the files or dataset of all splits.
+    name: the split's name inside the dataset, None if it is called the same there.
+    span: (start, end), a fraction of the text with 0 <= start < end <= 1.
+    select: which records to keep, by a number in a field.
+    files: files to read instead of the files or dataset of all splits.
+
+    A span is measured over the bytes of all files together (over the records of JSON Lines and
+    datasets), from int(start * n) to before int(end * n). Every tokenizer but the byte tokenizer
+    needs whole UTF-8 characters, so a cut moves to the next one.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -68,13 +71,15 @@ class TextSplit:
 class TextData:
     """Text, how it is cut into documents and splits, and its tokenizer.
 
-    files: text files, files of records (JSON Lines, JSON, CSV, parquet), folders, globs,
+    files: text files, files of records (JSON Lines, JSON, CSV, parquet), folders, globs, or
         `corpus:shakespeare`.
-    dataset: a Hugging Face dataset (name or folder) with its config.
-    text_field: the field of a record, or the column, that holds the text.
-    documents: "file" takes each file or record as one document, "line" each of their lines.
+    dataset: a Hugging Face dataset, by its name or folder.
+    config: the dataset's configuration.
+    text_field: the field of a record or column that holds the text.
+    documents: "file" takes each file or record as one document, "line" each of its lines.
     tokenizer: "bytes", or a name or path for `load_tokenizer`.
-    cache: the folder of tokenised text; None for the user's cache folder.
+    splits: the parts of the text by their names.
+    cache: the folder of tokenised text, None for the user's cache folder.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -94,16 +99,22 @@ def problems(data: TextData, required: Sequence[str] = ("train",)) -> list[str]:
 
     required: the splits that the caller is going to use.
     """
-    found = _source_problems(data)
-    for name in required:
-        if name not in data.splits:
-            hint = near(name, data.splits) or f"; there is {', '.join(data.splits) or 'none'}"
-            found.append(f"splits: {name} is missing{hint}")
+    found = _source_problems(data) + missing_splits(data, required)
     if data.files is not None:
         found += [f"files: {problem}" for problem in _expand_all(data.files)[1]]
     for name in data.splits:
         found += split_problems(data, name)
     return found
+
+
+def missing_splits(data: TextData, required: Sequence[str]) -> list[str]:
+    """What to say of each of these splits that the data does not have."""
+    present = f"; there is {', '.join(data.splits) or 'none'}"
+    return [
+        f"splits: {name} is missing{near(name, data.splits) or present}"
+        for name in required
+        if name not in data.splits
+    ]
 
 
 def split_problems(data: TextData, split: str) -> list[str]:
@@ -259,7 +270,7 @@ class SplitText:
             if self.part.select is None or _selected(record, self.part.select, where):
                 yield Unit(where, 0, (_text_of(record, self.data.text_field, where),))
 
-    def _rows(self, dataset: Dataset) -> Iterator[tuple[str, dict]]:
+    def _rows(self, dataset: "Dataset") -> Iterator[tuple[str, dict]]:
         wanted = [self.data.text_field]
         if self.part.select is not None:
             wanted.append(self.part.select.field)
@@ -317,7 +328,7 @@ def _expand_all(entries: list[str]) -> tuple[list[TextFile], list[str]]:
     return files, [problem for _, problem in expanded if problem]
 
 
-def _load_dataset(data: TextData, name: str) -> Dataset:
+def _load_dataset(data: TextData, name: str) -> "Dataset":
     loaded = load_split(str(data.dataset), data.config, name)
     if data.text_field not in loaded.column_names:
         raise UserError(

@@ -1,7 +1,5 @@
 """Tokenizers: bytes by default, any Hugging Face tokenizer, and how to train one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -25,7 +23,7 @@ LARGEST_VOCABULARY = 2**24
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer() -> "PreTrainedTokenizerFast":
     """The 256 bytes at ids 0 to 255 in byte order, then `<bos>` 256, `<eos>` 257, `<pad>` 258.
 
     Text that spells "<eos>" is encoded as its five bytes (`split_special_tokens`). Pass
@@ -59,13 +57,13 @@ def ids_to_bytes(ids: Iterable[int]) -> bytes:
     return ids[ids < BYTE_BOS].astype(np.uint8).tobytes()
 
 
-def is_byte_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_byte_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether this is the byte tokenizer, under whatever name or folder it was loaded."""
     vocabulary = tokenizer.get_vocab()
     return len(vocabulary) == BYTE_VOCAB_SIZE and vocabulary == byte_tokenizer().get_vocab()
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """Loads a tokenizer.
 
     name: "bytes", a Hugging Face name, a folder that `save_pretrained` wrote, or a tokenizer.json.
@@ -118,7 +116,7 @@ def missing_local_tokenizer(name: str) -> str | None:
     return None
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> "PreTrainedTokenizerFast":
     """Trains a byte-level BPE and saves it so that `AutoTokenizer` finds it.
 
     `<bos>` is 0, `<eos>` 1, `<pad>` 2. vocab_size counts these and the 256 bytes; a small text may
@@ -170,7 +168,7 @@ class StreamDecoder:
     push its ids first and drop what comes back: some tokenizers decode a first word differently.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self._tokenizer = tokenizer
         # Ids from the last complete character on, and some before it as context.
         self._ids: list[int] = []
@@ -207,7 +205,7 @@ class StreamDecoder:
         return cast(str, text)  # a list only for a list of lists
 
 
-def _with_special_tokens(backend) -> PreTrainedTokenizerFast:
+def _with_special_tokens(backend) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     bos, eos, pad = SPECIAL_TOKENS

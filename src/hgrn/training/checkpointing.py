@@ -6,28 +6,26 @@ A run folder:
     checkpoints/step-000500/
         model.safetensors, config.json, files of the tokenizer or image processor, recipe.yaml
         README.md         the model card, which anyone may edit
-        rank-0.pt, ...    one per process: RNG, position, and in the first the optimizer (read with weights_only=True)
-        sharded/          weights and optimizer of a sharded model, a safetensors file per process (see sharding)
-        manifest.json     every other file but the card with its size and checksum
+        rank-0.pt, ...    one per process: its random state and its position in the data; the first
+                          holds the optimizer as well (all are read with weights_only=True)
+        sharded/          weights and optimizer of a sharded model, one safetensors file per process
+                          (see sharding)
+        manifest.json     size and checksum of every other file but the card (see manifests)
 
-A checkpoint is written into a hidden folder beside its place, and renamed when all of it, the manifest last,
-is on disk. So a kill at any moment leaves the checkpoints before it whole, and at most hidden folders, which
-the next save removes. `transformers.AutoModelForCausalLM.from_pretrained` loads a `step-N` folder.
+A checkpoint is written into a hidden folder beside its place. The manifest comes last. When all of
+it is on disk, the folder is renamed. So a kill at any moment leaves the older checkpoints whole, and
+at worst a hidden folder, which the next save removes. `AutoModelForCausalLM.from_pretrained` of
+transformers loads a `step-N` folder.
 """
 
-import errno
-import hashlib
 import json
 import logging
-import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -35,17 +33,23 @@ from safetensors.torch import load_model
 from torch import nn
 
 from hgrn.errors import UserError, pasted
-from hgrn.files import finish_folder, reading, remove, sync, whole_file, writing
-from hgrn.training import sharding
+from hgrn.files import finish_folder, reading, remove, sync, writing
+from hgrn.progress import without_bars
+from hgrn.training import manifests, sharding
 from hgrn.training.distributed import Ranks
-from hgrn.training.recipe import blocking_changes, can_be_longer, recipe_from_yaml, recipe_to_yaml
-from hgrn.training.specs import Recipe
-from hgrn.untrusted import parse_json
+from hgrn.training.manifests import Manifest, SavedFile, find_checkpoint, steps_saved
+from hgrn.training.recipe import (
+    Recipe,
+    blocking_changes,
+    can_be_longer,
+    recipe_from_yaml,
+    recipe_to_yaml,
+)
 
 log = logging.getLogger(__name__)
 
-# What a save has just done, in order. Tests kill it at each.
-SAVE_POINTS = (
+# What a save has just done, in this order.
+SavePoint = Literal[
     "folder made",
     "weights written",
     "processor written",
@@ -57,8 +61,7 @@ SAVE_POINTS = (
     "parent on disk",
     "old checkpoint hidden",
     "rotated",
-)
-
+]
 
 # Prefixes of the hidden folders.
 SAVING = ".saving-"
@@ -66,45 +69,6 @@ DROPPED = ".dropped-"
 SHARDED = "sharded"
 _OTHER = "remove that checkpoint to go on from the one before it"
 _REMEDY = "the checkpoints before it are whole: make room or mend it, and go on with --resume"
-
-
-@dataclass(frozen=True)
-class SavedFile:
-    """A file of a checkpoint: its name below the folder, its bytes, their checksum."""
-
-    name: str
-    size: int
-    sha256: str
-
-    @property
-    def is_below(self) -> bool:
-        """Whether the name leads to a place below the folder of the checkpoint."""
-        place = PurePosixPath(self.name)
-        return bool(self.name) and not place.is_absolute() and ".." not in place.parts
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The files of a whole checkpoint, and its step, number of processes and fingerprint of the data."""
-
-    step: int
-    world: int
-    data: str
-    files: list[SavedFile]
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> "Manifest":
-        """As it stands in the folder; `damage` says whether it holds.
-
-        Raises ValueError, KeyError or TypeError for what `save` does not write.
-        """
-        content = parse_json((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-        manifest = cls(**{**content, "files": [SavedFile(**row) for row in content["files"]]})
-        if not all(file.is_below for file in manifest.files):
-            raise ValueError("a file of a checkpoint lies below its folder")
-        if type(manifest.step) is not int or type(manifest.world) is not int or manifest.world < 1:
-            raise ValueError("step and world are whole numbers")
-        return manifest
 
 
 def save(
@@ -154,7 +118,7 @@ def save(
             if ranks.is_main:
                 remove_leftovers(run)
                 hidden.mkdir(parents=True)
-                _done("folder made")
+                reached("folder made")
                 _save_model(hidden, model, weights, processor, recipe, facts)
         with ranks.together(), saving(), open(hidden / _state_name(ranks.rank), "wb") as file:
             torch.save(state, file)
@@ -163,11 +127,11 @@ def save(
                 sharding.save(hidden / SHARDED, shards)
         with ranks.together(), saving():
             if ranks.is_main:
-                _done("state written")
+                reached("state written")
                 _seal(hidden, step, ranks.world, fingerprint)
                 _put_in_place(hidden, place)
                 _rotate(run, step, recipe.training.keep)
-                _done("rotated")
+                reached("rotated")
     except BaseException:
         if ranks.is_main:
             remove(hidden)
@@ -187,12 +151,12 @@ def _save_model(
     model.card_facts = facts
     with without_bars():
         model.save_pretrained(folder, state_dict=weights)
-    _done("weights written")
+    reached("weights written")
     if processor is not None:
         processor.save_pretrained(folder)
-    _done("processor written")
+    reached("processor written")
     (folder / "recipe.yaml").write_text(recipe_to_yaml(recipe), encoding="utf-8")
-    _done("recipe written")
+    reached("recipe written")
 
 
 def _seal(folder: Path, step: int, world: int, fingerprint: str) -> None:
@@ -200,27 +164,20 @@ def _seal(folder: Path, step: int, world: int, fingerprint: str) -> None:
     from hgrn.models import card
 
     finish_folder(folder)
-    _done("files on disk")
-    files = [
-        file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != card.NAME
-    ]
-    listed = [
-        SavedFile(file.relative_to(folder).as_posix(), file.stat().st_size, _sha256(file))
-        for file in files
-    ]
-    manifest = Manifest(step, world, fingerprint, listed)
-    with whole_file(folder / "manifest.json") as draft:
-        draft.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-    _done("manifest on disk")
+    reached("files on disk")
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != card.NAME)
+    listed = [SavedFile.of(file, folder) for file in files]
+    Manifest(step, world, fingerprint, listed).write(folder)
+    reached("manifest on disk")
 
 
 def _put_in_place(hidden: Path, place: Path) -> None:
     if place.exists():  # one that a resume has passed over as damaged
         _hide_and_remove(place)
     hidden.rename(place)
-    _done("renamed")
+    reached("renamed")
     sync(place.parent)
-    _done("parent on disk")
+    reached("parent on disk")
 
 
 def _bytes_of(value: Any) -> int:
@@ -230,94 +187,6 @@ def _bytes_of(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(_bytes_of, value.values()))
     return sum(map(_bytes_of, value)) if isinstance(value, list | tuple) else 0
-
-
-def steps_saved(run: Path) -> list[tuple[int, Path]]:
-    """The step and folder of every checkpoint in a run folder, whole or not, oldest first."""
-    folder = run / "checkpoints"
-    found = []
-    try:
-        with reading(folder):
-            names = os.listdir(folder)
-    except FileNotFoundError:
-        return []
-    for name in names:
-        if number := re.fullmatch(r"step-(\d+)", name):
-            found.append((int(number[1]), folder / name))
-    return sorted(found)
-
-
-def damage(checkpoint: Path) -> str | None:
-    """Why the manifest of a checkpoint does not hold, or None if it does.
-
-    Raises UserError for files that may be whole, but that this user may not read.
-    """
-    with reading(checkpoint):
-        try:
-            return _unlike_manifest(checkpoint)
-        except FileNotFoundError as error:
-            return f"{Path(error.filename).name} is missing"
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return f"a file cannot be read: {error.strerror}"
-
-
-def _unlike_manifest(checkpoint: Path) -> str | None:
-    """The first thing that is not as the manifest says."""
-    try:
-        files = Manifest.read(checkpoint).files
-    except (ValueError, KeyError, TypeError):
-        return "manifest.json is not one that hgrn wrote"
-    for listed in files:
-        file = checkpoint / listed.name
-        if not file.is_file():
-            return f"{listed.name} is missing"
-        if file.stat().st_size != listed.size:
-            return f"{listed.name} has {file.stat().st_size} bytes instead of {listed.size}"
-        if _sha256(file) != listed.sha256:
-            return f"the checksum of {listed.name} does not match"
-    return None
-
-
-def latest_valid(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest checkpoint whose manifest holds, and the newer ones passed over, with the reasons."""
-    passed_over = []
-    for _, folder in reversed(steps_saved(run)):
-        reason = damage(folder)
-        if reason is None:
-            return folder, passed_over
-        passed_over.append((folder, reason))
-    return None, passed_over
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint to load from `path`: itself, or the newest whole one if it is a run folder.
-
-    A folder without our manifest passes if it holds a config.json (any saved transformers model). Raises
-    UserError.
-    """
-    with reading(path):
-        if not path.is_dir():
-            raise UserError(
-                f"no checkpoint folder {path}: give a run folder, one of its checkpoints, or a saved model"
-            )
-        is_ours, is_saved = ((path / name).is_file() for name in ("manifest.json", "config.json"))
-    if is_ours:
-        if reason := damage(path):
-            raise UserError(
-                f"checkpoint {path} is damaged: {reason}. Use another one of the run, or copy it again."
-            )
-        return path
-    if is_saved:
-        return path
-    newest, passed_over = latest_valid(path)
-    if newest is None:
-        reasons = "".join(f"\n  {folder}: {reason}" for folder, reason in passed_over)
-        raise UserError(
-            f"{path} holds no complete checkpoint and no config.json: it is not a saved model{reasons}"
-        )
-    return newest
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -333,18 +202,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str) -> None:
     """Raise UserError unless a run of `recipe` on this data may go on from `checkpoint`."""
-    manifest = Manifest.read(checkpoint)
+    saved = Manifest.read(checkpoint)
     check_same_recipe(checkpoint / "recipe.yaml", recipe)
-    if manifest.data != fingerprint:
+    if saved.data != fingerprint:
         raise UserError(
-            f"{checkpoint} was trained on other data (fingerprint {manifest.data}, now {fingerprint}): "
-            "give the data it was trained on, or start a new run in another folder"
+            f"{checkpoint} was trained on other data (fingerprint {saved.data}, now "
+            f"{fingerprint}): give the data it was trained on, or start a new run in another folder"
         )
-    present = {file.name for file in manifest.files}
-    for name in map(_state_name, range(manifest.world)):
+    present = {file.name for file in saved.files}
+    for name in map(_state_name, range(saved.world)):
         if name not in present:
             raise UserError(
-                f"{checkpoint} has no optimizer state ({name}) to resume with: start a new run in another folder"
+                f"{checkpoint} has no optimizer state ({name}) to resume with: start a new run in "
+                "another folder"
             )
 
 
@@ -361,7 +231,7 @@ def check_same_recipe(saved: Path, recipe: Recipe) -> None:
                 "run can start from these weights"
                 + (
                     f": {pasted('--model.weights', saved.parent)}"
-                    if (saved.parent / "manifest.json").is_file()
+                    if (saved.parent / manifests.NAME).is_file()
                     else ""
                 )
             )
@@ -451,32 +321,14 @@ def _rotate(run: Path, step: int, keep: int | None) -> None:
 def _hide_and_remove(folder: Path) -> None:
     """Remove a checkpoint so that a kill halfway never leaves part of it under its name."""
     hidden = folder.rename(folder.with_name(DROPPED + folder.name))
-    _done("old checkpoint hidden")
+    reached("old checkpoint hidden")
     shutil.rmtree(hidden)
 
 
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Keep transformers from drawing a progress bar of its own across ours."""
-    from transformers.utils import logging as transformers_logging
-
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()
-
-
-def _done(point: str) -> None:
+def reached(point: SavePoint) -> None:
+    """Say in the debug log how far a save has come. Tests stop a save here."""
     log.debug("checkpoint: %s", point)
 
 
 def _state_name(rank: int) -> str:
     return f"rank-{rank}.pt"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,15 +17,14 @@ from hgrn.data.shuffle import hashed
 from hgrn.errors import UserError
 from hgrn.modules import Block
 from hgrn.source import commit
-from hgrn.training import checkpointing
+from hgrn.training import checkpointing, manifests
 from hgrn.training.averaging import WeightAverage
 from hgrn.training.distributed import Ranks
 from hgrn.training.optimizer import build_optimizer, local, parameters_of, set_learning_rate
-from hgrn.training.recipe import can_be_longer
+from hgrn.training.recipe import Recipe, can_be_longer
 from hgrn.training.runfolder import check_free, locked, write_recipe
 from hgrn.training.runlog import RunLog
 from hgrn.training.schedules import learning_rate
-from hgrn.training.specs import Recipe
 from hgrn.training.tasks import Task, build_task
 from hgrn.training.threads import cpu_threads
 
@@ -181,7 +180,7 @@ class Trainer:
     def _resumable(self) -> Path | None:
         """The newest whole checkpoint, which this run may go on from. UserError if there is
         something else."""
-        checkpoint, passed_over = checkpointing.latest_valid(self.run)
+        checkpoint, passed_over = manifests.latest_valid(self.run)
         for path, reason in passed_over:
             self._emit("passed over", path=str(path), reason=reason)
         if checkpoint is not None:
@@ -390,7 +389,7 @@ class Trainer:
 
     def _not_finite(self, loss: float, grad_norm: float) -> str:
         step = self.progress.step + 1
-        saved = checkpointing.steps_saved(self.run)
+        saved = manifests.steps_saved(self.run)
         where = (
             f"resume from {saved[-1][1]} with --resume"
             if saved

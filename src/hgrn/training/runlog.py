@@ -12,12 +12,12 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from hgrn.errors import pasted
 from hgrn.files import reading, whole_file, writing
-from hgrn.training.recipe import leaves, recipe_to_yaml
-from hgrn.training.specs import Recipe
+from hgrn.progress import Bar
+from hgrn.training.recipe import Recipe, leaves, recipe_to_yaml
 
 ROWS = ("train", "validation")
 # What TensorBoard shows beside the settings of runs.
@@ -159,56 +159,42 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 class Console:
-    """Shows events to a person: a progress bar on a terminal, else a line for each. A context manager.
+    """Shows events to a person: a progress bar on a terminal, else a line for each. A context
+    manager.
 
     bar: None chooses the bar if `stream` (standard output) is a terminal.
     """
 
     def __init__(self, bar: bool | None = None, stream: TextIO | None = None):
         self._stream = stream or sys.stdout
-        self._bar = self._stream.isatty() if bar is None else bar
+        self._bar = Bar("step", self._stream, keep=True, shown=bar)
+        self._steps = 0
         self._is_gone = False
 
-    def __enter__(self) -> "Console":
-        if self._bar:
-            from rich import console, progress
-
-            self._progress = progress.Progress(
-                progress.TextColumn("step"),
-                progress.MofNCompleteColumn(),
-                progress.BarColumn(),
-                progress.TextColumn("{task.fields[numbers]}"),
-                progress.TimeRemainingColumn(),
-                console=console.Console(file=self._stream, highlight=False),
-                refresh_per_second=4,
-            )
-            self._task = None
-            self._progress.start()
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar:
-            self._progress.stop()
+        self._bar.__exit__(*exception)
 
     def __call__(self, event: dict[str, Any]) -> None:
-        if self._bar and event["kind"] == "start":
-            total = event["steps"]
-            done = event["step"]
-            self._task = self._progress.add_task("", total=total, completed=done, numbers="")
-        if self._bar and event["kind"] == "train":
-            self._progress.update(self._task, completed=event["step"], numbers=_numbers(event))
+        if self._bar.is_shown and event["kind"] == "start":
+            self._steps = event["steps"]
+            self._bar(event["step"], self._steps)
+        if self._bar.is_shown and event["kind"] == "train":
+            self._bar(event["step"], self._steps, _numbers(event))
         elif line := self._line(event):
             self._say(line)
 
     def _say(self, line: str) -> None:
         try:
-            if self._bar:
-                self._progress.console.print(line, markup=False, soft_wrap=True)
+            if self._bar.is_shown:
+                self._bar.print(line)
             elif not self._is_gone:
                 print(line, file=self._stream, flush=True)
-        except (
-            OSError
-        ):  # nobody reads any more, as with `| head`, or a disk is full: no reason to end a run
+        except OSError:
+            # Nobody reads any more, as with `| head`, or a disk is full. The run goes on.
             self._is_gone = True
 
     def _line(self, event: dict[str, Any]) -> str | None:

@@ -1,0 +1,1 @@
+"""All measurements behind the numbers in docs/, started by `python -m benchmarks`."""
