@@ -1,4 +1,4 @@
-"""The on-disk caches of prepared data: folders of arrays, each written once and checked when opened.
+"""The on-disk caches of prepared data: folders of arrays, written once and checked when opened.
 
 An entry is a folder with one file of raw numbers for each array and `meta.json`, which describes
 the arrays and holds the checksums. Its name is a hash of what it was made from. `cached` writes an
@@ -100,14 +100,15 @@ class EntryWriter:
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             self.stored[name] = StoredArray(piece.dtype.str, [0, *piece.shape[1:]])
-            self._open[name] = (open(path, "xb"), hashlib.sha256(), xxhash.xxh3_128())
+            file = open(path, "xb")  # noqa: SIM115, stays open until `close`
+            self._open[name] = (file, hashlib.sha256(), xxhash.xxh3_128())
         array = self.stored[name]
         if piece.dtype.str != array.dtype or list(piece.shape[1:]) != array.shape[1:]:
             raise ValueError(
                 f"array {name} has {array}; got a piece of {piece.dtype} {piece.shape}"
             )
         file, sha256, xxh3 = self._open[name]
-        data = np.ascontiguousarray(piece).data
+        data = np.ascontiguousarray(piece).data  # its bytes, not copied
         file.write(data)
         sha256.update(data)
         xxh3.update(data)
@@ -125,7 +126,7 @@ class EntryWriter:
             json.dump({**content, "checksum": _sha256(content)}, meta, indent=1)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; a second call does nothing."""
         for file, *_ in self._open.values():
             file.close()
 
@@ -155,6 +156,8 @@ def cached(root: Path, source: list, write: Callable[[EntryWriter], dict[str, An
         return _verified(folder)
     except (OSError, DamagedEntry):
         pass  # the words about it follow under the lock, if it is still so then
+    # The lock lets only one process write an entry; `whole_folder` makes it whole or absent, even
+    # if this process is killed.
     remedy = "make room there, or set data.cache to another folder"
     with writing(root, remedy):
         root.mkdir(parents=True, exist_ok=True)

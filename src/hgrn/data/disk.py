@@ -1,6 +1,4 @@
-"""What the caches on disk need of a file system: locks, and a user's paths."""
-
-from __future__ import annotations
+"""Locks for the caches on disk, and paths that a user gives."""
 
 import logging
 from collections.abc import Iterator
@@ -19,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file; the system lets go of it when the process ends, however it ends.
+    """Hold a lock file; the system releases it when the process ends, however it ends.
 
-    Where the file system has no locks, the existence of a file beside it is the lock: it names the
-    process that made it, and is taken over when that process is gone. Raises OSError where neither
-    can be made.
+    If the file system has no locks, the existence of a file beside it is the lock. That file names
+    the process that made it, and others take it over when that process is gone. Raises OSError if
+    neither can be made.
     """
     lock = FileLock(path, fallback_to_soft=False)
     try:
@@ -40,18 +38,22 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def user_path(text: str, setting: str) -> Path:
-    """The path, with ~ for the user's home. Raises UserError, which names the setting, without one."""
+    """The path, with ~ for the user's home.
+
+    setting: what the message calls it. Raises UserError for an empty path, and without a home.
+    """
     if not text.strip():
         raise UserError(f"{setting} is an empty path; name a folder, or leave it out")
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # the only word of pathlib for a user without a home
+    except RuntimeError:  # pathlib has no error of its own for a user without a home
         raise UserError(
             f"{text}: this user has no home folder; set {setting} to a path without ~"
         ) from None
 
 
 def _acquire(lock: FileLock | SoftFileLock) -> None:
+    """Wait for a lock; after `PATIENCE` seconds log for whom."""
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:

@@ -7,6 +7,7 @@ import pytest
 
 from hgrn.data.lra.listops import FILES, HEADER, OPERATORS, ListOpsData, evaluate, prepare, tokenize
 from hgrn.data.lra.listops_generator import Grammar, generate, report
+from hgrn.data.lra.vocabulary import UNKNOWN
 from hgrn.errors import UserError
 
 # As in the release: explicit parentheses, one more opening one than there are arguments.
@@ -63,8 +64,8 @@ def test_vocabulary_is_that_of_the_release(write_files, tmp_path):
 
 def test_vocabulary_comes_from_the_training_split(write_files, tmp_path):
     data = load(write_files(["( ( ( [SM 1 ) 2 ) ] )\t3"], ["( ( ( [MAX 1 ) 2 ) ] )\t2"]), tmp_path)
-    assert data.splits["validation"].sequence(0)[0] == data.vocabulary.unk_id
-    assert data.vocabulary.unk_id not in data.splits["train"].sequence(0)
+    assert data.splits["validation"].sequence(0)[0] == UNKNOWN
+    assert UNKNOWN not in data.splits["train"].sequence(0)
 
 
 @pytest.mark.parametrize("max_length, kept", [(5, 4), (8, 7), (9, 8), (2048, 8)])

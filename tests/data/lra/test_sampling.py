@@ -197,7 +197,8 @@ def test_grouping_by_length_resumes_exactly_and_shares_out_steps(lengths_in_diso
     for _ in range(30):
         whole.next()
     ranks = [
-        ExampleSampler(data, "train", 4, 0, rank, 2, group_by_length=True) for rank in range(2)
+        ExampleSampler(data, "train", 4, 0, rank=rank, world=2, group_by_length=True)
+        for rank in range(2)
     ]
     for rank in ranks:
         rank.load_state_dict(whole.state_dict())
@@ -223,7 +224,9 @@ def test_augmented_batches_depend_on_the_position_alone():
         {"train": split}, tuple(map(str, range(SIZE))), "", mean=(0.0,) * 3, std=(1 / 255,) * 3
     )
     sampler = ExampleSampler(data, "train", 4, seed=3, augment=True)
-    ranks = [ExampleSampler(data, "train", 4, 0, rank, 2, augment=True) for rank in range(2)]
+    ranks = [
+        ExampleSampler(data, "train", 4, 0, rank=rank, world=2, augment=True) for rank in range(2)
+    ]
     seen = {number: [] for number in range(SIZE)}
     for step in range(10):
         for rank in ranks if step == 7 else ():  # a resume in the second epoch

@@ -15,6 +15,7 @@ from hgrn.data.lra.load import LRAData, prepare
 from hgrn.data.lra.pathfinder import PathfinderData
 from hgrn.data.lra.retrieval import FILES, RetrievalData
 from hgrn.data.lra.text import TextClassificationData
+from hgrn.data.lra.vocabulary import EOS, PAD, UNKNOWN
 from hgrn.errors import UserError
 
 REVIEWS = {
@@ -64,7 +65,11 @@ def test_reviews_are_characters_as_they_are(imdb, tmp_path):
     assert train.labels.tolist() == [0, 0, 1] and test.labels.tolist() == [0, 1]
     assert data.classes == ("neg", "pos")
     assert data.splits["validation"].labels.tolist() == [0, 1]  # the test split serves
-    assert (data.vocabulary.pad_id, data.vocabulary.unk_id, data.vocabulary.eos_id) == (0, 1, 2)
+    assert data.vocabulary.tokens[:3] == ("<pad>", "<unk>", "<eos>") and (PAD, UNKNOWN, EOS) == (
+        0,
+        1,
+        2,
+    )
 
 
 @pytest.mark.parametrize("max_length, kept", [(4096, 4095), (10, 9), (2, 1)])

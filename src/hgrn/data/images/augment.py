@@ -219,7 +219,7 @@ def erase(images: torch.Tensor, probability: float) -> torch.Tensor:
 
 
 def resize_and_crop(images: torch.Tensor, resize: int, size: int) -> torch.Tensor:
-    """Bring the shorter side of uint8 [B, C, H, W] to `resize`; cut the central [B, C, size, size]."""
+    """Bring the shorter side of [B, C, H, W] to `resize`, cut the central [B, C, size, size]."""
     height, width = images.shape[-2:]
     shorter = min(height, width)
     if shorter != resize:

@@ -6,6 +6,7 @@ A pickle is a program; `plain_pickle` reads one of plain data, and runs nothing.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +136,8 @@ def _read_binary(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if data.size == 0 or data.size % record:
         raise UserError(
-            f"{path} is truncated: {data.size} bytes are not whole records of {record}; fetch it again"
+            f"{path} is truncated: {data.size} bytes are not whole records of {record}; fetch it "
+            "again"
         )
     data = data.reshape(-1, record)
     return data[:, layout.label_bytes :], data[:, layout.label_bytes - 1].astype(np.int64)
@@ -148,7 +150,7 @@ def _read_pickle(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     if b"data" not in content or key not in content:
         raise UserError(f"{path} must be a dictionary with data and {key.decode()}")
     images = content[b"data"]
-    labels = content[key]
+    labels: Any = content[key]
     if (
         not isinstance(images, np.ndarray)
         or images.dtype != np.uint8
@@ -183,8 +185,8 @@ def _names(folder: Path, layout: Layout) -> list[str]:
     try:
         if layout.names_key:
             found = _dictionary(path).get(layout.names_key)
-            found = found if isinstance(found, list) else []
-            names = [name.decode() if isinstance(name, bytes) else name for name in found]
+            listed: list[Any] = found if isinstance(found, list) else []
+            names = [name.decode() if isinstance(name, bytes) else name for name in listed]
         else:
             names = read_bytes(path, LARGEST_NAMES).decode().split()
     except UnicodeDecodeError as error:

@@ -56,7 +56,7 @@ class FolderSource(ImageSource):
                     f"class folder {folder / name} has no {', '.join(SUFFIXES)} files; add some, "
                     "or remove it"
                 )
-        # An array is one block of memory, which all workers share; a list would be copied into each.
+        # An array is one block of memory that all workers share; each would copy a list.
         self.files = np.array([file for inside in files for file in inside])
         self.labels = np.repeat(np.arange(len(found)), [len(inside) for inside in files])
 
@@ -104,6 +104,7 @@ def _images(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
     )
+    # Files such as .ipynb_checkpoints/a.png are nobody's images.
     return sorted(
         str(path) for path in inside if not any(part.startswith(".") for part in path.parts)
     )

@@ -41,7 +41,7 @@ class HubSource(ImageSource):
         if len(loaded) == 0:
             raise UserError(f"{self.name} holds no images")
         self.classes = list(loaded.features[label_field].names)
-        # We decode the images ourselves: so we can name and skip a damaged one, for which `datasets`
+        # We decode the images ourselves, so that we can name and skip a damaged one. `datasets`
         # would raise an error of its own.
         self._rows = loaded.select_columns([image_field, label_field]).cast_column(
             image_field, datasets.Image(decode=False)

@@ -9,7 +9,7 @@ import struct
 import zlib
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:
-            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
-        with opener(path, "rb") as stream:
+            is_compressed = file.read(2) == b"\x1f\x8b"
+        with (gzip.open if is_compressed else open)(path, "rb") as stream:
             shape = _read_shape(path, stream)
             data = _read_values(stream, prod(shape))
     except (OSError, EOFError, zlib.error) as error:
@@ -60,7 +60,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _read_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
+def _read_shape(path: Path, stream: IO[bytes] | gzip.GzipFile) -> tuple[int, ...]:
     """Read and check the header; return the sizes. Leaves the stream at the first value."""
     start = stream.read(4)
     if len(start) < 4 or start[:2] != b"\0\0":
@@ -87,7 +87,7 @@ def _read_shape(path: Path, stream: BinaryIO) -> tuple[int, ...]:
     return shape
 
 
-def _read_values(stream: BinaryIO, expected: int) -> bytearray:
+def _read_values(stream: IO[bytes] | gzip.GzipFile, expected: int) -> bytearray:
     """The values, and one byte more if there is one, which shows that the file is too long."""
     # In blocks, because a damaged header can announce far more than the file has.
     data = bytearray()

@@ -27,7 +27,7 @@ FITTING = 0
 AUGMENTING = 1
 MIXING = 2
 
-Transform = TrainingTransform | EvaluationTransform
+UNMIXED = Mixing()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class ImageLoader:
         self,
         sampler: ImageSampler,
         transform: TrainingTransform,
-        mixing: Mixing = Mixing(),
+        mixing: Mixing = UNMIXED,
         *,
         workers: int = 0,
         max_corrupt: int = 10,
@@ -111,7 +111,8 @@ class ImageLoader:
         self.workers = workers
         self.device = device
         self.corrupt = CorruptLimit(max_corrupt)
-        self._steps = _Steps(sampler, transform, max_corrupt, patch)
+        reader = _Reader(sampler.source, transform, patch, max_corrupt)
+        self._steps = _Steps(sampler, reader)
         self._ahead: Iterator[_Found] | None = None
 
     @property
@@ -183,7 +184,8 @@ def evaluation_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     corrupt = CorruptLimit(max_corrupt)
-    chunks = _Chunks(source, transform, np.arange(rank, len(source), world), batch_size, patch)
+    indices = np.arange(rank, len(source), world)
+    chunks = _Chunks(indices, batch_size, _Reader(source, transform, patch))
     for found in DataLoader(chunks, batch_size=None, num_workers=workers):
         if found.error is not None:
             raise UserError(found.error)
@@ -206,10 +208,6 @@ class _Found(NamedTuple):
     error: str | None = None
 
 
-def _failed(error: UserError) -> _Found:
-    return _Found(*_stacked([]), [], str(error))
-
-
 class _Positions(Sampler[tuple[int, int]]):
     """The positions (epoch, index) from where a sampler is, without end."""
 
@@ -224,132 +222,117 @@ class _Positions(Sampler[tuple[int, int]]):
             position = self.sampler.after(*position)
 
 
-class _Steps(Dataset):
-    """The images of this rank at a position, cropped."""
+@dataclass
+class _Reader:
+    """Reads, checks and crops images.
 
-    def __init__(
-        self, sampler: ImageSampler, transform: TrainingTransform, max_corrupt: int, patch: int
-    ):
-        self.sampler = sampler
-        self.transform = transform
-        self.max_corrupt = max_corrupt
-        self.patch = patch
+    max_corrupt: how many corrupt images in a row the next readable one may stand in for; None
+    leaves corrupt ones out.
+    """
 
-    def __getitem__(self, position: tuple[int, int]) -> _Found:
-        source = self.sampler.source
+    source: ImageSource
+    transform: TrainingTransform | EvaluationTransform
+    patch: int
+    max_corrupt: int | None = None
+
+    def read(self, indices: np.ndarray, numbers: tuple[int, ...] = ()) -> _Found:
+        """The images at some indices. numbers: what the random crops depend on."""
+        source = self.source
         corrupt: list[tuple[str, str]] = []
-        rows = []
-        indices = self.sampler.at(*position)
-        numbers = (self.sampler.seed, *position, self.sampler.rank, FITTING)
+        rows: list[tuple[torch.Tensor, int]] = []
         try:
             if isinstance(source, TensorSource):
-                # One draw for the whole batch, whose images have one size.
-                seed = _seed(*numbers)
-                return _Found(*_from_tensors(source, indices, self.transform, seed, self.patch), [])
+                # All images have one size, so that one draw serves the whole batch; and the source
+                # has checked the labels.
+                self._check(int(indices[0]), source.images.shape[1:])
+                chosen = torch.from_numpy(indices)
+                images = self.transform.fit_batch(source.images[chosen], _seed(*numbers))
+                return _Found(images, source.labels[chosen], corrupt)
             for row, index in enumerate(indices.tolist()):
-                rows.append(self._readable(source, index, _seed(*numbers, row), corrupt))
+                rows += self._readable(index, _seed(*numbers, row), corrupt)
         except UserError as error:
-            return _failed(error)
-        return _Found(*_stacked(rows), corrupt)
+            empty = torch.empty(0, device="cpu")
+            return _Found(empty, empty, [], str(error))
+        images = torch.stack([image for image, _ in rows]) if rows else torch.empty(0, device="cpu")
+        labels = torch.tensor([label for _, label in rows], dtype=torch.int64, device="cpu")
+        return _Found(images, labels, corrupt)
 
     def _readable(
-        self, source: ImageSource, index: int, seed: int, corrupt: list[tuple[str, str]]
-    ) -> tuple[torch.Tensor, int]:
-        """The image at an index, or the next one that can be read. Adds to `corrupt`."""
+        self, index: int, seed: int, corrupt: list[tuple[str, str]]
+    ) -> list[tuple[torch.Tensor, int]]:
+        """The image at an index or its stand-in, and the label; none if it is left out.
+
+        Adds to `corrupt`.
+        """
         # With more than max_corrupt in a row the limit is passed anyway.
-        tries = min(self.max_corrupt + 1, len(source))
+        tries = min((self.max_corrupt or 0) + 1, len(self.source))
         for step in range(tries):
-            place = (index + step) % len(source)
             try:
-                return _fitted(source, place, self.transform, seed, self.patch)
+                return [self._cropped((index + step) % len(self.source), seed)]
             except CorruptImage as error:
                 corrupt.append((error.name, error.reason))
+        if self.max_corrupt is None:
+            return []
         name, reason = corrupt[-1]
         raise UserError(
             f"{tries} images in a row cannot be read, the last {name}: {reason}; mend or remove "
             "them, or raise max_corrupt"
         )
 
+    def _cropped(self, index: int, seed: int) -> tuple[torch.Tensor, int]:
+        source = self.source
+        image, label = source.read(index)
+        self._check(index, image.shape)
+        if not 0 <= label < len(source.classes):
+            raise UserError(
+                f"image {index} of {source.name} has label {label}; {len(source.classes)} classes "
+                f"have labels 0 to {len(source.classes) - 1}"
+            )
+        return self.transform.fit(image, seed), label
 
+    def _check(self, index: int, shape: torch.Size) -> None:
+        source = self.source
+        patch = self.patch
+        channels, height, width = shape
+        if channels != source.channels:
+            raise UserError(
+                f"image {index} of {source.name} has {channels} channels; {source.channels} are "
+                "expected"
+            )
+        if min(height, width) < patch:
+            raise UserError(
+                f"image {index} of {source.name} is {height} x {width}, smaller than a patch of "
+                f"{patch} x {patch}; remove it, or use a model with smaller patches"
+            )
+
+
+@dataclass
+class _Steps(Dataset):
+    """The cropped images of this rank at a position."""
+
+    sampler: ImageSampler
+    reader: _Reader
+
+    def __getitem__(self, position: tuple[int, int]) -> _Found:
+        sampler = self.sampler
+        numbers = (sampler.seed, *position, sampler.rank, FITTING)
+        return self.reader.read(sampler.at(*position), numbers)
+
+
+@dataclass
 class _Chunks(Dataset):
-    """The given images in order, cropped, batch by batch; corrupt ones are left out."""
+    """The cropped images at some indices, in order, batch by batch."""
 
-    def __init__(
-        self,
-        source: ImageSource,
-        transform: EvaluationTransform,
-        indices: np.ndarray,
-        batch_size: int,
-        patch: int,
-    ):
-        self.source = source
-        self.transform = transform
-        self.indices = indices
-        self.batch_size = batch_size
-        self.patch = patch
+    indices: np.ndarray
+    batch_size: int
+    reader: _Reader
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
     def __getitem__(self, number: int) -> _Found:
-        rows = []
-        corrupt = []
-        indices = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
-        try:
-            if isinstance(self.source, TensorSource):
-                return _Found(
-                    *_from_tensors(self.source, indices, self.transform, 0, self.patch), []
-                )
-            for index in indices.tolist():
-                try:
-                    rows.append(_fitted(self.source, index, self.transform, 0, self.patch))
-                except CorruptImage as error:
-                    corrupt.append((error.name, error.reason))
-        except UserError as error:
-            return _failed(error)
-        return _Found(*_stacked(rows), corrupt)
-
-
-def _fitted(
-    source: ImageSource, index: int, transform: Transform, seed: int, patch: int
-) -> tuple[torch.Tensor, int]:
-    """One image, checked and cropped, and its label."""
-    image, label = source.read(index)
-    _check(source, index, image.shape, patch)
-    if not 0 <= label < len(source.classes):
-        raise UserError(
-            f"image {index} of {source.name} has label {label}; {len(source.classes)} classes have "
-            f"labels 0 to {len(source.classes) - 1}"
-        )
-    return transform.fit(image, seed), label
-
-
-def _from_tensors(
-    source: TensorSource, indices: np.ndarray, transform: Transform, seed: int, patch: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cropped images and labels; all have one size, and `TensorSource` has checked the labels."""
-    _check(source, int(indices[0]), source.images.shape[1:], patch)
-    chosen = torch.from_numpy(indices)
-    return transform.fit_batch(source.images[chosen], seed), source.labels[chosen]
-
-
-def _check(source: ImageSource, index: int, shape: torch.Size, patch: int) -> None:
-    channels, height, width = shape
-    if channels != source.channels:
-        raise UserError(
-            f"image {index} of {source.name} has {channels} channels; {source.channels} are "
-            "expected"
-        )
-    if min(height, width) < patch:
-        raise UserError(
-            f"image {index} of {source.name} is {height} x {width}, smaller than a patch of "
-            f"{patch} x {patch}; remove it, or use a model with smaller patches"
-        )
-
-
-def _stacked(rows: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.stack([image for image, _ in rows]) if rows else torch.empty(0, device="cpu")
-    return images, torch.tensor([label for _, label in rows], dtype=torch.int64, device="cpu")
+        start = number * self.batch_size
+        return self.reader.read(self.indices[start : start + self.batch_size])
 
 
 def _seed(*numbers: int) -> int:

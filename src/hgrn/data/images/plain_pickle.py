@@ -1,12 +1,14 @@
 """Pickles of plain data, read as data: nothing that the file names is ever called.
 
-A pickle is a program for a small stack machine. This is such a machine with the few operations that a batch of
-CIFAR needs: dictionaries, lists, tuples, strings, numbers, and numpy arrays of integers. A class or function that
-the file names is a name here, and its "call" is looked up in `_call`. An array is made at the end, by us, when its
-type, shape and bytes have been seen to fit. So memory stays in proportion to the file.
-"""
+A pickle is a program for a small stack machine. This is such a machine, with only the operations
+that a batch of CIFAR needs: dictionaries, lists, tuples, strings, numbers, and numpy arrays of
+integers. A class or function in the file is only a name to this machine, and `_call` knows what a
+"call" of that name describes. At the end we make the arrays ourselves, after we have checked that
+type, shape and bytes fit. So memory stays in proportion to the file.
 
-from __future__ import annotations
+Python's own unpickler, restricted to these names, would not do: the file can make it allocate
+memory that has nothing to do with its size.
+"""
 
 import codecs
 import io
@@ -15,7 +17,7 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +27,8 @@ from hgrn.untrusted import read_bytes
 LARGEST_FILE = 1 << 30  # bytes; the largest published batch has 155 million
 MOST_OPERATIONS = 2_000_000  # the longest published batch has about 400,000
 LARGEST_RANK = 8
+OPERATIONS = {operation.code: operation for operation in pickletools.opcodes}
+# The classes and functions that pickles of plain data name.
 NAMES = {
     "__builtin__.bytes",
     "_codecs.encode",
@@ -34,25 +38,11 @@ NAMES = {
     "numpy._core.multiarray.scalar",
     "numpy._core.numeric._frombuffer",
 }
-# Operations that push what stands behind them in the file.
+# Operations that push the value that follows them in the file.
 VALUES = {
-    "INT",
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG",
-    "LONG1",
-    "LONG4",
-    "FLOAT",
-    "BINFLOAT",
-    "UNICODE",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "BINUNICODE8",
-    "BINBYTES",
-    "SHORT_BINBYTES",
-    "BINBYTES8",
-    "BYTEARRAY8",
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "STRING"),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
@@ -61,16 +51,17 @@ NO_MEANING = {"PROTO", "FRAME"}
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """What a pickle of plain data holds, strings of Python 2 as bytes.
+    """The content of a pickle of plain data; strings of Python 2 are bytes.
 
-    The arrays of a dictionary are numpy's. Raises UserError for a pickle that is not plain, or not whole.
+    Arrays that are values of the outermost dictionary become numpy arrays. Raises UserError for a
+    pickle that is not plain or not whole.
     """
     content = read_bytes(path, LARGEST_FILE)
     try:
         return _with_arrays(_Machine(content).run())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    # What damage does to the arguments of an operation: of the wrong type, not there, beyond the end.
+    # Damage gives an operation arguments that are of the wrong type, missing, or beyond the end.
     except (
         ValueError,
         TypeError,
@@ -87,19 +78,23 @@ def load_plain_pickle(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Name:
-    """A class or function that the file names."""
+    """A class or function of which the file has the name."""
 
     name: str
 
 
 @dataclass
 class _Dtype:
-    """code: such as "u1"; order: of its bytes, "<", ">" or "|" where there is one."""
+    """The type of an array.
+
+    code: such as "u1". order: of its bytes, "<" or ">"; "|" for types of one byte.
+    """
 
     code: str
     order: str = "|"
 
     def numpy(self) -> np.dtype:
+        """The same in numpy. Raises UserError unless it is a type of integers."""
         if (
             self.code[:1] not in ("i", "u")
             or self.code[1:] not in ("1", "2", "4", "8")
@@ -111,14 +106,15 @@ class _Dtype:
 
 @dataclass
 class _Array:
-    """An array that the file describes; without a dtype, one of which nothing is known yet."""
+    """An array that the file describes. Its fields may still be missing or of any type."""
 
-    shape: tuple = ()
-    dtype: _Dtype | None = None
-    order: str = "C"
-    data: bytes = b""
+    shape: Any = ()
+    dtype: Any = None
+    order: Literal["C", "F"] = "C"
+    data: Any = b""
 
     def numpy(self) -> np.ndarray:
+        """Make the array. Raises UserError unless type, shape and bytes fit each other."""
         if not isinstance(self.dtype, _Dtype) or not isinstance(self.data, (bytes, bytearray)):
             raise UserError("the pickle holds an array without its type or its bytes")
         dtype = self.dtype.numpy()
@@ -129,12 +125,15 @@ class _Array:
         needed = prod(self.shape) * dtype.itemsize
         if needed != len(self.data):
             raise UserError(
-                f"the pickle holds an array whose shape needs {needed} bytes, and {len(self.data)} are there"
+                f"the pickle holds an array whose shape needs {needed} bytes, and "
+                f"{len(self.data)} are there"
             )
         return np.frombuffer(self.data, dtype).reshape(self.shape, order=self.order)
 
 
 class _Machine:
+    """The stack machine: a stack of values, marks in it, and a memo of values to use again."""
+
     def __init__(self, content: bytes):
         self.file = io.BytesIO(content)
         self.stack: list[Any] = []
@@ -142,8 +141,9 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
+        """The value that the program leaves."""
         for _ in range(MOST_OPERATIONS):
-            code = pickletools.code2op[self.file.read(1).decode("latin-1")]
+            code = OPERATIONS[self.file.read(1).decode("latin-1")]
             name = code.name
             argument = None
             if name == "STRING":  # the reader of `pickletools` takes ASCII only
@@ -158,6 +158,7 @@ class _Machine:
         )
 
     def _do(self, name: str, argument: Any) -> None:
+        """Run one operation. Raises UserError for one that plain data never needs."""
         stack = self.stack
         if name in VALUES:
             stack.append(argument)
@@ -167,8 +168,6 @@ class _Machine:
             self.memo[len(self.memo)] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET", "GET"):
             stack.append(self.memo[argument])
-        elif name == "STRING":
-            stack.append(argument)
         elif name in ("SHORT_BINSTRING", "BINSTRING"):
             stack.append(argument.encode("latin-1"))
         elif name in CONSTANTS:
@@ -207,7 +206,7 @@ class _Machine:
             )
 
     def _take(self, count: int) -> list:
-        """The last values of the stack, which are no longer there then."""
+        """Remove the last values from the stack and return them."""
         if len(self.stack) < count:
             raise ValueError("an operation has too few values")
         taken = self.stack[-count:]
@@ -215,6 +214,7 @@ class _Machine:
         return taken
 
     def _since_mark(self) -> list:
+        """Remove the values above the last mark from the stack and return them."""
         height = self.marks.pop()
         taken = self.stack[height:]
         del self.stack[height:]
@@ -222,15 +222,15 @@ class _Machine:
 
 
 def _of_type(value: Any, kind: type) -> Any:
+    """The value, if it is of this type and not of a subclass; ValueError if not."""
     if type(value) is not kind:
-        raise ValueError(
-            f"an operation needs a {kind.__name__.strip('_')}, not a {type(value).__name__.strip('_')}"
-        )
+        found = type(value).__name__.strip("_")
+        raise ValueError(f"an operation needs a {kind.__name__.strip('_')}, not a {found}")
     return value
 
 
 def _filled(target: dict, items: list) -> dict:
-    """The dictionary with keys and values that alternate in a list."""
+    """Add to a dictionary the keys and values that alternate in a list; return it."""
     keys = items[0::2]
     values = items[1::2]
     if len(keys) != len(values) or any(type(key) not in (bytes, str, int) for key in keys):
@@ -242,6 +242,8 @@ def _filled(target: dict, items: list) -> dict:
 
 
 def _named(module: Any, name: Any) -> _Name:
+    """A name of the file. Raises UserError for one that plain data never needs."""
+    # numpy 2 renamed its inner package.
     full = f"{_of_text(module)}.{_of_text(name)}".replace("numpy.core.", "numpy._core.")
     if full not in NAMES:
         raise UserError(
@@ -252,15 +254,16 @@ def _named(module: Any, name: Any) -> _Name:
 
 
 def _call(name: str, arguments: tuple) -> Any:
-    """What a call of a known name describes."""
+    """The value that a call of a known name describes."""
     if name == "_codecs.encode":  # as Python 3 writes bytes for old readers
         text, encoding = arguments
         if _of_text(encoding) not in ("latin1", "latin-1"):  # others decompress, or look modules up
             raise UserError(
-                f"the pickle asks for the codec {_of_text(encoding)[:80]!r}; only latin1 is plain data"
+                f"the pickle asks for the codec {_of_text(encoding)[:80]!r}; only latin1 is plain "
+                "data"
             )
         return _of_type(text, str).encode("latin-1")
-    if name == "__builtin__.bytes" and not arguments:  # as it writes no bytes at all
+    if name == "__builtin__.bytes" and not arguments:  # as it writes an empty byte string
         return b""
     if name == "numpy.dtype":
         code, _align, _copy = arguments
@@ -280,7 +283,7 @@ def _call(name: str, arguments: tuple) -> Any:
 
 
 def _build(target: Any, state: tuple) -> None:
-    """What the file says of a dtype or of an array that it has named."""
+    """Fill in a dtype or an array that was named before."""
     if isinstance(target, _Dtype):
         _version, order, *_rest = state
         target.order = _of_text(order)
@@ -292,7 +295,7 @@ def _build(target: Any, state: tuple) -> None:
 
 
 def _with_arrays(content: Any) -> Any:
-    """The same with arrays of numpy, where the file describes one, at the top of a dictionary."""
+    """Make numpy arrays of those that the outermost dictionary has."""
     if isinstance(content, (_Name, _Dtype, _Array)):
         raise UserError("the pickle holds no dictionary of plain data")
     if not isinstance(content, dict):
@@ -303,11 +306,11 @@ def _with_arrays(content: Any) -> Any:
 
 
 def _of_text(value: Any) -> str:
-    """Text of Python 2 or 3."""
+    """A text, which Python 2 wrote as bytes."""
     return value.decode("latin-1") if type(value) is bytes else _of_type(value, str)
 
 
-def _order(value: Any) -> str:
+def _order(value: Any) -> Literal["C", "F"]:
     if _of_text(value) not in ("C", "F"):
         raise ValueError("the order of an array must be C or F")
-    return _of_text(value)
+    return "F" if _of_text(value) == "F" else "C"

@@ -1,9 +1,8 @@
-"""Contact sheets: for each augmentation a picture of what it does to some images of a data set."""
-
-from __future__ import annotations
+"""Contact sheets: one picture for each augmentation, with its effect on some images."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +16,9 @@ from hgrn.data.images.source import CorruptImage, ImageSource
 from hgrn.data.shuffle import hashed, shuffled
 from hgrn.errors import UserError
 from hgrn.files import whole_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 GAP = 2  # pixels between images
 SMALL = 56  # smaller images are drawn this large
@@ -35,15 +37,18 @@ def preview(
     rows: int = 4,
     seed: int = 0,
 ) -> list[Path]:
-    """Writes NAME.png for each augmentation that settings and mixing turn on, and `all.png`; returns the paths.
+    """Write NAME.png for each augmentation that is on, and `all.png`; return the paths.
 
-    The first row of a sheet shows the images as they are, each other row one draw. size is the model's.
+    The first row of a sheet shows the images as they are, and every other row one draw. size: the
+    model's image size. Raises UserError if nothing is on, and for whatever is wrong with settings
+    or images.
     """
     if found := settings.problems() + mixing.problems():
         raise UserError("; ".join(found))
     images, labels = _some(source, columns, size, seed)
     changes = _changes(settings)
     whole = list(changes.values())
+    # `all.png` mixes as training does, by mixup or cutmix; each of the two also gets a sheet.
     if mixing.mixup or mixing.cutmix:
         whole.append(_mixed(mixing, labels, len(source.classes)))
     for name in ("mixup", "cutmix"):
@@ -70,7 +75,10 @@ def preview(
 def _some(
     source: ImageSource, count: int, size: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images float [count, C, size, size] drawn from the whole source, and their labels. Corrupt ones are passed over."""
+    """Images float [count, C, size, size], drawn from the whole source, and their labels.
+
+    Corrupt ones are passed over.
+    """
     images = []
     labels = []
     for index in shuffled(np.arange(len(source)), len(source), seed, 0).tolist():
@@ -88,7 +96,10 @@ def _some(
 
 
 def _changes(settings: Augmentation) -> dict[str, Change]:
-    """What is turned on, in the order of training; each takes images in [0, 1] and a seed."""
+    """The augmentations that are on, in the order of training.
+
+    Each takes images in [0, 1] and a seed.
+    """
     made: dict[str, Change] = {}
     if settings.crop == "padded":
         made["padded_crop"] = _drawn(lambda images: augment.padded_crop(images, settings.padding))
@@ -107,7 +118,8 @@ def _changes(settings: Augmentation) -> dict[str, Change]:
             )
         )
     if settings.erasing:
-        # Noise of the normalised values, shown around grey.
+        # Training fills with noise after the normalisation. Here that is (x - 1/2) * 4, so that
+        # noise around 0 shows as noise around grey.
         made["erasing"] = _drawn(
             lambda images: augment.erase((images - 0.5) * 4, settings.erasing) / 4 + 0.5
         )
@@ -135,8 +147,8 @@ def _chain(changes: list[Change]) -> Change:
     return call
 
 
-def _sheet(rows: list[torch.Tensor]):
-    """A Pillow image of rows of images, each row [n, C, H, W] in [0, 1]; a wider gap below the first."""
+def _sheet(rows: list[torch.Tensor]) -> "Image":
+    """Draw rows of images, each row [n, C, H, W] in [0, 1], with a wider gap below the first."""
     pillow_image = pillow()
     height, width = rows[0].shape[-2:]
     scale = max(1, SMALL // height)
@@ -144,18 +156,11 @@ def _sheet(rows: list[torch.Tensor]):
     down = height * scale + GAP
     sheet = np.full((down * len(rows) + 4 * GAP, across * len(rows[0]) + GAP, 3), 255, np.uint8)
     for number, row in enumerate(rows):
-        pixels = (
-            (row.clamp(0, 1) * 255)
-            .round()
-            .to(torch.uint8)
-            .expand(-1, 3, -1, -1)
-            .permute(0, 2, 3, 1)
-            .numpy()
-        )
+        levels = (row.clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()  # grey becomes RGB
         top = GAP + number * down + (3 * GAP if number else 0)
         for column, image in enumerate(pixels):
             left = GAP + column * across
-            sheet[top : top + height * scale, left : left + width * scale] = image.repeat(
-                scale, 0
-            ).repeat(scale, 1)
+            large = image.repeat(scale, 0).repeat(scale, 1)
+            sheet[top : top + height * scale, left : left + width * scale] = large
     return pillow_image.fromarray(sheet)

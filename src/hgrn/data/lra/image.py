@@ -1,4 +1,4 @@
-"""The arena's Image task: CIFAR-10, pixel by pixel, in grey or, as HGRN's published runs, in colour.
+"""The arena's Image task: CIFAR-10 pixel by pixel, in grey or, as in HGRN's runs, in colour.
 
 The files are those of CIFAR's authors, binary or pickles (`hgrn.data.images.cifar`). Fashion-MNIST
 or MNIST, in idx files, can stand in for them: grey images of 28 x 28 get a black border, 32 x 32 in
@@ -137,7 +137,8 @@ def _with_border(source: TensorSource) -> TensorSource:
     height, width = source.images.shape[2:]
     if max(height, width) > SIZE:
         raise UserError(
-            f"{source.name}: images must have at most {SIZE} x {SIZE} pixels, got {height} x {width}"
+            f"{source.name}: images must have at most {SIZE} x {SIZE} pixels, got {height} x "
+            f"{width}"
         )
     top = (SIZE - height) // 2
     left = (SIZE - width) // 2

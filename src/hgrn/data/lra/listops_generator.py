@@ -1,13 +1,13 @@
-"""New ListOps files in the format of the release, by the grammar of the release.
+"""Writes new ListOps files in the format of the release, with the grammar of the release.
 
-A node is an operator with probability 1/4 as long as its depth is below the greatest, and a uniform digit
-otherwise; an operator, one of four, has 2 to max_args arguments. Expressions of the wrong length and repeated
-ones are dropped. Trees grow breadth first, thousands at a time: only the shapes are drawn before the lengths
-are known, so that the many trees of the wrong length cost little. A root that is a digit is never long enough;
-such trees are not even drawn.
+A node above the greatest depth is one of four operators with probability 1/4, otherwise a uniform
+digit. An operator has 2 to max_args arguments. Expressions of the wrong length and repeated ones
+are dropped.
+
+Most trees have the wrong length, so they must cost little. Trees grow breadth first, thousands at a
+time, and at first only in shape; operators and digits are drawn for trees of the right length
+alone. A root that is a digit is never long enough, so it is not even drawn.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,10 @@ from hgrn.errors import UserError
 from hgrn.files import expanded, reading, whole_folder
 
 OPERATOR_PROBABILITY = 0.25
-ROOTS = 2048  # trees drawn at a time: a block, with random numbers of its own
-PATIENCE = 100  # blocks in a row without a new expression, after which there are none
+ROOTS = 2048  # trees of a block, which are drawn together; each block has its own random numbers
+PATIENCE = 100  # after so many blocks without a new expression we give up
 WORDS = ("(", ")", "]", *OPERATORS, *DIGITS)
+# Indices into `WORDS`.
 OPEN = 0
 SHUT = 1
 END = 2
@@ -38,13 +40,18 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Grammar:
-    """Which expressions there are; the values of the release. min_length < tokens < max_length, as counted by
-    `listops.tokenize`; the root has depth 1."""
+    """Which expressions are drawn; the defaults are those of the release.
+
+    min_length < tokens < max_length, as `listops.tokenize` counts them. The root has depth 1.
+    """
 
     max_depth: int = 10
     max_args: int = 10
     min_length: int = 500
     max_length: int = 2000
+
+
+RELEASE = Grammar()
 
 
 def generate(
@@ -53,14 +60,16 @@ def generate(
     train: int = 96_000,
     validation: int = 2_000,
     test: int = 2_000,
-    grammar: Grammar = Grammar(),
+    grammar: Grammar = RELEASE,
     processes: int | None = None,
 ) -> dict:
-    """Write the three files and `report.json`, what `report` says of them, into a new folder.
+    """Write the three files and their `report`, as `report.json`, into a new folder.
 
-    The files depend on seed, the numbers and the grammar, and not on processes (None: one a core). The value
-    of each expression is computed twice, by different means. Raises UserError if the folder is there already,
-    for numbers that make no sense, and if there are not so many different expressions.
+    train, validation, test: expressions of each file. processes: None takes one for each core; the
+    files do not depend on it. The value of each expression is computed twice, in different ways.
+
+    Raises UserError if the folder exists, for numbers that make no sense, and if there are not
+    enough different expressions.
     """
     numbers = {"train": train, "validation": validation, "test": test}
     out = expanded(out)
@@ -82,8 +91,8 @@ def generate(
 
 
 def report(folder: str | Path) -> dict:
-    """What the expressions of each file are like: how many; quantiles of lengths; counts of depths, of answers
-    and of operators."""
+    """Describe the expressions of each file: their number, quantiles of the lengths, and how often
+    each depth, answer and operator occurs."""
     result = {}
     for split, name in FILES.items():
         file = TextFile(str(Path(folder) / name), expanded(folder) / name)
@@ -92,22 +101,23 @@ def report(folder: str | Path) -> dict:
         answers = dict.fromkeys(DIGITS, 0)
         operators = dict.fromkeys(OPERATORS, 0)
         for _, source, target in rows(file):
+            # Arrays of bytes spare a Python loop over all characters.
             text = np.frombuffer(source.encode(), dtype=np.uint8)
             opens = text == ord("[")
             ends = text == ord("]")
-            lengths.append(
-                int(opens.sum() + ends.sum() + ((text >= ord("0")) & (text <= ord("9"))).sum())
-            )
+            digits = (text >= ord("0")) & (text <= ord("9"))
+            lengths.append(int(opens.sum() + ends.sum() + digits.sum()))
             depths.append(int(np.cumsum(opens.astype(np.int64) - ends).max()))
             answers[str(target)] += 1
+            # The third letter tells operators apart; "[SM" has a blank there.
             letters = text[np.flatnonzero(opens) + 3]
-            for operator in OPERATORS:  # the third letter tells them apart; "[SM" has a blank there
+            for operator in OPERATORS:
                 operators[operator] += int((letters == ord((operator + " ")[3])).sum())
-        found = {"number": len(lengths)}
+        found: dict[str, Any] = {"number": len(lengths)}
         if lengths:
             quantiles = np.quantile(lengths, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist()
-            found["length"] = dict(zip(("min", "5%", "25%", "50%", "75%", "95%", "max"), quantiles))
-            found["length"]["mean"] = float(np.mean(lengths))
+            names = ("min", "5%", "25%", "50%", "75%", "95%", "max")
+            found["length"] = dict(zip(names, quantiles)) | {"mean": float(np.mean(lengths))}
             found["depth"] = {str(depth): depths.count(depth) for depth in sorted(set(depths))}
         result[split] = {**found, "answer": answers, "operator": operators}
     return result
@@ -127,14 +137,15 @@ def _check(numbers: dict[str, int], grammar: Grammar) -> None:
         problems.append(f"max_args must be at least 2; got {grammar.max_args}")
     if grammar.max_length - grammar.min_length < 2:
         problems.append(
-            "lengths lie between min_length and max_length and are neither, so these must differ by 2 or "
-            f"more; got {grammar.min_length} and {grammar.max_length}"
+            "lengths lie between min_length and max_length and are neither, so these must differ "
+            f"by 2 or more; got {grammar.min_length} and {grammar.max_length}"
         )
     if problems:
         raise UserError("\n".join(problems))
 
 
 def _distinct(blocks: Iterator[list[str]], grammar: Grammar) -> Iterator[str]:
+    """The lines of the blocks, each once. Raises UserError when no new ones come."""
     seen: set[str] = set()
     fruitless = 0
     for block in blocks:
@@ -146,17 +157,18 @@ def _distinct(blocks: Iterator[list[str]], grammar: Grammar) -> Iterator[str]:
         fruitless = fruitless + 1 if len(seen) == before else 0
         if fruitless == PATIENCE:
             raise UserError(
-                f"no more than {len(seen)} expressions of {grammar} were found in {PATIENCE * ROOTS} trees; "
-                "ask for fewer, or for other lengths"
+                f"no more than {len(seen)} expressions of {grammar} were found in "
+                f"{PATIENCE * ROOTS} trees; ask for fewer, or for other lengths"
             )
 
 
 @dataclass(eq=False)
 class _Level:
-    """The operators of one depth, in order, and their children, those of an operator next to each other.
+    """The operators of one depth and their children, of all trees of a block.
 
-    tree: which tree an operator belongs to. arity: its number of children. nested: which children are
-    operators, that is, those of the next level in order.
+    tree: the tree that each operator belongs to. arity: its number of children. nested: whether
+    each child is an operator; these are the operators of the next level, in the same order. The
+    children of an operator stand next to each other.
     """
 
     tree: np.ndarray
@@ -165,16 +177,17 @@ class _Level:
 
     @property
     def first(self) -> np.ndarray:
-        """Where the children of each operator start."""
+        """The first child of each operator, as an index into the children."""
         return np.cumsum(self.arity) - self.arity
 
     @property
     def parent(self) -> np.ndarray:
+        """The operator that each child belongs to."""
         return np.repeat(np.arange(len(self.arity)), self.arity)
 
 
 def _block(number: int, grammar: Grammar, seed: int) -> list[str]:
-    """The lines, without their ends, of the acceptable ones among `ROOTS` trees."""
+    """The lines, without line ends, of those of `ROOTS` trees that have the right length."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number])))
     levels = _accepted(_shapes(rng, grammar), grammar)
     if not levels:
@@ -190,6 +203,7 @@ def _block(number: int, grammar: Grammar, seed: int) -> list[str]:
 
 
 def _shapes(rng: np.random.Generator, grammar: Grammar) -> list[_Level]:
+    """The shapes of `ROOTS` trees, level by level."""
     levels = []
     tree = np.arange(ROOTS)
     depth = 1
@@ -204,11 +218,10 @@ def _shapes(rng: np.random.Generator, grammar: Grammar) -> list[_Level]:
 
 
 def _accepted(levels: list[_Level], grammar: Grammar) -> list[_Level]:
-    """The trees whose length is right, numbered anew."""
+    """The trees of the right length, numbered anew."""
     lengths = np.zeros(ROOTS, dtype=np.int64)
-    for level in (
-        levels
-    ):  # an operator and its end are two tokens, and so is one that the parent counts as a child
+    for level in levels:
+        # An operator has two tokens, itself and its end; the level below counts nested operators.
         leaves = level.arity - np.add.reduceat(level.nested.astype(np.int64), level.first)
         lengths += np.bincount(level.tree, weights=leaves + 2, minlength=ROOTS).astype(np.int64)
     good = (lengths > grammar.min_length) & (lengths < grammar.max_length)
@@ -231,40 +244,47 @@ def _accepted(levels: list[_Level], grammar: Grammar) -> list[_Level]:
 def _expressions(
     rng: np.random.Generator, levels: list[_Level]
 ) -> tuple[list[int], list[int], list[int]]:
-    """All trees as indices into `WORDS`, end to end; where each ends; the value of each."""
+    """All trees end to end, as indices into `WORDS`; the end of each; the value of each.
+
+    Values and sizes are computed from the deepest level up, places of words from the root down.
+    """
     operators = []
     digits = []
     sizes = []
     for level in levels:
         operators.append(rng.integers(0, len(OPERATORS), size=len(level.arity)))
         digits.append(rng.integers(0, 10, size=len(level.nested)))
-    values = size = np.empty(0, np.int64)
+    values = np.empty(0, np.int64)
+    size = np.empty(0, np.int64)
     for level, operator, children in zip(levels[::-1], operators[::-1], digits[::-1]):
         children[level.nested] = values
         values = _reduce(operator, children, level)
         child_size = np.ones(len(level.nested), dtype=np.int64)
         child_size[level.nested] = size
-        # (arity + 1) opening parentheses, the operator, a parenthesis behind each child, "]" and ")"
+        # Words of an expression: arity + 1 opening parentheses, the operator, a closing
+        # parenthesis after each child, "]" and ")", and the words of the children.
         size = 2 * level.arity + 4 + np.add.reduceat(child_size, level.first)
         sizes.append(child_size)
     ends = np.cumsum(size)
     words = np.full(ends[-1], OPEN, dtype=np.int64)
-    position = ends - size
+    position = ends - size  # of the first word of each operator of the level
     for level, operator, children, child_size in zip(levels, operators, digits, sizes[::-1]):
         words[position + level.arity + 1] = FIRST_OPERATOR + operator
+        # Where each child begins: after the operator, after the children before it.
         within = np.cumsum(child_size + 1) - (child_size + 1)
         child = (position + level.arity + 2 - within[level.first])[level.parent] + within
         words[child[~level.nested]] = FIRST_DIGIT + children[~level.nested]
         words[child + child_size] = SHUT
         last = level.first + level.arity - 1
         end = child[last] + child_size[last] + 1
-        words[end], words[end + 1] = END, SHUT
+        words[end] = END
+        words[end + 1] = SHUT
         position = child[level.nested]
     return words.tolist(), ends.tolist(), values.tolist()
 
 
 def _reduce(operator: np.ndarray, children: np.ndarray, level: _Level) -> np.ndarray:
-    """The value of each operator of a level."""
+    """The value of each operator of a level, given the values of its children."""
     first = level.first
     ordered = children[np.lexsort((children, level.parent))]
     median = (ordered[first + (level.arity - 1) // 2] + ordered[first + level.arity // 2]) // 2

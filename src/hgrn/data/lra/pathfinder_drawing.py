@@ -1,17 +1,17 @@
-"""One Pathfinder image: two long dashed contours, short ones that distract, and a marker at two of the ends.
+"""Draws one Pathfinder image: two long dashed contours, short distractors, and two markers at ends.
 
-The label is 1 if both markers sit on one contour. After Linsley et al., "Learning long-range spatial
-dependencies with horizontal gated-recurrent units" (2018), and Kim et al., "Disentangling neural mechanisms for
-perceptual grouping" (2020), whose generator this follows rule by rule: a contour grows by paddles, each on a
-circle around a pivot that lies a little beyond the one before, straight on preferred; every paddle claims a zone
-around it, and a paddle that would enter a claimed zone is drawn again, or the contour begun anew.
+The label is 1 if both markers are on one contour. After Linsley et al., "Learning long-range
+spatial dependencies with horizontal gated-recurrent units" (2018), and Kim et al., "Disentangling
+neural mechanisms for perceptual grouping" (2020), whose generator this follows rule by rule. A
+contour grows by paddles (dashes). Each ends on a circle around a pivot, which lies a little beyond
+the paddle before; straight on is likely. Every paddle claims a zone around it. A paddle that would
+enter a claimed zone is drawn again, or the contour is begun anew.
 
-What the rules look up is computed once for a margin (`_Tables`); growing contours (`pathfinder_growth`) works on
-whole numbers alone, and ink is drawn only for what was kept. Contours do cross, through each other's gaps. One rule
-is added, so that every label is right: if a long contour ends on the other one, both are drawn anew.
+`_tables` computes once what the rules look up for a margin. `pathfinder_growth` grows contours on
+whole numbers alone, and only those that are kept get ink. Contours do cross, through each other's
+gaps. One rule is added, so that every label is right: if a long contour ends on the other, both are
+drawn anew.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,8 +31,12 @@ MAX_PAIRS = 1_000_000  # pairs of long contours tried for one image
 
 
 class Contour(NamedTuple):
-    """paddles: int [P, 3], y, x and orientation (an index into the tables) of each dash, from that end on which it
-    was drawn; turns: int [P + 1, 2], y and x of the start, of the pivots in the gaps, and of the end."""
+    """A contour of P paddles.
+
+    paddles: int [P, 3], y, x and orientation (an index into the tables) of each; (y, x) is the end
+    from which it is drawn. turns: int [P + 1, 2], y and x of the start, of the pivots in the gaps,
+    and of the end.
+    """
 
     paddles: np.ndarray
     turns: np.ndarray
@@ -40,9 +44,13 @@ class Contour(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """image: uint8 [size, size]. markers: y, x of both. targets: the long contours; distractors: the short ones that
-    found room. margin: of this image. pairs: how many pairs of long contours were begun; refused: how many complete
-    ones were given up because of how they met."""
+    """An image and how it came about.
+
+    image: uint8 [size, size]. markers: y, x of both. targets: the long contours. distractors: the
+    short ones that found room. margin: the free space around dashes of this image. pairs: how many
+    pairs of long contours were begun. refused: how many complete pairs were given up because of how
+    they met.
+    """
 
     image: np.ndarray
     label: int
@@ -55,7 +63,11 @@ class Drawing:
 
 
 def draw(settings: PathfinderSettings, seed: int, index: int) -> Drawing:
-    """Image number index of a seed: a function of these three alone. Raises UserError if the contours do not fit."""
+    """Draw image number `index` of a seed; the result depends on the three arguments alone.
+
+    Raises UserError if the contours do not fit.
+    """
+    # Independent random numbers for margin, label, which ends get markers, and growing.
     margin = settings.margins[hashed(seed, index, 0) % len(settings.margins)]
     label = hashed(seed, index, 1) & 1
     first = hashed(seed, index, 2) & 1
@@ -64,7 +76,8 @@ def draw(settings: PathfinderSettings, seed: int, index: int) -> Drawing:
     stamps, tables = _tables(settings, margin)
     grow_targets, grow_distractors = growth()
     limits = (settings.size, settings.padding, settings.seed_distance)
-    pairs = refused = 0
+    pairs = 0
+    refused = 0
     while True:
         zone, contours, begun = grow_targets(
             state, tables, *limits, settings.contour_length, MAX_PAIRS
@@ -72,10 +85,10 @@ def draw(settings: PathfinderSettings, seed: int, index: int) -> Drawing:
         pairs += begun
         if begun > MAX_PAIRS:
             raise UserError(
-                f"two contours of {settings.contour_length} paddles do not fit into {settings.size} pixels; "
-                "give a smaller contour_length or a larger size"
+                f"two contours of {settings.contour_length} paddles do not fit into "
+                f"{settings.size} pixels; give a smaller contour_length or a larger size"
             )
-        targets = tuple(_contour(each) for each in contours)
+        targets = (_contour(contours[0]), _contour(contours[1]))
         if not _meet(targets, settings):
             break
         refused += 1
@@ -89,7 +102,7 @@ def draw(settings: PathfinderSettings, seed: int, index: int) -> Drawing:
 
 
 def undashed(drawing: Drawing) -> np.ndarray:
-    """The two long contours without gaps, bool [2, FINE * size, FINE * size], as if each had a colour of its own."""
+    """The two long contours without gaps, each apart, bool [2, FINE * size, FINE * size]."""
     return np.stack([outline(contour, len(drawing.image)) for contour in drawing.targets])
 
 
@@ -100,17 +113,16 @@ def crossing(drawing: Drawing) -> bool:
 
 
 def label_by_flood(drawing: Drawing) -> int:
-    """The label as seen in the undashed drawing: whether a flood from one marker reaches the other.
-
-    It stays in the colour of its contour; if the contours do not cross, one colour gives the same.
-    """
+    """The label by the undashed drawing: whether a flood from one marker reaches the other."""
     start, goal = (_fine(y, x) for y, x in drawing.markers)
-    colours = undashed(drawing) if crossing(drawing) else undashed(drawing).any(axis=0)[None]
-    return int(any(_floods(colour, start, goal) for colour in colours))
+    lines = undashed(drawing)
+    # Where contours cross, a flood must stay on its own; otherwise both may be one drawing.
+    drawings = lines if crossing(drawing) else lines[:1] | lines[1:]
+    return int(any(_floods(each, start, goal) for each in drawings))
 
 
 def _floods(dry: np.ndarray, start: tuple[int, int], goal: tuple[int, int]) -> bool:
-    """Whether a flood from start wets goal. It wets the array, which is False there afterwards."""
+    """Whether a flood of True pixels from start reaches goal. Sets what it reaches to False."""
     waiting = [start] if dry[start] else []
     dry[start] = False
     while waiting:
@@ -125,21 +137,23 @@ def _floods(dry: np.ndarray, start: tuple[int, int], goal: tuple[int, int]) -> b
 
 
 def _fine(y: int, x: int) -> tuple[int, int]:
-    """The middle of a pixel in the undashed drawing."""
+    """The middle of a pixel, in the undashed drawing."""
     return y * FINE + FINE // 2, x * FINE + FINE // 2
 
 
 def _contour(rows: np.ndarray) -> Contour:
-    """rows: int [P + 1, 5] of growth: y, x, orientation of the paddles, and y, x of the turns."""
+    """The contour of int [P + 1, 5], which `pathfinder_growth` describes."""
     return Contour(rows[:-1, :3], rows[:, 3:])
 
 
 def _corner(contour: Contour, which: int) -> tuple[int, int]:
+    """y, x of a turn; 0 is the start, -1 the end."""
     y, x = contour.turns[which].tolist()
     return y, x
 
 
 def outline(contour: Contour, size: int) -> np.ndarray:
+    """A contour without gaps, bool [FINE * size, FINE * size]."""
     canvas = Image.new("1", (size * FINE, size * FINE))
     points = [_fine(y, x)[::-1] for y, x in contour.turns.tolist()]
     ImageDraw.Draw(canvas).line(points, fill=1)
@@ -147,16 +161,17 @@ def outline(contour: Contour, size: int) -> np.ndarray:
 
 
 def _meet(targets: tuple[Contour, ...], settings: PathfinderSettings) -> bool:
-    """Whether one contour ends on the other; where they may not cross, whether they touch at all."""
+    """Whether one contour ends on the other, or touches it where crossings are not allowed."""
     lines = [outline(target, settings.size) for target in targets]
     if not settings.crossings:
         return bool((widened(lines[0]) & lines[1]).any())
     ends = [[_fine(*_corner(target, which)) for which in (0, -1)] for target in targets]
-    return any(widened(line)[end] for line, others in zip(lines, ends[::-1]) for end in others)
+    others = ends[::-1]
+    return any(widened(line)[end] for line, near in zip(lines, others) for end in near)
 
 
 def widened(line: np.ndarray) -> np.ndarray:
-    """With the eight neighbours of each pixel: where a flood would reach it from."""
+    """A drawing with the eight neighbours of each pixel, from which a flood would reach it."""
     around = np.pad(line, 1)
     rows = around[:-2] | around[1:-1] | around[2:]
     return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
@@ -169,10 +184,10 @@ def _ink(
     distractors: list[Contour],
     markers: tuple[tuple[int, int], ...],
 ) -> np.ndarray:
+    """The image, uint8 [size, size]: dashes, then markers, scaled to fill 0 to 255."""
     reach = stamps.shape[1] // 2
-    canvas = np.zeros(
-        (settings.size + 2 * reach,) * 2
-    )  # float64: some grey levels lie exactly between two
+    # float64, because some grey levels lie exactly between two whole numbers.
+    canvas = np.zeros((settings.size + 2 * reach,) * 2)
     for contours, contrast in (
         (targets, settings.target_contrast),
         (distractors, settings.distractor_contrast),
@@ -188,6 +203,7 @@ def _ink(
 
 
 def _disc(settings: PathfinderSettings, y: int, x: int) -> np.ndarray:
+    """The ink of a marker, float32 [size, size]."""
     scale = settings.antialias
     size = settings.size
     rows = np.arange(size * scale)[:, None] - y * scale
@@ -197,16 +213,19 @@ def _disc(settings: PathfinderSettings, y: int, x: int) -> np.ndarray:
 
 
 def _reduced(large: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [S, S] -> float32 [size, size] in [0, 1]."""
+    """A smaller copy, uint8 [S, S] -> float32 [size, size] in [0, 1]."""
     small = Image.fromarray(large).resize((size, size), resample=Image.Resampling.LANCZOS)
     return np.asarray(small, dtype=np.float32) / 255
 
 
 @lru_cache(maxsize=8)
 def _tables(settings: PathfinderSettings, margin: int) -> tuple[np.ndarray, Tables]:
-    """The ink of a paddle in each orientation, float32 [O, S, S] with its near end in the middle, and what growing
-    contours looks up. Orientations are those of first paddles, by degrees, then those towards each point of the
-    circle that later ones end on."""
+    """The ink of a paddle in each orientation, and the tables for growing, of one margin.
+
+    Ink is float32 [O, S, S], with the near end of the paddle in the middle. Orientations are those
+    of first paddles, by degrees, then those towards each point of the circle on which later paddles
+    end.
+    """
     length = settings.paddle_length
     first = np.arange(-DEGREES // 2, DEGREES // 2) * np.pi / 180
     circle = _circle(length + margin)
@@ -215,6 +234,7 @@ def _tables(settings: PathfinderSettings, margin: int) -> tuple[np.ndarray, Tabl
     # First paddles are drawn from their start onwards, later ones from their end back.
     drawn = np.concatenate([first, _opposite(towards)])
     ink, zones = zip(*(_stamp(settings, margin, angle) for angle in drawn))
+    # How far each later paddle turns from the one before: straight on is likely, back impossible.
     turned = abs(angles[:, None] - towards)
     turned = np.minimum(np.minimum(turned, 2 * np.pi - turned) * settings.continuity, np.pi / 2)
     keep_out = [_keep_out(zone, length + margin) for zone in zones[:DEGREES]]
@@ -239,13 +259,16 @@ def _opposite(angles: np.ndarray) -> np.ndarray:
 
 
 def _step(angles: np.ndarray, distance: float) -> np.ndarray:
-    """Steps of a distance in some directions, float64 [..., 2]. Where one leads is rounded up, in float64: at angles
-    such as 180 degrees, the side on which that falls depends on the place, and in the original it does as well."""
+    """Steps of a distance in some directions, y and x, float64 [..., 2].
+
+    Places that a step leads to are rounded up. At angles such as 180 degrees, rounding errors of
+    float64 decide to which side; the original has the same errors.
+    """
     return distance * np.stack([np.sin(angles), np.cos(angles)], axis=-1)
 
 
 def _circle(radius: int) -> np.ndarray:
-    """The pixels in which points of a circle fall, a pixel's length apart, int64 [K, 2]."""
+    """The pixels of a circle's points, which are a pixel's length apart, int64 [K, 2]."""
     angles = np.arange(0, 2 * np.pi, 1 / radius)
     return np.unique(np.floor(_step(angles, radius) + 1e-9).astype(np.int64), axis=0)
 
@@ -253,7 +276,7 @@ def _circle(radius: int) -> np.ndarray:
 def _stamp(
     settings: PathfinderSettings, margin: int, angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ink and zone of a paddle from the middle towards angle, float32 [S, S] each."""
+    """Ink and zone of a paddle from the middle towards an angle, float32 [S, S] each."""
     scale = settings.antialias
     reach = settings.paddle_length + int(np.ceil(settings.paddle_thickness)) + margin
     middle = reach * scale
@@ -263,31 +286,35 @@ def _stamp(
         [(middle, middle), (x, y)], fill=255, width=round(settings.paddle_thickness * scale)
     )
     line = np.array(large)
+    # The zone is the ink widened by the margin: the greatest ink within a disc around each pixel.
     wide = np.zeros_like(line)
     radius = margin * scale
     padded = np.pad(line, radius)
     for dy in range(-radius, radius + 1):
         for dx in range(-radius, radius + 1):
             if dy * dy + dx * dx <= radius * radius:
-                shifted = padded[
-                    radius + dy : radius + dy + len(line), radius + dx : radius + dx + len(line)
-                ]
+                top = radius + dy
+                left = radius + dx
+                shifted = padded[top : top + len(line), left : left + len(line)]
                 np.maximum(wide, shifted, out=wide)
     return _reduced(line, 2 * reach + 1), _reduced(wide, 2 * reach + 1)
 
 
 def _keep_out(zone: np.ndarray, reach: int) -> np.ndarray:
-    """Where, from the start of a first paddle, nothing may be claimed yet: its own zone as far as wholly covered, one
-    pixel down and right (the original puts it there), int64 [K, 2]."""
+    """What must be free around the start of a first paddle, int64 [K, 2].
+
+    That is the part of its own zone that is wholly covered, moved by one pixel down and right, as
+    in the original.
+    """
     offsets = np.argwhere(zone == 1) - len(zone) // 2 + 1
     return offsets[(abs(offsets) <= reach).all(axis=1)]
 
 
 def _reaches_all_corners(offsets: np.ndarray) -> bool:
-    """Whether from every corner of an image, and so from everywhere in it, some of the offsets stay inside.
+    """Whether some of the offsets stay inside the image from each of its corners.
 
-    The original finds no place at all for a first paddle in an orientation for which this does not hold: its
-    dilation of the claimed zone has no value at such a corner. Small images begin at few angles for this reason.
+    The original never begins in an orientation where this does not hold, because its dilation of
+    the claimed zone has no value at such a corner. So small images begin at few angles.
     """
     y, x = offsets.T
     return all(((y * down >= 0) & (x * right >= 0)).any() for down in (-1, 1) for right in (-1, 1))

@@ -1,12 +1,11 @@
-"""New Pathfinder images in the layout of the release, as many at a time as there are cores."""
-
-from __future__ import annotations
+"""Writes new Pathfinder images in the layout of the release, on all cores."""
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +30,13 @@ def generate(
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Write images and metadata into the folder `out/<difficulty>`, which must be new, and return its report.
+    """Write images and metadata into the new folder `out/<difficulty>`, and return its report.
 
-    Image i is a function of settings, seed and i, whatever the number of processes (None: one a core). Every
-    label is derived a second time, by a flood of the undashed drawing. progress is called with the images done
-    and in all. Raises UserError for a folder that exists or cannot be written, numbers that make no sense, and
+    number: images in all. per_batch: images of one folder. processes: None takes one for each core;
+    image i depends on settings, seed and i alone. progress: called with the images done and in all.
+    Every label is derived a second time, by a flood of the undashed drawing.
+
+    Raises UserError for a folder that exists or cannot be written, numbers that make no sense, and
     contours that do not fit.
     """
     for name, value, least in (
@@ -49,12 +50,10 @@ def generate(
     with reading(folder, "give another name"):
         if folder.exists():
             raise UserError(f"{folder} exists already; name another out")
-    draw(
-        settings, seed, 0
-    )  # what cannot be drawn is found here, and the compiled code is on disk for all processes
-    with whole_folder(
-        folder, durable=False
-    ) as draft:  # hundreds of thousands of files, which can be drawn again
+    # Settings that cannot be drawn fail here, and the compiled code gets on disk for all processes.
+    draw(settings, seed, 0)
+    # Hundreds of thousands of files, which can be drawn again: we do not wait for the disk.
+    with whole_folder(folder, durable=False) as draft:
         (draft / "metadata").mkdir()
         found = _write(draft, settings, seed, number, per_batch, processes, progress)
         report = {"seed": seed, "number": number, "settings": asdict(settings), **found}
@@ -63,12 +62,14 @@ def generate(
 
 
 def contact_sheet(images: list[np.ndarray], columns: int, scale: int = 1) -> Image.Image:
-    """Images of one size next to each other, enlarged, a grey line between them."""
+    """Images of one size side by side, enlarged, with grey lines between them."""
     size = images[0].shape[0]
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (size + 1) + 1, columns * (size + 1) + 1), 90, dtype=np.uint8)
     for number, image in enumerate(images):
-        top, left = (place * (size + 1) + 1 for place in divmod(number, columns))
+        row, column = divmod(number, columns)
+        top = row * (size + 1) + 1
+        left = column * (size + 1) + 1
         sheet[top : top + size, left : left + size] = image
     return Image.fromarray(sheet.repeat(scale, axis=0).repeat(scale, axis=1))
 
@@ -82,60 +83,40 @@ def _write(
     processes: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> dict:
+    """Write all images and their metadata; return sums over the images."""
     totals = {"label_1": 0, "crossing": 0, "distractors": 0, "pairs": 0, "refused": 0}
     tasks = ((start, min(start + TASK, number)) for start in range(0, number, TASK))
-    with ordered_map(
-        partial(_draw_some, settings=settings, seed=seed), tasks, processes
-    ) as results:
-        for index, (png, margin, label, counts) in enumerate(_flat(results)):
-            batch = index // per_batch
+    work = partial(_draw_some, settings=settings, seed=seed)
+    with ordered_map(work, tasks, processes) as results:
+        for index, (png, margin, label, counts) in enumerate(chain.from_iterable(results)):
+            batch, place = divmod(index, per_batch)
             images = folder / "imgs" / str(batch)
             images.mkdir(parents=True, exist_ok=True)
-            name = f"sample_{index % per_batch}.png"
+            name = f"sample_{place}.png"
             (images / name).write_bytes(png)
-            with open(
-                folder / "metadata" / f"{batch}.npy", "a", encoding="ascii", newline=""
-            ) as metadata:
-                metadata.write(
-                    " ".join(
-                        map(
-                            str,
-                            (
-                                f"imgs/{batch}",
-                                name,
-                                index % per_batch,
-                                label,
-                                settings.continuity,
-                                settings.contour_length,
-                                settings.distractor_length,
-                                settings.paddle_length,
-                                settings.paddle_thickness,
-                                margin,
-                                1,
-                            ),
-                        )
-                    )
-                    + "\n"
-                )
+            row = (
+                *(f"imgs/{batch}", name, place, label),
+                *(settings.continuity, settings.contour_length, settings.distractor_length),
+                *(settings.paddle_length, settings.paddle_thickness, margin, 1),
+            )
+            table = folder / "metadata" / f"{batch}.npy"
+            with open(table, "a", encoding="ascii", newline="") as metadata:
+                metadata.write(" ".join(map(str, row)) + "\n")
             totals = {key: totals[key] + count for key, count in zip(totals, (label, *counts))}
             if progress is not None:
                 progress(index + 1, number)
     return totals
 
 
-def _flat(results: Iterator[list[tuple]]) -> Iterator[tuple]:
-    for result in results:
-        yield from result
-
-
 def _draw_some(span: tuple[int, int], settings: PathfinderSettings, seed: int) -> list[tuple]:
-    """For each image: PNG, margin, label, and what is counted."""
+    """PNG, margin, label and counts of each image from span[0] to before span[1]."""
     found = []
     for index in range(*span):
         drawing = draw(settings, seed, index)
         if label_by_flood(drawing) != drawing.label:
             raise RuntimeError(
-                f"the flood of image {index} of seed {seed} does not give its label, {drawing.label}"
+                f"the flood of image {index} of seed {seed} does not give its label, "
+                f"{drawing.label}"
             )
         file = io.BytesIO()
         Image.fromarray(drawing.image).save(file, "png")

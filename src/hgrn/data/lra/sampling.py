@@ -1,4 +1,4 @@
-"""Batches of arena examples. The position (epoch, index, seed) alone decides which batch comes next.
+"""Batches of arena examples; the position (epoch, index, seed) alone decides which comes next.
 
 Shapes: B examples of a step over all ranks, R of this rank, T the longest sequence of a step or a
 fixed length.
@@ -69,6 +69,7 @@ class ExampleSampler(Positioned):
         split: str,
         batch_size: int,
         seed: int,
+        *,
         rank: int = 0,
         world: int = 1,
         pad_to: int | None = None,
@@ -81,7 +82,7 @@ class ExampleSampler(Positioned):
         if augment and not isinstance(examples, ImageSplit):
             raise ValueError("augment is for images, and these are sequences")
         self._augment = augment
-        self._lengths: np.ndarray | None = None
+        self._lengths: np.ndarray | None = None  # to group by, if that is wanted
         if group_by_length:
             if isinstance(examples, ImageSplit):
                 raise ValueError("group_by_length is for sequences, and these are images")
@@ -180,6 +181,7 @@ class _Reader:
             if changed_by is not None:
                 images = augmented(images, mine, *changed_by)
             return ExampleBatch(labels, pixel_values=self.data.normalised(images))
+        # The longest of the whole step, not of this rank's rows.
         length = self.pad_to
         if length is None:
             length = max(1, int(examples.lengths[step].max()))

@@ -60,6 +60,7 @@ class PairSplit:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of the longer half of each example, [N]."""
+        # Both halves are padded to one length, so the longer one decides.
         return np.maximum(self.first.lengths, self.second.lengths)
 
 

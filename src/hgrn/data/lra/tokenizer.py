@@ -1,9 +1,7 @@
-"""The tokenizer that turns raw text into the ids of `vocabulary`; saved with a model, for programs that read text.
+"""Makes a tokenizer that turns raw text into the ids of `vocabulary`, to be saved with a model.
 
-Importing transformers costs seconds, so that only the function does.
+transformers takes seconds to import, so only the function imports it.
 """
-
-from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
@@ -14,9 +12,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def build_tokenizer(task: str, data: LabelledData) -> PreTrainedTokenizerFast:
-    """The one of a task of sequences or pairs, "listops", "text" or "retrieval": with `truncation=True` it gives what `prepare`
-    does, <eos> at the end included; without, longer texts are whole. Text that spells "<eos>" is text, but in ListOps."""
+def build_tokenizer(task: str, data: LabelledData) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a task of sequences or pairs, "listops", "text" or "retrieval".
+
+    With `truncation=True` it gives the ids that `prepare` gives, <eos> at the end included; without
+    it, longer texts stay whole. Text that spells "<eos>" is text, except in ListOps.
+    """
     from tokenizers import (
         Regex,
         Tokenizer,
@@ -29,7 +30,8 @@ def build_tokenizer(task: str, data: LabelledData) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     pad, unknown, eos = SPECIALS
-    # Half of a surrogate pair, which escapes in JSON can spell, is in no text that a tokenizer reads.
+    assert data.vocabulary is not None  # only images have none
+    # Escapes in JSON can spell half of a surrogate pair, but no text of a tokenizer can hold it.
     ids = {
         token: number
         for number, token in enumerate(data.vocabulary.tokens)
@@ -43,14 +45,12 @@ def build_tokenizer(task: str, data: LabelledData) -> PreTrainedTokenizerFast:
             [normalizers.Replace(Regex("[()]"), ""), normalizers.Replace("]", CLOSE)]
         )
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    else:  # a BPE that merges nothing has characters, and, where it knows none of them, bytes
+    else:  # a BPE that merges nothing: one token for each character, or each byte
         is_bytes = data.vocabulary == BYTES
         backend = Tokenizer(models.BPE(ids, [], unk_token=unknown, byte_fallback=is_bytes))
-        backend.decoder = (
-            decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-            if is_bytes
-            else decoders.Fuse()
-        )
+        backend.decoder = decoders.Fuse()
+        if is_bytes:
+            backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {eos}", special_tokens=[(eos, ids[eos])]
     )

@@ -36,11 +36,11 @@ class ArenaTask(ClassificationTask):
             "train",
             recipe.batch.batch_size,
             recipe.training.seed,
-            ranks.data_rank,
-            ranks.data_world,
-            recipe.batch.pad_to,
-            recipe.batch.group_by_length,
-            isinstance(recipe.data, ArenaImageData) and recipe.data.augment,
+            rank=ranks.data_rank,
+            world=ranks.data_world,
+            pad_to=recipe.batch.pad_to,
+            group_by_length=recipe.batch.group_by_length,
+            augment=isinstance(recipe.data, ArenaImageData) and recipe.data.augment,
         )
 
     def next_batch(self) -> ExampleBatch:
