@@ -11,10 +11,10 @@ from pathlib import Path
 from hgrn.cli.inference import load_classifier
 from hgrn.errors import UserError, pasted
 from hgrn.files import reading, whole_file
+from hgrn.recipes import shipped
 from hgrn.training.manifests import Manifest, find_checkpoint, steps_saved
-from hgrn.training.recipe import leaves, load_recipe, recipe_from_yaml, shipped_recipes
+from hgrn.training.recipe import ArenaRecipe, Recipe, leaves, load_recipe, recipe_from_yaml
 from hgrn.training.runlog import read_rows
-from hgrn.training.specs import ArenaRecipe, Recipe
 from hgrn.training.tasks import open_examples
 from hgrn.training.tasks.classification import evaluate
 
@@ -161,12 +161,12 @@ def command(recipe: Recipe, file: Path) -> str:
     It names the shipped recipe of the same name, with what differs as overrides; or `file`, where
     the recipe is saved, if none fits.
     """
-    for name in shipped_recipes():
-        shipped = load_recipe(name) if name.startswith("lra/") else None
-        if shipped is None or shipped.name != recipe.name or type(shipped) is not type(recipe):
+    for name in shipped():
+        known = load_recipe(name) if name.startswith("lra/") else None
+        if known is None or known.name != recipe.name or type(known) is not type(recipe):
             continue
         before, after = (
-            leaves(each.model_dump(mode="json", exclude={"target"})) for each in (shipped, recipe)
+            leaves(each.model_dump(mode="json", exclude={"target"})) for each in (known, recipe)
         )
         changed = {key: value for key, value in after.items() if value != before.get(key)}
         # No override can take a field away.

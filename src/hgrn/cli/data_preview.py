@@ -27,8 +27,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from hgrn.data.images.opening import open_images
     from hgrn.data.images.preview import preview
-    from hgrn.training.recipe import load_recipe
-    from hgrn.training.specs import ImageRecipe
+    from hgrn.training.recipe import ImageRecipe, load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if not isinstance(recipe, ImageRecipe):

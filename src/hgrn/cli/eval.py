@@ -8,7 +8,7 @@ from hgrn.cli.options import Parser, add_checkpoint, add_model_options
 from hgrn.errors import UserError
 
 if TYPE_CHECKING:
-    from hgrn.training.specs import ArenaRecipe, ImageRecipe, LanguageRecipe
+    from hgrn.training.recipe import ArenaRecipe, ImageRecipe, LanguageRecipe
 
 ABOUT = "measure a model: bits per byte of text, accuracy of classes"
 MORE = """A language model reads the whole split once, in order, with the state carried. A classifier
@@ -38,8 +38,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from hgrn.training.manifests import find_checkpoint
-    from hgrn.training.recipe import recipe_from_yaml
-    from hgrn.training.specs import LanguageRecipe
+    from hgrn.training.recipe import LanguageRecipe, recipe_from_yaml
 
     folder = find_checkpoint(arguments.checkpoint, for_inference=True)
     saved = folder / "recipe.yaml"

@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _default(row: "FieldRow") -> str:
     """What a recipe that does not name this field gets, where that differs from the value."""
+    from hgrn.training.recipe.describe import REQUIRED
+
     if row.default == REQUIRED:
         return "; must be given"
     return "" if row.default == row.value else f" (default: {_text(row.default)})"
