@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from hgrn.ops import addresses
-from hgrn.ops.cpu import gated, layer, scan, threads
+from hgrn.ops.arguments import Scan, at_least_float32
+from hgrn.ops.cpu import gated, layer, threads
 from hgrn.ops.cpu import linear as maps
+from hgrn.ops.cpu import scan as scans
 from hgrn.ops.cpu.language import Kernel
-from hgrn.ops.reference import state_dtype
 
 _HUGE = 4 << 20  # bytes from which NumPy asks for huge pages
 _BLOCK = 1024  # channels of one task at most: their states and parameters stay near the core
@@ -61,7 +62,7 @@ class ScanPlan:
         self.bounds = None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
         self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.mask = None if mask is None else mask.contiguous()
-        self.dtype, self.accumulate, self.work = x.dtype, state_dtype(x.dtype), x.numel()
+        self.dtype, self.accumulate, self.work = x.dtype, at_least_float32(x.dtype), x.numel()
         rows = self.sequences * self.inner
         wanted = max(
             -(-threads.count() // max(rows, 1)), -(-channels // _BLOCK)
@@ -160,15 +161,14 @@ def _unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def hgru_scan(
-    candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
-) -> tuple[Tensor, Tensor]:
-    """See `hgrn.ops.reference.hgru_scan`."""
-    plan = ScanPlan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
+def hgru_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.hgru_scan`."""
+    candidate, forget, lower_bound, theta, initial_state, *where = scan
+    plan = ScanPlan(candidate, scan.channels, *where)
     state = plan.states(initial_state)
     h = _empty(candidate.shape, candidate.dtype)
     plan.launch(
-        scan.hgru_scan,
+        scans.hgru_scan,
         {"candidate": candidate, "forget": forget},
         {"h": h},
         room=plan.room(lower_bound),
@@ -179,17 +179,16 @@ def hgru_scan(
     return h, state
 
 
-def hgru_carry(
-    candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse
-) -> tuple[Tensor, Tensor]:
-    """See `hgrn.ops.reference.hgru_carry`."""
-    plan = ScanPlan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
+def hgru_carry(scan: Scan) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.hgru_carry`."""
+    candidate, forget, lower_bound, theta, _, *where = scan
+    plan = ScanPlan(candidate, scan.channels, *where)
     state = plan.states(None)
     decay = torch.ones(
         plan.sequences, plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
     plan.launch(
-        scan.hgru_scan,
+        scans.hgru_scan,
         {"candidate": candidate, "forget": forget},
         {"h": torch.empty_like(state, dtype=plan.dtype)},
         room=plan.room(lower_bound),
@@ -201,20 +200,11 @@ def hgru_carry(
 
 
 def hgru_scan_backward(
-    grad_h,
-    grad_final,
-    candidate,
-    forget,
-    lower_bound,
-    theta,
-    initial_state,
-    h,
-    cu_seqlens,
-    mask,
-    reverse,
+    scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of candidate, forget, lower_bound, theta and initial_state; h is what the forward returned."""
-    plan = ScanPlan(candidate, forget.shape[-1], cu_seqlens, mask, reverse)
+    """See `hgrn.ops.engines.Engine.hgru_scan_backward`."""
+    candidate, forget, lower_bound, theta, initial_state, *where = scan
+    plan = ScanPlan(candidate, scan.channels, *where)
     initial = plan.states(None) if initial_state is None else initial_state.contiguous()
     g = plan.states(grad_final.to(plan.accumulate))
     h = h.contiguous()
@@ -224,7 +214,7 @@ def hgru_scan_backward(
         2, plan.sequences * plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
     plan.launch(
-        scan.hgru_scan_backward,
+        scans.hgru_scan_backward,
         {"candidate": candidate, "forget": forget, "grad_h": grad_h},
         {"h": h, "grad_candidate": grad_candidate, "grad_forget": grad_forget},
         room=plan.room(lower_bound),
@@ -238,9 +228,10 @@ def hgru_scan_backward(
     return grad_candidate, grad_forget, grad_lower.clone(), grad_theta.clone(), g
 
 
-def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
-    """See `hgrn.ops.reference.gated_scan`."""
-    plan = ScanPlan(x, log_f.shape[-1], cu_seqlens, mask, reverse)
+def gated_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.gated_scan`."""
+    x, log_f, _, theta, initial_state, *where = scan
+    plan = ScanPlan(x, scan.channels, *where)
     state = plan.states(initial_state)
     h = _empty(x.shape, x.dtype)
     plan.launch(
@@ -250,10 +241,11 @@ def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tup
 
 
 def gated_scan_backward(
-    grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse
+    scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, log_f, theta and initial_state; h is what the forward returned."""
-    plan = ScanPlan(h, log_f.shape[-1], cu_seqlens, mask, reverse)
+    """See `hgrn.ops.engines.Engine.gated_scan_backward`."""
+    _, log_f, _, theta, initial_state, *where = scan
+    plan = ScanPlan(h, scan.channels, *where)
     initial = plan.states(None) if initial_state is None else initial_state.contiguous()
     g = plan.states(grad_final.to(plan.accumulate))
     h = h.contiguous()
@@ -294,7 +286,7 @@ def rows_launch(
         dense: contiguous tensors in that dtype.
         wide: contiguous tensors in the state's dtype, and numbers.
     """
-    width, dtype, accumulate = like.shape[-1], like.dtype, state_dtype(like.dtype)
+    width, dtype, accumulate = like.shape[-1], like.dtype, at_least_float32(like.dtype)
     count = like.numel() // max(width, 1)
     fields = {name: addresses.address(x, dtype) for name, x in dense.items()}
     for name, x in rows.items():
@@ -315,7 +307,7 @@ def gated_norm(x, gate, weight, bias, eps, activation, gate_first) -> tuple[Tens
     """The result, and each row's mean and inverse deviation; see `hgrn.ops.layers.gated_norm`."""
     rows = _rows(x)
     y = _empty(x.shape, x.dtype)
-    wide = dict(dtype=state_dtype(x.dtype), device="cpu")
+    wide = dict(dtype=at_least_float32(x.dtype), device="cpu")
     mean = torch.empty(x.shape[:-1], **wide)
     inverse = torch.empty(x.shape[:-1], **wide)
     scratch = torch.empty(-(-rows.shape[0] // _ROWS), x.shape[-1], **wide)
@@ -341,7 +333,7 @@ def gated_norm_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, gate, weight and bias."""
     rows = _rows(x)
-    wide = dict(dtype=state_dtype(x.dtype), device="cpu")
+    wide = dict(dtype=at_least_float32(x.dtype), device="cpu")
     tasks = -(-rows.shape[0] // _ROWS)
     grad_x = _empty(x.shape, x.dtype)
     grad_gate = _empty(gate.shape, gate.dtype)
