@@ -1,6 +1,7 @@
 """Measures the GPU kernels, training steps and decoding on one GPU.
 
-    python -m benchmarks gpu              at most 8 minutes; what is left is named, and measured when
+    python -m benchmarks gpu              at most 8 minutes; what is left is named, and measured
+    when
                                           the command is given again
     python -m benchmarks gpu --rehearse   every path at tiny shapes on a CPU, in Triton's
                                           interpreter; its numbers mean nothing
@@ -8,23 +9,23 @@
 What is compared, and with what:
 
 - Scans, with a copy of as many bytes in the same loop. A scan can do no better. Forward it reads
-  candidate and forget gate and writes h; backward it reads these, h and its gradient, and writes two
-  gradients. A "kernel" is replayed from a CUDA graph, so it is the GPU's time alone. An "op" is the
-  call as a program makes it, with launches and allocations, and at small shapes that is what a
+  candidate and forget gate and writes h; backward it reads these, h and its gradient, and writes
+  two gradients. A "kernel" is replayed from a CUDA graph, so it is the GPU's time alone. An "op" is
+  the call as a program makes it, with launches and allocations, and at small shapes that is what a
   program waits for. Between two calls a buffer larger than any L2 is written, so nothing is read
   from a cache. flash-linear-attention's scans start from log gates, so the operations that make
   these belong to their time.
-- Models: ours and flash-linear-attention's HGRN of equal shapes (real state, no biases, SwiGLU), and
-  a Transformer (RMSNorm, SwiGLU, rotary positions, PyTorch's fused attention) of about as many
+- Models: ours and flash-linear-attention's HGRN of equal shapes (real state, no biases, SwiGLU),
+  and a Transformer (RMSNorm, SwiGLU, rotary positions, PyTorch's fused attention) of about as many
   parameters. All weights are bfloat16. A step is forward, backward and fused AdamW. Decoding
   continues a prompt, one token a step, as called and from a CUDA graph.
 
 Nothing is timed before its result was compared. Our scans are compared with float64 at the very
 shape that is timed (a sample of channels, which do not mix), all options of the public functions at
-small ones; our model's loss and gradients with float64 on the CPU; whatever was compiled or captured
-with the plain call. What of ours differs or fails gets no number, and the exit status is 1. A peer
-that is absent, fails or differs is named and left out. A missed target is no failure: the table says
-so. First calls, which compile, have rows of their own.
+small ones; our model's loss and gradients with float64 on the CPU; whatever was compiled or
+captured with the plain call. What of ours differs or fails gets no number, and the exit status is
+1. A peer that is absent, fails or differs is named and left out. A missed target is no failure: the
+table says so. First calls, which compile, have rows of their own.
 """
 
 import argparse

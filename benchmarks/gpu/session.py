@@ -1,7 +1,7 @@
 """What a GPU run shares: the device and its clock, the time that is left, rows, and failures."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
@@ -137,7 +137,7 @@ class Session:
 
         return replay
 
-    def time(self, functions: dict[Name, Function], repeats: int) -> dict[Name, Times]:
+    def time(self, functions: Mapping[Name, Function], repeats: int) -> dict[Name, Times]:
         """All in turn, each with a cold L2, by CUDA events; in a rehearsal once, by wall time."""
         if self.rehearse:
             return round_robin(functions, 1, warm_ups=0)
