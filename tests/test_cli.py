@@ -289,12 +289,12 @@ def test_doctor(capsys):
 
 
 def test_train_help_lists_every_recipe(capsys):
-    from hgrn.training.recipe import shipped_recipes
+    from hgrn.recipes import shipped
 
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
     out = capsys.readouterr().out
-    assert stop.value.code == 0 and all(name in out for name in shipped_recipes())
+    assert stop.value.code == 0 and all(name in out for name in shipped())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -31,8 +31,9 @@ import sys, lzma
 import hgrn
 from importlib.resources import files
 assert hgrn.__file__.startswith(sys.argv[1]), hgrn.__file__
-from hgrn.training.recipe import load_recipe, shipped_recipes
-assert {"quickstart", "lm/wikitext103", "lm/sotu", "lm/text", "lm/150m"} <= set(shipped_recipes())
+from hgrn.recipes import shipped
+from hgrn.training.recipe import load_recipe
+assert {"quickstart", "lm/wikitext103", "lm/sotu", "lm/text", "lm/150m"} <= set(shipped())
 assert load_recipe("quickstart").name == "quickstart"
 corpus = lzma.decompress((files("hgrn") / "data/corpora/shakespeare.txt.xz").read_bytes())
 assert len(corpus) == 5057321 and corpus.startswith(b"ALL'S WELL THAT ENDS WELL")

@@ -71,8 +71,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         _evaluate_arena(arguments.runs)
         return
     from hgrn.training.manifests import find_checkpoint
-    from hgrn.training.recipe import recipe_from_yaml
-    from hgrn.training.specs import LanguageRecipe
+    from hgrn.training.recipe import LanguageRecipe, recipe_from_yaml
 
     folder = find_checkpoint(arguments.checkpoint)
     recipe = (
@@ -242,8 +241,7 @@ def predict(arguments: argparse.Namespace) -> None:
 def data_preview(arguments: argparse.Namespace) -> None:
     from hgrn.data.images.opening import open_images
     from hgrn.data.images.preview import preview
-    from hgrn.training.recipe import load_recipe
-    from hgrn.training.specs import ImageRecipe
+    from hgrn.training.recipe import ImageRecipe, load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if not isinstance(recipe, ImageRecipe):

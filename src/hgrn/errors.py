@@ -1,4 +1,4 @@
-"""What a person at the command line is meant to read: the one error, and commands to paste."""
+"""What a person at the command line reads: the one kind of error, hints, and commands to paste."""
 
 import difflib
 import os
@@ -8,16 +8,17 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user gave or has on disk is wrong: the message names it, the rule, the remedy.
+    """Something that the user gave or has on disk is wrong. The message names it, the rule and the
+    remedy.
 
     The command line prints the message without a traceback and exits with status 2.
     """
 
 
 class ToldElsewhere(UserError):
-    """A UserError of another process of the same run, which tells the user of it.
+    """A UserError that another process of the same run tells the user.
 
-    The command line is silent about this one.
+    The command line says nothing about this one.
     """
 
 
@@ -37,6 +38,8 @@ def pasted(*words: object) -> str:
     """
     texts = []
     for word in words:
-        dashed = isinstance(word, os.PathLike) and str(word).startswith("-")
-        texts.append(os.path.join(os.curdir, word) if dashed else str(word))
+        text = str(word)
+        if isinstance(word, os.PathLike) and text.startswith("-"):
+            text = os.path.join(os.curdir, text)
+        texts.append(text)
     return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)

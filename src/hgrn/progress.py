@@ -1,5 +1,6 @@
 """The one progress bar of the package, and the one type of function that hears of progress."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,15 +37,16 @@ class Bar:
             TimeRemainingColumn,
         )
 
-        stream = stream or sys.stderr
-        self.is_shown = stream.isatty() if shown is None else shown
+        # A process may be started without standard error.
+        out: TextIO = stream or sys.stderr or io.StringIO()
+        self.is_shown = out.isatty() if shown is None else shown
         self._progress = Progress(
             TextColumn("{task.description}"),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
-            console=Console(file=stream, highlight=False),
+            console=Console(file=out, highlight=False),
             transient=not keep,
             disable=not self.is_shown,
             refresh_per_second=4,

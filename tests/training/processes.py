@@ -34,9 +34,8 @@ from hgrn.training import checkpointing, manifests, runlog
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
 from hgrn.training.peers import Process
-from hgrn.training.recipe import recipe_to_yaml
+from hgrn.training.recipe import Recipe, recipe_to_yaml
 from hgrn.training.runfolder import locked
-from hgrn.training.specs import Recipe
 from hgrn.training.tasks.language import LanguageModelTask
 from tests.training.tiny_runs import tiny_image_recipe, tiny_recipe
 

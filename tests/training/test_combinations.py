@@ -4,8 +4,13 @@ import pytest
 import yaml
 
 from hgrn.errors import UserError
-from hgrn.training.recipe import load_recipe, recipe_from_yaml, recipe_to_yaml
-from hgrn.training.specs import ArenaRecipe, ImageRecipe
+from hgrn.training.recipe import (
+    ArenaRecipe,
+    ImageRecipe,
+    load_recipe,
+    recipe_from_yaml,
+    recipe_to_yaml,
+)
 from tests.training.tiny_arena import tiny_arena_recipe
 from tests.training.tiny_runs import tiny_image_recipe
 

@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from hgrn.training.recipe import load_recipe
-from hgrn.training.specs import ImageRecipe
+from hgrn.training.recipe import ImageRecipe, load_recipe
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,14 +3,13 @@
 import pytest
 
 from hgrn.errors import UserError
-from hgrn.training import specs
-from hgrn.training.recipe import load_recipe
+from hgrn.training.recipe import fields, load_recipe
 from tests.training.tiny_runs import tiny_recipe
 
 
 def test_a_model_that_the_machine_cannot_hold(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path, model__hidden_size="100000", model__num_hidden_layers="3")
-    monkeypatch.setattr(specs, "_memory", lambda: 8e9)
+    monkeypatch.setattr(fields, "_memory", lambda: 8e9)
     with pytest.raises(
         ValueError,
         match="the model's weights need 960 GB, and this machine has 8 GB of memory: lower model.hidden_size",

@@ -4,7 +4,7 @@ from torch import nn
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 from hgrn.training.muon import orthogonalize
 from hgrn.training.optimizer import build_optimizer, parameters_of, set_learning_rate
-from hgrn.training.specs import OptimizerSpec
+from hgrn.training.recipe.fields import OptimizerSpec
 
 
 class Gated(nn.Module):

@@ -5,9 +5,8 @@ import time
 import pytest
 
 from hgrn.errors import UserError
-from hgrn.training import plain_yaml
-from hgrn.training.plain_yaml import parse_yaml
-from hgrn.training.recipe import load_recipe, recipe_from_yaml, recipe_to_yaml
+from hgrn.training.recipe import load_recipe, plain_yaml, recipe_from_yaml, recipe_to_yaml
+from hgrn.training.recipe.plain_yaml import parse_yaml
 from tests.training.tiny_runs import tiny_recipe
 
 BOMB = "name: x\na: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -4,8 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from hgrn.errors import UserError
-from hgrn.training.recipe import load_recipe, recipe_from_yaml, recipe_to_yaml
-from hgrn.training.specs import LanguageRecipe
+from hgrn.training.recipe import LanguageRecipe, load_recipe, recipe_from_yaml, recipe_to_yaml
 from tests.training.tiny_runs import tiny_recipe
 
 
@@ -104,6 +103,35 @@ def test_five_mistakes_are_five_lines(tmp_path):
 def test_one_mistake_is_one_line(tmp_path, overrides, line):
     (found,) = problems(tmp_path, **overrides)
     assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("optimizer__learning_rate", "lr"),
+        ("optimizer__max_grad_norm", "clip_norm"),
+        ("batch__gradient_accumulation_steps", "accumulation"),
+        ("batch__seq_len", "block_size"),
+        ("training__max_steps", "steps"),
+    ],
+)
+def test_names_that_other_programs_use_are_known(tmp_path, theirs, ours):
+    (line,) = problems(tmp_path, **{theirs: "1"})
+    assert line == f"{theirs.replace('__', '.')} = 1: unknown key; did you mean {ours}?"
+
+
+def test_rules_between_sections_hold_beside_a_mistake_in_another(tmp_path):
+    lines = problems(tmp_path, schedule__warmup_steps="13", optimizer__lr="fast")
+    assert [line.partition(":")[0] for line in lines] == [
+        "optimizer.lr = 'fast'",
+        "schedule.warmup_steps = 13",
+    ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, 2**63])
+def test_numbers_that_no_field_can_mean(tmp_path, value):
+    lines = problems(tmp_path, model__dropout=value)
+    assert any(line.startswith(f"model.dropout = {value}: must be ") for line in lines)
 
 
 def test_a_missing_section(tmp_path):

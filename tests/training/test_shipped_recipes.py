@@ -7,8 +7,9 @@ import pytest
 import torch
 import yaml
 
+from hgrn.recipes import shipped
 from hgrn.training.loop import train
-from hgrn.training.recipe import load_recipe, shipped_recipes
+from hgrn.training.recipe import load_recipe
 from hgrn.training.runlog import read_rows
 from tests.data.images.conftest import encoded
 from tests.data.images.test_fixed import write_cifar
@@ -77,7 +78,7 @@ def with_data(tmp_path):
 
 
 def test_all_recipes_are_known_here():
-    assert shipped_recipes() == sorted(PARAMETERS)
+    assert shipped() == sorted(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

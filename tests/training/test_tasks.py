@@ -167,7 +167,7 @@ def test_the_model_gets_the_special_tokens_of_the_tokenizer(task):
 
 
 def test_a_preset_keeps_its_vocabulary_and_takes_the_special_tokens_of_the_tokenizer():
-    from hgrn.training.specs import ModelSpec
+    from hgrn.training.recipe.fields import ModelSpec
 
     config = ModelSpec(preset="wikitext103").config(
         vocab_size=50257, bos_token_id=7, eos_token_id=8, pad_token_id=None

@@ -9,8 +9,7 @@ from PIL import Image
 from hgrn.data.lra.listops_generator import Grammar, generate
 from hgrn.data.lra.pathfinder import HARD
 from hgrn.data.lra.retrieval import FILES
-from hgrn.training.recipe import load_recipe
-from hgrn.training.specs import Recipe
+from hgrn.training.recipe import Recipe, load_recipe
 from tests.data.images.test_fixed import write_cifar
 
 KINDS = ("listops", "text", "retrieval", "image", "pathfinder")

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from hgrn.training.recipe import load_recipe
-from hgrn.training.specs import Recipe
+from hgrn.training.recipe import Recipe, load_recipe
 
 TINY = {
     "name": "tiny",

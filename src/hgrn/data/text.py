@@ -16,7 +16,6 @@ Examples, as YAML under `data:` of a recipe:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hgrn.data.files import TextFile, expand
 from hgrn.data.hub import load_split
 from hgrn.data.tokenizer import BYTES, missing_local_tokenizer
-from hgrn.errors import UserError
+from hgrn.errors import UserError, near
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Select:
-    """Keeps the records with minimum <= record[field] < below."""
+    """Keeps the records with minimum <= record[field] < below.
+
+    field: the field of a record that holds the number. minimum: the smallest number that is kept.
+    below: numbers from this one on are left out.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -47,11 +50,14 @@ class Select:
 class TextSplit:
     """Which part of the text a split is: all of it, or a `span`, or what `select` keeps.
 
-    span, (start, end) with 0 <= start < end <= 1, is a fraction of the bytes of all files together (of the
-    records, for JSON Lines and datasets), from int(start * n) to before int(end * n). Where text must be
-    whole UTF-8 characters, for any tokenizer but the byte tokenizer, a cut moves to the next one.
-    name is the split's name inside the dataset, its own name here if None. files are used instead of the
-    files or dataset of all splits.
+    name: the split's name inside the dataset, None if it is called the same there.
+    span: (start, end), a fraction of the text with 0 <= start < end <= 1.
+    select: which records to keep, by a number in a field.
+    files: files to read instead of the files or dataset of all splits.
+
+    A span is measured over the bytes of all files together (over the records of JSON Lines and
+    datasets), from int(start * n) to before int(end * n). Every tokenizer but the byte tokenizer
+    needs whole UTF-8 characters, so a cut moves to the next one.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -66,10 +72,14 @@ class TextSplit:
 class TextData:
     """Text, how it is cut into documents and splits, and its tokenizer.
 
-    files: text files, files of records (JSON Lines, JSON, CSV, parquet), folders, globs,
-    `corpus:shakespeare`. dataset: a Hugging Face dataset (name or folder) with its config. text_field:
-    the field of a record or column that holds the text. documents: "file" takes each file or record as
-    one document, "line" each line of them. tokenizer: "bytes", or a name or path for `load_tokenizer`.
+    files: text files, files of records (JSON Lines, JSON, CSV, parquet), folders, globs, or
+        `corpus:shakespeare`.
+    dataset: a Hugging Face dataset, by its name or folder.
+    config: the dataset's configuration.
+    text_field: the field of a record or column that holds the text.
+    documents: "file" takes each file or record as one document, "line" each of its lines.
+    tokenizer: "bytes", or a name or path for `load_tokenizer`.
+    splits: the parts of the text by their names.
     cache: the folder of tokenised text, None for the user's cache folder.
     """
 
@@ -90,21 +100,22 @@ def problems(data: TextData, required: Sequence[str] = ("train",)) -> list[str]:
 
     required: the splits that the caller is going to use.
     """
-    found = _source_problems(data)
-    for name in required:
-        if name not in data.splits:
-            near = difflib.get_close_matches(name, data.splits, n=1)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"there is {', '.join(data.splits) or 'none'}"
-            )
-            found.append(f"splits: {name} is missing; {hint}")
+    found = _source_problems(data) + missing_splits(data, required)
     if data.files is not None:
         found += [f"files: {problem}" for problem in _expand_all(data.files)[1]]
     for name in data.splits:
         found += split_problems(data, name)
     return found
+
+
+def missing_splits(data: TextData, required: Sequence[str]) -> list[str]:
+    """What to say of each of these splits that the data does not have."""
+    present = f"; there is {', '.join(data.splits) or 'none'}"
+    return [
+        f"splits: {name} is missing{near(name, data.splits) or present}"
+        for name in required
+        if name not in data.splits
+    ]
 
 
 def split_problems(data: TextData, split: str) -> list[str]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from hgrn.errors import UserError, pasted
 from hgrn.files import reading, whole_file
+from hgrn.recipes import shipped
 from hgrn.training.manifests import Manifest, steps_saved
-from hgrn.training.recipe import leaves, load_recipe, recipe_from_yaml, shipped_recipes
+from hgrn.training.recipe import ArenaRecipe, Recipe, leaves, load_recipe, recipe_from_yaml
 from hgrn.training.runlog import read_rows
-from hgrn.training.specs import ArenaRecipe, Recipe
 from hgrn.training.tasks import open_examples
 from hgrn.training.tasks.classification import Examples, evaluate
 
@@ -104,7 +104,7 @@ def arena_table(
 
 def command(recipe: Recipe, file: Path) -> str:
     """What trains `recipe` again: the shipped one of its name with the overrides that it has, or else `file`, where it is saved."""
-    for name in shipped_recipes():
+    for name in shipped():
         shipped = load_recipe(name) if name.startswith("lra/") else None
         if shipped is None or shipped.name != recipe.name or type(shipped) is not type(recipe):
             continue

@@ -38,8 +38,13 @@ from hgrn.progress import without_bars
 from hgrn.training import manifests, sharding
 from hgrn.training.distributed import Ranks
 from hgrn.training.manifests import Manifest, SavedFile, find_checkpoint, steps_saved
-from hgrn.training.recipe import blocking_changes, can_be_longer, recipe_from_yaml, recipe_to_yaml
-from hgrn.training.specs import Recipe
+from hgrn.training.recipe import (
+    Recipe,
+    blocking_changes,
+    can_be_longer,
+    recipe_from_yaml,
+    recipe_to_yaml,
+)
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from hgrn.errors import ToldElsewhere, UserError
 from hgrn.parallel import parallelize
 from hgrn.training import sharding
 from hgrn.training.peers import Peers, outlive_torchrun
-from hgrn.training.specs import ParallelSpec
+from hgrn.training.recipe.fields import ParallelSpec
 
 _FROM_TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 # Longer than what one rank does alone (validation, tokenising); a rank that dies is noticed without it.

@@ -21,11 +21,10 @@ from hgrn.training import checkpointing, manifests
 from hgrn.training.averaging import WeightAverage
 from hgrn.training.distributed import Ranks
 from hgrn.training.optimizer import build_optimizer, local, parameters_of, set_learning_rate
-from hgrn.training.recipe import can_be_longer
+from hgrn.training.recipe import Recipe, can_be_longer
 from hgrn.training.runfolder import check_free, locked, write_recipe
 from hgrn.training.runlog import RunLog
 from hgrn.training.schedules import learning_rate
-from hgrn.training.specs import Recipe
 from hgrn.training.tasks import Task, build_task
 from hgrn.training.threads import cpu_threads
 

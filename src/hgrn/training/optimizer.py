@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from hgrn.training.muon import Muon
-from hgrn.training.specs import OptimizerSpec
+from hgrn.training.recipe.fields import OptimizerSpec
 
 
 def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:

@@ -23,8 +23,7 @@ from hgrn.files import NO_LOCKS, is_draft, reading, remove, whole_file, writing
 from hgrn.training.checkpointing import remove_leftovers
 from hgrn.training.manifests import steps_saved
 from hgrn.training.peers import Process
-from hgrn.training.recipe import recipe_to_yaml
-from hgrn.training.specs import Recipe
+from hgrn.training.recipe import Recipe, recipe_to_yaml
 
 LOCK = "run.lock"
 GUARD = "run.lock.guard"

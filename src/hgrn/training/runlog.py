@@ -17,8 +17,7 @@ from typing import Any, Self, TextIO
 from hgrn.errors import pasted
 from hgrn.files import reading, whole_file, writing
 from hgrn.progress import Bar
-from hgrn.training.recipe import leaves, recipe_to_yaml
-from hgrn.training.specs import Recipe
+from hgrn.training.recipe import Recipe, leaves, recipe_to_yaml
 
 ROWS = ("train", "validation")
 # What TensorBoard shows beside the settings of runs.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hgrn.training.distributed import Ranks
-from hgrn.training.specs import ArenaRecipe, ImageRecipe, LanguageRecipe, Recipe
+from hgrn.training.recipe import ArenaRecipe, ImageRecipe, LanguageRecipe, Recipe
 from hgrn.training.tasks.base import Task
 
 if TYPE_CHECKING:

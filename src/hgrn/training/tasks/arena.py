@@ -8,7 +8,7 @@ from hgrn.data.lra.sampling import ExampleBatch, ExampleSampler, in_order
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit
 from hgrn.data.lra.tokenizer import build_tokenizer
 from hgrn.errors import UserError
-from hgrn.training.specs import ArenaRecipe
+from hgrn.training.recipe import ArenaRecipe
 from hgrn.training.tasks.base import Tell
 from hgrn.training.tasks.classification import ClassificationTask, Examples
 

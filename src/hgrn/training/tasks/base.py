@@ -13,7 +13,7 @@ from hgrn.data.position import Positioned
 from hgrn.errors import UserError
 from hgrn.training.checkpointing import load_weights
 from hgrn.training.distributed import Ranks
-from hgrn.training.specs import Recipe
+from hgrn.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,7 +8,7 @@ from hgrn.data.images.opening import open_images
 from hgrn.data.images.sampling import ImageSampler
 from hgrn.data.images.source import ImageSource
 from hgrn.errors import UserError
-from hgrn.training.specs import ImageRecipe
+from hgrn.training.recipe import ImageRecipe
 from hgrn.training.tasks.base import Tell
 from hgrn.training.tasks.classification import ClassificationTask, Examples
 
