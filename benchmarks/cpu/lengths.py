@@ -111,7 +111,7 @@ def _sizes(width: int) -> str:
 
 
 @torch.no_grad()
-def _read_contexts(model: HGRNForCausalLM, lengths: tuple[int, ...]) -> dict[int, HGRNCache]:
+def _read_contexts(model: HGRNForCausalLM, lengths: tuple[int, ...]) -> dict[int, Any]:
     """The cache after each length (ascending) of one random text."""
     caches = {}
     cache: Any = None
