@@ -1,4 +1,4 @@
-"""What the pictures of results share beyond the package's own look: lines, bars, and their place."""
+"""What the pictures of results share beyond the package's look: lines, bars, and their place."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

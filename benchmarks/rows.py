@@ -175,7 +175,7 @@ def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Cells]) -> None
 def read_csv(path: Path) -> list[Cells]:
     """The rows of a file; none if there is no file."""
     try:
-        with reading(path), open(path, newline="", encoding="utf-8") as file:
+        with reading(path, _REMEDY), open(path, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         return []

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -20,6 +21,7 @@ _CHECKED_STEP = 1 << 14
 _CHECKED = 1 << 19
 
 Shape = tuple[int, int, int]
+Output = TypeVar("Output")
 
 
 def label(dtype: torch.dtype) -> str:
@@ -59,7 +61,7 @@ class ScanCase:
         return total * batch * steps * channels * dtype.itemsize
 
     def inputs(self, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Input `[B, T, C]`, gate `[B, T, D]`; lower_bound and theta `[D]` where the case has them."""
+        """Input `[B, T, C]`, gate `[B, T, D]`; `[D]`: lower_bound and theta if the case has them."""
         batch, steps, channels = shape
         generator = torch.Generator().manual_seed(0)
         width = channels * (2 if self.complex_state else 1)
@@ -79,7 +81,7 @@ class ScanCase:
     def call(
         self, inputs: tuple[Tensor, ...], engine: str | None = None
     ) -> Callable[[], tuple[Tensor, ...]]:
-        """A function that returns h; with backward also the gradients of all inputs for one of h."""
+        """A function that returns h, and with backward the gradients of all inputs."""
         if not self.backward:
             return lambda: (self._scan(inputs, engine),)
         inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
@@ -142,10 +144,10 @@ class GivenOutputs:
     def __init__(self) -> None:
         self._kept: list[Tensor] = []
 
-    def wrap(self, function: Callable[[], object]) -> Callable[[], object]:
+    def wrap(self, function: Callable[[], Output]) -> Callable[[], Output]:
         """The function with its results in the kept memory; each call overwrites the last."""
 
-        def call() -> object:
+        def call() -> Output:
             with self._given():
                 return function()
 
@@ -153,7 +155,7 @@ class GivenOutputs:
 
     @contextmanager
     def _given(self) -> Iterator[None]:
-        """Inside, the engine gets the kept memory, in the order in which it asked the first time."""
+        """Inside, the engine gets the kept memory, in the order of its first requests."""
         from hgrn.ops.cpu import launch
 
         # The public functions take no memory for their results, so this replaces the engine's
@@ -161,7 +163,7 @@ class GivenOutputs:
         allocate = launch._empty
         kept = iter(tuple(self._kept))
 
-        def hand_out(*arguments: object) -> Tensor:
+        def hand_out(*arguments: Any) -> Tensor:
             tensor = next(kept, None)
             if tensor is None:
                 tensor = allocate(*arguments)

@@ -1,22 +1,21 @@
-"""Are our Pathfinder images like those of the original generator? Statistics of both, and a test of each.
+"""Compares our Pathfinder images with those of the original generator: statistics, and tests.
 
-    python benchmarks/pathfinder_comparison.py REFERENCE --size 32 --images 500 --sheets FOLDER
+REFERENCE is a folder of images that github.com/drewlinsley/pathfinder made at the settings of Long
+Range Arena (`imgs/<batch>/sample_<n>.png`). If it holds `geometry.jsonl`, what cannot be seen in
+pixels is compared too. Each line of that describes an image: {"targets": [points, points],
+"distractors": [points, ...]}, where points are [y, x] of the ends of successive paddles, the first
+being the start of the contour.
 
-REFERENCE is a folder of images that github.com/drewlinsley/pathfinder made at the settings of the Long Range
-Arena (`imgs/<batch>/sample_<n>.png`). What cannot be seen in pixels is compared too if it holds `geometry.jsonl`,
-one line an image: {"targets": [points, points], "distractors": [points, ...]}, where points are [y, x] of the
-ends of successive paddles, the first being the start of the contour.
-
-Each p-value is that of the largest distance between the two cumulative distributions (Kolmogorov and Smirnov),
-by 2,000 permutations of the pooled images, which is right for counts and grey levels as well. Values of one image
-stand together, so an image counts once.
+Each p-value belongs to the largest distance between the two cumulative distributions (Kolmogorov
+and Smirnov). It comes from 2,000 permutations of the pooled images, which is right for counts and
+grey levels too. The values of one image stand together, so an image counts once.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,61 +27,70 @@ from hgrn.data.lra.pathfinder_settings import ARENA, PathfinderSettings, arena_s
 INK = 20  # grey level from which a pixel counts as ink
 PERMUTATIONS = 2000
 
+# Images or geometries, and the settings they were made with -> one value an image.
+Statistic = Callable[[list[Any], PathfinderSettings], np.ndarray]
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("reference", type=Path)
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("reference", type=Path, help="the folder of the original's images")
     parser.add_argument("--size", type=int, choices=sorted(ARENA), required=True)
-    parser.add_argument("--images", type=int, default=500, help="how many of each")
-    parser.add_argument("--seed", type=int, default=0, help="of our images")
+    parser.add_argument("--images", type=int, default=500, help="how many of each (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="of our images (default: 0)")
     parser.add_argument("--sheets", type=Path, help="a folder for two contact sheets")
-    arguments = parser.parse_args()
-    settings = arena_settings(arguments.size)
+
+
+def run(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Print the table of docs/lra_data.md, and write contact sheets if they are asked for."""
+    settings = arena_settings(given.size)
     files = sorted(
-        arguments.reference.glob("imgs/*/*.png"), key=lambda path: int(path.stem.split("_")[1])
-    )
-    files = files[: arguments.images]
+        given.reference.glob("imgs/*/*.png"), key=lambda path: int(path.stem.split("_")[1])
+    )[: given.images]
     theirs = [np.array(Image.open(file).convert("L")) for file in files]
-    drawings = [draw(settings, arguments.seed, index) for index in range(len(theirs))]
+    drawings = [draw(settings, given.seed, index) for index in range(len(theirs))]
     ours = [drawing.image for drawing in drawings]
-    rows = [
-        (name, function(theirs, settings), function(ours, settings))
-        for name, function in SEEN.items()
-    ]
-    geometry = arguments.reference / "geometry.jsonl"
+    rows = [_row(name, function, theirs, ours, settings) for name, function in SEEN.items()]
+    geometry = given.reference / "geometry.jsonl"
     if geometry.is_file():
         known = [json.loads(line) for line in geometry.read_text().splitlines()[: len(theirs)]]
         mine = [_geometry(drawing) for drawing in drawings]
-        rows += [
-            (name, function(known, settings), function(mine, settings))
-            for name, function in KNOWN.items()
-        ]
-    print(
-        f"{len(theirs)} images each, {settings.size} pixels\n\n| statistic | original | ours | p |\n|---|---|---|---|"
-    )
-    for name, first, second in rows:
-        print(f"| {name} | {_summary(first)} | {_summary(second)} | {p_value(first, second):.3f} |")
+        rows += [_row(name, function, known, mine, settings) for name, function in KNOWN.items()]
+    print(f"{len(theirs)} images each, {settings.size} pixels\n")
+    print("\n".join(["| statistic | original | ours | p |", "|---|---|---|---|", *rows]))
+
+    # That the statistic of the markers finds them is checked where the truth is known.
     found = [marker_distance([image], settings)[0] for image in ours]
     true = [np.hypot(*np.subtract(*drawing.markers)) for drawing in drawings]
-    print(
-        f"\nmarkers found within 1.5 pixels of where they are: {np.mean(abs(np.subtract(found, true)) < 1.5):.1%} of ours"
-    )
-    if arguments.sheets:
-        arguments.sheets.mkdir(parents=True, exist_ok=True)
+    near = np.mean(abs(np.subtract(found, true)) < 1.5)
+    print(f"\nmarkers found within 1.5 pixels of where they are: {near:.1%} of ours")
+    if given.sheets:
+        given.sheets.mkdir(parents=True, exist_ok=True)
         for name, images in (("original", theirs), ("ours", ours)):
             sheet = contact_sheet(images[:40], columns=10, scale=max(1, 64 // settings.size))
-            sheet.save(arguments.sheets / f"pathfinder{settings.size}_{name}.png", optimize=True)
+            sheet.save(given.sheets / f"pathfinder{settings.size}_{name}.png", optimize=True)
+    return 0
+
+
+def _row(
+    name: str,
+    statistic: Statistic,
+    theirs: list[Any],
+    ours: list[Any],
+    settings: PathfinderSettings,
+) -> str:
+    first = statistic(theirs, settings)
+    second = statistic(ours, settings)
+    return f"| {name} | {_summary(first)} | {_summary(second)} | {p_value(first, second):.3f} |"
 
 
 def p_value(first: np.ndarray, second: np.ndarray) -> float:
+    """How likely so large a distance of two samples is if one distribution made both."""
     pooled = np.concatenate([first, second])
     order = np.argsort(pooled, kind="stable")
-    last = np.append(np.diff(pooled[order]) > 0, True)  # ties end where the value changes
-    member = np.concatenate(
-        [np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second))]
-    )
+    # Ties end where the value changes, and only there the distributions are compared.
+    last = np.append(np.diff(pooled[order]) > 0, True)
+    shares = (np.full(len(first), 1 / len(first)), np.full(len(second), -1 / len(second)))
+    member = np.concatenate(shares)
     rng = np.random.default_rng(0)
 
     def distance(member: np.ndarray) -> float:
@@ -94,21 +102,24 @@ def p_value(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def ink_fraction(images: list[np.ndarray], settings: PathfinderSettings) -> np.ndarray:
+    """The share of pixels that are ink."""
     return np.array([(image >= INK).mean() for image in images])
 
 
 def mean_ink(images: list[np.ndarray], settings: PathfinderSettings) -> np.ndarray:
+    """The mean grey level of the ink."""
     return np.array([image[image >= INK].mean() for image in images])
 
 
-def ink_quantile(share: float):
+def ink_quantile(share: float) -> Statistic:
+    """A quantile of the grey levels of the ink."""
     return lambda images, settings: np.array(
         [np.quantile(image[image >= INK], share) for image in images]
     )
 
 
 def centre_of_ink(images: list[np.ndarray], settings: PathfinderSettings) -> np.ndarray:
-    """Pixels from the middle of the image."""
+    """How far the centre of the ink is from the middle of the image, in pixels."""
     middle = (settings.size - 1) / 2
     return np.array(
         [np.hypot(*(np.argwhere(image >= INK).mean(axis=0) - middle)) for image in images]
@@ -144,10 +155,12 @@ def marker_distance(images: list[np.ndarray], settings: PathfinderSettings) -> n
 
 
 def contour_length(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
+    """The mean length of the two long contours, in pixels."""
     return np.array([np.mean([_path(points) for points in each["targets"]]) for each in known])
 
 
 def contour_span(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
+    """How far a long contour's start is from its end, in pixels."""
     return np.array(
         [
             np.mean([np.hypot(*np.subtract(points[0], points[-1])) for points in each["targets"]])
@@ -157,25 +170,25 @@ def contour_span(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
 
 
 def start_to_other_end(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
-    return np.array(
-        [
-            np.mean(
-                [
-                    np.hypot(*np.subtract(one[0], other[-1]))
-                    for one, other in (each["targets"], each["targets"][::-1])
-                ]
-            )
-            for each in known
-        ]
-    )
+    """How far a long contour's start is from the other's end."""
+    found = []
+    for each in known:
+        pairs = (each["targets"], each["targets"][::-1])
+        distances = [np.hypot(*np.subtract(one[0], other[-1])) for one, other in pairs]
+        found.append(np.mean(distances))
+    return np.array(found)
 
 
 def distractor_number(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
+    """How many distractors there are."""
     return np.array([len(each["distractors"]) for each in known])
 
 
 def distractor_length(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
-    """Without the first paddle, of which other generators may know another point."""
+    """The mean length of the distractors, in pixels.
+
+    The first paddle is left out, because the original may know another point of it.
+    """
     return np.array(
         [
             np.mean([_path(points[1:]) for points in each["distractors"]])
@@ -186,7 +199,7 @@ def distractor_length(known: list[dict], settings: PathfinderSettings) -> np.nda
 
 
 def crosses(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
-    """Whether lines through the ends of the paddles touch, at a fine resolution."""
+    """Whether the lines through the ends of the paddles touch, at a fine resolution."""
     found = []
     for each in known:
         first, second = (
@@ -198,7 +211,7 @@ def crosses(known: list[dict], settings: PathfinderSettings) -> np.ndarray:
     return np.array(found)
 
 
-SEEN = {
+SEEN: dict[str, Statistic] = {
     "ink fraction": ink_fraction,
     "mean grey level of ink": mean_ink,
     "lower quartile of ink": ink_quantile(0.25),
@@ -207,7 +220,7 @@ SEEN = {
     "centre of ink from the middle, pixels": centre_of_ink,
     "distance of markers, pixels": marker_distance,
 }
-KNOWN = {
+KNOWN: dict[str, Statistic] = {
     "length of a long contour, pixels": contour_length,
     "its start to its end, pixels": contour_span,
     "its start to the other's end, pixels": start_to_other_end,
@@ -233,7 +246,3 @@ def _path(points: list) -> float:
 
 def _summary(values: np.ndarray) -> str:
     return f"{values.mean():.3f} ± {values.std():.3f}"
-
-
-if __name__ == "__main__":
-    main()

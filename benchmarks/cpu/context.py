@@ -113,6 +113,7 @@ def _report_rank(folder: Path, ranks: int, steps: int, tokens: int) -> None:
         "training.threads": 1,
     }
     recipe = load_recipe("lm/long-context", changes)
+    layers = recipe.model.config().num_hidden_layers
     losses: list[float] = []
 
     def listen(event: dict[str, Any]) -> None:
@@ -127,7 +128,7 @@ def _report_rank(folder: Path, ranks: int, steps: int, tokens: int) -> None:
         "losses": losses,
         "imports_mb": resident / 2**20,
         "peak_mb": (resident_bytes("VmHWM") - resident) / 2**20,
-        "sent_per_layer": sent / steps / recipe.model.num_hidden_layers,
+        "sent_per_layer": sent / steps / layers,
         "seconds": time.perf_counter() - began,
     }
     (folder / f"rank-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(used))

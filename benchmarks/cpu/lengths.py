@@ -1,10 +1,11 @@
-"""Time and memory against length: training steps of long sequences, decoding behind long contexts."""
+"""Time and memory against length: training on long sequences, decoding behind long contexts."""
 
 import json
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -110,10 +111,10 @@ def _sizes(width: int) -> str:
 
 
 @torch.no_grad()
-def _read_contexts(model: HGRNForCausalLM, lengths: tuple[int, ...]) -> dict[int, HGRNCache]:
+def _read_contexts(model: HGRNForCausalLM, lengths: tuple[int, ...]) -> dict[int, Any]:
     """The cache after each length (ascending) of one random text."""
     caches = {}
-    cache = None
+    cache: Any = None
     read = 0
     for length in lengths:
         while read < length:

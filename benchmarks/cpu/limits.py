@@ -1,6 +1,8 @@
 """The limits of the machine: how fast memory is read and written, how fast matrices multiply."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -31,7 +33,11 @@ def parts(quick: bool) -> list[Part]:
 
 def _measure(stream: Stream, repeats: int, tell: OnProgress) -> list[Row]:
     source = torch.ones(stream.bytes // 4)
-    functions = {"add": stream, "sum": source.sum, "fill": partial(torch.zeros, stream.a.shape)}
+    functions: dict[Any, Callable[[], object]] = {
+        "add": stream,
+        "sum": source.sum,
+        "fill": partial(torch.zeros, stream.a.shape),
+    }
     for sizes in _PRODUCTS:
         rows, inputs, outputs = sizes
         x = torch.randn(rows, inputs)
@@ -39,7 +45,7 @@ def _measure(stream: Stream, repeats: int, tell: OnProgress) -> list[Row]:
         functions[sizes] = partial(torch.mm, x, weight.T, out=torch.empty(rows, outputs))
     times = round_robin(functions, repeats, on_call=tell)
 
-    def traffic(key: str, name: str, amount: int, kind: str) -> Row:
+    def traffic(key: Any, name: str, amount: int, kind: str) -> Row:
         note = f"{amount / times[key].median / 1e6:.1f} GB/s"
         return Row.timed(times[key], name=name, peer="torch", kind=kind, bytes=amount, note=note)
 

@@ -28,6 +28,7 @@ from benchmarks.machine import version
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 
 BYTES = 259  # the 256 bytes and 3 special tokens
+_FUSED: dict[str, Any] = {"attn_implementation": "sdpa"}
 _NO_SPECIAL_TOKENS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
 
 
@@ -60,9 +61,9 @@ class Mamba(DecaysMatrices, MambaForCausalLM):
         self.train()
 
     def train(self, mode: bool = True) -> "Mamba":
-        for module in self.modules():
-            if hasattr(module, "use_mambapy"):
-                module.use_mambapy = mode and _has_mambapy()
+        mixers: list[Any] = [each for each in self.modules() if hasattr(each, "use_mambapy")]
+        for mixer in mixers:
+            mixer.use_mambapy = mode and _has_mambapy()
         return super().train(mode)
 
 
@@ -71,9 +72,9 @@ class RecurrentGemma(DecaysMatrices, RecurrentGemmaForCausalLM):
 
     def forward(self, *args: Any, use_cache: bool | None = None, **kwargs: Any) -> Any:
         if not use_cache:
-            for module in self.modules():
-                if hasattr(module, "recurrent_states"):
-                    module.recurrent_states = None
+            layers: list[Any] = [m for m in self.modules() if hasattr(m, "recurrent_states")]
+            for layer in layers:
+                layer.recurrent_states = None
         return super().forward(*args, use_cache=use_cache, **kwargs)
 
 
@@ -126,8 +127,8 @@ def transformer(width: int, depth: int, context: int, vocabulary: int = BYTES) -
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        attn_implementation="sdpa",
         **_NO_SPECIAL_TOKENS,
+        **_FUSED,
     )
     return Transformer(config)
 

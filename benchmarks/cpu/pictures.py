@@ -1,6 +1,6 @@
 """The pictures of the CPU's results, drawn from the rows in the CSV files."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,15 @@ from hgrn.analysis import look
 Rows = list[Row]
 
 
-def draw(name: str, cells: Iterable[Cells], folder: Path) -> list[Path]:
+def draw(name: str, cells: list[Cells], folder: Path) -> list[Path]:
     """Draw what there is to draw of a benchmark's rows; the files. Raises UserError."""
     if name == "quality":
-        return [drawing.save(_quality(list(cells)), folder / "bench_quality.png")]
-    rows = [Row.read(row) for row in cells]
-    return [
-        drawing.save(picture(rows), folder / f"bench_{part}.png")
-        for part, picture in _PICTURES.get(name, {}).items()
-    ]
+        return [drawing.save(_quality(cells), folder / "bench_quality.png")]
+    made = []
+    for part, picture in _PICTURES.get(name, {}).items():
+        drawn = picture([Row.read(row) for row in cells])
+        made.append(drawing.save(drawn, folder / f"bench_{part}.png"))
+    return made
 
 
 def _scan_limits(rows: Rows) -> Any:

@@ -26,8 +26,7 @@ from hgrn.data.tokens import TokenFile, prepare
 from hgrn.errors import UserError
 from hgrn.progress import OnProgress
 from hgrn.training.loop import train
-from hgrn.training.recipe import load_recipe
-from hgrn.training.specs import Recipe
+from hgrn.training.recipe import Recipe, load_recipe
 from hgrn.training.tasks.language import LanguageModelTask, evaluate
 
 COLUMNS = (
@@ -248,7 +247,7 @@ def _recipe(run: Run) -> Recipe:
 
 
 def _seconds_per_step(contestant: Contestant, budget: float) -> float:
-    """The pace of a contestant, from the steps of a small part of the time, compilation excluded."""
+    """The pace of a contestant, from steps for a small part of the time, without compilation."""
     model = build(contestant.kind, _SIZE, contestant.block)
     step = training_step(model, contestant.batch, contestant.block)
     step()

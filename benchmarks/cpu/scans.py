@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -96,7 +97,7 @@ def _against_peers(shape: Shape, repeats: int, cap_s: float) -> Part:
 def _measure_peers(
     shape: Shape, repeats: int, cap_s: float, where: str, tell: OnProgress
 ) -> list[Row]:
-    """Real scans, forward and backward. Peers start from gates in (0, 1), ours from their inputs."""
+    """Real scans, forward and backward. Peers start from gates in (0, 1), ours from their own."""
     ours = {case.kernel: case for case in CASES if case.backward and not case.complex_state}
     functions = {}
     for kernel, case in ours.items():
@@ -112,7 +113,7 @@ def _measure_peers(
         except ImportError:
             absent.append(peer.name)
     times = round_robin(functions, repeats, cap_s=cap_s, on_call=tell)
-    cells = {"name": "gated recurrence real forward+backward", "shape": where}
+    cells: dict[str, Any] = {"name": "gated recurrence real forward+backward", "shape": where}
     timed = [
         Row.timed(times[name], peer=name, note=notes.get(name, ""), **cells) for name in functions
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from hgrn.cli.speed import round_robin
 from hgrn.ops.linear_maps import product
 from hgrn.progress import OnProgress
 from hgrn.training.optimizer import build_optimizer
-from hgrn.training.specs import OptimizerSpec
+from hgrn.training.recipe import load_recipe
 
 # Width, depth, time steps and batch of the models that are compared with their own products.
 _MODELS = ((512, 6, 512, 8), (128, 4, 512, 8))
@@ -26,7 +27,7 @@ class MatrixProducts:
     """The matrix products of a training step of `model` on `tokens` tokens, and nothing else.
 
     A call does, for every linear map, the product forward and those for the gradients of its input
-    and of its weight. It calls the libraries that the model calls, on memory that is mapped already.
+    and of its weight. It calls the libraries that the model calls, on memory that is mapped.
     """
 
     def __init__(self, model: nn.Module, tokens: int):
@@ -57,7 +58,8 @@ def training_step(model: nn.Module, batch: int, steps: int) -> Callable[[], Tens
     inputs = ids[:, :-1].contiguous()
     labels = ids[:, 1:].contiguous()
     model.train()
-    optimizer = build_optimizer(model, OptimizerSpec(lr=1e-4, no_decay="none"))
+    changes = {"optimizer.name": "adamw", "optimizer.lr": 1e-4, "optimizer.no_decay": "none"}
+    optimizer = build_optimizer(model, load_recipe("quickstart", changes).optimizer)
     trained = list(model.parameters())
 
     def step() -> Tensor:
@@ -92,7 +94,7 @@ def _against_products(width: int, depth: int, steps: int, batch: int, repeats: i
         times = round_robin(functions, repeats, on_call=tell)
         limit = times["products"].median
         share = times["step"].median / limit
-        cells = {"shape": where, "flops": products.flops}
+        cells: dict[str, Any] = {"shape": where, "flops": products.flops}
         step = Row.timed(
             times["step"],
             name="training step",

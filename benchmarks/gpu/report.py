@@ -1,81 +1,52 @@
-"""What was found: the table of targets, the CSV file and the plot."""
+"""What a GPU run found: the table of targets and the picture."""
 
 from pathlib import Path
 
-from hgrn.bench.results import Row, environment, version, write_csv
-
-from benchmarks.gpu.clock import OURS, Bench
-
-_COLOURS = {"kernel": "#1f3b57", "op": "#9db4c8"}
-_ACCENT = "#c8502d"
+from benchmarks import drawing
+from benchmarks.gpu import scans, steps
+from benchmarks.rows import Row
+from hgrn.analysis import look
 
 
-def table(bench: Bench) -> str:
+def table(rows: list[Row], failures: list[str], rehearse: bool) -> str:
     """Every target and whether it holds; "open" is one that nothing was measured for."""
+    targets = scans.targets(rows, rehearse) | steps.targets(rows, rehearse)
     lines = [f"{'target':64} {'wanted':>7} {'found':>7}"]
-    for name, (wanted, found) in bench.targets.items():
-        verdict = (
-            "open"
-            if found is None
-            else "rehearsed"
-            if bench.rehearse
-            else "holds"
-            if found >= wanted
-            else "MISSED"
-        )
-        lines.append(
-            f"{name:64} {wanted:7.2f} {'' if found is None else f'{found:.2f}':>7} {verdict}"
-        )
-    lines += [f"WRONG: {failure}" for failure in bench.failures]
-    return "\n".join(lines)
+    for name, (wanted, found) in targets.items():
+        if found is None:
+            verdict = "open"
+        elif rehearse:
+            verdict = "rehearsed"
+        else:
+            verdict = "holds" if found >= wanted else "MISSED"
+        number = "" if found is None else f"{found:.2f}"
+        lines.append(f"{name:64} {wanted:7.2f} {number:>7} {verdict}")
+    return "\n".join([*lines, *(f"WRONG: {failure}" for failure in failures)])
 
 
-def save(bench: Bench, hardware: str, out: Path, plots: Path) -> list[Path]:
-    """Writes gpu.csv and bench_gpu.png; returns the files."""
-    where = (
-        environment()
-        | {package: version(package) for package in ("triton", "flash-linear-attention")}
-        | {"gpu": hardware}
-    )
-    write_csv(out / "gpu.csv", [row.text | where for row in bench.rows])
-    plots.mkdir(parents=True, exist_ok=True)
-    draw(bench.rows, hardware).savefig(plots / "bench_gpu.png", dpi=150)
-    return [out / "gpu.csv", plots / "bench_gpu.png"]
-
-
-def draw(rows: list[Row], hardware: str):
+def draw(rows: list[Row], hardware: str, path: Path) -> Path:
     """Scans as a share of the copy, and tokens a second of the models."""
-    from matplotlib.figure import Figure
-
-    scans = [row for row in rows if row.ratio is not None]
+    timed = [row for row in rows if row.ratio is not None]
     models = [row for row in rows if row.tokens_per_s is not None]
-    figure = Figure(figsize=(15, 2 + 0.2 * max(len(scans), len(models), 10)), layout="constrained")
+    figure = look.figure(15, 2 + 0.2 * max(len(timed), len(models), 10))
     left, right = figure.subplots(1, 2)
+
     labels = [
-        f"{row.name.removeprefix('hgru_scan ')} {row.shape} {row.dtype} {row.kind}" for row in scans
+        f"{row.name.removeprefix('hgru_scan ')} {row.shape} {row.dtype} {row.kind}" for row in timed
     ]
-    bars(
-        left, labels, [row.ratio for row in scans], [_COLOURS[row.kind] for row in scans], "{:.2f}"
-    )
-    left.axvline(1, color=_ACCENT, linestyle="--", linewidth=1)
+    colours = [look.INK if row.kind == "kernel" else look.SHADE for row in timed]
+    drawing.bars(left, labels, [row.ratio or 0 for row in timed], colours, ".2f", size=7)
+    left.axvline(1, color=look.ACCENT, linestyle="--", linewidth=1)
     left.set(
         title="Scans: the time of a copy of as many bytes, over ours",
         xlabel="share of the copy (1 is the limit)",
     )
+
     labels = [f"{row.peer}: {row.name}, {row.shape}" for row in models]
-    colours = [_ACCENT if row.peer == OURS else _COLOURS["op"] for row in models]
-    bars(right, labels, [row.tokens_per_s for row in models], colours, "{:.3g}")
+    colours = drawing.colours_of(row.peer for row in models)
+    drawing.bars(right, labels, [row.tokens_per_s or 0 for row in models], colours, ".3g", size=7)
     right.set(title="Models", xlabel="tokens/s")
     if models:
         right.set_xscale("log")
     figure.suptitle(hardware)
-    return figure
-
-
-def bars(panel, labels: list[str], values: list[float], colours: list[str], text: str) -> None:
-    places = range(len(labels))[::-1]
-    drawn = panel.barh(places, values, color=colours)
-    panel.bar_label(drawn, [text.format(value) for value in values], padding=3, fontsize=7)
-    panel.set_yticks(places, labels, fontsize=7)
-    panel.margins(x=0.18, y=0.02)
-    panel.grid(alpha=0.25, axis="x")
+    return drawing.save(figure, path)

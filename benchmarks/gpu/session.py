@@ -1,111 +1,129 @@
-"""What a run shares: the device and its clock, the time that is left, the rows, the gates and the targets."""
+"""What a GPU run shares: the device and its clock, the time that is left, rows, and failures."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 from unittest import mock
 
 import torch
-from hgrn.bench.measure import Times
-from hgrn.bench.results import Row
-from hgrn.ops import engines, layers
+
+from benchmarks.rows import Cells, Results, Row
+from hgrn.cli.speed import Function, Name, Times, round_robin
+from hgrn.ops import engines
 
 OURS = "hgrn"
-
-
-_ASKS = layers.engine_of_layer
+_LEFT_OUT = "left out: "
+_LATE = "the time of --minutes was used up"
+_BEYOND_CACHES = 1 << 28  # bytes that no L2 cache holds
 
 
 @contextmanager
 def interpreted(on: bool) -> Iterator[None]:
-    """Whether CPU tensors run as a GPU's do, for a rehearsal: scans by Triton, the operations around them by PyTorch."""
-    engine = mock.patch.dict(engines.ENGINE_OF_DEVICE, cpu="triton" if on else "numba")
-    around = mock.patch.object(layers, "engine_of_layer", _as_on_a_gpu if on else _ASKS)
-    with engine, around:
+    """Inside, tensors on the CPU run as a GPU's do: scans by Triton, the rest by PyTorch."""
+    with mock.patch.dict(engines.ENGINE_OF_DEVICE, cpu="triton" if on else "numba"):
         yield
 
 
-def _as_on_a_gpu(engine: str | None, x: torch.Tensor) -> None:
-    return None
+class Session:
+    """One run on one device.
 
+    results: the file with every row, measured or left out. failures: what of ours is wrong.
+    """
 
-class Bench:
-    """rows: what was measured or left out. failures: what of ours is wrong. targets: name -> (wanted, found or None)."""
-
-    def __init__(self, rehearse: bool, minutes: float):
-        self.rehearse, self.device = rehearse, "cpu" if rehearse else "cuda"
-        self.ends = time.monotonic() + 60 * minutes
-        self.rows: list[Row] = []
+    def __init__(self, results: Results, rehearse: bool, minutes: float, again: bool = False):
+        """Rows are kept for a run that goes on, but for those that are to be tried once more."""
+        self.results = results
+        self.rehearse = rehearse
+        self.device = "cpu" if rehearse else "cuda"
         self.failures: list[str] = []
-        self.targets: dict[str, tuple[float, float | None]] = {}
-        self._flush = torch.empty(
-            1 << (10 if rehearse else 28), dtype=torch.uint8, device=self.device
-        )  # beyond any L2
+        self._ends = time.monotonic() + 60 * minutes
+        size = 1 << 10 if rehearse else _BEYOND_CACHES
+        self._flush = torch.empty(size, dtype=torch.uint8, device=self.device)
         self._stream = None if rehearse else torch.cuda.Stream()
+        results.forget(lambda row: again or self._is_stale(row))
 
-    def stream(self):
-        """One stream for all, not the default one: a graph captures a backward pass on the stream of its forward."""
+    def _is_stale(self, row: Cells) -> bool:
+        """Whether a row is of another device, came too late, or is a failure of ours."""
+        moved = row.get("gpu") != self.results.where.get("gpu")
+        failed = row["peer"] == OURS and not row["median_ms"]
+        return moved or failed or row["note"] == _LEFT_OUT + _LATE
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows so far, those of earlier runs that this one goes on from included."""
+        return [Row.read(cells) for cells in self.results.rows()]
+
+    def stream(self) -> AbstractContextManager:
+        """One stream for everything, and not the default one.
+
+        A graph captures a backward pass on the stream of its forward.
+        """
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def target(self, name: str, wanted: float) -> None:
-        self.targets[name] = (wanted, None)
+    def skips(self, needs: float = 0, **cells: Any) -> bool:
+        """Whether there is a row already, or not even `needs` seconds are left for one.
 
-    def reached(self, name: str, found: float) -> None:
-        if name in self.targets:
-            self.targets[name] = (self.targets[name][0], found)
-
-    def left_out(self, reason: str, **cells) -> None:
-        row = Row(note=f"left out: {reason}", **cells)
-        print(f"{row.name} | {row.peer} | {row.shape} | {row.dtype} | {row.note}", flush=True)
-        self.rows.append(row)
-
-    def late(self, needs: float = 0, **cells) -> bool:
-        """Whether not even `needs` seconds are left; what is skipped for it is named."""
-        if time.monotonic() + needs < self.ends:
+        What is skipped for want of time is named.
+        """
+        if self.results.has(**cells):
+            return True
+        if time.monotonic() + needs < self._ends:
             return False
-        self.left_out("the time of --minutes was used up", **cells)
+        self.leave_out(_LATE, **cells)
         return True
 
+    def leave_out(self, reason: str, **cells: Any) -> None:
+        """A row without numbers that says why."""
+        row = Row(note=_LEFT_OUT + reason, **cells)
+        print(f"{row.name} | {row.peer} | {row.shape} | {row.dtype} | {row.note}", flush=True)
+        self.results.add(row.text)
+
     @contextmanager
-    def guarded(self, **cells) -> Iterator[None]:
-        """What is raised inside leaves a row without numbers; where it is ours it is a failure too."""
+    def guarded(self, **cells: Any) -> Iterator[None]:
+        """Turn an error inside into a row without numbers; one of ours is a failure as well."""
         try:
             yield
         except Exception as error:  # the other rows are still wanted, whatever this one met
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-            self.left_out(reason, **cells)
+            self.leave_out(reason, **cells)
             if cells.get("peer", OURS) == OURS:
-                self.failures.append(
-                    f"{cells['name']} {cells.get('shape', '')} {cells.get('dtype', '')}: {reason}"
-                )
+                what = f"{cells['name']} {cells.get('shape', '')} {cells.get('dtype', '')}"
+                self.failures.append(f"{what}: {reason}")
 
-    def add(self, row: Row) -> Row:
+    def add(self, row: Row) -> None:
+        """Print a measured row and write it."""
         rate = "" if row.tokens_per_s is None else f", {row.tokens_per_s:.4g} tokens/s"
         share = "" if row.ratio is None else f", {row.ratio:.2f} of the copy"
         place = f"{row.name} | {row.peer} | {row.shape} | {row.dtype} | {row.kind}"
         print(f"{place}: {row.median_ms:.4g} ms{share}{rate}", flush=True)
-        self.rows.append(row)
-        return row
+        self.results.add(row.text)
 
     def wait(self) -> None:
+        """Until the device has done all that it was given."""
         if not self.rehearse:
             torch.cuda.synchronize()
 
-    def first(self, function: Callable[[], object], **cells):
-        """Calls what may have to be compiled or tuned first, with that time in a row of its own; returns what it returned."""
+    def first(self, function: Callable[[], Any], **cells: Any) -> Any:
+        """Call what may have to be compiled first, and return its result.
+
+        That time gets a row of its own.
+        """
         self.wait()
         began = time.perf_counter()
         result = function()
         self.wait()
-        seconds = time.perf_counter() - began
+        times = Times.of([time.perf_counter() - began])
         name = f"{cells.pop('name')}: first call"
-        self.rows.append(
-            Row.timed(Times.of([seconds]), name=name, note="compiling and tuning included", **cells)
-        )
+        row = Row.timed(times, name=name, note="compiling and tuning included", **cells)
+        self.results.add(row.text)
         return result
 
-    def capture(self, function: Callable[[], object]) -> Callable[[], object]:
-        """The function, which has run before, as a CUDA graph: replayed into the same memory. In a rehearsal itself."""
+    def capture(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """A function that has run before, as a CUDA graph that replays into the same memory.
+
+        In a rehearsal, the function itself.
+        """
         if self.rehearse:
             return function
         torch.cuda.synchronize()
@@ -113,29 +131,21 @@ class Bench:
         with torch.cuda.graph(graph, stream=self._stream):
             result = function()
 
-        def replay():
+        def replay() -> Any:
             graph.replay()
             return result
 
         return replay
 
-    def time(self, functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
-        """All in turn, each with a cold L2, by CUDA events; in a rehearsal once by wall time."""
-        for function in functions.values():
-            for _ in range(0 if self.rehearse else 3):
-                function()
-        readings = {name: [] for name in functions}
-        for _ in range(1 if self.rehearse else repeats):
-            for name, function in functions.items():
-                self._flush.zero_()  # while it runs, the host is already at the call
-                readings[name].append(self._once(function))
-        return {name: Times.of(seconds) for name, seconds in readings.items()}
-
-    def _once(self, function: Callable[[], object]) -> float:
+    def time(self, functions: Mapping[Name, Function], repeats: int) -> dict[Name, Times]:
+        """All in turn, each with a cold L2, by CUDA events; in a rehearsal once, by wall time."""
         if self.rehearse:
-            began = time.perf_counter()
-            function()
-            return time.perf_counter() - began
+            return round_robin(functions, 1, warm_ups=0)
+        return round_robin(functions, repeats, warm_ups=3, clock=self._clock)
+
+    def _clock(self, function: Function) -> float:
+        # While this runs on the device, the host is already at the call. So launches are not timed.
+        self._flush.zero_()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         function()
@@ -143,15 +153,12 @@ class Bench:
         end.synchronize()
         return begin.elapsed_time(end) / 1e3
 
-    def forget(self) -> None:
-        """Gives memory back to the device and starts a new count of its peak."""
+    def forget_memory(self) -> None:
+        """Give memory back to the device, and start a new count of its peak."""
         if not self.rehearse:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
     def peak_mb(self) -> float | None:
+        """The most memory of the device since `forget_memory`, in 10^6 bytes."""
         return None if self.rehearse else torch.cuda.max_memory_allocated() / 1e6
-
-
-def label(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

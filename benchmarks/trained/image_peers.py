@@ -1,7 +1,10 @@
-"""Other image models, trained by our loop on our data: what HGRN is compared with at equal parameters and equal time.
+"""Other image models, trained by our loop on our data for as long, with about as many parameters.
 
-Each is a task whose model is another one. They take AdamW (`optimizer.name: adamw`, `optimizer.no_decay: none`).
+Each is a task with another model. Our modules name what Muon updates and what weight decay spares;
+theirs do not, so they take `optimizer.name: adamw` and `optimizer.no_decay: none`.
 """
+
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
@@ -18,9 +21,12 @@ from hgrn.training.tasks.images import ImageTask
 
 
 class ViT(ViTForImageClassification):
-    """Saved under the names that its weights have in memory, which a resume reads; transformers would write older ones."""
+    """A Vision Transformer that saves its weights under the names that they have in memory.
 
-    def save_pretrained(self, *args, **kwargs):
+    transformers would write older names, which a resumed run does not find.
+    """
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         super().save_pretrained(*args, save_original_format=False, **kwargs)
 
 
@@ -28,7 +34,7 @@ class ViTTask(ImageTask):
     """A Vision Transformer on the patches of the recipe: 108 channels, 4 heads, 5 layers."""
 
     def _build_model(self) -> ViT:
-        ours = self._config()
+        ours: Any = self._config()
         config = ViTConfig(
             image_size=self.recipe.images.size,
             patch_size=ours.patch_size,
@@ -46,10 +52,10 @@ class ViTTask(ImageTask):
 
 
 class CNNTask(ImageTask):
-    """A residual network of three stages, without the pooling that large images get at its entrance."""
+    """A residual network of three stages, without the pooling that large images need first."""
 
     def _build_model(self) -> ResNetForImageClassification:
-        ours = self._config()
+        ours: Any = self._config()
         config = ResNetConfig(
             num_channels=ours.num_channels,
             embedding_size=26,
@@ -61,7 +67,7 @@ class CNNTask(ImageTask):
             label2id=ours.label2id,
         )
         model = ResNetForImageClassification(config)
-        entrance = model.resnet.embedder
+        entrance: Any = model.resnet.embedder
         entrance.embedder.convolution = nn.Conv2d(
             ours.num_channels, config.embedding_size, 3, padding=1, bias=False
         )
@@ -79,7 +85,7 @@ class LSTMConfig(PreTrainedConfig):
 
 
 class LSTMForImageClassification(PreTrainedModel):
-    """`nn.LSTM` over the pixels in raster order, and a linear map on its output at the last."""
+    """`nn.LSTM` over the pixels in raster order, and a linear map of its last output."""
 
     config_class = LSTMConfig
 
@@ -88,8 +94,8 @@ class LSTMForImageClassification(PreTrainedModel):
         self.lstm = nn.LSTM(
             config.num_channels, config.hidden_size, config.num_layers, batch_first=True
         )
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
-        # The usual start: a forget gate that is open, so that the gradient of the first pixels is not lost.
+        self.score = nn.Linear(config.hidden_size, len(config.id2label or ()))
+        # The usual start is an open forget gate, so that the first pixels' gradient is not lost.
         for name, bias in self.lstm.named_parameters():
             if name.startswith("bias_ih"):
                 bias.data[config.hidden_size : 2 * config.hidden_size] = 1.0
@@ -104,7 +110,7 @@ class LSTMTask(ImageTask):
     """An LSTM of about as many parameters as the recipe's model."""
 
     def _build_model(self) -> LSTMForImageClassification:
-        ours = self._config()
+        ours: Any = self._config()
         return LSTMForImageClassification(
             LSTMConfig(
                 num_channels=ours.num_channels,

@@ -1,20 +1,21 @@
-"""The runs whose accuracies are published: recipes with a few values changed, and the peers beside them."""
+"""The runs whose accuracies are published: recipes with a few changes, and peers beside them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks import image_peers
+from benchmarks.trained import image_peers
 from hgrn.data.lra.pathfinder_settings import arena_settings
 from hgrn.training.tasks import build_task
 
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe with some values changed, or a peer (a task of another model) trained with the same loop and data.
+    """A recipe with some values changed, or a peer: a task of another model on the same data.
 
-    group: what it is drawn with. data: KEY of --data or of `GENERATED`, or KEY/FOLDER for a folder in it. start: the name of the
-    run whose weights it starts from, so that easier data come first (a curriculum).
+    group: the picture that shows it. data: a KEY of --data or of `GENERATED`, or KEY/FOLDER for a
+    folder in it. start: the name of the run whose weights it starts from, so that easier data comes
+    first (a curriculum).
     """
 
     group: str
@@ -27,10 +28,12 @@ class Run:
 
     @property
     def name(self) -> str:
+        """What it is called on the command line and in its row."""
         return f"{self.group}/{self.model}"
 
     @property
     def data_key(self) -> str:
+        """The KEY of its data."""
         return self.data.split("/")[0]
 
 
@@ -50,7 +53,7 @@ GENERATED = {
 
 
 def _adamw(lr: float, steps: int) -> dict[str, Any]:
-    """What peers train with; the steps are those of the recipe's time at the peer's speed."""
+    """What peers train with; so many steps take a peer the time that the recipe takes ours."""
     return {
         "optimizer.name": "adamw",
         "optimizer.no_decay": "none",
@@ -63,7 +66,7 @@ def _adamw(lr: float, steps: int) -> dict[str, Any]:
 
 
 def _shortened(kind: str, seed: int, changes: dict[str, Any]) -> list[Run]:
-    """ListOps of 200 to 600 tokens within about eight minutes, from shorter expressions on."""
+    """ListOps of 200 to 600 tokens in about eight minutes, beginning with shorter expressions."""
     group = "listops-200-600"
     recipe = "lra/listops-cpu"
     changes = {"training.seed": seed} | changes
@@ -89,7 +92,10 @@ def _shortened(kind: str, seed: int, changes: dict[str, Any]) -> list[Run]:
 
 
 def _contours(kind: str, changes: dict[str, Any]) -> list[Run]:
-    """Pathfinder from contours of 3 dashes to the arena's, of 14 and with distractors, within about 25 minutes."""
+    """Pathfinder in about 25 minutes, from contours of 3 dashes to the arena's own.
+
+    The arena's have 14 dashes and distractors beside them.
+    """
     runs: list[Run] = []
     for length, steps in {3: 3500, 4: 1000, 5: 1000, 6: 3000, 9: 4500, 14: 7000}.items():
         own = changes | {
@@ -97,9 +103,8 @@ def _contours(kind: str, changes: dict[str, Any]) -> list[Run]:
             "training.steps": steps,
         }
         if length < 6:
-            own["schedule.min_lr"] = (
-                1e-3  # the peak: what is learned is learned late, and goes on in the next run
-            )
+            # The rate stays at its peak: what is learned is learned late, and the next run goes on.
+            own["schedule.min_lr"] = 1e-3
         start = runs[-1].name if runs else None
         runs.append(
             Run(
@@ -114,11 +119,10 @@ def _contours(kind: str, changes: dict[str, Any]) -> list[Run]:
     return runs
 
 
-ARMS = {
-    "bounded": {},
-    "free": {"model.use_lower_bound": False},
-}  # with and without lower bounds of the forget gates
-FP32 = {"training.precision": "fp32"}  # which is faster where products are small
+# With and without lower bounds of the forget gates.
+ARMS = {"bounded": {}, "free": {"model.use_lower_bound": False}}
+# Faster than bf16 if products are small.
+FP32 = {"training.precision": "fp32"}
 RUNS = [
     Run("fashion-mnist", "hgrn", "image/fashion-mnist", "fashion-mnist"),
     Run(
@@ -162,9 +166,8 @@ RUNS = [
         for run in _shortened(kind, seed, changes)
     ),
     *_contours("bounded", ARMS["bounded"]),
-    *_contours("free", ARMS["free"])[
-        :-1
-    ],  # without the arena's own, which takes as long as all others together
+    # Without the arena's own, which takes as long as all others together.
+    *_contours("free", ARMS["free"])[:-1],
     Run("image", "hgrn", "lra/image-cpu", "fashion-mnist"),
     Run("text", "hgrn", "lra/text-cpu", "newsgroups/text"),
     Run("retrieval", "hgrn", "lra/retrieval-cpu", "newsgroups/retrieval"),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hgrn.bench import decoding
-from hgrn.bench.models import transformer
+from benchmarks.cpu import decoding
+from benchmarks.cpu.models import transformer
 from hgrn.errors import UserError
 from hgrn.models import HGRNConfig, HGRNForCausalLM
 
@@ -25,9 +25,8 @@ def test_a_tied_table_is_read_and_an_untied_one_is_not():
 def test_8_bit_weights_are_about_a_quarter_and_the_model_stays_as_it_was():
     full = model(bias=False)
     small = decoding.FORMATS["int8"](full)
-    assert (
-        0.25 < decoding.weight_bytes(small) / decoding.weight_bytes(full) < 0.5
-    )  # so narrow, scales and norms count
+    # It is more than a quarter because, in so narrow a model, scales and norms count.
+    assert 0.25 < decoding.weight_bytes(small) / decoding.weight_bytes(full) < 0.5
     assert decoding.FORMATS["float32"](full) is full and full.lm_head.weight.dtype == torch.float32
 
 
@@ -37,7 +36,7 @@ def test_wrong_8_bit_products_are_refused(monkeypatch):
     right = ops.int8_linear
     monkeypatch.setattr(ops, "int8_linear", lambda *arguments: 1.01 * right(*arguments))
     with pytest.raises(UserError, match="int8_linear in float32"):
-        decoding._check_int8(32)
+        decoding.check_int8(32)
 
 
 def test_a_step_of_the_transformer_can_be_repeated():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.image_peers import CNNTask, LSTMTask, ViTTask
-from benchmarks.trained_runs import RUNS
+from benchmarks.trained.image_peers import CNNTask, LSTMTask, ViTTask
+from benchmarks.trained.runs import RUNS
 from hgrn.training.checkpointing import load_weights
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train

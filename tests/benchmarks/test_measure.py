@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hgrn.bench.measure import Times, round_robin
+from hgrn.cli.speed import Times, round_robin
 
 
 def test_functions_take_turns_after_a_warm_up():
@@ -54,3 +54,14 @@ def test_the_collector_rests_while_times_are_taken_and_works_again_when_one_fail
     with pytest.raises(ArithmeticError):
         round_robin({"a": fail}, 1)
     assert gc.isenabled()
+
+
+def test_a_clock_of_ones_own_and_more_warm_ups():
+    calls = []
+
+    def clock(function):
+        function()
+        return 0.5
+
+    times = round_robin({"a": lambda: calls.append("a")}, 2, warm_ups=3, clock=clock)
+    assert calls == ["a"] * 5 and times["a"].median == 500

@@ -1,10 +1,10 @@
-"""What benchmarks/newsgroups.py writes of a small wheel, read back as the two tasks."""
+"""What `python -m benchmarks newsgroups` writes of a small wheel, read back as the two tasks."""
 
 import zipfile
 
 import pytest
 
-from benchmarks.newsgroups import INSIDE, draw, read, write
+from benchmarks.arena.newsgroups import INSIDE, draw, read, write
 from hgrn.data.lra.load import prepare
 from hgrn.data.lra.retrieval import RetrievalData
 from hgrn.data.lra.text import TextClassificationData

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hgrn.bench import scan_peers, scans
-from hgrn.bench.scan_cases import GivenOutputs, ScanCase, check
+from benchmarks.cpu import scan_peers, scans
+from benchmarks.scan_cases import GivenOutputs, ScanCase, check
 from hgrn.errors import UserError
 from hgrn.ops.cpu import launch
 from tests.tolerances import assert_close
@@ -52,7 +52,7 @@ def test_nothing_is_measured_after_a_refusal(monkeypatch):
         launch, "hgru_scan", lambda *arguments: tuple(2 * part for part in right(*arguments))
     )
     with pytest.raises(UserError, match="no time of it is reported"):
-        scans.measure(True, lambda title: lambda done, total: None)
+        scans.parts(quick=True)[0].measure(lambda done, total: None)
 
 
 def test_a_kernel_that_is_wrong_only_in_used_memory_is_refused(monkeypatch):

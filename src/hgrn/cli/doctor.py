@@ -115,7 +115,7 @@ def _engine(engine: str, device: str) -> Finding:
     import torch
 
     from hgrn.ops import hgru_scan
-    from hgrn.ops.operators import why_not
+    from hgrn.ops.engines import why_not
 
     label = f"engine {engine} ({device})"
     if device == "cuda" and not torch.cuda.is_available():
@@ -163,7 +163,7 @@ def _compiler_cache() -> Finding:
     """Whether compiled CPU kernels are kept on disk, so that the next process need not compile."""
     import warnings
 
-    from hgrn.ops.operators import why_not
+    from hgrn.ops.engines import why_not
 
     label = "compiled kernels"
     again = "compiled again by every process"

@@ -11,7 +11,6 @@ Each command is a file beside this one, which imports what it needs only when it
 Only this file prints errors and knows exit statuses.
 """
 
-import argparse
 import errno
 import json
 import logging

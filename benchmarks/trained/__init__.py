@@ -1,0 +1,1 @@
+"""The classifiers whose accuracies docs/reproduction.md publishes, and peers beside them."""
