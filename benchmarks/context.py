@@ -22,23 +22,23 @@ RESULTS = Path(__file__).parent / "results" / "context.csv"
 
 def worker(folder: Path, context: int, steps: int, block_size: int) -> None:
     """One rank: trains, and writes what it has used into `folder`."""
+    import torch.distributed as dist
     import torch.utils.tensorboard  # noqa: F401  (before the memory is read)
 
     import hgrn.models  # noqa: F401
-    from hgrn import parallel
     from hgrn.bench.measure import resident_bytes
     from hgrn.training.loop import train
     from hgrn.training.recipe import load_recipe
 
     sent = 0
-    gather = parallel.dist.all_gather
+    gather = dist.all_gather
 
     def counted(tensors, tensor, *args, **kwargs):
         nonlocal sent
         sent += tensor.nbytes
         return gather(tensors, tensor, *args, **kwargs)
 
-    parallel.dist.all_gather = counted
+    dist.all_gather = counted
     changes = {
         "parallel.context": context,
         "training.steps": steps,
