@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 from hgrn.ops import gated_scan, hgru_carry, hgru_scan
 from tests.ops.cases import CASES, make, plain_loop
@@ -121,6 +122,21 @@ def test_masked_positions_get_no_gradient(engine):
     held = ~case.options["mask"]
     assert inputs[0].grad[held].eq(0).all() and inputs[1].grad[held].eq(0).all() and held.any()
     assert inputs[0].grad[~held].ne(0).all()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(reentrant, engine):
+    """It gives a backward its saved tensors once."""
+    inputs = make(steps=7, channels=4).inputs(torch.float64)
+
+    def total(*tensors):
+        h, final = hgru_scan(*tensors, engine=engine)
+        return h.sin().sum() + final.sum()
+
+    checkpoint(total, *inputs, use_reentrant=reentrant).backward()
+    found = [x.grad for x in inputs]
+    for one, other in zip(found, torch.autograd.grad(total(*inputs), inputs), strict=True):
+        assert_close(one, other)
 
 
 def test_truncated_and_whole_backpropagation_through_a_carried_state(engine):

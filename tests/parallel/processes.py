@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from hgrn.modules import HGRN
-from hgrn.parallel import (  # the modules
+from hgrn.parallel import (
     context_scan,
     last_state,
     local_cu_seqlens,

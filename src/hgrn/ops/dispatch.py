@@ -119,12 +119,14 @@ class Operator:
                 ctx.values = inputs[self._tensors :]
 
             def backward(ctx, *grads):
-                arguments = (*ctx.saved_tensors[: self._tensors], *ctx.values)
+                # Read once: gradient checkpointing gives them once.
+                saved = ctx.saved_tensors
+                arguments = (*saved[: self._tensors], *ctx.values)
                 needs = ctx.needs_input_grad
                 if torch.is_grad_enabled() or is_transformed():
                     found = self._derivable_gradients(arguments, needs, grads)
                 else:
-                    found = gradient(arguments, ctx.saved_tensors[self._tensors :], grads)
+                    found = gradient(arguments, saved[self._tensors :], grads)
                 padding = (None,) * (len(needs) - len(found))
                 return tuple(g if need else None for need, g in zip(needs, found)) + padding
 
