@@ -46,7 +46,7 @@ OURS = {
 HEAVY = {
     "numba": {"ops/cpu/launch.py", "ops/cpu/language.py"},
     "llvmlite": {"ops/cpu/language.py"},
-    "triton": {"ops/triton/launch.py", "ops/triton/kernels.py"},
+    "triton": {"ops/triton/"},
     "transformers": {"models/"},
     "datasets": set(),
     "matplotlib": set(),
