@@ -1,6 +1,7 @@
-"""The GPU engine: every kernel against the reference loop, in every dtype, with and without split time.
+"""Every kernel of the GPU engine against the reference loop, in every dtype, also with split time.
 
-On a GPU, or in Triton's interpreter, which has to be asked for before anything imports Triton: test_triton_processes.py does.
+It runs on a GPU, or in Triton's interpreter. The interpreter must be asked for before anything
+imports Triton, which test_triton_processes.py does.
 """
 
 import os
@@ -17,6 +18,7 @@ from tests.tolerances import assert_close
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run in Triton's interpreter by test_triton_processes.py", allow_module_level=True)
 engine = pytest.importorskip("hgrn.ops.triton.launch", reason="triton is not installed")
+plan = pytest.importorskip("hgrn.ops.triton.plan", reason="triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Every pair of: real or complex, mask, reverse, packed, initial state, lower bound, several tiles.
@@ -47,15 +49,15 @@ cases = pytest.mark.parametrize("case", CHOSEN.values(), ids=CHOSEN.keys())
 
 @pytest.fixture(autouse=True)
 def small_tiles(request, monkeypatch):
-    """In the interpreter, which is slow: short cases take several tiles and blocks all the same."""
+    """Tiles so small that short cases have several: the interpreter is slow."""
     if DEVICE == "cpu" and "real_tiles" not in request.fixturenames:
-        tile = engine.Tile(rows=4, slots=4, block=8, vector=2, threads=32, stages=1, registers=None)
-        monkeypatch.setattr(engine, "tile_of", lambda *_: tile)
+        tile = plan.Tile(rows=4, slots=4, block=8, vector=2, threads=32, stages=1, registers=None)
+        monkeypatch.setattr(plan, "tile_of", lambda *_: tile)
 
 
 @pytest.fixture
 def real_tiles():
-    """Those that the GPU would have."""
+    """The tiles that a GPU would have."""
 
 
 def canonical(case, dtype) -> Scan:
@@ -153,19 +155,25 @@ def test_split_time(name, dtype, monkeypatch):
         "mask, reverse": make(steps=65, batch=1, mask=True, reverse=True),
     }
     case = (CHOSEN | more)[name]
-    monkeypatch.setattr(engine, "_SHORTEST", 1)
+    monkeypatch.setattr(plan, "_FEWEST_TILES", 1)
     monkeypatch.setattr(
-        engine, "_chip", lambda _: SimpleNamespace(multi_processor_count=1000, warp_size=32)
+        plan, "chip", lambda _: SimpleNamespace(multi_processor_count=1000, warp_size=32)
     )
-    split = engine._Scan._split
-    parts = []
-    monkeypatch.setattr(engine._Scan, "_split", lambda self: parts.append(split(self)) or parts[-1])
+    split = plan.ScanPlan._parts
+    seen = []
+
+    def watched_split(self):
+        parts, part_steps = split(self)
+        seen.append(parts)
+        return parts, part_steps
+
+    monkeypatch.setattr(plan.ScanPlan, "_parts", watched_split)
     check_all(case, dtype)
-    assert min(parts)[0] > 1
+    assert min(seen) > 1
 
 
 def test_strides_and_inner_axes():
-    """Rows of a grid are read where they are: inner axes, and a last axis that is a slice of another tensor's."""
+    """Grids are read in place: inner axes, and channels that are a slice of a wider tensor."""
     torch.manual_seed(0)
     wide = torch.randn(2, 4, 3, 20, dtype=torch.float64, device=DEVICE)
     bound = torch.rand(5).double().to(DEVICE)
@@ -179,7 +187,7 @@ def test_strides_and_inner_axes():
 
 
 def test_padding_is_ignored_and_nan_is_not():
-    """What is masked has no part in any result, not even as NaN; a NaN elsewhere is in its channel from there on."""
+    """Masked values change no result, not even as NaN; any other NaN spreads along its channel."""
     scan = canonical(make(steps=21, channels=3, mask=True), torch.float32)
     hidden = ~scan.mask[..., None]
     weights = torch.randn_like(scan.x), torch.randn_like(scan.initial_state)
@@ -207,7 +215,10 @@ def test_padding_is_ignored_and_nan_is_not():
 
 
 def test_rotation_does_not_drift():
-    """Cosine and sine of 1, rounded to float32, turn by 2.4e-8 too much a step: 3.6e-5 here, were it not undone."""
+    """Without the correction the rounding of cos(1) and sin(1) would add up to 3.6e-5 here.
+
+    Rounded to float32 they turn by 2.4e-8 too much at each step.
+    """
     steps = 1500
     closed = torch.zeros(1, steps, 1, 2, device=DEVICE)
     open_gate = torch.full((1, steps, 1, 1), 60.0, device=DEVICE)
@@ -220,8 +231,7 @@ def test_rotation_does_not_drift():
 
 def test_kernels_are_not_compiled_for_each_length():
     def flags(steps):
-        return engine._Scan(
-            torch.empty(1, steps, 1, 8, device=DEVICE), 8, None, None, None, False
-        ).flags
+        x = torch.empty(1, steps, 1, 8, device=DEVICE)
+        return plan.ScanPlan(Scan(x, x, None, None, None, None, None, False)).flags
 
     assert flags(300) == flags(3001)

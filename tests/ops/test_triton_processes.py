@@ -1,4 +1,4 @@
-"""The GPU kernels without a GPU: all their tests in Triton's interpreter, and compiled ahead of time for several targets."""
+"""The GPU kernels without a GPU: tested in Triton's interpreter, compiled for several targets."""
 
 import json
 import os
@@ -11,13 +11,14 @@ import pytest
 
 from tests.conftest import ROOT
 
-SMALLEST_SHARED = 99 * 1024  # bytes for a program on the GPUs that have least of it (sm_86, sm_89)
-INSTRUCTIONS_PER_BYTE = (
-    8.8  # of an H100: 132 multiprocessors of 128 lanes at 1.755 GHz beside memory of 3.35 TB/s
-)
+# Bytes of shared memory for a program on the GPUs that have least of it (sm_86, sm_89).
+SMALLEST_SHARED = 99 * 1024
+# An H100 has 132 multiprocessors of 128 lanes at 1.755 GHz, and memory of 3.35 TB/s.
+INSTRUCTIONS_PER_BYTE = 8.8
 
-# What Triton 3.7.1, which PyTorch 2.13 brings, cannot do as Triton 3.8 does: bytes that spill, and registers beyond 256 (gfx942
-# has 512). Only a GPU can tell whether it costs anything, so tiles stay as they are (docs/gpu.md).
+# Triton 3.7.1, which PyTorch 2.13 brings, spills these bytes and takes these registers beyond 256
+# (gfx942 has 512); Triton 3.8 does not. Only a GPU can tell whether it costs anything, so tiles
+# stay as they are (docs/gpu.md).
 SPILLED = {("cuda", "90"): {"scan_backward bf16 complex": 52}}
 REGISTERS = {("hip", "gfx942"): {"scan bf16 real masked packed": 261}}
 
@@ -28,8 +29,8 @@ TARGETS = [("cuda", "90"), ("cuda", "80"), ("hip", "gfx942")]
 
 
 def run(command: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
-    """A program of its own, in which kernels are interpreted or compiled, as the variables say."""
-    kept = {name: it for name, it in os.environ.items() if name != "TRITON_INTERPRET"}
+    """Runs a program in which kernels are interpreted or compiled, as the variables say."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=kept | variables
     )
@@ -37,7 +38,7 @@ def run(command: list[str], variables: dict[str, str]) -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory) -> dict:
-    """How each program ended. Each runs on one core, so two run at a time; the longest begins."""
+    """How each program ended. Each takes one core, so two run at a time, the longest first."""
     cache = str(tmp_path_factory.mktemp("kernels"))
     tests = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops/test_triton.py"]
     with ThreadPoolExecutor(2) as pool:
@@ -65,26 +66,25 @@ def test_kernels_compile_without_spilling(target, programs):
     found = json.loads(done.stdout)
     assert len(found) == 17
     assert all(cost["shared"] <= SMALLEST_SHARED for cost in found.values())
-    fast = {
-        name: cost for name, cost in found.items() if "fp64" not in name
-    }  # float64 has to work, not to be fast
-    assert {name: cost["spilled"] for name, cost in fast.items() if cost["spilled"]} == SPILLED.get(
-        target, {}
-    )
+    # float64 has to work, not to be fast.
+    fast = {name: cost for name, cost in found.items() if "fp64" not in name}
+    spilled = {name: cost["spilled"] for name, cost in fast.items() if cost["spilled"]}
+    assert spilled == SPILLED.get(target, {})
     assert all(cost["registers"] > 0 for cost in fast.values())
     many = {name: cost["registers"] for name, cost in fast.items() if cost["registers"] > 256}
     assert many == REGISTERS.get(target, {})
     if target == ("cuda", "90"):
-        allowed = {name: INSTRUCTIONS_PER_BYTE * moved(name) for name in fast if name != "chain"}
-        assert {
-            name: fast[name]["instructions"]
-            for name in allowed
-            if fast[name]["instructions"] > 0.85 * allowed[name]
-        } == {}
+        # Below 1 memory can set the pace; threads also wait, so there is a margin.
+        shares = {
+            name: cost["instructions"] / (INSTRUCTIONS_PER_BYTE * moved(name))
+            for name, cost in fast.items()
+            if name != "chain"
+        }
+        assert {name: share for name, share in shares.items() if share > 0.85} == {}
 
 
 def moved(name: str) -> int:
-    """Bytes that a kernel reads and writes for a position of a channel, each tensor once."""
+    """Bytes that a kernel moves for a position of a channel, each tensor once."""
     kernel, dtype, state, *_ = name.split()
     numbers = {
         ("scan", "real"): 3,

@@ -1,4 +1,4 @@
-"""Run as a program: compiles the Triton kernels for a target without having it, and prints what each costs, as JSON.
+"""Compiles the Triton kernels for a GPU that need not be here, and prints their costs as JSON.
 
 python -m tests.ops.triton_targets cuda 90
 """
@@ -16,43 +16,41 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hgrn.ops.triton import kernels
-from hgrn.ops.triton.launch import Tile, tile_of
+from hgrn.ops.triton.backward import scan_backward
+from hgrn.ops.triton.forward import chain, scan
+from hgrn.ops.triton.plan import Tile, tile_of
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_SIZES = ("steps", "rows", "stretch", "parts")
-_NARROW = (
-    "x",
-    "f",
-    "h",
-    "dh",
-    "dx",
-    "df",
-)  # of the tensors' dtype; all other tensors are of the state's
+_SIZES = ("steps", "rows", "part_steps", "parts")
+_NARROW = ("x", "gate", "h", "dh", "dx", "dgate")  # other tensors have the dtype of the state
 _BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 _CHANNELS = 1024
 
 
 def compile_kernel(kernel, dtype: str, target: GPUTarget, options: dict[str, int], **flags):
-    """As the engine calls it: absent tensors are None, and tensors begin at multiples of 16 bytes."""
+    """Compiles a kernel as the engine calls it.
+
+    Absent tensors are None, and tensors begin at multiples of 16 bytes.
+    """
     absent = set()
     if not flags["COMPLEX"]:
         absent |= {"turns", "theta", "dtheta"}
     if not flags.get("FUSED", True):
-        absent |= {"room", "dlower"}
+        absent |= {"complement", "dlower"}
     if not flags.get("MASKED", True):
         absent.add("mask")
     if not flags.get("PACKED", True):
-        absent.add("bounds")
+        absent.add("boundaries")
     if not flags.get("CARRY", True):
         absent |= {"decay", "turns"}
-    kinds = {"mask": "*i32", "bounds": "*i64", "turns": "*i64"}
+    kinds = {"mask": "*i32", "boundaries": "*i64", "turns": "*i64"}
     signature = {}
     constants = {}
     attributes = {}
     for number, name in enumerate(kernel.arg_names):
         if name in flags or name in absent:
-            signature[name], constants[(number,)] = "constexpr", flags.get(name)
+            signature[name] = "constexpr"
+            constants[(number,)] = flags.get(name)
         elif name in _SIZES or name.endswith(("_outer", "_inner")):
             signature[name] = "i32"
         else:
@@ -68,12 +66,15 @@ def compile_kernel(kernel, dtype: str, target: GPUTarget, options: dict[str, int
 def compile_scan(
     kernel, dtype: str, target: GPUTarget, is_complex: bool, tile: Tile, masked: bool = False
 ):
-    """A kernel of a scan of `_CHANNELS` channels in a block as wide as the tile's, contiguous but for the inputs' rows."""
+    """Compiles a scan of `_CHANNELS` channels in blocks as wide as the tile's.
+
+    Candidate and gate are slices of one projection, as in a layer; all else is contiguous.
+    """
     width = _CHANNELS * (2 if is_complex else 1)
     nvidia = target.backend == "cuda"
-    times = dict(x_time=width + _CHANNELS, f_time=width + _CHANNELS) | (
-        {"dh_time": width} if kernel is kernels.scan_backward else {}
-    )
+    times = dict(x_time=width + _CHANNELS, gate_time=width + _CHANNELS)
+    if kernel is scan_backward:
+        times["dh_time"] = width
     return compile_kernel(
         kernel,
         dtype,
@@ -96,9 +97,10 @@ def compile_scan(
 
 
 def costs(compiled, target: GPUTarget) -> dict[str, int]:
-    """Registers of a thread, what of them is spilled to memory, and bytes of shared memory.
+    """Registers of a thread, bytes of them that are spilled, and bytes of shared memory.
 
-    Scalar registers of AMD spill into lanes of vector registers.
+    On AMD it counts spilled registers, and scalar ones by themselves: they spill into lanes of
+    vector registers, not into memory.
     """
     shared = {"shared": compiled.metadata.shared}
     if target.backend == "hip":
@@ -122,13 +124,14 @@ def costs(compiled, target: GPUTarget) -> dict[str, int]:
 
 
 def instructions(compiled) -> int:
-    """How many a thread executes for a tile, in NVIDIA's machine code: those of the longest loop."""
+    """How many instructions a thread executes for a tile: the longest loop of the machine code."""
     with tempfile.NamedTemporaryFile("wb", suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         lines = subprocess.run(
             [_TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
         ).stdout.splitlines()
+    # A loop ends with a jump back to a label; its length is the distance in instructions.
     labels = {}
     longest = 0
     number = 0
@@ -148,23 +151,22 @@ def main(backend: str, arch: str) -> None:
     )
     found = {}
     for kernel, dtype, is_complex in itertools.product(
-        (kernels.scan, kernels.scan_backward), _BYTES, (False, True)
+        (scan, scan_backward), _BYTES, (False, True)
     ):
-        tile = tile_of(is_complex, _BYTES[dtype], kernel is kernels.scan_backward, 32)
-        for masked in (
-            (False, True) if dtype == "bf16" else (False,)
-        ):  # masked: the most that a kernel ever does
+        tile = tile_of(is_complex, _BYTES[dtype], kernel is scan_backward, 32)
+        # A kernel does most where positions are masked and packed.
+        for masked in (False, True) if dtype == "bf16" else (False,):
             compiled = compile_scan(kernel, dtype, target, is_complex, tile, masked)
             cost = costs(compiled, target)
             if backend == "cuda":
-                cost["instructions"] = round(
-                    instructions(compiled) / (tile.rows * tile.vector), 1
-                )  # for a position of a channel
-            found[
-                f"{kernel.__name__} {dtype} {'complex' if is_complex else 'real'}{' masked packed' if masked else ''}"
-            ] = cost
+                # A thread has so many positions of channels in a tile.
+                positions = tile.rows * tile.vector
+                cost["instructions"] = round(instructions(compiled) / positions, 1)
+            words = [kernel.__name__, dtype, "complex" if is_complex else "real"]
+            words += ["masked", "packed"] if masked else []
+            found[" ".join(words)] = cost
     chained = compile_kernel(
-        kernels.chain,
+        chain,
         "fp32",
         target,
         {"num_warps": 4},
