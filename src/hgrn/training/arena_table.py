@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hgrn import recipes
 from hgrn.errors import UserError, pasted
 from hgrn.files import reading, whole_file
-from hgrn.recipes import shipped
 from hgrn.training.manifests import Manifest, steps_saved
 from hgrn.training.recipe import ArenaRecipe, Recipe, leaves, load_recipe, recipe_from_yaml
 from hgrn.training.runlog import read_rows
@@ -104,7 +104,7 @@ def arena_table(
 
 def command(recipe: Recipe, file: Path) -> str:
     """What trains `recipe` again: the shipped one of its name with the overrides that it has, or else `file`, where it is saved."""
-    for name in shipped():
+    for name in recipes.shipped():
         shipped = load_recipe(name) if name.startswith("lra/") else None
         if shipped is None or shipped.name != recipe.name or type(shipped) is not type(recipe):
             continue
