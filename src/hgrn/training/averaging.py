@@ -29,6 +29,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step number `step` (1, 2, ...)."""
+        # Small at first, so that the weights of the start are forgotten.
         decay = min(self.decay, step / (step + 9))
         for name, tensor in self._tensors().items():
             average = self._other[name]

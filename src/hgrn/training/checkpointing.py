@@ -88,9 +88,9 @@ def save(
     """Save one checkpoint from all ranks, drop all but the newest `recipe.training.keep`, and
     return its folder.
 
-    processor: a tokenizer, anything else with `save_pretrained(folder)`, or None. state: this rank's
-    random state and position, of types that `torch.load(weights_only=True)` reads. facts: what the
-    model card says of the run.
+    processor: a tokenizer, anything else with `save_pretrained(folder)`, or None. state: the random
+    state and position of this rank, of types that `torch.load(weights_only=True)` reads. facts:
+    what the model card says of the run.
 
     Raises UserError on every rank if one cannot write. Its part of the checkpoint is then removed,
     and the older checkpoints stay.
@@ -192,7 +192,7 @@ def _bytes_of(value: Any) -> int:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Put the weights of a run folder, a checkpoint or a saved model into a model of the same shapes.
+    """Put the weights of a run folder, a checkpoint or a saved model into a model of its shapes.
 
     Raises UserError.
     """
@@ -224,7 +224,7 @@ def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str) -> None:
 
 
 def check_same_recipe(saved: Path, recipe: Recipe) -> None:
-    """Raise UserError if the recipe file of a run differs from `recipe` in what decides the weights."""
+    """Raise UserError if the saved recipe differs from `recipe` in what decides the weights."""
     with reading(saved):
         before = recipe_from_yaml(saved)
     changes = blocking_changes(before, recipe)
@@ -255,7 +255,7 @@ def layout(checkpoint: Path) -> tuple[int, int]:
 
 
 def load_model_and_optimizer(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, optimizer_state: dict
+    checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer, optimizer_state: dict
 ) -> None:
     """Put a checkpoint into a model of the same configuration and its optimizer, bit for bit.
 
@@ -263,6 +263,7 @@ def load_model_and_optimizer(
 
     Raises UserError for a checkpoint of a model with custom modules that `model` does not have.
     """
+    # Without its custom modules a model would load, and lack their weights.
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     if "custom_modules" in config:
         model.check_custom_modules(config["custom_modules"], checkpoint)

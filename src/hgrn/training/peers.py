@@ -65,7 +65,7 @@ class Process:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it was on this host and has ended; False for another host, which we cannot see."""
+        """Whether it was on this host and has ended; False for another host."""
         if self.host != socket.gethostname():
             return False
         if not is_running(self.pid):

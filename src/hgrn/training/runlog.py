@@ -2,8 +2,8 @@
 
 The loop emits events, plain dictionaries with `kind` and `step`. The kinds are "data" (it is being
 prepared), "passed over" and "resumed", "start", "finished" (nothing is left to do), "train",
-"validation", "saved" and "interrupted". `RunLog` keeps the rows of training and validation; `Console`
-shows what a person wants to see.
+"validation", "saved" and "interrupted". `RunLog` keeps the rows of training and validation;
+`Console` shows what a person wants to see.
 """
 
 import io
@@ -36,6 +36,7 @@ class RunLog:
         cannot be written.
         """
         self._path = run / "log.jsonl"
+        # The rows are written again whole, because a kill may have cut the last one.
         kept = [row for row in read_rows(self._path) if row["step"] <= step]
         with whole_file(self._path) as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -63,6 +64,7 @@ class RunLog:
         # Four spaces make code in Markdown.
         shown = "\n".join(f"    {line}" for line in lines)
         self._board.add_summary(text("recipe", shown), step)
+        # TensorBoard takes numbers and texts only.
         settings = leaves(recipe.model_dump(mode="json"))
         plain = {
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
@@ -85,9 +87,9 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None):
-        """purge_step: TensorBoard drops rows from this step on in older files of the folder, because
-        these steps are taken again."""
-        from tensorboard.compat.proto.event_pb2 import SessionLog
+        """purge_step: TensorBoard drops rows from this step on in older files of the folder,
+        because these steps are taken again."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
@@ -100,7 +102,7 @@ class EventFile:
 
     def add(self, scalars: dict[str, float], step: int) -> None:
         """Write numbers of a step by their tags. Raises UserError if they cannot be written."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self.add_summary(Summary(value=values), step)
@@ -113,7 +115,7 @@ class EventFile:
         self._file.close()
 
     def _write(self, **event: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         record = Event(wall_time=time.time(), **event).SerializeToString()
@@ -218,8 +220,8 @@ class Console:
             case "finished":
                 start = pasted("--model.weights", Path(event["path"]))
                 return (
-                    f"all {event['step']:,} steps are taken already; its cosine ends here, so train "
-                    f"on in a new run that starts from these weights: {start}"
+                    f"all {event['step']:,} steps are taken already; its cosine ends here, so "
+                    f"train on in a new run that starts from these weights: {start}"
                 )
             case "passed over":
                 return f"passed over {event['path']}: {event['reason']}"

@@ -1,21 +1,26 @@
 """Weights and optimizer state in parts, one for every rank: FSDP2, and its checkpoints.
 
-Every parameter is a DTensor, cut along its first axis into one stretch for each rank, in rank order.
-The parameters of a block are gathered when the block runs. A sharded checkpoint is a folder of
-safetensors files, one per rank, that `torch.distributed.checkpoint` writes and reads. There is no
-pickled index, and any number of ranks can read the parts that it needs.
+Every parameter is a DTensor, cut along its first axis into one stretch for each rank, in rank
+order. The parameters of a block are gathered when the block runs. A sharded checkpoint is a folder
+of safetensors files, one per rank, that `torch.distributed.checkpoint` writes and reads. There is
+no pickled index, and any number of ranks can read the parts that it needs.
 """
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -76,7 +81,7 @@ def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor] | None:
     """
     whole = {name: buffer.cpu() for name, buffer in saved_buffers(model).items()}
     for name, parameter in model.named_parameters():
-        gathered = parameter.detach().full_tensor()
+        gathered = cast(DTensor, parameter.detach()).full_tensor()
         if keep:
             whole[name] = gathered.cpu()
     return whole if keep else None
@@ -85,12 +90,13 @@ def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor] | None:
 def split_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The optimizer's `state_dict` with None for sharded tensors; and those tensors and the weights,
-    by their names in a sharded checkpoint."""
+    """The optimizer's `state_dict` with None for sharded tensors; and those tensors and the
+    weights, by their names in a sharded checkpoint."""
     state = optimizer.state_dict()
     names = _names(model, optimizer)
     sharded = {_weight(name): parameter.detach() for name, parameter in model.named_parameters()}
     for index, values in state["state"].items():
+        # A copy, because `state_dict` gives the dictionaries of the optimizer itself.
         state["state"][index] = dict(values)
         for key, value in values.items():
             if isinstance(value, DTensor):
@@ -101,9 +107,9 @@ def split_state(
 
 def save(folder: Path, sharded: dict[str, Tensor]) -> None:
     """Write this rank's part of a sharded checkpoint; collective, and so are its errors."""
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(sharded, storage_writer=writer)
+        save_state(sharded, storage_writer=writer)
     except CheckpointException as error:
         # A BaseException that holds the errors of the ranks; raise that of the first one.
         failure, _ = error.failures[min(error.failures)]
@@ -116,8 +122,8 @@ def load(
     """Put a sharded checkpoint into a model and its optimizer, whole or sharded over any number of
     ranks.
 
-    state: the `state_dict` that `split_state` returned; its None are filled in. A sharded checkpoint
-    has no buffers (see `load_buffers`).
+    state: the `state_dict` that `split_state` returned; its None are filled in. A sharded
+    checkpoint has no buffers (see `load_buffers`).
     """
     parameters = dict(model.named_parameters())
     wanted = {_weight(name): parameter.detach() for name, parameter in parameters.items()}
@@ -127,11 +133,12 @@ def load(
                 moment = torch.empty_like(parameters[name]).detach()
                 state["state"][index][key] = moment
                 wanted[_moment(name, key)] = moment
+    # One process may read what several have written.
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning
         )
-        dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+        load_state(wanted, storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
 def load_whole(
@@ -148,15 +155,15 @@ def load_whole(
     parameters = dict(model.named_parameters())
     with safe_open(file, framework="pt") as whole, torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(_cut(whole.get_tensor(name), parameter))
+            parameter.copy_(_cut(whole.get_tensor(name), cast(DTensor, parameter)))
     for index, name in enumerate(_names(model, optimizer)):
         for key, value in state["state"].get(index, {}).items():
             if value.shape == parameters[name].shape:
-                state["state"][index][key] = _cut(value, parameters[name])
+                state["state"][index][key] = _cut(value, cast(DTensor, parameters[name]))
 
 
 def load_buffers(file: Path, model: nn.Module) -> None:
-    """Put the saved buffers of a file of whole weights, which are the first rank's, on every rank."""
+    """Put the saved buffers of a file of whole weights on every rank: those of the first rank."""
     with safe_open(file, framework="pt") as whole, torch.no_grad():
         for name, buffer in saved_buffers(model).items():
             buffer.copy_(whole.get_tensor(name))
@@ -171,7 +178,7 @@ def _cut(tensor: Tensor, parameter: DTensor) -> DTensor:
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names of an optimizer's parameters, in the order in which its `state_dict` numbers them."""
+    """The names of an optimizer's parameters, in the order of their numbers in its `state_dict`."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [
         names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]
