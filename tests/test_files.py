@@ -248,7 +248,7 @@ def test_the_command_line_has_one_line_for_what_is_refused(monkeypatch, capsys, 
     def doctor(arguments):
         raise error
 
-    monkeypatch.setattr("hgrn.commands.doctor", doctor)
+    monkeypatch.setattr("hgrn.cli.doctor.run", doctor)
     assert main(["doctor"]) == 2
     assert capsys.readouterr().err == line
 
@@ -257,7 +257,7 @@ def test_the_command_line_hides_no_bug(monkeypatch):
     def doctor(arguments):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("hgrn.commands.doctor", doctor)
+    monkeypatch.setattr("hgrn.cli.doctor.run", doctor)
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
 
@@ -266,7 +266,9 @@ def test_the_command_line_hides_no_bug(monkeypatch):
     not os.path.exists("/dev/full"), reason="/dev/full is a full disk, and is not here"
 )
 def test_output_into_a_full_disk():
-    program = "import hgrn.cli as cli; cli.commands.doctor = print; raise SystemExit(cli.main(['doctor']))"
+    program = (
+        "from hgrn.cli import doctor, main; doctor.run = print; raise SystemExit(main(['doctor']))"
+    )
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from hgrn import inference
+from hgrn.cli import inference
 from hgrn.data.images.cifar import open_cifar
 from hgrn.data.images.folders import FolderSource
 from hgrn.data.images.idx import open_idx
@@ -125,14 +125,14 @@ def _of_models(root: Path) -> list[Target]:
         raise AssertionError("a damaged session was used")
 
     def classify(folder: Path) -> None:
-        model, processor, _ = inference.load_classifier(folder)
+        model, processor = inference.load_classifier(folder)
         inference.classify(model, processor, image)
 
     def convert(folder: Path) -> None:
         convert_checkpoint(folder, folder / "out")
 
     def generate(folder: Path) -> None:
-        model, tokenizer, _ = inference.load(folder)
+        model, tokenizer = inference.load(folder)
         inference.generate(model, tokenizer, "text", lambda _: None, max_new_tokens=2, seed=0)
 
     return [

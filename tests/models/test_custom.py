@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from hgrn.cli.inference import load
 from hgrn.errors import UserError
-from hgrn.inference import load
 from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNForSequenceClassification, HGRNModel
 from hgrn.models.session import Session
 from hgrn.modules import GLU, HGRU, quantize_int8

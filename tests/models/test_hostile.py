@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hgrn import inference
+from hgrn.cli import inference
 from hgrn.data.tokenizer import byte_tokenizer, load_tokenizer
 from hgrn.errors import UserError
 from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNImageProcessor

@@ -148,7 +148,7 @@ def test_without_any_folder_it_is_said_once(monkeypatch):
 
 
 def test_doctor_names_the_folder_and_the_remedy(folder, monkeypatch):
-    from hgrn.doctor import _compiler_cache
+    from hgrn.cli.doctor import _compiler_cache
 
     good = _compiler_cache()
     assert good.works and str(folder) in good.value
@@ -168,7 +168,7 @@ if {how == "config"}:
     import numba
     numba.config.DISABLE_JIT = 1
 {SCAN}
-from hgrn.doctor import examine
+from hgrn.cli.doctor import examine
 from hgrn.modules import quantize_int8
 rnn = quantize_int8(hgrn.HGRN(dim=8, depth=1).eval())
 with torch.no_grad():

@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from hgrn import models
+from hgrn.cli.inference import load_classifier
 from hgrn.data.lra.load import prepare
 from hgrn.errors import UserError
-from hgrn.inference import load_classifier
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
+from hgrn.training.manifests import find_checkpoint
 from hgrn.training.recipe import load_recipe
 from hgrn.training.runlog import read_rows
 from hgrn.training.tasks import build_task, open_examples
@@ -44,7 +45,7 @@ def test_each_kind_trains_evaluates_and_resumes_exactly(kind, tmp_path):
     ]
     assert len(rows) == 4
 
-    model, _, _ = load_classifier(tmp_path / "whole")
+    model, _ = load_classifier(find_checkpoint(tmp_path / "whole"))
     data = prepare(recipe.data)
     assert type(model) is CLASSES[kind]
     assert (
@@ -190,7 +191,7 @@ def test_a_pipeline_classifies_raw_text(kind, tmp_path):
     found = pipeline("text-classification", str(outcome.checkpoint))(
         texts, top_k=None, truncation=True
     )
-    model, _, _ = load_classifier(outcome.checkpoint)
+    model, _ = load_classifier(outcome.checkpoint)
     data = prepare(recipe.data)
     for number, answers in enumerate(found):
         ids = torch.from_numpy(data.splits["test"].sequence(number).astype("int64"))[None]

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hgrn import inference
+from hgrn.cli import inference
 from hgrn.data.images.augment import EvaluationTransform, Normalisation
 from hgrn.data.images.loading import ImageBatch
 from hgrn.errors import UserError
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
+from hgrn.training.manifests import find_checkpoint
 from hgrn.training.runlog import Console, read_rows
 from hgrn.training.tasks import build_task, open_examples
 from hgrn.training.tasks.classification import Classification, evaluate
@@ -180,7 +181,7 @@ def test_a_checkpoint_sees_a_file_as_the_evaluation_of_training_does(tmp_path):
     assert (
         (pixels - own).abs().max() <= 1.01 / 255 / 0.4
     )  # resized, both round to whole numbers, not always to the same
-    trained, _, _ = inference.load_classifier(tmp_path / "run")
+    trained, _ = inference.load_classifier(find_checkpoint(tmp_path / "run"))
     with torch.no_grad():
         assert_close(model.eval()(pixel_values=own).logits, trained(pixel_values=own).logits)
     assert model.config.id2label == {0: "a", 1: "b", 2: "c", 3: "d"}

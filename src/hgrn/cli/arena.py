@@ -6,7 +6,8 @@ from pathlib import Path
 from hgrn.cli.options import Parser
 
 ABOUT = "make one table of all runs of Long Range Arena, beside the paper's numbers"
-MORE = """Evaluates the newest checkpoint of every run of a recipe lra/* on its test split, and writes the
+MORE = """\
+Evaluates the newest checkpoint of every run of a recipe lra/* on its test split, and writes the
 table to arena.md in the folder. A run whose data is not there is named below the table.
 
 example:

@@ -22,7 +22,8 @@ def prepare() -> None:
         stream = getattr(sys, name)
         # Whoever started this process may have closed the stream.
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+            # It stays open as long as the process lives.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ESCAPING)
 
@@ -52,6 +53,7 @@ def flush(first: Callable[[], None] = lambda: None) -> bool:
 
 def drop_output() -> None:
     """Send nowhere what is still to be printed."""
+    # The stream itself stays, so Python's own flush at exit goes the same way.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -6,7 +6,8 @@ from pathlib import Path
 from hgrn.cli.options import Parser
 
 ABOUT = "turn a published checkpoint into one of ours, or one of ours into a published layout"
-MORE = """A published checkpoint is a folder of flash-linear-attention (fla) or OpenNLPLab (opennlplab), or
+MORE = """\
+A published checkpoint is a folder of flash-linear-attention (fla) or OpenNLPLab (opennlplab), or
 a file of tensors of these, of fairseq (fairseq-lm), or of the authors' models of images (vit) and
 of Long Range Arena (lra). docs/checkpoints.md says what is known of each.
 

@@ -7,7 +7,8 @@ from hgrn.cli.options import Parser, add_recipe
 from hgrn.errors import UserError
 
 ABOUT = "draw what a recipe's augmentation does to its images"
-MORE = """Writes a contact sheet for each augmentation. Its first row has the images as they are, every
+MORE = """\
+Writes a contact sheet for each augmentation. Its first row has the images as they are, every
 other row a draw of the augmentation.
 
 example:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from hgrn.cli.options import Parser
 
 ABOUT = "say what is installed, which engines work here, and how fast the machine is"
-MORE = """The speed check takes about ten seconds. A scan does little work on many numbers, so memory limits
+MORE = """\
+The speed check takes about ten seconds. A scan does little work on many numbers, so memory limits
 it: a good scan takes hardly longer than reading and writing its numbers would.
 
 examples:
@@ -75,7 +76,7 @@ def speed() -> list[Finding]:
 
 
 def examine() -> list[Finding]:
-    """Look at the machine, the packages and the engines; run and check every engine that is there."""
+    """Look at the machine and the packages; run and check every engine that is there."""
     import platform
 
     import torch

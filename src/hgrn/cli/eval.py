@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hgrn.cli.options import Parser, add_checkpoint, add_model_options
 from hgrn.errors import UserError
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from hgrn.training.recipe import ArenaRecipe, ImageRecipe, LanguageRecipe
 
 ABOUT = "measure a model: bits per byte of text, accuracy of classes"
-MORE = """A language model reads the whole split once, in order, with the state carried. A classifier
+MORE = """\
+A language model reads the whole split once, in order, with the state carried. A classifier
 answers every example once, and its confusion matrix is drawn.
 
 examples:
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     if recipe is None or isinstance(recipe, LanguageRecipe):
         _evaluate_text(arguments, folder, recipe)
     else:
-        _evaluate_classes(arguments, folder, recipe)
+        _evaluate_classes(arguments, folder, cast("ImageRecipe | ArenaRecipe", recipe))
 
 
 def _evaluate_text(

@@ -4,7 +4,7 @@ image."""
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -48,7 +48,8 @@ def load(
             "(bytes, the name of one on the Hugging Face hub, or the path of a folder or "
             "tokenizer.json)"
         )
-    return model, load_tokenizer(tokenizer or str(folder))
+    found = cast("PreTrainedTokenizerFast", load_tokenizer(tokenizer or str(folder)))
+    return model, found
 
 
 def load_classifier(
@@ -73,11 +74,12 @@ def load_classifier(
     if not settings.is_file():
         return model, None
     try:
-        return model, models.HGRNImageProcessor.from_dict(read_json(settings))
+        processor = models.HGRNImageProcessor.from_dict(read_json(settings))
     except ValueError as error:
         raise UserError(
             f"{settings} does not describe an image processor of these models: {error}"
         ) from error
+    return model, cast(models.HGRNImageProcessor, processor)
 
 
 def _load_model(folder: Path, kind: Callable[[str], Any], int8: bool) -> Any:
@@ -124,7 +126,7 @@ def _load_model(folder: Path, kind: Callable[[str], Any], int8: bool) -> Any:
 
 
 def read_image(path: Path, channels: int) -> torch.Tensor:
-    """The image in a file, uint8 `[channels, H, W]`. Raises UserError if it is none, or not whole."""
+    """The image in a file, uint8 `[channels, H, W]`. Raises UserError if it is not whole."""
     from hgrn.data.images.decoding import decode
     from hgrn.data.images.source import CorruptImage
 
@@ -147,9 +149,9 @@ def classify(
     """
     inputs = processor(image, input_data_format="channels_first", return_tensors="pt")
     shares = model(**inputs).logits[0].float().softmax(0)
+    names = cast(dict[int, str], model.config.id2label)
     return [
-        (model.config.id2label[index], shares[index].item())
-        for index in shares.argsort(descending=True).tolist()
+        (names[index], shares[index].item()) for index in shares.argsort(descending=True).tolist()
     ]
 
 
@@ -179,8 +181,8 @@ def encode_prompt(
         except UnicodeDecodeError as error:
             raise UserError(
                 f"the prompt is not UTF-8 at byte {error.start} (0x{raw[error.start]:02x}), and "
-                "the tokenizer of this model reads UTF-8 only: convert the prompt, for example with "
-                "iconv"
+                "the tokenizer of this model reads UTF-8 only: convert the prompt, for example "
+                "with iconv"
             ) from None
     if not ids:
         raise UserError("the prompt is empty: give at least one character to go on from")

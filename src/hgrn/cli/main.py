@@ -108,12 +108,14 @@ def main(argv: list[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     _check_text(words)
     top, parsers = _parsers()
+
     # Without a command there is nothing to do but to say which there are.
     if " ".join(words) in ("", *GROUPS):
         words = [*words, "--help"]
     name = " ".join(words[: 2 if words[0] in GROUPS else 1])
     if name not in COMMANDS:
         _refuse_command(name, top)
+        # Only --help and --version are left, at which argparse prints and leaves.
         top.parse_args(words)
 
     parser = parsers[name]
@@ -185,7 +187,8 @@ def _check_options(words: list[str], parser: Parser) -> None:
         name = word.partition("=")[0]
         if not name.startswith("--") or " " in name or name in parser.options:
             continue
-        if not (before in parser.options or (parser.takes_overrides and "." in name)):
+        is_value = before in parser.options
+        if not is_value and not (parser.takes_overrides and _is_field(name)):
             parser.refuse(word)
 
 
@@ -198,6 +201,7 @@ def _overrides(rest: list[str], parser: Parser) -> dict[str, str]:
         if not _is_field(key):
             parser.refuse(key)
         if not equals:
+            # Several words are one list; it ends at the next field.
             values = []
             while left and not _is_field(left[0].partition("=")[0]):
                 values.append(left.pop(0))

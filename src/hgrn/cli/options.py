@@ -39,9 +39,9 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, word: str) -> NoReturn:
         """Raise the UserError for a word that no argument takes."""
-        # Compared without their dashes, by which any two short options would look alike.
-        names = {name.strip("-"): name for name in self.options}
-        hint = near(word.strip("-"), names)
+        # With their dashes, any two short options look alike.
+        alike = [name for name in self.options if near(word.strip("-"), [name.strip("-")])]
+        hint = near(word, alike)
         if not hint and self.takes_overrides and word.startswith("--"):
             hint = (
                 "; fields of the recipe are set by their dotted names, such as "

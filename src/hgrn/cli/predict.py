@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from hgrn.cli.options import Parser, add_checkpoint, whole
 from hgrn.errors import UserError
+
+if TYPE_CHECKING:
+    from hgrn.models import HGRNForImageClassification
 
 ABOUT = "say what is in images"
 MORE = """example:
@@ -34,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"{folder} has no image processor (preprocessor_config.json), so it is not a model "
             "that reads image files"
         )
+    model = cast("HGRNForImageClassification", model)
+    # All files are read first, so that a broken one is told before the first answer.
     images = [inference.read_image(path, processor.num_channels) for path in arguments.images]
     for path, image in zip(arguments.images, images):
         likeliest = inference.classify(model, processor, image)[: arguments.top]

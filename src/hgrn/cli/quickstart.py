@@ -4,7 +4,7 @@ network and without arguments."""
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hgrn.cli.options import Parser
 from hgrn.errors import pasted
@@ -62,12 +62,12 @@ def tour(out: Path, overrides: dict[str, Any] | None = None) -> "Evaluation | No
     from hgrn.data.tokens import prepare
     from hgrn.training.loop import train
     from hgrn.training.manifests import find_checkpoint
-    from hgrn.training.recipe import load_recipe
+    from hgrn.training.recipe import LanguageRecipe, load_recipe
     from hgrn.training.runlog import Console, read_rows
     from hgrn.training.tasks.language import evaluate
 
     began = time.perf_counter()
-    recipe = load_recipe("quickstart", overrides)
+    recipe = cast(LanguageRecipe, load_recipe("quickstart", overrides))
     print(f"Training a byte-level HGRN on Shakespeare's works ({recipe.training.steps:,} steps).")
     print("The first run also compiles the CPU kernels, which takes some seconds.\n", flush=True)
     with Console() as console:
@@ -81,6 +81,7 @@ def tour(out: Path, overrides: dict[str, Any] | None = None) -> "Evaluation | No
     test = prepare(recipe.data, "test")
     result = evaluate(model, test)
 
+    # A fixed seed, so that everybody reads the same sample.
     print(f"\nA sample, after the prompt {PROMPT!r}:\n")
     text = []
     inference.generate(
@@ -88,6 +89,7 @@ def tour(out: Path, overrides: dict[str, Any] | None = None) -> "Evaluation | No
     )
     print("".join(text))
 
+    # The gates over the beginning of the test text are enough for a picture.
     ids = torch.from_numpy(test.read(0, min(len(test), _GATE_TOKENS)))[None]
     curve = out / "learning_curve.png"
     picture = out / "forget_gates.png"

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from hgrn.training.recipe import FieldRow
 
 ABOUT = "list the shipped recipes, or show every field of one"
-MORE = """With a name, it shows each field that `hgrn train NAME` can set: its value, what it means, and
+MORE = """\
+With a name, it shows each field that `hgrn train NAME` can set: its value, what it means, and
 its default where the recipe says something else.
 
 examples:
@@ -41,13 +42,17 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from hgrn.training.recipe import describe, load_recipe
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    # The data of a recipe need not be here for its fields to be shown.
+    recipe = load_recipe(arguments.recipe, arguments.overrides, new_run=False)
     rows = describe(recipe)
     fields = max(len(row.field) for row in rows)
     print(f"{arguments.recipe}: {recipe.about}")
+    # One paragraph a section; what stands outside of sections comes first.
     section = None
     for row in rows:
-        if section != (section := row.field.partition(".")[0]):
+        before = section
+        section = row.field.partition(".")[0] if "." in row.field else ""
+        if section != before:
             print()
         print(f"{row.field:{fields}}  {_text(row.value):{_VALUES}}  {row.meaning}{_default(row)}")
 

@@ -9,7 +9,8 @@ from hgrn.errors import pasted
 from hgrn.recipes import shipped
 
 ABOUT = "train what a recipe describes"
-MORE = """Any field of the recipe can be set on the command line by its dotted name:
+MORE = """\
+Any field of the recipe can be set on the command line by its dotted name:
   hgrn train quickstart --optimizer.lr 1e-3 --training.steps 2000 --model.hidden_size 256
 
 On several processes: torchrun --nproc-per-node 4 -m hgrn train RECIPE

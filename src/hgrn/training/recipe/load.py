@@ -25,13 +25,16 @@ from hgrn.training.recipe.problems import (
 )
 
 
-def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path, overrides: dict[str, Any] | None = None, *, new_run: bool = True
+) -> Recipe:
     """The recipe of a shipped name or of a YAML file (a path that ends in .yaml or .yml), with
     overrides.
 
     `overrides` maps dotted keys ("optimizer.lr") to values. A string is read as YAML ("1e-3",
     "[a, b]"), unless the field holds text. One value for a list is a list of one. null, ~ and none
-    are null for every field that may be null. Raises UserError that lists all problems.
+    are null for every field that may be null. new_run=False does not ask whether the data and the
+    weights that the recipe names are there. Raises UserError that lists all problems.
     """
     document = _read(name_or_path)
     kind = kind_of(document)
@@ -44,7 +47,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
         raise UserError(report(f"recipe {name_or_path}", [*found, kind]))
     recipe = None
     try:
-        recipe = _validated(kind, document, new_run=True)
+        recipe = _validated(kind, document, new_run=new_run)
     except ValidationError as error:
         found += problems_of(error, kind)
     # An override may have reported an empty text already.

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hgrn import inference
-from hgrn.cli import main
+from hgrn.cli import doctor, inference, main
 from hgrn.data.tokenizer import byte_tokenizer, train_tokenizer
 from hgrn.errors import UserError, pasted
 from hgrn.models import HGRNConfig, HGRNForCausalLM
@@ -144,12 +143,10 @@ def test_what_no_memory_holds_is_one_line(fails, recipe, options):
 
 
 def test_an_error_that_is_not_of_memory_stays_one(monkeypatch):
-    from hgrn import commands
-
     def fail(arguments):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(commands, "doctor", fail)
+    monkeypatch.setattr(doctor, "run", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["doctor"])
 

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from hgrn import console
-from hgrn.cli import main
+from hgrn.cli import console, doctor, main
 
 MIXED = "caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{CJK UNIFIED IDEOGRAPH-6771} \udce9\n"
 
@@ -65,9 +64,7 @@ def test_help_that_nobody_reads(monkeypatch, capsys):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize("buffering", [-1, 1], ids=["at the end", "at each line"])
 def test_a_full_disk_behind_standard_output_is_one_line(monkeypatch, capsys, buffering):
-    from hgrn import commands
-
-    monkeypatch.setattr(commands, "doctor", lambda arguments: print("fine"))
+    monkeypatch.setattr(doctor, "run", lambda arguments: print("fine"))
     monkeypatch.setattr(sys, "stdout", open("/dev/full", "w", buffering=buffering))
     assert main(["doctor"]) == 2
     sys.stdout.close()
@@ -78,11 +75,9 @@ def test_a_full_disk_behind_standard_output_is_one_line(monkeypatch, capsys, buf
 
 
 def test_an_error_that_is_not_of_standard_output_stays_one(monkeypatch, capsys):
-    from hgrn import commands
-
     def fail(arguments):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(commands, "doctor", fail)
+    monkeypatch.setattr(doctor, "run", fail)
     assert main(["doctor"]) == 2
     assert capsys.readouterr().err == "hgrn: error: Input/output error\n"

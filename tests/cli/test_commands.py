@@ -283,7 +283,7 @@ def test_resume_goes_on_and_a_second_run_is_refused(text, tmp_path, fails, capsy
 
 
 def test_doctor(capsys):
-    status = main(["doctor"])
+    status = main(["doctor", "--no-speed"])
     out = capsys.readouterr().out
     assert status == 0 and "engine numba (cpu)" in out and "from the float64 reference" in out
 
@@ -458,9 +458,9 @@ def test_a_table_of_the_arena(tmp_path, fails, capsys):
     from hgrn.training.loop import train
     from tests.training.tiny_arena import tiny_arena_recipe
 
-    assert "holds no run of task long-range-arena" in fails("eval", "lra", "--runs", tmp_path)
+    assert "holds no run of task long-range-arena" in fails("arena", "--runs", tmp_path)
     train(tiny_arena_recipe("listops", tmp_path / "data", training__steps=2), tmp_path / "run")
-    assert main(["eval", "lra", "--runs", str(tmp_path)]) == 0
+    assert main(["arena", "--runs", str(tmp_path)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert "majority" in printed[0] and printed[-1] == f"wrote {tmp_path / 'arena.md'}"
     assert "| task | data | paper | ours |" in (tmp_path / "arena.md").read_text()

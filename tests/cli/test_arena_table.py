@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from hgrn.cli import main
+from hgrn.cli.arena_table import arena_table, command
+from hgrn.cli.inference import load_classifier
 from hgrn.data.lra.load import prepare
 from hgrn.data.lra.pathfinder import HARD
 from hgrn.errors import UserError
-from hgrn.inference import load_classifier
 from hgrn.source import commit
-from hgrn.training.arena_table import arena_table, command
 from hgrn.training.loop import train
+from hgrn.training.manifests import find_checkpoint
 from hgrn.training.recipe import load_recipe
 from tests.training.tiny_arena import tiny_arena_recipe
 from tests.training.tiny_runs import tiny_recipe
@@ -34,13 +35,12 @@ def runs(tmp_path_factory):
 
 def test_each_run_is_evaluated_on_its_test_split(runs, tmp_path):
     seen = []
-    rows, absent = arena_table(
-        runs, load_classifier, tmp_path / "table.md", lambda *progress: seen.append(progress)
-    )
+    rows, absent = arena_table(runs, tmp_path / "table.md", lambda *progress: seen.append(progress))
     assert not absent
     assert [row.task for row in rows] == ["a listops", "tiny arena"]
     for row, run, classes in zip(rows, (runs / "listops", runs / "b" / "text"), (10, 2)):
-        model, _, checkpoint = load_classifier(run)
+        checkpoint = find_checkpoint(run)
+        model, _ = load_classifier(checkpoint)
         recipe = load_recipe(checkpoint / "recipe.yaml")
         test = prepare(recipe.data).splits["test"]
         right = 0
@@ -74,7 +74,7 @@ def test_each_run_is_evaluated_on_its_test_split(runs, tmp_path):
 
 
 def test_the_table(runs, tmp_path):
-    rows, _ = arena_table(runs, load_classifier, tmp_path / "table.md")
+    rows, _ = arena_table(runs, tmp_path / "table.md")
     header, rule, *lines = [
         line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")
     ]
@@ -93,7 +93,7 @@ def test_the_table(runs, tmp_path):
             and cells[8] == str(row.steps)
             and cells[10] == f"`{row.command}`"
         )
-    arena_table(runs, load_classifier)
+    arena_table(runs)
     assert (runs / "arena.md").read_text() == (tmp_path / "table.md").read_text()
 
 
@@ -101,7 +101,7 @@ def test_an_unfinished_run_and_an_edited_card(runs, tmp_path):
     shutil.copytree(runs / "b" / "text", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000003")
     (tmp_path / "run" / "checkpoints" / "step-000002" / "README.md").write_text("Mine now.")
-    (row,), _ = arena_table(tmp_path, load_classifier)
+    (row,), _ = arena_table(tmp_path)
     assert (row.steps, row.of_steps, row.commit) == (2, 3, "not recorded")
     assert "| 2 of 3 |" in (tmp_path / "arena.md").read_text()
 
@@ -113,7 +113,7 @@ def test_runs_without_their_data_are_named(tmp_path, capsys):
     shutil.rmtree(folder / "listops")
     table = folder / "pathfinder" / HARD / "metadata" / "0.npy"
     table.write_text("".join(table.read_text().splitlines(keepends=True)[1:]))
-    assert main(["eval", "lra", "--runs", str(tmp_path / "runs")]) == 0
+    assert main(["arena", "--runs", str(tmp_path / "runs")]) == 0
     text = (tmp_path / "runs" / "arena.md").read_text()
     printed = capsys.readouterr().out
     assert text.count("| tiny arena |") == printed.count("tiny arena ") == 1
@@ -130,7 +130,7 @@ def test_runs_without_their_data_are_named(tmp_path, capsys):
     with pytest.raises(
         UserError, match="no run can be evaluated:\n  .*listops.*\n  .*pathfinder.*\n  .*text"
     ):
-        arena_table(tmp_path / "runs", load_classifier)
+        arena_table(tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_folders_without_runs(runs, tmp_path):
     with pytest.raises(
         UserError, match="holds no run of task long-range-arena that has saved a checkpoint"
     ):
-        arena_table(runs / "language", load_classifier)
+        arena_table(runs / "language")
     with pytest.raises(UserError, match="no folder .*nowhere"):
-        arena_table(tmp_path / "nowhere", load_classifier)
+        arena_table(tmp_path / "nowhere")
     with pytest.raises(
         UserError, match="cannot be written: No such file or directory; give another file"
     ):
-        arena_table(runs, load_classifier, tmp_path / "nowhere" / "table.md")
+        arena_table(runs, tmp_path / "nowhere" / "table.md")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hgrn import quickstart
+from hgrn.cli import quickstart
 
 TINY = {
     "model.hidden_size": 16,
@@ -25,7 +25,7 @@ TINY = {
 def test_a_tiny_quickstart_leaves_everything_it_names(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "runs" / "quickstart"
-    result = quickstart.run(out, TINY)
+    result = quickstart.tour(out, TINY)
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"test bits per byte: {result.bits_per_byte:.3f}"
     named = [word for word in re.findall(r"\S+", printed) if word.startswith(str(out))]
