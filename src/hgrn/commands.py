@@ -315,22 +315,6 @@ def convert(arguments: argparse.Namespace) -> None:
             print(line)
 
 
-def bench(arguments: argparse.Namespace) -> None:
-    from hgrn.bench import runner
-    from hgrn.memory import keep_freed_memory
-
-    kept = keep_freed_memory()
-    print(
-        "freed memory is kept by this process, as when hgrn trains"
-        if kept
-        else "freed memory goes back to the system"
-    )
-    out = arguments.out or Path("benchmarks") / ("quick" if arguments.quick else "results")
-    documents = Path("docs/images")
-    pictures = arguments.plots or (documents if documents.is_dir() and not arguments.quick else out)
-    runner.run(arguments.names, out, pictures, quick=arguments.quick)
-
-
 def doctor(arguments: argparse.Namespace) -> int:
     from hgrn import doctor
 

@@ -392,34 +392,6 @@ def _parser() -> argparse.ArgumentParser:
         help="the activation inside the GLU, where the source says nothing, or something unclear",
     )
 
-    bench = add(
-        "bench",
-        commands.bench,
-        "measure speed and memory against the limits of the machine and against other packages",
-        "names: limits, scan, train, decode, length, start, quality; without one, all but quality (about two hours).\n"
-        "Peers that are not installed are left out: pip install mambapy accelerated-scan jax",
-    )
-    bench.add_argument(
-        "names", nargs="*", metavar="NAME", help="what to measure (default: all but quality)"
-    )
-    bench.add_argument(
-        "--quick",
-        action="store_true",
-        help="small shapes and few repeats: half a minute, numbers not to be quoted",
-    )
-    bench.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="where the CSV files go (default: benchmarks/results, with --quick benchmarks/quick)",
-    )
-    bench.add_argument(
-        "--plots",
-        type=Path,
-        metavar="FOLDER",
-        help="where the plots go (default: docs/images if it is there, with --quick as --out)",
-    )
-
     add(
         "doctor",
         commands.doctor,
