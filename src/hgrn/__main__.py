@@ -1,4 +1,4 @@
-"""`python -m hgrn`, and so `torchrun -m hgrn`."""
+"""Run the command line by `python -m hgrn`, and so by `torchrun -m hgrn`."""
 
 from hgrn.cli import main
 

@@ -1,26 +1,16 @@
-"""Using a saved model: load it with what belongs to it, write text with it as it is made, name what is in an image."""
+"""Use a saved model: load it with its tokenizer or image processor, continue a text, classify an
+image."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hgrn.errors import UserError
 from hgrn.progress import without_bars
-from hgrn.training.manifests import find_checkpoint
 from hgrn.untrusted import read_json
-
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "*.model",
-)  # a folder without any of them has no tokenizer
-
-# Logits over a temperature below this could leave the range of float32.
-_LOWEST_TEMPERATURE = 1e-6
-_LARGEST_SEED = 2**64 - 1  # of torch.manual_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,34 +18,47 @@ if TYPE_CHECKING:
     from hgrn.models import HGRNForCausalLM, HGRNForImageClassification, HGRNImageProcessor
     from hgrn.models.classification import Classifier
 
+# A folder without any of these files has no tokenizer.
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+
+# Logits over a temperature below this could leave the range of float32.
+_LOWEST_TEMPERATURE = 1e-6
+_LARGEST_SEED = 2**64 - 1  # that torch.manual_seed takes
+
 
 def load(
-    path: str | Path, *, int8: bool = False, tokenizer: str | None = None
-) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast", Path]:
-    """The language model and tokenizer in `path` (a run folder, a checkpoint or a saved model), and the folder they are in.
+    folder: Path, *, int8: bool = False, tokenizer: str | None = None
+) -> tuple["HGRNForCausalLM", "PreTrainedTokenizerFast"]:
+    """The language model and the tokenizer in a folder that `find_checkpoint` has found.
 
-    With int8 the weights of its linear maps are rounded to 8 bits (`hgrn.modules.quantize_int8`). tokenizer: what
-    `load_tokenizer` takes, for a model that was saved without one; None is the one that is saved with the model.
+    int8: round the weights of its linear maps to 8 bits (`hgrn.modules.quantize_int8`). tokenizer:
+    what `load_tokenizer` takes, for a model that was saved without one; None takes the one that is
+    saved with the model.
 
-    Raises UserError for whatever is there instead, for weights that are not finite, and where there is no tokenizer.
+    Raises UserError if the folder holds something else, if weights are not finite, and if there is
+    no tokenizer.
     """
     from hgrn.data.tokenizer import load_tokenizer
     from hgrn.models import HGRNForCausalLM
 
-    folder = find_checkpoint(Path(path))
     model = _load_model(folder, lambda _: HGRNForCausalLM, int8)
     if tokenizer is None and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
         raise UserError(
-            f"{folder} has no tokenizer: say with --tokenizer which one the model was trained with (bytes, the name of one on "
-            "the Hugging Face hub, or the path of a folder or tokenizer.json)"
+            f"{folder} has no tokenizer: say with --tokenizer which one the model was trained with "
+            "(bytes, the name of one on the Hugging Face hub, or the path of a folder or "
+            "tokenizer.json)"
         )
-    return model, load_tokenizer(tokenizer or str(folder)), folder
+    return model, load_tokenizer(tokenizer or str(folder))
 
 
 def load_classifier(
-    path: str | Path, *, int8: bool = False
-) -> tuple["Classifier", "HGRNImageProcessor | None", Path]:
-    """The classifier in `path`, its image processor if it has one, and the folder they are in; as `load`."""
+    folder: Path, *, int8: bool = False
+) -> tuple["Classifier", "HGRNImageProcessor | None"]:
+    """The classifier in a folder that `find_checkpoint` has found, and its image processor if it
+    has one.
+
+    int8 and errors are those of `load`.
+    """
     from hgrn import models
 
     def kind(saved_as: str) -> type:
@@ -65,21 +68,20 @@ def load_classifier(
             )
         return getattr(models, saved_as)
 
-    folder = find_checkpoint(Path(path))
     model = _load_model(folder, kind, int8)
     settings = folder / "preprocessor_config.json"
     if not settings.is_file():
-        return model, None, folder
+        return model, None
     try:
-        return model, models.HGRNImageProcessor.from_dict(read_json(settings)), folder
+        return model, models.HGRNImageProcessor.from_dict(read_json(settings))
     except ValueError as error:
         raise UserError(
             f"{settings} does not describe an image processor of these models: {error}"
         ) from error
 
 
-def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
-    """The model saved in a folder, ready to be used; `kind` gives its class for the name that it was saved under."""
+def _load_model(folder: Path, kind: Callable[[str], Any], int8: bool) -> Any:
+    """The model saved in a folder, ready for use; `kind` gives its class for the saved name."""
     from safetensors import SafetensorError
 
     from hgrn.models import HGRNConfig
@@ -99,14 +101,17 @@ def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
             model, report = kind(saved_as).from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} does not hold a model that can be loaded: {error}") from error
-    unfit = {kind: names for kind, names in report.items() if names and kind.endswith("_keys")}
+
+    # transformers makes up weights that are missing; a trained model has none of those.
+    unfit = [
+        f"{what.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}"
+        for what, names in report.items()
+        if names and what.endswith("_keys")
+    ]
     if unfit:
         raise UserError(
             f"{folder}: the weights do not fit the model that its config.json describes; "
-            + "; ".join(
-                f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(names)))}"
-                for kind, names in unfit.items()
-            )
+            f"{'; '.join(unfit)}"
         )
     wrong = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     if wrong:
@@ -119,7 +124,7 @@ def _load_model(folder: Path, kind: Callable[[str], type], int8: bool):
 
 
 def read_image(path: Path, channels: int) -> torch.Tensor:
-    """An image file as uint8 [channels, H, W]. Raises UserError for a file that is none, or not whole."""
+    """The image in a file, uint8 `[channels, H, W]`. Raises UserError if it is none, or not whole."""
     from hgrn.data.images.decoding import decode
     from hgrn.data.images.source import CorruptImage
 
@@ -136,7 +141,10 @@ def read_image(path: Path, channels: int) -> torch.Tensor:
 def classify(
     model: "HGRNForImageClassification", processor: "HGRNImageProcessor", image: torch.Tensor
 ) -> list[tuple[str, float]]:
-    """Every class of a model and its probability for an image uint8 [C, H, W], the likeliest first."""
+    """Every class of a model and its probability for an image, the likeliest first.
+
+    image: uint8 `[C, H, W]`, of any height and width.
+    """
     inputs = processor(image, input_data_format="channels_first", return_tensors="pt")
     shares = model(**inputs).logits[0].float().softmax(0)
     return [
@@ -148,9 +156,11 @@ def classify(
 def encode_prompt(
     tokenizer: "PreTrainedTokenizerFast", prompt: str, vocab_size: int
 ) -> torch.Tensor:
-    """The prompt's ids `[1, T]`. Bytes that are not UTF-8 (surrogate escapes, as in `sys.argv`) reach a byte-level model as they are.
+    """The ids of a prompt, `[1, T]`.
 
-    Raises UserError for an empty prompt, one that is no text, or text that the vocabulary does not hold.
+    A byte-level model gets bytes that are not UTF-8 as they are; Python keeps them in `sys.argv` as
+    surrogate escapes. Raises UserError if the prompt is empty, is no text, or has characters that
+    the vocabulary does not hold.
     """
     from hgrn.data.tokenizer import bytes_to_ids, is_byte_tokenizer
 
@@ -158,7 +168,8 @@ def encode_prompt(
         raw = prompt.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"the prompt holds half of a surrogate pair at character {error.start}, which is no text"
+            f"the prompt holds half of a surrogate pair at character {error.start}, which is no "
+            "text"
         ) from None
     if is_byte_tokenizer(tokenizer):
         ids = bytes_to_ids(raw).tolist()
@@ -167,15 +178,17 @@ def encode_prompt(
             ids = tokenizer(raw.decode("utf-8"), add_special_tokens=False)["input_ids"]
         except UnicodeDecodeError as error:
             raise UserError(
-                f"the prompt is not UTF-8 at byte {error.start} (0x{raw[error.start]:02x}), and the tokenizer of this model "
-                "reads UTF-8 only: convert the prompt, for example with iconv"
+                f"the prompt is not UTF-8 at byte {error.start} (0x{raw[error.start]:02x}), and "
+                "the tokenizer of this model reads UTF-8 only: convert the prompt, for example with "
+                "iconv"
             ) from None
     if not ids:
         raise UserError("the prompt is empty: give at least one character to go on from")
     strange = [i for i in ids if i >= vocab_size or (i == tokenizer.unk_token_id and i is not None)]
     if strange:
         raise UserError(
-            f"the prompt {prompt!r} has {len(strange)} token(s) outside of the model's vocabulary; reword it"
+            f"the prompt {prompt!r} has {len(strange)} token(s) outside of the model's vocabulary; "
+            "reword it"
         )
     return torch.tensor([ids], device="cpu")
 
@@ -186,11 +199,11 @@ def check_sampling(
     top_p: float | None = None,
     seed: int | None = None,
 ) -> None:
-    """Raise UserError for a number that `generate` cannot follow."""
+    """Raise UserError for a number that `generate` cannot sample with."""
     if not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature < math.inf):
-        rule = f"must be at least 0 (0, or a finite number from {_LOWEST_TEMPERATURE:g})"
         raise UserError(
-            f"temperature {rule}, got {temperature:g}; 0 takes the likeliest token, 1 samples as the model says"
+            f"temperature must be at least 0 (0, or a finite number from {_LOWEST_TEMPERATURE:g}), "
+            f"got {temperature:g}; 0 takes the likeliest token, 1 samples as the model says"
         )
     if top_k is not None and top_k < 1:
         raise UserError(
@@ -198,14 +211,15 @@ def check_sampling(
         )
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(
-            f"top_p must be above 0 and at most 1, got {top_p:g}; leave it out to sample from all tokens"
+            f"top_p must be above 0 and at most 1, got {top_p:g}; leave it out to sample from all "
+            "tokens"
         )
     if seed is not None and not 0 <= seed <= _LARGEST_SEED:
         raise UserError(f"seed must be from 0 to 2**64 - 1, got {seed}")
 
 
 class _Pieces:
-    """What `generate` of transformers calls a streamer: gets ids as they are made, hands on complete characters."""
+    """A streamer of transformers: takes ids as they are made, hands on complete characters."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", write: Callable[[str], None]):
         from hgrn.data.tokenizer import StreamDecoder
@@ -215,7 +229,8 @@ class _Pieces:
         self._is_prompt = True
 
     def put(self, ids: torch.Tensor) -> None:
-        if self._is_prompt:  # the first call brings the prompt back
+        # The first call brings the prompt, which is written already.
+        if self._is_prompt:
             self._is_prompt = False
         else:
             self._write(self._decoder.push(ids.flatten().tolist()))
@@ -236,10 +251,10 @@ def generate(
     top_p: float | None = None,
     seed: int | None = None,
 ) -> None:
-    """Calls `write` with the prompt, then with each piece of its continuation as it is made.
+    """Call `write` with the prompt, then with each piece of its continuation as it is made.
 
-    temperature 0 takes the likeliest token every time; top_k and top_p draw from the likeliest tokens only.
-    Raises UserError as `encode_prompt` and `check_sampling`.
+    temperature 0 takes the likeliest token every time; top_k and top_p sample from the likeliest
+    tokens only. Raises UserError as `encode_prompt` and `check_sampling` do.
     """
     from transformers import GenerationConfig
 
@@ -267,8 +282,6 @@ def generate(
             generation_config=settings,
             streamer=_Pieces(tokenizer, write),
         )
-    except (
-        ValueError,
-        TypeError,
-    ) as error:  # what is not set here comes from the model's generation_config.json
+    except (ValueError, TypeError) as error:
+        # Settings that are not made here come from the model's generation_config.json.
         raise UserError(f"the model's settings of generation cannot be used: {error}") from error

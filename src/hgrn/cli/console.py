@@ -1,4 +1,5 @@
-"""Standard output and error: printing never ends a command, whatever is printed and whoever reads."""
+"""Make standard output and error safe: printing never ends a command, whatever it prints and
+whoever reads."""
 
 import codecs
 import io
@@ -12,28 +13,30 @@ _ESCAPING = "hgrn.escaping"
 def prepare() -> None:
     """Let the standard streams take any text.
 
-    A character that a stream's encoding lacks is written as an escape such as \\xe9, and one line on
-    standard error says so. Bytes of an argument that were no text (Python keeps them as surrogates)
-    are written as they were given.
+    A character that a stream's encoding lacks is written as an escape such as \\xe9, and one line
+    on standard error says so. Bytes of an argument that were no text (Python keeps them as
+    surrogates) are written as they were given.
     """
     codecs.register_error(_ESCAPING, _Escaping())
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this process
+        # Whoever started this process may have closed the stream.
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ESCAPING)
 
 
 def takes_output() -> bool:
-    """Whether standard output can be written, tried with an empty line. If not, that is said."""
+    """Whether standard output can be written, tried with an empty line. If not, say so."""
     return flush(print)
 
 
 def flush(first: Callable[[], None] = lambda: None) -> bool:
-    """Write what is left of standard output; False if it cannot be written, which is said.
+    """Call `first`, then write all that waits for standard output.
 
-    A reader that has gone, as with `| head`, is no error. first: called before.
+    False if it cannot be written, which is then said. A reader that has gone, as with `| head`, is
+    no error.
     """
     try:
         first()
@@ -48,14 +51,14 @@ def flush(first: Callable[[], None] = lambda: None) -> bool:
 
 
 def drop_output() -> None:
-    """Send what is still to be printed nowhere."""
+    """Send nowhere what is still to be printed."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 class _Escaping:
-    """Handles characters that cannot be encoded, as `codecs.register_error` wants it."""
+    """The handler of characters that cannot be encoded, for `codecs.register_error`."""
 
     def __init__(self):
         self._said = False
@@ -71,7 +74,7 @@ class _Escaping:
                 "escapes; PYTHONIOENCODING=utf-8 in the environment shows them",
                 file=sys.stderr,
             )
-        return b"".join(map(_written, characters)), error.end
+        return b"".join(map(_encoded, characters)), error.end
 
 
 def _is_byte(character: str) -> bool:
@@ -79,7 +82,7 @@ def _is_byte(character: str) -> bool:
     return "\udc80" <= character <= "\udcff"
 
 
-def _written(character: str) -> bytes:
+def _encoded(character: str) -> bytes:
     if _is_byte(character):
         return bytes([ord(character) - 0xDC00])
     return character.encode("ascii", "backslashreplace")
