@@ -118,7 +118,7 @@ def _length_of(row: Row) -> int:
 
 
 def _length(name: str, cell: str, ylabel: str, title: str) -> Callable[[Rows], Any]:
-    def drawing(rows: Rows) -> Any:
+    def picture(rows: Rows) -> Any:
         figure, panel = drawing.lines(title, xlabel="tokens", ylabel=ylabel)
         points = [
             (_length_of(row), getattr(row, cell))
@@ -139,7 +139,7 @@ def _length(name: str, cell: str, ylabel: str, title: str) -> Callable[[Rows], A
         look.finish(panel)
         return figure
 
-    return drawing
+    return picture
 
 
 def _quality(rows: list[Cells]) -> Any:
