@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hgrn.ops import addresses
-from hgrn.ops.cpu import gated, layer, scan, threads
+from hgrn.ops.cpu import layer, scan, threads
 from hgrn.ops.cpu import linear as maps
 from hgrn.ops.cpu.language import Kernel
 from hgrn.ops.reference import state_dtype
@@ -42,6 +42,7 @@ class Launch(addresses.HoldsAddresses):
         self.tensors = tensors
 
     def run(self) -> None:
+        self.block[1] = 0
         threads.run(self.kernel, self.block, self.work)
 
 
@@ -82,7 +83,7 @@ class ScanPlan:
             )
         return given.clone(memory_format=torch.contiguous_format)
 
-    def room(self, lower_bound: Tensor | None) -> Tensor:
+    def complement(self, lower_bound: Tensor | None) -> Tensor:
         """`1 - lower_bound`, `[D]`."""
         return (
             torch.ones(self.channels, dtype=self.accumulate, device="cpu")
@@ -100,6 +101,7 @@ class ScanPlan:
     def launch(
         self,
         kernel: Kernel,
+        fused: int,
         strided: dict[str, Tensor],
         dense: dict[str, Tensor],
         **wide: Tensor | int,
@@ -111,16 +113,16 @@ class ScanPlan:
             dense: contiguous tensors in that dtype.
             wide: contiguous tensors in the state's dtype, and numbers.
         """
-        dtype, size = self.dtype, self.dtype.itemsize
+        dtype = self.dtype
         strided = {name: _unit_last_stride(x) for name, x in strided.items()}
         fields = {name: addresses.address(x, dtype) for name, x in dense.items()}
         for name, x in strided.items():
             outer, time, inner, _ = x.stride()
             fields[name] = addresses.address_of_rows(x, dtype)
             fields[name + "_outer"], fields[name + "_time"], fields[name + "_inner"] = (
-                outer * size,
-                time * size,
-                inner * size,
+                outer,
+                time,
+                inner,
             )
         for name, x in wide.items():
             fields[name] = addresses.address(x, self.accumulate) if isinstance(x, Tensor) else x
@@ -137,7 +139,7 @@ class ScanPlan:
             **fields,
         )
         tensors = (self.bounds, self.mask, *strided.values(), *dense.values(), *wide.values())
-        return Launch(kernel.address(name_of(dtype), self.parts), block, self.work, tensors)
+        return Launch(kernel.address(name_of(dtype), parts=self.parts, fused=fused), block, self.work, tensors)
 
 
 @cache
@@ -168,10 +170,11 @@ def hgru_scan(
     state = plan.states(initial_state)
     h = _empty(candidate.shape, candidate.dtype)
     plan.launch(
-        scan.hgru_scan,
+        scan.scan,
+        1,
         {"candidate": candidate, "forget": forget},
         {"h": h},
-        room=plan.room(lower_bound),
+        complement=plan.complement(lower_bound),
         **plan.turn(theta),
         state=state,
         decay=0,
@@ -189,10 +192,11 @@ def hgru_carry(
         plan.sequences, plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
     plan.launch(
-        scan.hgru_scan,
+        scan.scan,
+        1,
         {"candidate": candidate, "forget": forget},
         {"h": torch.empty_like(state, dtype=plan.dtype)},
-        room=plan.room(lower_bound),
+        complement=plan.complement(lower_bound),
         **plan.turn(theta),
         state=state,
         decay=decay,
@@ -224,13 +228,14 @@ def hgru_scan_backward(
         2, plan.sequences * plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
     plan.launch(
-        scan.hgru_scan_backward,
+        scan.scan_backward,
+        1,
         {"candidate": candidate, "forget": forget, "grad_h": grad_h},
         {"h": h, "grad_candidate": grad_candidate, "grad_forget": grad_forget},
-        room=plan.room(lower_bound),
+        complement=plan.complement(lower_bound),
         **plan.turn(theta),
         initial=initial,
-        g=g,
+        grad_state=g,
         grad_lower=sums[0],
         grad_theta=sums[1],
     ).run()
@@ -244,7 +249,14 @@ def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tup
     state = plan.states(initial_state)
     h = _empty(x.shape, x.dtype)
     plan.launch(
-        gated.gated_scan, {"x": x, "log_f": log_f}, {"h": h}, **plan.turn(theta), state=state
+        scan.scan,
+        0,
+        {"candidate": x, "forget": log_f},
+        {"h": h},
+        complement=0,
+        **plan.turn(theta),
+        state=state,
+        decay=0,
     ).run()
     return h, state
 
@@ -263,12 +275,15 @@ def gated_scan_backward(
         plan.sequences * plan.inner, plan.channels, dtype=plan.accumulate, device="cpu"
     )
     plan.launch(
-        gated.gated_scan_backward,
-        {"log_f": log_f, "grad_h": grad_h},
-        {"h": h, "grad_x": grad_x, "grad_log_f": grad_log_f},
+        scan.scan_backward,
+        0,
+        {"candidate": h, "forget": log_f, "grad_h": grad_h},
+        {"h": h, "grad_candidate": grad_x, "grad_forget": grad_log_f},
+        complement=0,
         **plan.turn(theta),
         initial=initial,
-        g=g,
+        grad_state=g,
+        grad_lower=0,
         grad_theta=sums,
     ).run()
     return grad_x, grad_log_f, sums.sum(0), g
@@ -300,14 +315,14 @@ def rows_launch(
     for name, x in rows.items():
         fields |= {
             name: addresses.address_of_rows(x, dtype),
-            f"{name}_row": x.stride(0) * x.element_size(),
+            f"{name}_row": x.stride(0),
         }
     for name, x in wide.items():
         fields[name] = addresses.address(x, accumulate) if isinstance(x, Tensor) else x
     block = kernel.block(-(-count // _ROWS), rows=count, block=_ROWS, width=width, **fields)
     tensors = (*rows.values(), *dense.values(), *wide.values())
     return Launch(
-        kernel.address(name_of(dtype), _ACTIVATIONS[activation]), block, like.numel(), tensors
+        kernel.address(name_of(dtype), activation=_ACTIVATIONS[activation]), block, like.numel(), tensors
     )
 
 
@@ -323,15 +338,15 @@ def gated_norm(x, gate, weight, bias, eps, activation, gate_first) -> tuple[Tens
         layer.gated_norm,
         activation,
         rows,
-        {"x": rows, "z": _rows(gate)},
+        {"x": rows, "gate": _rows(gate)},
         {"y": y},
         gate_first=gate_first,
-        scale=weight.contiguous(),
-        shift=bias.contiguous(),
+        weight=weight.contiguous(),
+        bias=bias.contiguous(),
         eps=torch.tensor(eps, **wide),
         mean=mean,
         inverse=inverse,
-        scratch=scratch,
+        gated=scratch,
     ).run()
     return y, mean, inverse
 
@@ -346,21 +361,24 @@ def gated_norm_backward(
     grad_x = _empty(x.shape, x.dtype)
     grad_gate = _empty(gate.shape, gate.dtype)
     sums = torch.zeros(2, tasks, x.shape[-1], **wide)
-    scratch = torch.empty(tasks, 4, x.shape[-1], **wide)
+    scratch = torch.empty(4, tasks, x.shape[-1], **wide)
     rows_launch(
         layer.gated_norm_backward,
         activation,
         rows,
-        {"x": rows, "z": _rows(gate), "dy": _rows(grad)},
-        {"dx": grad_x, "dz": grad_gate},
+        {"x": rows, "gate": _rows(gate), "grad": _rows(grad)},
+        {"grad_x": grad_x, "grad_gate": grad_gate},
         gate_first=gate_first,
-        scale=weight.contiguous(),
-        shift=bias.contiguous(),
+        weight=weight.contiguous(),
+        bias=bias.contiguous(),
         mean=mean.contiguous(),
         inverse=inverse.contiguous(),
-        dscale=sums[0],
-        dshift=sums[1],
-        scratch=scratch,
+        grad_weight=sums[0],
+        grad_bias=sums[1],
+        slope=scratch[0],
+        normed=scratch[1],
+        act=scratch[2],
+        act_slope=scratch[3],
     ).run()
     grad_weight, grad_bias = sums.sum(1).unbind(0)
     return grad_x, grad_gate, grad_weight.clone(), grad_bias.clone()
@@ -376,8 +394,8 @@ def gated_unit(x, activation) -> Tensor:
 def gated_unit_backward(grad, x, activation) -> Tensor:
     """The gradient of x."""
     grad_x = _empty(x.shape, x.dtype)
-    rows = {"x": _rows(x), "dy": _rows(grad)}
-    rows_launch(layer.gated_unit_backward, activation, grad, rows, {"dx": grad_x}).run()
+    rows = {"x": _rows(x), "grad": _rows(grad)}
+    rows_launch(layer.gated_unit_backward, activation, grad, rows, {"grad_x": grad_x}).run()
     return grad_x
 
 
@@ -402,7 +420,7 @@ def linear_launch(
         width=width,
         batch=x.shape[0],
         x=addresses.address_of_rows(x, dtype),
-        x_row=x.stride(0) * x.element_size(),
+        x_row=x.stride(0),
         y=addresses.address(y, dtype),
         bias=addresses.optional(bias, dtype),
         weight=addresses.address(weight, dtype if scale is None else torch.int8),
@@ -410,7 +428,7 @@ def linear_launch(
         scale=addresses.optional(scale, dtype),
     )
     return Launch(
-        kernel.address(name_of(dtype), 0), block, weight.numel(), (x, weight, bias, y, add, scale)
+        kernel.address(name_of(dtype)), block, weight.numel(), (x, weight, bias, y, add, scale)
     )
 
 

@@ -10,45 +10,41 @@ from torch import Tensor
 
 from hgrn.ops import addresses
 from hgrn.ops.cpu import launch, layer, linear, scan, threads
-from hgrn.ops.cpu.language import (
-    Kernel,
-    enter,
-    enter_parallel,
-    helper,
-    load,
-    load_index,
-    store_index,
-)
+from hgrn.ops.cpu.language import Kernel, enter, enter_parallel, helper, restart
 
 
 @helper
-def _differs(token, count, x, copy):
-    """Whether two rows of numbers are different; NaN is the same as NaN."""
+def _differ(width, x, copy):
+    """Whether two rows of numbers differ. NaN is the same as NaN."""
     different = 0
-    for j in range(count):
-        a = load(token, x, j, 0)
-        b = load(token, copy, j, 1)
+    for j in range(width):
+        a = x[j]
+        b = copy[j]
         different += a != b and (a == a or b == b)
     return different > 0
 
 
-@Kernel("watched watches changed calls count parallel threads")
-def _sequence(call):
-    """Runs `count` calls: rows of (kernel, block, whether on all threads). Run by one thread.
+@Kernel(numbers="width", tensors="x copy", integers="changed")
+def _watch(call, task):
+    """Sets `changed` where x is no longer equal to its copy."""
+    if _differ(call.width, call.x, call.copy):
+        call.changed[0] = 1
 
-    Before, it compares `watches` tensors with copies: rows of (tensor, copy, size). Where one has changed it says so and runs nothing.
+
+@Kernel(numbers="count watches parallel threads", integers="calls changed")
+def _sequence(call, task):
+    """Makes `count` calls in order, rows of (kernel, block, whether on all threads). It is one task.
+
+    The first `watches` of them may set `changed`, and then no other call is made.
     """
-    for k in range(call.watches):
-        row = call.watched + 24 * k
-        if _differs(call.token, load_index(row, 2), load_index(row, 0), load_index(row, 1)):
-            store_index(call.changed, 0, 1)
-            return
     for k in range(call.count):
-        row = call.calls + 24 * k
-        kernel = load_index(row, 0)
-        block = load_index(row, 1)
-        store_index(block, 1, 0)  # no task of it is taken
-        if load_index(row, 2) != 0 and call.parallel != 0:
+        if k == call.watches and call.changed[0] != 0:
+            return
+        row = call.calls + 3 * k
+        kernel = row[0]
+        block = row[1]
+        restart(block)
+        if row[2] != 0 and call.parallel != 0:
             enter_parallel(call.parallel, kernel, block, call.threads)
         else:
             enter(kernel, block)
@@ -69,7 +65,7 @@ class Program(addresses.HoldsAddresses):
     def __init__(self):
         self._launches: list[launch.Launch] = []
         self._kept: list[Tensor] = []
-        self._watched: list[tuple[Tensor, Tensor]] = []
+        self._watches: list[launch.Launch] = []
         self._made_for = None
         self._launch = None
         self._changed = np.zeros(1, dtype=np.int64)
@@ -102,8 +98,8 @@ class Program(addresses.HoldsAddresses):
                 x,
                 {"x": x},
                 {"y": y},
-                scale=weight,
-                shift=bias,
+                weight=weight,
+                bias=bias,
                 eps=x.new_full((), eps),
             )
         )
@@ -126,15 +122,15 @@ class Program(addresses.HoldsAddresses):
                 layer.gated_norm,
                 activation,
                 x,
-                {"x": x, "z": gate},
+                {"x": x, "gate": gate},
                 {"y": y},
                 gate_first=gate_first,
-                scale=weight,
-                shift=bias,
+                weight=weight,
+                bias=bias,
                 eps=x.new_full((), eps),
                 mean=mean,
                 inverse=inverse,
-                scratch=scratch,
+                gated=scratch,
             )
         )
 
@@ -167,10 +163,11 @@ class Program(addresses.HoldsAddresses):
         plan = launch.ScanPlan(candidate, channels[0], None, None, False)
         self._append(
             plan.launch(
-                scan.hgru_scan,
+                scan.scan,
+                1,
                 {"candidate": candidate, "forget": forget},
                 {"h": h},
-                room=plan.room(lower_bound),
+                complement=plan.complement(lower_bound),
                 **plan.turn(theta),
                 state=state,
                 decay=0,
@@ -178,11 +175,23 @@ class Program(addresses.HoldsAddresses):
         )
 
     def watch(self, x: Tensor) -> None:
-        """Has `run` stop where the values of x, contiguous float32, are no longer what they are now."""
-        self._watched.append((x.detach(), x.detach().clone()))
+        """Makes `run` stop where the values of x, contiguous float32, are no longer what they are now."""
+        copy = x.detach().clone()
+        block = _watch.block(
+            1,
+            width=x.numel(),
+            x=addresses.address(x, torch.float32),
+            copy=addresses.address(copy, torch.float32),
+            changed=self._changed.ctypes.data,
+        )
+        self._watches.append(launch.Launch(_watch.address("float32"), block, 0, (x.detach(), copy)))
 
     def run(self) -> bool:
-        """Runs all calls; not by two threads at once. Returns whether it has: False where a watched tensor has changed."""
+        """Makes all calls; not by two threads at once.
+
+        Returns:
+            Whether it has. False where a watched tensor has changed, and then no call was made.
+        """
         made_for = threads.count(), threads.parallel_address()
         if made_for != self._made_for:
             self._launch = self._sequence(*made_for)
@@ -191,27 +200,24 @@ class Program(addresses.HoldsAddresses):
         return not self._changed[0]
 
     def _sequence(self, count: int, parallel: int) -> launch.Launch:
-        shared = (threads.is_shared(call.block, call.work) for call in self._launches)
-        calls = [
-            (call.kernel, call.block.ctypes.data, both)
-            for call, both in zip(self._launches, shared)
-        ]
-        watched = [
-            (*(addresses.address(x, torch.float32) for x in pair), pair[0].numel())
-            for pair in self._watched
-        ]
-        calls, watched = (np.array(rows, dtype=np.int64) for rows in (calls, watched))
+        """One call of `_sequence` for so many threads, and for OpenMP's function at that address."""
+        calls = np.array(
+            [
+                (call.kernel, call.block.ctypes.data, threads.is_shared(call.block, call.work))
+                for call in (*self._watches, *self._launches)
+            ],
+            dtype=np.int64,
+        )
         block = _sequence.block(
             1,
             calls=calls.ctypes.data,
             count=len(calls),
-            watched=watched.ctypes.data,
-            watches=len(watched),
+            watches=len(self._watches),
             changed=self._changed.ctypes.data,
             threads=count,
             parallel=parallel if count > 1 else 0,
         )
-        return launch.Launch(_sequence.address("float32", 0), block, 0, (calls, watched))
+        return launch.Launch(_sequence.address("float32"), block, 0, (calls,))
 
     def _append(self, call: launch.Launch) -> None:
         self._launches.append(call)

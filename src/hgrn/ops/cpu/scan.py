@@ -1,40 +1,50 @@
-"""The CPU kernels of `hgru_scan` with `hgru_carry`, and of its backward; and how any scan is cut into tasks.
+"""The CPU kernels of the scans: `hgru_scan` with `hgru_carry`, `gated_scan`, and their backward.
 
-A task is one sequence, one inner index and one block of channels with all of its time steps. Running states live in their output
-tensors (the final state in the forward, the gradient of the initial state in the backward), where they stay in the first-level
-cache. A row of channels at one step is worked on in pieces: while a piece is computed, the same piece of the next step is asked
-for, because rows that lie far apart, or are visited backwards, are more than the processor's own prefetcher finds out.
+Both scans walk along time with one state for each channel (equations in `hgrn.ops.reference`):
 
-Letters in the formulas: f forget and a (a + i b) candidate before their activations, s (re + i im) the state, g the gradient that
-arrives at h_t from everything after it, `room` 1 - gamma, `write` 1 - lambda_t, `keep` lambda_t.
+    h_t = keep_t exp(i theta) h_{t-1} + new_t
+
+`hgru_scan` makes `keep_t` and `new_t` from pre-activations (the constant `fused` is 1), `gated_scan`
+takes `log(keep_t)` and `new_t` as they are (0). Its inputs use the same fields: `candidate` holds
+`new_t`, and `forget` holds `log(keep_t)`. With `parts` 2 the state is complex: a row holds all real
+parts, then all imaginary parts.
+
+**Tasks.** A task is one sequence, one inner index and one block of channels, with all time steps.
+Running states live in the output tensors (the final state in the forward, the gradient of the initial
+state in the backward), where they stay in the first-level cache.
+
+**Pieces.** The channels of one time step are computed in pieces. Before each piece we prefetch the same
+piece of a later step, because the processor's own prefetcher does not follow large or negative strides.
+
+**Shapes.** `candidate`, `h` and their gradients are `[O, T, I, parts D]`; `forget` and its gradient
+`[O, T, I, D]`; states `[N, I, parts D]`; `decay` and the sums of gradients `[N, I, D]`; `complement`
+(1 - lower bound), `cos` and `sin` (of theta) `[D]`; `mask` `[O, T, I]`; `bounds` `[N + 1]`, the cumulated
+lengths of packed sequences.
 """
 
-from hgrn.ops.cpu.language import (
-    Kernel,
-    helper,
-    itemsize,
-    load,
-    load_flag,
-    load_index,
-    next_task,
-    prefetch,
+from hgrn.ops.cpu.gates import (
+    exp_nonpositive,
+    one_minus,
     select,
     sigmoid,
     sigmoid_pair,
     silu,
     silu_pair,
-    store,
 )
+from hgrn.ops.cpu.language import Kernel, arithmetic, helper, prefetch
+from hgrn.ops.cpu.rows import second
 
 PIECE = 128  # channels
 AHEAD = 1024  # channels whose computation takes about as long as memory takes to answer
-LAYOUT = "steps inner channels blocks block bounds reverse mask"  # strides are in bytes
-_CANDIDATE = " candidate candidate_outer candidate_time candidate_inner forget forget_outer forget_time forget_inner room cos sin"
+_NUMBERS = (
+    "steps inner channels blocks block reverse"
+    " candidate_outer candidate_time candidate_inner forget_outer forget_time forget_inner"
+)
 
 
 @helper
-def scan_task(call, task):
-    """Which sequence, outer and inner index, first channel, number of channels and range of time a task covers."""
+def _place(call, task):
+    """What a task covers: sequence, outer and inner index, first channel, number of channels, times."""
     sequence = task // (call.inner * call.blocks)
     rest = task % (call.inner * call.blocks)
     i = rest // call.blocks
@@ -42,382 +52,353 @@ def scan_task(call, task):
     outer = sequence
     begin = 0
     end = call.steps
-    if call.bounds != 0:
+    if call.bounds:
         outer = 0
-        begin = load_index(call.bounds, sequence)
-        end = load_index(call.bounds, sequence + 1)
+        begin = call.bounds[sequence]
+        end = call.bounds[sequence + 1]
     return sequence, outer, i, start, min(call.block, call.channels - start), begin, end
 
 
 @helper
-def lookahead(width):
-    """How many steps ahead to ask for memory: one of a wide row, more of narrow ones, which are soon done with."""
+def _lookahead(width):
+    """How many steps ahead to prefetch: one for wide rows, more for narrow ones, which are done sooner."""
     return max(1, AHEAD // max(width, 1))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# hgru_scan and hgru_carry, forward
+# ---------------------------------------------------------------------------------------------------
+# Forward
+
+
+@arithmetic
+def _gate(call, forget, complement, j):
+    """lambda_t and 1 - lambda_t. The second comes from its own product, so nothing cancels near 1."""
+    if call.fused:
+        write = complement[j] * sigmoid(-forget[j])
+        return one_minus(write), write
+    keep = exp_nonpositive(forget[j])
+    return keep, keep
+
+
+@arithmetic
+def _new(call, write, candidate, j):
+    """What enters the state."""
+    if call.fused:
+        return write * silu(candidate[j])
+    return candidate[j]
 
 
 @helper
-def _scan_real(token, one, width, candidate, forget, room, state, h):
-    for j in range(width):
-        write = load(one, room, j, 2) * sigmoid(one, -load(token, forget, j, 1))
-        s = (one - write) * load(one, state, j, 3) + write * silu(one, load(token, candidate, j, 0))
-        store(one, state, j, s, 3)
-        store(token, h, j, s, 4)
+def _step_real(call, low, high, candidate, forget, complement, state, h):
+    """One time step of the channels from `low` to `high`."""
+    for j in range(low, high):
+        keep, write = _gate(call, forget, complement, j)
+        state[j] = h[j] = keep * state[j] + _new(call, write, candidate, j)
 
 
 @helper
-def _scan_complex(token, one, width, size, wide, candidate, forget, room, cos, sin, state, h):
-    """`size` and `wide` are the distances from real to imaginary parts, in bytes, of tensors and of states."""
-    for j in range(width):
-        write = load(one, room, j, 2) * sigmoid(one, -load(token, forget, j, 1))
-        keep = one - write
-        c = load(one, cos, j, 2)
-        s = load(one, sin, j, 2)
-        re = load(one, state, j, 3)
-        im = load(one, state + wide, j, 5)
-        new_re = keep * (c * re - s * im) + write * silu(one, load(token, candidate, j, 0))
-        new_im = keep * (s * re + c * im) + write * silu(one, load(token, candidate + size, j, 0))
-        store(one, state, j, new_re, 3)
-        store(one, state + wide, j, new_im, 5)
-        store(token, h, j, new_re, 4)
-        store(token, h + size, j, new_im, 6)
+def _step_complex(call, low, high, candidate, forget, complement, cos, sin, state, h):
+    """One time step of a complex state."""
+    candidate_im = second(candidate, call.channels)
+    state_im = second(state, call.channels)
+    h_im = second(h, call.channels)
+    for j in range(low, high):
+        keep, write = _gate(call, forget, complement, j)
+
+        # Turn the old state by theta, then decay it.
+        turned = cos[j] * state[j] - sin[j] * state_im[j]
+        turned_im = sin[j] * state[j] + cos[j] * state_im[j]
+
+        state[j] = h[j] = keep * turned + _new(call, write, candidate, j)
+        state_im[j] = h_im[j] = keep * turned_im + _new(call, write, candidate_im, j)
 
 
 @helper
-def _carry(token, one, width, forget, room, decay):
-    """The product of the gates; the gate itself is exact where it is close to 0, since it is all that counts here."""
+def _hold(call, width, candidate, state, h):
+    """A masked step. The state stays; `gated_scan` still adds its input, which the caller may have left."""
     for j in range(width):
-        keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
-        room_j = load(one, room, j, 2)
-        gate = select(keep < drop, (one - room_j) + room_j * keep, one - room_j * drop)
-        store(one, decay, j, gate * load(one, decay, j, 4), 4)
+        if not call.fused:
+            state[j] += candidate[j]
+        h[j] = state[j]
 
 
 @helper
-def _copy(token, one, width, state, h):
-    for j in range(width):
-        store(token, h, j, load(one, state, j, 3), 4)
+def _multiply_gates(low, high, forget, complement, decay):
+    """The product of the gates, for `hgru_carry`.
 
-
-@Kernel(LAYOUT + _CANDIDATE + " state h decay")
-def hgru_scan(call):
-    """`state` holds the initial states and is left with the final ones.
-
-    With `decay` (ones, left with the products of the gates), `h` is not the states but one row to be written over.
+    A gate near 0 must be exact here, since the product is all that is left of a state. So it is computed
+    as lower bound + complement * sigmoid(forget) where that is the smaller of the two forms.
     """
-    token = call.token
-    one = call.one
-    parts = call.variant
-    size = itemsize(token)
-    wide = itemsize(one)
-    inner = call.inner
+    for j in range(low, high):
+        on, off = sigmoid_pair(forget[j])
+        small = one_minus(complement[j]) + complement[j] * on
+        large = one_minus(complement[j] * off)
+        decay[j] *= select(on < off, small, large)
+
+
+@Kernel(
+    constants="parts fused",
+    numbers=_NUMBERS,
+    tensors="candidate forget h",
+    states="complement cos sin state decay",
+    integers="bounds",
+    flags="mask",
+)
+def scan(call, task):
+    """Writes h; `state` holds the initial states and is left with the final ones.
+
+    With `decay` (ones, left with the products of the gates) it is `hgru_carry`: nobody wants the states
+    in between, so h is not `[O, T, I, C]` but `[N, I, C]`, and every step writes to the same row.
+    """
+    sequence, outer, i, start, width, begin, end = _place(call, task)
+    channels = call.channels
     reverse = call.reverse != 0
-    part = size * call.channels
-    wide_part = wide * call.channels
-    forward = call.decay == 0
-    task = next_task(call)
-    while task < call.tasks:
-        sequence, outer, i, start, width, begin, end = scan_task(call, task)
-        row = (sequence * inner + i) * call.channels
-        s = call.state + wide * (row * parts + start)
-        decay = call.decay + wide * (row + start)
-        room = call.room + wide * start
-        cos = call.cos + wide * start
-        sin = call.sin + wide * start
-        candidate = (
-            call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
-        )
-        forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
-        h = (
-            call.h
-            + size * start
-            + part * parts * ((outer * call.steps * inner + i) if forward else row // call.channels)
-        )
-        h_time = part * parts * inner if forward else 0
-        ahead = lookahead(width)
-        ahead = -ahead if reverse else ahead
-        for step in range(end - begin):
-            t = end - 1 - step if reverse else begin + step
-            h_row = h + t * h_time
-            if call.mask != 0 and not load_flag(call.mask, (outer * call.steps + t) * inner + i):
-                for k in range(parts):
-                    _copy(token, one, width, s + k * wide_part, h_row + k * part)
-                continue
-            c_row = candidate + t * call.candidate_time
-            f_row = forget + t * call.forget_time
-            c_next = c_row + ahead * call.candidate_time
-            f_next = f_row + ahead * call.forget_time
-            for j in range(0, width, PIECE):
-                n = min(PIECE, width - j)
-                x = j * size
-                y = j * wide
-                prefetch(f_next + x, n * size)
-                for k in range(parts):
-                    prefetch(c_next + k * part + x, n * size)
-                if parts == 1:
-                    _scan_real(token, one, n, c_row + x, f_row + x, room + y, s + y, h_row + x)
-                else:
-                    _scan_complex(
-                        token,
-                        one,
-                        n,
-                        part,
-                        wide_part,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        cos + y,
-                        sin + y,
-                        s + y,
-                        h_row + x,
-                    )
-                if not forward:
-                    _carry(token, one, n, f_row + x, room + y, decay + y)
-        task = next_task(call)
+
+    # The rows of this task: parameters and states here, tensors with time at position 0.
+    row = sequence * call.inner + i
+    first = outer * call.steps * call.inner + i
+    complement = call.complement + start
+    cos = call.cos + start
+    sin = call.sin + start
+    state = call.state + (row * call.parts * channels + start)
+    decay = call.decay + (row * channels + start)
+    candidate = call.candidate + (outer * call.candidate_outer + i * call.candidate_inner + start)
+    forget = call.forget + (outer * call.forget_outer + i * call.forget_inner + start)
+    h = call.h + ((row if call.decay else first) * call.parts * channels + start)
+    h_time = 0 if call.decay else call.inner * call.parts * channels
+
+    ahead = -_lookahead(width) if reverse else _lookahead(width)
+    for step in range(end - begin):
+        t = end - 1 - step if reverse else begin + step
+        candidate_t = candidate + t * call.candidate_time
+        forget_t = forget + t * call.forget_time
+        h_t = h + t * h_time
+
+        # A masked position takes no part.
+        if call.mask and not call.mask[first + t * call.inner]:
+            _hold(call, width, candidate_t, state, h_t)
+            if call.parts == 2:
+                candidate_im = second(candidate_t, channels)
+                _hold(call, width, candidate_im, second(state, channels), second(h_t, channels))
+            continue
+
+        candidate_ahead = candidate_t + ahead * call.candidate_time
+        forget_ahead = forget_t + ahead * call.forget_time
+        for low in range(0, width, PIECE):
+            high = min(low + PIECE, width)
+            prefetch(forget_ahead + low, high - low)
+            for part in range(call.parts):
+                prefetch(candidate_ahead + (part * channels + low), high - low)
+            if call.parts == 1:
+                _step_real(call, low, high, candidate_t, forget_t, complement, state, h_t)
+            else:
+                _step_complex(
+                    call, low, high, candidate_t, forget_t, complement, cos, sin, state, h_t
+                )
+            if call.decay:
+                _multiply_gates(low, high, forget_t, complement, decay)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# hgru_scan, backward
+# ---------------------------------------------------------------------------------------------------
+# Backward
 
 
 @helper
 def _back_real(
-    token,
-    past,
-    one,
-    width,
+    call,
+    low,
+    high,
+    before,
     candidate,
     forget,
-    room,
-    before,
+    complement,
     grad_h,
-    g_row,
-    grad_c,
-    grad_f,
+    grad_state,
+    grad_candidate,
+    grad_forget,
     grad_lower,
 ):
-    """`past` is the dtype of the row `before` that holds h_{t-1}: the initial state's is the state dtype."""
-    for j in range(width):
-        room_j = load(one, room, j, 2)
-        keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
-        x, slope = silu_pair(one, load(token, candidate, j, 0))
-        write = room_j * drop
-        g = load(one, g_row, j, 5) + load(token, grad_h, j, 4)
-        to_gate = g * (load(past, before, j, 3) - x)
-        store(one, g_row, j, (one - write) * g, 5)
-        store(token, grad_c, j, g * write * slope, 6)
-        store(token, grad_f, j, to_gate * (write * keep), 7)
-        store(one, grad_lower, j, load(one, grad_lower, j, 8) + to_gate * drop, 8)
+    """One time step back. `before` holds h_{t-1}; `grad_state` the gradient that comes from later steps."""
+    for j in range(low, high):
+        grad = grad_state[j] + grad_h[j]
+        if call.fused:
+            on, off = sigmoid_pair(forget[j])
+            new, slope = silu_pair(candidate[j])
+            write = complement[j] * off
+            to_gate = grad * (before[j] - new)
+            grad_state[j] = one_minus(write) * grad
+            grad_candidate[j] = grad * write * slope
+            grad_forget[j] = to_gate * (write * on)
+            grad_lower[j] += to_gate * off
+        else:
+            passed = exp_nonpositive(forget[j]) * grad
+            grad_state[j] = passed
+            grad_candidate[j] = grad
+            grad_forget[j] = passed * before[j]
 
 
 @helper
 def _back_complex(
-    token,
-    past,
-    one,
-    width,
-    size,
-    past_size,
-    wide,
-    candidate,
-    forget,
-    room,
+    call,
+    low,
+    high,
+    before,
     cos,
     sin,
-    before,
-    grad_h,
-    g_row,
-    grad_c,
-    grad_f,
-    grad_lower,
     grad_theta,
+    candidate,
+    forget,
+    complement,
+    grad_h,
+    grad_state,
+    grad_candidate,
+    grad_forget,
+    grad_lower,
 ):
-    for j in range(width):
-        room_j = load(one, room, j, 2)
-        c = load(one, cos, j, 2)
-        s = load(one, sin, j, 2)
-        keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
-        x_re, slope_re = silu_pair(one, load(token, candidate, j, 0))
-        x_im, slope_im = silu_pair(one, load(token, candidate + size, j, 0))
-        write = room_j * drop
-        g_re = load(one, g_row, j, 5) + load(token, grad_h, j, 4)
-        g_im = load(one, g_row + wide, j, 9) + load(token, grad_h + size, j, 4)
-        re = load(past, before, j, 3)
-        im = load(past, before + past_size, j, 3)
-        turned_re = c * re - s * im
-        turned_im = s * re + c * im
-        to_gate = g_re * (turned_re - x_re) + g_im * (turned_im - x_im)
-        gate = one - write
-        store(one, g_row, j, gate * (c * g_re + s * g_im), 5)
-        store(one, g_row + wide, j, gate * (c * g_im - s * g_re), 9)
-        store(token, grad_c, j, g_re * write * slope_re, 6)
-        store(token, grad_c + size, j, g_im * write * slope_im, 10)
-        store(token, grad_f, j, to_gate * (write * keep), 7)
-        store(one, grad_lower, j, load(one, grad_lower, j, 8) + to_gate * drop, 8)
-        to_angle = gate * (g_im * turned_re - g_re * turned_im)
-        store(one, grad_theta, j, load(one, grad_theta, j, 11) + to_angle, 11)
+    """One time step of a complex state back."""
+    candidate_im = second(candidate, call.channels)
+    before_im = second(before, call.channels)
+    grad_h_im = second(grad_h, call.channels)
+    grad_state_im = second(grad_state, call.channels)
+    grad_candidate_im = second(grad_candidate, call.channels)
+    for j in range(low, high):
+        grad = grad_state[j] + grad_h[j]
+        grad_im = grad_state_im[j] + grad_h_im[j]
+        turned = cos[j] * before[j] - sin[j] * before_im[j]
+        turned_im = sin[j] * before[j] + cos[j] * before_im[j]
+
+        if call.fused:
+            on, off = sigmoid_pair(forget[j])
+            new, slope = silu_pair(candidate[j])
+            new_im, slope_im = silu_pair(candidate_im[j])
+            write = complement[j] * off
+            keep = one_minus(write)
+            to_gate = grad * (turned - new) + grad_im * (turned_im - new_im)
+            grad_candidate[j] = grad * write * slope
+            grad_candidate_im[j] = grad_im * write * slope_im
+            grad_forget[j] = to_gate * (write * on)
+            grad_lower[j] += to_gate * off
+        else:
+            keep = exp_nonpositive(forget[j])
+            grad_candidate[j] = grad
+            grad_candidate_im[j] = grad_im
+            grad_forget[j] = keep * (grad * turned + grad_im * turned_im)
+
+        # Turn the gradient back by theta, and decay it.
+        grad_state[j] = keep * (cos[j] * grad + sin[j] * grad_im)
+        grad_state_im[j] = keep * (cos[j] * grad_im - sin[j] * grad)
+        grad_theta[j] += keep * (grad_im * turned - grad * turned_im)
 
 
 @helper
-def _hold(token, one, width, grad_h, g_row):
-    """A masked position: the gradient passes to the position before as it is."""
-    for j in range(width):
-        store(one, g_row, j, load(one, g_row, j, 5) + load(token, grad_h, j, 4), 5)
+def _back(call, low, high, before, cos, sin, grad_theta, rows):
+    if call.parts == 1:
+        _back_real(call, low, high, before, *rows)
+    else:
+        _back_complex(call, low, high, before, cos, sin, grad_theta, *rows)
 
 
 @helper
-def clear(token, one, width, row):
+def _back_hold(call, width, grad_h, grad_state, grad_candidate):
+    """A masked step back: the gradient passes to the step before, and to what `gated_scan` added."""
     for j in range(width):
-        store(token, row, j, one - one, 6)
+        grad_state[j] += grad_h[j]
+        if call.fused:
+            grad_candidate[j] = 0
+        else:
+            grad_candidate[j] = grad_state[j]
+
+
+@helper
+def _clear(width, row):
+    for j in range(width):
+        row[j] = 0
 
 
 @Kernel(
-    LAYOUT
-    + _CANDIDATE
-    + " initial h grad_h grad_h_outer grad_h_time grad_h_inner g grad_candidate grad_forget"
-    " grad_lower grad_theta"
+    constants="parts fused",
+    numbers=_NUMBERS + " grad_h_outer grad_h_time grad_h_inner",
+    tensors="candidate forget h grad_h grad_candidate grad_forget",
+    states="complement cos sin initial grad_state grad_lower grad_theta",
+    integers="bounds",
+    flags="mask",
 )
-def hgru_scan_backward(call):
-    """`g` holds the final states' gradients and is left with the initial states'.
+def scan_backward(call, task):
+    """Writes the gradients; `grad_state` holds the final states' and is left with the initial states'.
 
-    grad_lower and grad_theta are sums over time for each sequence and inner index, `[N, I, D]`, and start at 0.
+    `grad_lower` and `grad_theta` are sums over time, and start at 0. `gated_scan` reads no `candidate`
+    and no `complement`, and has no `grad_lower`.
     """
-    token = call.token
-    one = call.one
-    parts = call.variant
-    size = itemsize(token)
-    wide = itemsize(one)
-    inner = call.inner
+    sequence, outer, i, start, width, begin, end = _place(call, task)
+    channels = call.channels
     reverse = call.reverse != 0
-    part = size * call.channels
-    wide_part = wide * call.channels
-    task = next_task(call)
-    while task < call.tasks:
-        sequence, outer, i, start, width, begin, end = scan_task(call, task)
-        row = (sequence * inner + i) * call.channels
-        s0 = call.initial + wide * (row * parts + start)
-        g_row = call.g + wide * (row * parts + start)
-        gl = call.grad_lower + wide * (row + start)
-        gt = call.grad_theta + wide * (row + start)
-        room = call.room + wide * start
-        cos = call.cos + wide * start
-        sin = call.sin + wide * start
-        candidate = (
-            call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
+
+    # The rows of this task: parameters, states and sums here, tensors with time at position 0.
+    row = sequence * call.inner + i
+    first = outer * call.steps * call.inner + i
+    h_time = call.inner * call.parts * channels
+    complement = call.complement + start
+    cos = call.cos + start
+    sin = call.sin + start
+    initial = call.initial + (row * call.parts * channels + start)
+    grad_state = call.grad_state + (row * call.parts * channels + start)
+    grad_lower = call.grad_lower + (row * channels + start)
+    grad_theta = call.grad_theta + (row * channels + start)
+    candidate = call.candidate + (outer * call.candidate_outer + i * call.candidate_inner + start)
+    forget = call.forget + (outer * call.forget_outer + i * call.forget_inner + start)
+    grad_h = call.grad_h + (outer * call.grad_h_outer + i * call.grad_h_inner + start)
+    h = call.h + (first * call.parts * channels + start)
+    grad_candidate = call.grad_candidate + (first * call.parts * channels + start)
+    grad_forget = call.grad_forget + (first * channels + start)
+
+    # The backward walks against the scan: `back` leads to the step that came before.
+    back = 1 if reverse else -1
+    ahead = back * _lookahead(width)
+    for step in range(end - begin):
+        t = begin + step if reverse else end - 1 - step
+        grad_h_t = grad_h + t * call.grad_h_time
+        grad_candidate_t = grad_candidate + t * h_time
+        grad_forget_t = grad_forget + t * call.inner * channels
+
+        # A masked position took no part.
+        if call.mask and not call.mask[first + t * call.inner]:
+            _back_hold(call, width, grad_h_t, grad_state, grad_candidate_t)
+            if call.parts == 2:
+                grad_state_im = second(grad_state, channels)
+                grad_candidate_im = second(grad_candidate_t, channels)
+                _back_hold(
+                    call, width, second(grad_h_t, channels), grad_state_im, grad_candidate_im
+                )
+            _clear(width, grad_forget_t)
+            continue
+
+        candidate_t = candidate + t * call.candidate_time
+        forget_t = forget + t * call.forget_time
+        before = h + (t + back) * h_time
+        rows = (
+            candidate_t,
+            forget_t,
+            complement,
+            grad_h_t,
+            grad_state,
+            grad_candidate_t,
+            grad_forget_t,
+            grad_lower,
         )
-        forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
-        grad_h = call.grad_h + outer * call.grad_h_outer + i * call.grad_h_inner + size * start
-        first = outer * call.steps * inner + i
-        h = call.h + part * parts * first + size * start
-        grad_c = call.grad_candidate + part * parts * first + size * start
-        grad_f = call.grad_forget + part * first + size * start
-        back = 1 if reverse else -1
-        ahead = back * lookahead(width)
-        for step in range(end - begin):
-            t = begin + step if reverse else end - 1 - step
-            dh = grad_h + t * call.grad_h_time
-            dc = grad_c + t * inner * part * parts
-            df = grad_f + t * inner * part
-            if call.mask != 0 and not load_flag(call.mask, first + t * inner):
-                for k in range(parts):
-                    _hold(token, one, width, dh + k * part, g_row + k * wide_part)
-                    clear(token, one, width, dc + k * part)
-                clear(token, one, width, df)
-                continue
-            c_row = candidate + t * call.candidate_time
-            f_row = forget + t * call.forget_time
-            c_next = c_row + ahead * call.candidate_time
-            f_next = f_row + ahead * call.forget_time
-            dh_next = dh + ahead * call.grad_h_time
-            before = h + (t + back) * inner * part * parts
-            before_next = before + ahead * inner * part * parts
-            entering = step == end - begin - 1
-            for j in range(0, width, PIECE):
-                n = min(PIECE, width - j)
-                x = j * size
-                y = j * wide
-                prefetch(f_next + x, n * size)
-                for k in range(parts):
-                    prefetch(c_next + k * part + x, n * size)
-                    prefetch(dh_next + k * part + x, n * size)
-                    prefetch(before_next + k * part + x, n * size)
-                if parts == 2 and entering:
-                    _back_complex(
-                        token,
-                        one,
-                        one,
-                        n,
-                        part,
-                        wide_part,
-                        wide_part,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        cos + y,
-                        sin + y,
-                        s0 + y,
-                        dh + x,
-                        g_row + y,
-                        dc + x,
-                        df + x,
-                        gl + y,
-                        gt + y,
-                    )
-                elif parts == 2:
-                    _back_complex(
-                        token,
-                        token,
-                        one,
-                        n,
-                        part,
-                        part,
-                        wide_part,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        cos + y,
-                        sin + y,
-                        before + x,
-                        dh + x,
-                        g_row + y,
-                        dc + x,
-                        df + x,
-                        gl + y,
-                        gt + y,
-                    )
-                elif entering:
-                    _back_real(
-                        token,
-                        one,
-                        one,
-                        n,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        s0 + y,
-                        dh + x,
-                        g_row + y,
-                        dc + x,
-                        df + x,
-                        gl + y,
-                    )
-                else:
-                    _back_real(
-                        token,
-                        token,
-                        one,
-                        n,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        before + x,
-                        dh + x,
-                        g_row + y,
-                        dc + x,
-                        df + x,
-                        gl + y,
-                    )
-        task = next_task(call)
+        candidate_ahead = candidate_t + ahead * call.candidate_time
+        forget_ahead = forget_t + ahead * call.forget_time
+        grad_h_ahead = grad_h_t + ahead * call.grad_h_time
+        before_ahead = before + ahead * h_time
+        for low in range(0, width, PIECE):
+            high = min(low + PIECE, width)
+            prefetch(forget_ahead + low, high - low)
+            for part in range(call.parts):
+                if call.fused:
+                    prefetch(candidate_ahead + (part * channels + low), high - low)
+                prefetch(grad_h_ahead + (part * channels + low), high - low)
+                prefetch(before_ahead + (part * channels + low), high - low)
+
+            # Before the first step of a sequence lies the initial state, in the dtype of states.
+            if step == end - begin - 1:
+                _back(call, low, high, initial, cos, sin, grad_theta, rows)
+            else:
+                _back(call, low, high, before, cos, sin, grad_theta, rows)
