@@ -9,7 +9,7 @@ import torch
 
 from hgrn.bench.measure import Times
 from hgrn.bench.results import Row
-from hgrn.ops import layers, operators
+from hgrn.ops import engines, layers
 
 OURS = "hgrn"
 
@@ -20,9 +20,9 @@ _ASKS = layers._asks_for_operator
 @contextmanager
 def interpreted(on: bool) -> Iterator[None]:
     """Whether CPU tensors run as a GPU's do, for a rehearsal: scans by Triton, the operations around them by PyTorch."""
-    engines = mock.patch.dict(operators._ENGINE_OF_DEVICE, cpu="triton" if on else "numba")
+    engine = mock.patch.dict(engines.ENGINE_OF_DEVICE, cpu="triton" if on else "numba")
     around = mock.patch.object(layers, "_asks_for_operator", _as_on_a_gpu if on else _ASKS)
-    with engines, around:
+    with engine, around:
         yield
 
 

@@ -66,7 +66,7 @@ def _engine(engine: str, device: str) -> Finding:
     import torch
 
     from hgrn.ops import hgru_scan
-    from hgrn.ops.operators import why_not
+    from hgrn.ops.engines import why_not
 
     label = f"engine {engine} ({device})"
     if device == "cuda" and not torch.cuda.is_available():
@@ -106,7 +106,7 @@ def _requirement(package: str) -> str:
 
 
 def _compiler_cache() -> Finding:
-    from hgrn.ops.operators import why_not
+    from hgrn.ops.engines import why_not
 
     label = "compiled kernels"
     again = "compiled again by every process"

@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from hgrn.ops import gated_scan, hgru_carry, hgru_scan, reference
+from hgrn.ops.arguments import Scan
 from tests.ops.cases import CASES, make
 from tests.tolerances import assert_close
 
@@ -148,6 +149,6 @@ def test_underflowing_gates_keep_finite_carry_gradients(engine):
     decay, end = hgru_carry(candidate, forget, engine=engine)
     grads = torch.autograd.grad(decay.sum() + end.sum(), [candidate, forget])
     exact = [x.detach().double().requires_grad_() for x in (candidate, forget)]
-    true = reference.hgru_carry(*(x.unsqueeze(2) for x in exact), None, None, None, None, False)
+    true = reference.hgru_carry(Scan(*(x.unsqueeze(2) for x in exact), *[None] * 5, False))
     for found, expected in zip(grads, torch.autograd.grad(true[0].sum() + true[1].sum(), exact)):
         assert_close(found, expected)

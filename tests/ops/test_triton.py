@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hgrn.ops import reference
+from hgrn.ops.arguments import Scan
 from tests.ops.cases import CASES, make
 from tests.tolerances import assert_close
 
@@ -57,33 +58,29 @@ def real_tiles():
     """Those that the GPU would have."""
 
 
-def canonical(case, dtype):
-    """The tensors of a case as an engine takes them: `[O, T, I, C]`, here with one inner index."""
+def canonical(case, dtype) -> Scan:
+    """A case as an engine takes it: `[O, T, I, C]`, here with one inner index."""
     candidate, forget, bound, theta, state = (
         None if x is None else x.detach().to(DEVICE) for x in case.inputs(dtype)
     )
     mask = case.options.get("mask")
     cu_seqlens = case.options.get("cu_seqlens")
-    return (
-        [
-            candidate.unsqueeze(2),
-            forget.unsqueeze(2),
-            bound,
-            theta,
-            None if state is None else state.unsqueeze(1),
-        ],
-        {
-            "cu_seqlens": None if cu_seqlens is None else cu_seqlens.to(DEVICE),
-            "mask": None if mask is None else mask.unsqueeze(2).to(DEVICE),
-            "reverse": case.options.get("reverse", False),
-        },
+    return Scan(
+        candidate.unsqueeze(2),
+        forget.unsqueeze(2),
+        bound,
+        theta,
+        None if state is None else state.unsqueeze(1),
+        None if cu_seqlens is None else cu_seqlens.to(DEVICE),
+        None if mask is None else mask.unsqueeze(2).to(DEVICE),
+        case.options.get("reverse", False),
     )
 
 
-def through_reference(function, inputs, weights, **options):
+def through_reference(function, scan, weights):
     """Outputs, and gradients of their weighted sum, in float64."""
-    leaves = [None if x is None else x.double().requires_grad_() for x in inputs]
-    outputs = function(*leaves, **options)
+    leaves = [None if x is None else x.double().requires_grad_() for x in scan[:5]]
+    outputs = function(Scan(*leaves, *scan[5:]))
     total = sum((out * weight.double()).sum() for out, weight in zip(outputs, weights))
     grads = iter(
         torch.autograd.grad(total, [x for x in leaves if x is not None], materialize_grads=True)
@@ -98,30 +95,32 @@ def check(found, expected, dtype):
 
 
 def check_all(case, dtype):
-    inputs, options = canonical(case, dtype)
+    scan = canonical(case, dtype)
     generator = torch.Generator(DEVICE).manual_seed(1)
 
     def like(x):
         return torch.randn(x.shape, generator=generator, device=DEVICE).to(x.dtype)
 
-    h, final = engine.hgru_scan(*inputs, **options)
+    h, final = engine.hgru_scan(scan)
     weights = like(h), like(final)
-    expected, grads = through_reference(reference.hgru_scan, inputs, weights, **options)
+    expected, grads = through_reference(reference.hgru_scan, scan, weights)
     assert h.dtype == dtype
     check((h, final), expected, dtype)
-    check(engine.hgru_scan_backward(*weights, *inputs, h, **options), grads, dtype)
-    check(
-        engine.hgru_carry(*inputs[:4], **options),
-        reference.hgru_carry(*(None if x is None else x.double() for x in inputs[:4]), **options),
-        dtype,
-    )
+    check(engine.hgru_scan_backward(scan, h, *weights), grads, dtype)
 
-    x, forget, _, theta, state = inputs
-    inputs = [x, torch.nn.functional.logsigmoid(forget), theta, state]
-    h, final = engine.gated_scan(*inputs, **options)
-    expected, grads = through_reference(reference.gated_scan, inputs, weights, **options)
+    alone = scan._replace(initial_state=None)
+    wide = Scan(*(None if x is None else x.double() for x in alone[:5]), *alone[5:])
+    check(engine.hgru_carry(alone), reference.hgru_carry(wide), dtype)
+
+    log_f = torch.nn.functional.logsigmoid(scan.gate)
+    scan = scan._replace(gate=log_f, lower_bound=None)
+    h, final = engine.gated_scan(scan)
+    expected, (grad_x, grad_gate, _, *others) = through_reference(
+        reference.gated_scan, scan, weights
+    )
     check((h, final), expected, dtype)
-    check(engine.gated_scan_backward(*weights, *inputs[1:], h, **options), grads, dtype)
+    grads = [grad_x, grad_gate, *others]
+    check(engine.gated_scan_backward(scan, h, *weights), grads, dtype)
 
 
 @cases
@@ -169,45 +168,42 @@ def test_strides_and_inner_axes():
     """Rows of a grid are read where they are: inner axes, and a last axis that is a slice of another tensor's."""
     torch.manual_seed(0)
     wide = torch.randn(2, 4, 3, 20, dtype=torch.float64, device=DEVICE)
-    inputs = [
-        wide[..., 2:12],
-        wide[..., 12:17],
-        torch.rand(5).double().to(DEVICE),
-        torch.randn(5).double().to(DEVICE),
-        None,
-    ]
-    options = {"cu_seqlens": None, "mask": None, "reverse": False}
-    h, final = engine.hgru_scan(*inputs, **options)
+    bound = torch.rand(5).double().to(DEVICE)
+    theta = torch.randn(5).double().to(DEVICE)
+    scan = Scan(wide[..., 2:12], wide[..., 12:17], bound, theta, None, None, None, False)
+    h, final = engine.hgru_scan(scan)
     weights = torch.randn_like(h), torch.randn_like(final)
-    expected, grads = through_reference(reference.hgru_scan, inputs, weights, **options)
+    expected, grads = through_reference(reference.hgru_scan, scan, weights)
     check((h, final), expected, torch.float64)
-    check(engine.hgru_scan_backward(*weights, *inputs, h, **options), grads, torch.float64)
+    check(engine.hgru_scan_backward(scan, h, *weights), grads, torch.float64)
 
 
 def test_padding_is_ignored_and_nan_is_not():
     """What is masked has no part in any result, not even as NaN; a NaN elsewhere is in its channel from there on."""
-    inputs, options = canonical(make(steps=21, channels=3, mask=True), torch.float32)
-    hidden = ~options["mask"][..., None]
-    weights = torch.randn_like(inputs[0]), torch.randn_like(inputs[4])
+    scan = canonical(make(steps=21, channels=3, mask=True), torch.float32)
+    hidden = ~scan.mask[..., None]
+    weights = torch.randn_like(scan.x), torch.randn_like(scan.initial_state)
 
-    def results(fill, candidate, forget, *others):
-        filled = [candidate.masked_fill(hidden, fill), forget.masked_fill(hidden, fill), *others]
-        h, final = engine.hgru_scan(*filled, **options)
+    def results(fill):
+        filled = scan._replace(
+            x=scan.x.masked_fill(hidden, fill), gate=scan.gate.masked_fill(hidden, fill)
+        )
+        h, final = engine.hgru_scan(filled)
         return (
             h,
             final,
-            *engine.hgru_scan_backward(*weights, *filled, h, **options),
-            *engine.hgru_carry(*filled[:4], **options),
+            *engine.hgru_scan_backward(filled, h, *weights),
+            *engine.hgru_carry(filled._replace(initial_state=None)),
         )
 
-    for clean, dirty in zip(results(0, *inputs), results(float("nan"), *inputs), strict=True):
+    for clean, dirty in zip(results(0), results(float("nan")), strict=True):
         assert torch.equal(clean, dirty)
 
-    first = int(options["mask"][0, 9:, 0].nonzero()[0]) + 9
-    inputs[1][0, first, 0, 1] = float("nan")
-    expected = torch.zeros_like(inputs[0], dtype=torch.bool)
+    first = int(scan.mask[0, 9:, 0].nonzero()[0]) + 9
+    scan.gate[0, first, 0, 1] = float("nan")
+    expected = torch.zeros_like(scan.x, dtype=torch.bool)
     expected[0, first:, 0, 1::3] = True  # the real and the imaginary part of channel 1
-    assert torch.equal(engine.hgru_scan(*inputs, **options)[0].isnan(), expected)
+    assert torch.equal(engine.hgru_scan(scan)[0].isnan(), expected)
 
 
 def test_rotation_does_not_drift():
@@ -217,9 +213,7 @@ def test_rotation_does_not_drift():
     open_gate = torch.full((1, steps, 1, 1), 60.0, device=DEVICE)
     theta = torch.ones(1, device=DEVICE)
     state = torch.tensor([[[1.0, 0.0]]], device=DEVICE)
-    h, _ = engine.hgru_scan(
-        closed, open_gate, None, theta, state, cu_seqlens=None, mask=None, reverse=False
-    )
+    h, _ = engine.hgru_scan(Scan(closed, open_gate, None, theta, state, None, None, False))
     angle = torch.arange(1, steps + 1, dtype=torch.float64, device=DEVICE)
     assert_close(h[0, :, 0], torch.stack([angle.cos(), angle.sin()], -1), torch.float32)
 

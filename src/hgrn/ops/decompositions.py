@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 
 from hgrn.ops import layers, operators, reference
-from hgrn.ops.reference import state_dtype
+from hgrn.ops.arguments import Scan, at_least_float32
 
 
 def _hgru_scan(
@@ -25,9 +25,9 @@ def _hgru_scan(
         isinstance(candidate.shape[1], int) and candidate.shape[1] == 1
     ):  # not a free length, of which this would make a guard
         return reference.hgru_scan(
-            candidate, forget, lower_bound, theta, initial_state, None, mask, reverse
+            Scan(candidate, forget, lower_bound, theta, initial_state, None, mask, reverse)
         )
-    accumulate = state_dtype(candidate.dtype)
+    accumulate = at_least_float32(candidate.dtype)
     keep, write = reference.gates(forget.to(accumulate), lower_bound)
     x = reference.doubled(write, theta) * torch.nn.functional.silu(candidate.to(accumulate))
     moving = [keep, x]
@@ -56,7 +56,7 @@ def _gated_norm(
     x, gate, weight, bias, eps, activation, gate_first, engine
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = layers._reference_norm(x, gate, weight, bias, eps, activation, gate_first)
-    wide = state_dtype(x.dtype)
+    wide = at_least_float32(x.dtype)
     normed = (
         x.to(wide) * layers.ACTIVATIONS[activation](gate.to(wide)) if gate_first else x.to(wide)
     )

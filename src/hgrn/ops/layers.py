@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hgrn.ops.arguments import at_least_float32
 from hgrn.ops.dispatch import is_transformed, operator
-from hgrn.ops.operators import _engine, _through_reference, _where_needed, check_floating, choose
-from hgrn.ops.reference import state_dtype
+from hgrn.ops.engines import choose, engine_for, has_kernel
+from hgrn.ops.operators import _through_reference, _where_needed, check_floating
 
 ACTIVATIONS = {"identity": lambda x: x, "silu": F.silu, "sigmoid": torch.sigmoid}
 _SMALL = 1 << 13  # elements
 
 
 def _reference_norm(x, gate, weight, bias, eps, activation, gate_first) -> Tensor:
-    wide = state_dtype(x.dtype)
+    wide = at_least_float32(x.dtype)
     gate = ACTIVATIONS[activation](gate.to(wide))
     parameters = (weight.to(wide), bias.to(wide), eps)
     if gate_first:
@@ -40,7 +41,9 @@ def _asks_for_operator(engine: str | None, x: Tensor) -> str | None:
     ):
         return None
     chosen = choose(engine, x.device.type)
-    return None if chosen == "reference" or is_transformed() else chosen
+    return (
+        chosen if has_kernel(chosen, "gated_norm", x.device.type) and not is_transformed() else None
+    )
 
 
 def _check_activation(activation: str) -> None:
@@ -90,7 +93,7 @@ def gated_norm(
     chosen = _asks_for_operator(engine, x)
     if chosen is None:
         return _reference_norm(x, gate, weight, bias, eps, activation, gate_first)
-    wide = state_dtype(x.dtype)
+    wide = at_least_float32(x.dtype)
     return _gated_norm(
         x, gate, weight.to(wide), bias.to(wide), eps, activation, gate_first, chosen
     )[0]
@@ -142,12 +145,12 @@ def _gated_norm(
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result, and for the backward each row's mean and inverse deviation."""
-    return _engine(engine, x).gated_norm(x, gate, weight, bias, eps, activation, gate_first)
+    return engine_for(engine, x).gated_norm(x, gate, weight, bias, eps, activation, gate_first)
 
 
 @_gated_norm.register_fake
 def _(x, gate, weight, bias, eps, activation, gate_first, engine):
-    rows = x.new_empty(x.shape[:-1], dtype=state_dtype(x.dtype))
+    rows = x.new_empty(x.shape[:-1], dtype=at_least_float32(x.dtype))
     return _contiguous_like(x), rows, torch.empty_like(rows)
 
 
@@ -165,7 +168,7 @@ def _gated_norm_backward(
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, gate, weight and bias."""
-    return _engine(engine, x).gated_norm_backward(
+    return engine_for(engine, x).gated_norm_backward(
         grad, x, gate, weight, bias, mean, inverse, activation, gate_first
     )
 
@@ -182,7 +185,7 @@ def _(grad, x, gate, weight, bias, mean, inverse, activation, gate_first, engine
 
 @operator("hgrn::gated_unit")
 def _gated_unit(x: Tensor, activation: str, engine: str) -> Tensor:
-    return _engine(engine, x).gated_unit(x, activation)
+    return engine_for(engine, x).gated_unit(x, activation)
 
 
 @_gated_unit.register_fake
@@ -193,7 +196,7 @@ def _(x, activation, engine):
 @operator("hgrn::gated_unit_backward")
 def _gated_unit_backward(grad: Tensor, x: Tensor, activation: str, engine: str) -> Tensor:
     """The gradient of x."""
-    return _engine(engine, x).gated_unit_backward(grad, x, activation)
+    return engine_for(engine, x).gated_unit_backward(grad, x, activation)
 
 
 @_gated_unit_backward.register_fake

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hgrn.ops.dispatch import is_listened_to, is_transformed, operator
-from hgrn.ops.operators import _engine, choose
+from hgrn.ops.engines import choose, engine_for, has_kernel
 
 _FEW = 8  # rows of x from which a matrix product is faster
 _LARGE = 1 << 18  # elements of a weight from which its reading is what takes the time
@@ -41,9 +41,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if (
             weight.numel() >= _LARGE
             and not torch.is_grad_enabled()
-            and choose(None, "cpu") != "reference"
+            and has_kernel("auto", "linear", "cpu")
         ):
-            return _engine("auto", x).linear(rows, weight, bias).reshape(*x.shape[:-1], out)
+            return engine_for("auto", x).linear(rows, weight, bias).reshape(*x.shape[:-1], out)
     elif rows.numel() * out >= _WORTHWHILE and _HAS_ONEDNN:
         return _Product.apply(rows, weight, bias).reshape(*x.shape[:-1], out)
     return F.linear(x, weight, bias)
@@ -149,7 +149,7 @@ def int8_linear(
     derived = is_transformed() or (
         torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     )
-    if derived or chosen == "reference" or x.device.type != "cpu" or rows.shape[0] > _FEW:
+    if derived or not has_kernel(chosen, "int8_linear", x.device.type) or rows.shape[0] > _FEW:
         return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
     return _int8_linear(rows, weight, scale, bias, chosen).reshape(*x.shape[:-1], out)
 
@@ -158,7 +158,7 @@ def int8_linear(
 def _int8_linear(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, engine: str
 ) -> Tensor:
-    return _engine(engine, x).int8_linear(x, weight, scale, bias)
+    return engine_for(engine, x).int8_linear(x, weight, scale, bias)
 
 
 @_int8_linear.register_fake

@@ -8,87 +8,18 @@ Shape letters: O outer, T time, I inner, D channels, C = D (real state) or 2D (c
 `dim` and the channels is inner, so that neither rows nor columns of a grid are ever transposed.
 """
 
-import importlib
-import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hgrn.ops import packing, reference
+from hgrn.ops.arguments import Scan, at_least_float32
 from hgrn.ops.dispatch import is_transformed, operator
-from hgrn.ops.reference import state_dtype
+from hgrn.ops.engines import engine_for
 
-_ENGINE_FILES = {"numba": "cpu.launch", "triton": "triton.launch"}
-_ENGINE_OF_DEVICE = {"cpu": "numba", "cuda": "triton"}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Choice of engine
-
-
-@cache
-def _load(engine: str):
-    return importlib.import_module(f".{_ENGINE_FILES[engine]}", __package__)
-
-
-@cache
-def why_not(engine: str) -> str | None:
-    """Why an engine cannot be used, with the remedy; or None if it can."""
-    try:
-        _load(engine)
-    except ModuleNotFoundError as error:
-        return f"install {error.name or engine} for a fast one"
-    except (
-        ImportError,
-        OSError,
-    ) as error:  # OSError: a library of the package that the system cannot load
-        return str(error)
-    return None
-
-
-def available_engines(device: str | torch.device = "cpu") -> tuple[str, ...]:
-    """The engines that work for tensors on `device`, fastest first; "reference" works everywhere."""
-    engine = _ENGINE_OF_DEVICE.get(torch.device(device).type)
-    return (
-        (engine, "reference") if engine is not None and why_not(engine) is None else ("reference",)
-    )
-
-
-@cache
-def _warn_once_of_reference(device_type: str) -> None:
-    engine = _ENGINE_OF_DEVICE.get(device_type)
-    remedy = why_not(engine) if engine else f"no fast engine exists for {device_type}"
-    warnings.warn(
-        f"hgrn runs its reference loop on {device_type}, which is slow: {remedy}", stacklevel=4
-    )
-
-
-@torch.compiler.assume_constant_result
-def choose(engine: str | None, device_type: str) -> str:
-    """The engine to ask the operator for: "reference", or "auto" (settled when the operator runs), or a named one."""
-    if engine is None:
-        if device_type == "meta" or len(available_engines(device_type)) > 1:
-            return "auto"
-        _warn_once_of_reference(device_type)
-        return "reference"
-    if engine not in ("reference", *_ENGINE_FILES):
-        raise ValueError(
-            f"engine must be one of 'reference', 'numba', 'triton' or None, got {engine!r}"
-        )
-    if engine != "reference" and device_type != "meta":
-        if _ENGINE_OF_DEVICE.get(device_type) != engine:
-            raise ValueError(
-                f"engine {engine!r} cannot run on {device_type}: numba runs on cpu, triton on cuda; "
-                "leave engine=None to choose by device"
-            )
-        if (problem := why_not(engine)) is not None:
-            raise ImportError(
-                f"engine {engine!r} was asked for, but cannot be used: {problem}; engine='reference' always works"
-            )
-    return engine
 
 
 def check_floating(x: Tensor, name: str) -> None:
@@ -100,10 +31,6 @@ def check_floating(x: Tensor, name: str) -> None:
         raise TypeError(
             f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it, for example with .float()"
         )
-
-
-def _engine(engine: str, tensor: Tensor):
-    return _load(_ENGINE_OF_DEVICE[tensor.device.type] if engine == "auto" else engine)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -125,7 +52,7 @@ def _check_values(x: Tensor, lower_bound: Tensor | None, cu_seqlens: Tensor | No
 
 def _states(x: Tensor, cu_seqlens: Tensor | None, channels: int) -> Tensor:
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return x.new_empty((sequences, x.shape[2], channels), dtype=state_dtype(x.dtype))
+    return x.new_empty((sequences, x.shape[2], channels), dtype=at_least_float32(x.dtype))
 
 
 def _contiguous_like(x: Tensor) -> Tensor:
@@ -145,8 +72,8 @@ def hgru_scan(
     engine: str,
 ) -> tuple[Tensor, Tensor]:
     _check_values(candidate, lower_bound, cu_seqlens)
-    return _engine(engine, candidate).hgru_scan(
-        candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
+    return engine_for(engine, candidate).hgru_scan(
+        Scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse)
     )
 
 
@@ -183,17 +110,13 @@ def hgru_scan_backward(
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of candidate, forget, lower_bound `[D]`, theta `[D]`, initial_state; zeros for what was not given."""
-    engine = _engine(engine, candidate)
-    rest = (lower_bound, theta, initial_state)
+    run = engine_for(engine, candidate)
+    scan = Scan(candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse)
     if not _has_overflowed(h):
-        return engine.hgru_scan_backward(
-            grad_h, grad_final, candidate, forget, *rest, h, cu_seqlens, mask, reverse
-        )
-    wide = candidate.float(), forget.float(), *rest
-    h, _ = engine.hgru_scan(*wide, cu_seqlens, mask, reverse)
-    grads = engine.hgru_scan_backward(
-        grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse
-    )
+        return run.hgru_scan_backward(scan, h, grad_h, grad_final)
+    scan = scan._replace(x=candidate.float(), gate=forget.float())
+    h, _ = run.hgru_scan(scan)
+    grads = run.hgru_scan_backward(scan, h, grad_h.float(), grad_final)
     return grads[0].to(candidate.dtype), grads[1].to(forget.dtype), *grads[2:]
 
 
@@ -212,7 +135,7 @@ def _(
     reverse,
     engine,
 ):
-    channel = forget.new_empty(forget.shape[-1:], dtype=state_dtype(forget.dtype))
+    channel = forget.new_empty(forget.shape[-1:], dtype=at_least_float32(forget.dtype))
     return (
         _contiguous_like(candidate),
         _contiguous_like(forget),
@@ -234,8 +157,8 @@ def hgru_carry(
     engine: str,
 ) -> tuple[Tensor, Tensor]:
     _check_values(candidate, lower_bound, cu_seqlens)
-    return _engine(engine, candidate).hgru_carry(
-        candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse
+    return engine_for(engine, candidate).hgru_carry(
+        Scan(candidate, forget, lower_bound, theta, None, cu_seqlens, mask, reverse)
     )
 
 
@@ -258,7 +181,9 @@ def gated_scan(
     engine: str,
 ) -> tuple[Tensor, Tensor]:
     _check_values(x, None, cu_seqlens)
-    return _engine(engine, x).gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse)
+    return engine_for(engine, x).gated_scan(
+        Scan(x, log_f, None, theta, initial_state, cu_seqlens, mask, reverse)
+    )
 
 
 @gated_scan.register_fake
@@ -281,23 +206,19 @@ def gated_scan_backward(
     engine: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, log_f, theta `[D]` and initial_state; zeros for what was not given."""
-    engine = _engine(engine, h)
-    rest = (theta, initial_state)
+    run = engine_for(engine, h)
+    scan = Scan(x, log_f, None, theta, initial_state, cu_seqlens, mask, reverse)
     if not _has_overflowed(h):
-        return engine.gated_scan_backward(
-            grad_h, grad_final, log_f, *rest, h, cu_seqlens, mask, reverse
-        )
-    wide = log_f.float(), *rest
-    h, _ = engine.gated_scan(x.float(), *wide, cu_seqlens, mask, reverse)
-    grads = engine.gated_scan_backward(
-        grad_h.float(), grad_final, *wide, h, cu_seqlens, mask, reverse
-    )
+        return run.gated_scan_backward(scan, h, grad_h, grad_final)
+    scan = scan._replace(x=x.float(), gate=log_f.float())
+    h, _ = run.gated_scan(scan)
+    grads = run.gated_scan_backward(scan, h, grad_h.float(), grad_final)
     return grads[0].to(x.dtype), grads[1].to(log_f.dtype), *grads[2:]
 
 
 @gated_scan_backward.register_fake
 def _(grad_h, grad_final, x, log_f, theta, initial_state, h, cu_seqlens, mask, reverse, engine):
-    channel = log_f.new_empty(log_f.shape[-1:], dtype=state_dtype(log_f.dtype))
+    channel = log_f.new_empty(log_f.shape[-1:], dtype=at_least_float32(log_f.dtype))
     return (
         _contiguous_like(h),
         _contiguous_like(log_f),
@@ -344,7 +265,10 @@ def _scan_backward(ctx, grad_h, grad_final):
     differentiable = (candidate, forget, lower_bound, theta, initial_state)
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled() or is_transformed():  # derivatives of this backward are wanted
-        again = partial(reference.hgru_scan, cu_seqlens=cu_seqlens, mask=mask, reverse=ctx.reverse)
+
+        def again(*tensors):
+            return reference.hgru_scan(Scan(*tensors, cu_seqlens, mask, ctx.reverse))
+
         return _where_needed(
             needs, *_through_reference(again, differentiable, needs, (grad_h, grad_final))
         )
@@ -370,7 +294,10 @@ def _carry_backward(ctx, grad_decay, grad_end):
     differentiable = (candidate, forget, lower_bound, theta)
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled() or is_transformed():
-        again = partial(reference.hgru_carry, cu_seqlens=cu_seqlens, mask=mask, reverse=ctx.reverse)
+
+        def again(*tensors):
+            return reference.hgru_carry(Scan(*tensors, None, cu_seqlens, mask, ctx.reverse))
+
         return _where_needed(
             needs, *_through_reference(again, differentiable, needs, (grad_decay, grad_end))
         )
@@ -470,7 +397,7 @@ def _gated_backward(ctx, grad_h, grad_final):
             ctx.engine,
         )
         return _where_needed(ctx.needs_input_grad, *grads)
-    wide = state_dtype(x.dtype)
+    wide = at_least_float32(x.dtype)
     log_gate = log_f.to(wide)
     if h.dtype != wide:  # it was rounded, and may have overflowed
         h, _ = gated_scan(

@@ -1,8 +1,7 @@
 """The recurrences of HGRN as loops in plain PyTorch: the definition that every engine is measured against.
 
-Shape letters: O outer, T time, I inner, D channels, C = D (real state) or 2D (complex state, [Re | Im]), N sequences.
-All functions take the canonical layout `[O, T, I, C]` that `hgrn.ops.operators` makes of the caller's tensors, work in
-any floating dtype, and are differentiable any number of times by PyTorch's own autograd.
+It is also an engine like the others (`hgrn.ops.engines.Engine`): slow, but it works on every device and in every floating
+dtype. Shape letters as in `hgrn.ops.arguments`.
 
 Per channel, with `gamma` the lower bound of the layer (paper, section 3; README of the authors' repository):
 
@@ -10,13 +9,12 @@ Per channel, with `gamma` the lower bound of the layer (paper, section 3; README
     h_t      = lambda_t * exp(i theta) * h_{t-1} + (1 - lambda_t) * SiLU(candidate_t)
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """State and accumulation: float64 for float64 input, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from hgrn.ops.arguments import Scan, at_least_float32
 
 
 def gates(forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -29,7 +27,7 @@ def gates(forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def rotate(state: Tensor, theta: Tensor | None) -> Tensor:
-    """Multiplies a complex state `[..., 2D]` by `exp(i theta)`, theta `[D]`; a real state is returned as it is."""
+    """Multiplies a complex state `[..., 2D]` by `exp(i theta)`, theta `[D]`; returns a real state as it is."""
     if theta is None:
         return state
     real, imag = state.chunk(2, dim=-1)
@@ -43,105 +41,117 @@ def doubled(gate: Tensor, theta: Tensor | None) -> Tensor:
     return gate if theta is None else torch.cat([gate, gate], dim=-1)
 
 
-def _recur(
-    decay: Tensor, x: Tensor, theta, initial_state: Tensor, mask, reverse: bool
+def loop(
+    keep: Tensor,
+    entering: Tensor,
+    theta: Tensor | None,
+    state: Tensor,
+    mask: Tensor | None,
+    reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`h_t = decay_t * exp(i theta) * h_{t-1} + x_t` over `[O, T, I, *]`; where mask is False, `h_t = h_{t-1} + x_t`."""
-    state, states = (
-        initial_state.clone(),
-        [None] * x.shape[1],
-    )  # a copy: no output may alias an input
-    for t in reversed(range(x.shape[1])) if reverse else range(x.shape[1]):
-        carried = doubled(decay[:, t], theta) * rotate(state, theta)
+    """`h_t = keep_t * exp(i theta) * h_{t-1} + entering_t` from `state`; where the mask is False, `h_t = h_{t-1} + entering_t`."""
+    steps = range(entering.shape[1])
+    states = [state] * len(steps)
+    state = state.clone()  # no output may be an input, even where there is no step
+    for t in reversed(steps) if reverse else steps:
+        carried = doubled(keep[:, t], theta) * rotate(state, theta)
         if mask is not None:
             carried = torch.where(mask[:, t, :, None], carried, state)
-        state = carried + x[:, t]
+        state = carried + entering[:, t]
         states[t] = state
-    return (torch.stack(states, dim=1) if states else x.clone()), state
+    h = torch.stack(states, dim=1) if states else entering.clone()
+    return h, state
 
 
-def _each_sequence(
-    decay, x, theta, initial_state, cu_seqlens, mask, reverse
-) -> tuple[Tensor, Tensor]:
-    """`_recur` over the whole tensor, or over each packed sequence on its own."""
-    if cu_seqlens is None:
-        if initial_state is None:
-            initial_state = x.new_zeros(x.shape[0], *x.shape[2:])
-        return _recur(decay, x, theta, initial_state, mask, reverse)
-    if initial_state is None:
-        initial_state = x.new_zeros(cu_seqlens.shape[0] - 1, *x.shape[2:])
-    bounds = cu_seqlens.tolist()
+def recurrence(scan: Scan, keep: Tensor, entering: Tensor) -> tuple[Tensor, Tensor]:
+    """`loop` with the gates `keep` and the inputs `entering`, over whole rows or over each packed sequence on its own.
+
+    Of `scan` it reads theta, initial_state, cu_seqlens, mask and reverse.
+    """
+    state = scan.initial_state
+    if state is None:
+        state = entering.new_zeros(scan.sequences, *entering.shape[2:])
+    if scan.cu_seqlens is None:
+        return loop(keep, entering, scan.theta, state, scan.mask, scan.reverse)
+    bounds = scan.cu_seqlens.tolist()
     pieces = [
-        _recur(
-            decay[:, a:b],
-            x[:, a:b],
-            theta,
-            initial_state[n : n + 1],
-            None if mask is None else mask[:, a:b],
-            reverse,
+        loop(
+            keep[:, a:b],
+            entering[:, a:b],
+            scan.theta,
+            state[n : n + 1],
+            None if scan.mask is None else scan.mask[:, a:b],
+            scan.reverse,
         )
         for n, (a, b) in enumerate(zip(bounds, bounds[1:]))
     ]
     return torch.cat([h for h, _ in pieces], dim=1), torch.cat([final for _, final in pieces])
 
 
-def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
-    """`h_t = exp(log_f_t + i theta) * h_{t-1} + x_t`; where mask is False the state is held and x_t still added.
+def hgru_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """The equations at the top of this file; where the mask is False, `h_t = h_{t-1}` exactly."""
+    wide = at_least_float32(scan.x.dtype)
+    keep, write = gates(scan.gate.to(wide), scan.lower_bound)
+    entering = doubled(write, scan.theta) * torch.nn.functional.silu(scan.x.to(wide))
+    if scan.mask is not None:
+        entering = torch.where(scan.mask[..., None], entering, 0)
+    h, final = recurrence(scan, keep, entering)
+    return h.to(scan.x.dtype), final
 
-    Args:
-        x: `[O, T, I, C]`. log_f: `[O, T, I, D]`, <= 0. theta: `[D]` or None. initial_state: `[N, I, C]` or None.
-        cu_seqlens: `[N + 1]` or None. mask: bool `[O, T, I]` or None. reverse: from the last position to the first.
 
-    Returns:
-        h `[O, T, I, C]` in x's dtype, final state `[N, I, C]` in the state dtype.
+def hgru_carry(scan: Scan) -> tuple[Tensor, Tensor]:
+    """What a stretch of sequence does to any state that enters it: the product of the gates, and the end state from zero.
+
+    The state that enters leaves as `decay * exp(i n theta) * state + end_state` after n positions that are not masked.
     """
-    accumulate = state_dtype(x.dtype)
-    h, final = _each_sequence(
-        log_f.to(accumulate).exp(),
-        x.to(accumulate),
-        theta,
-        initial_state,
-        cu_seqlens,
-        mask,
-        reverse,
-    )
-    return h.to(x.dtype), final
-
-
-def hgru_scan(
-    candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
-) -> tuple[Tensor, Tensor]:
-    """The recurrence of HGRN from pre-activations (equations at the top of this file).
-
-    Args:
-        candidate: `[O, T, I, C]`. forget: `[O, T, I, D]`. lower_bound, theta: `[D]` or None; the rest as `gated_scan`,
-        but where mask is False `h_t = h_{t-1}` exactly.
-
-    Returns:
-        h `[O, T, I, C]` in candidate's dtype, final state `[N, I, C]` in the state dtype.
-    """
-    accumulate = state_dtype(candidate.dtype)
-    keep, write = gates(forget.to(accumulate), lower_bound)
-    x = doubled(write, theta) * torch.nn.functional.silu(candidate.to(accumulate))
-    if mask is not None:
-        x = torch.where(mask[..., None], x, 0)
-    h, final = _each_sequence(keep, x, theta, initial_state, cu_seqlens, mask, reverse)
-    return h.to(candidate.dtype), final
-
-
-def hgru_carry(
-    candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse
-) -> tuple[Tensor, Tensor]:
-    """What a stretch of sequence does to any state that enters it, without the states inside.
-
-    Returns:
-        The product of the real gates `[N, I, D]`, and the end state from zero `[N, I, C]`; the state that enters leaves
-        as `decay * exp(i n theta) * state + end_state` after n positions that are not masked.
-    """
-    accumulate = state_dtype(candidate.dtype)
-    keep, _ = gates(forget.to(accumulate), lower_bound)
-    sequences = keep.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    ones = keep.new_ones(sequences, *keep.shape[2:])
-    _, decay = _each_sequence(keep, torch.zeros_like(keep), None, ones, cu_seqlens, mask, reverse)
-    _, end_state = hgru_scan(candidate, forget, lower_bound, theta, None, cu_seqlens, mask, reverse)
+    keep, _ = gates(scan.gate.to(at_least_float32(scan.gate.dtype)), scan.lower_bound)
+    # A real state of ones without any input becomes the product of the gates.
+    ones = keep.new_ones(scan.sequences, *keep.shape[2:])
+    alone = scan._replace(theta=None, initial_state=ones)
+    _, decay = recurrence(alone, keep, torch.zeros_like(keep))
+    _, end_state = hgru_scan(scan)
     return decay, end_state
+
+
+def gated_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """`h_t = exp(log_f_t + i theta) * h_{t-1} + x_t`; where the mask is False the state is held and x_t still added."""
+    wide = at_least_float32(scan.x.dtype)
+    h, final = recurrence(scan, scan.gate.to(wide).exp(), scan.x.to(wide))
+    return h.to(scan.x.dtype), final
+
+
+def _gradients(
+    function: Callable[[Scan], tuple[Tensor, Tensor]], scan: Scan, grads: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """The gradient of every tensor of the scan, by its name; zeros for those that were not given."""
+    names = ("x", "gate", "lower_bound", "theta", "initial_state")
+    given = {name: x for name in names if (x := getattr(scan, name)) is not None}
+    # Autograd is switched off inside of a registered operator; torch.func.vjp works there too.
+    _, pull_back = torch.func.vjp(lambda given: function(scan._replace(**given)), given)
+    (found,) = pull_back(grads)
+    channel = scan.gate.new_zeros(scan.channels, dtype=grads[1].dtype)
+    state = torch.zeros_like(grads[1])
+    missing = {"lower_bound": channel, "theta": channel.clone(), "initial_state": state}
+    return missing | found
+
+
+def hgru_scan_backward(
+    scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.hgru_scan_backward`; h is computed again."""
+    found = _gradients(hgru_scan, scan, (grad_h, grad_final))
+    return (
+        found["x"],
+        found["gate"],
+        found["lower_bound"],
+        found["theta"],
+        found["initial_state"],
+    )
+
+
+def gated_scan_backward(
+    scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.gated_scan_backward`; h is computed again."""
+    found = _gradients(gated_scan, scan, (grad_h, grad_final))
+    return found["x"], found["gate"], found["theta"], found["initial_state"]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hgrn.ops import operators, reference, transforms  # noqa: F401  (transforms registers what the operators are under torch.func)
-from hgrn.ops.operators import check_floating, choose
+from hgrn.ops.arguments import at_least_float32
+from hgrn.ops.engines import choose
+from hgrn.ops.operators import check_floating
 from hgrn.ops.packing import check_boundaries
-from hgrn.ops.reference import state_dtype
 
 
 class Layout:
@@ -79,7 +80,7 @@ class Layout:
             raise ValueError(
                 f"{name} must have one value per channel, shape ({size},), got {tuple(x.shape)}"
             )
-        return x.to(state_dtype(self.dtype)).contiguous()
+        return x.to(at_least_float32(self.dtype)).contiguous()
 
     def initial(self, x: Tensor | None) -> Tensor | None:
         """The initial state as `[N, I, C]` in the state dtype."""
@@ -95,7 +96,7 @@ class Layout:
             )
         return (
             x.reshape(self.sequences, self.inner, x.shape[-1])
-            .to(state_dtype(self.dtype))
+            .to(at_least_float32(self.dtype))
             .contiguous()
         )
 
@@ -201,10 +202,7 @@ def hgru_scan(
         layout.mask(mask),
     )
     engine = choose(engine, candidate.device.type)
-    if engine == "reference":
-        h, final = reference.hgru_scan(*tensors, reverse)
-    else:
-        h, final = operators.hgru_scan(*tensors, reverse, engine)
+    h, final = operators.hgru_scan(*tensors, reverse, engine)
     return h.reshape(candidate.shape), layout.state(final)
 
 
@@ -241,10 +239,7 @@ def hgru_carry(
         layout.mask(mask),
     )
     engine = choose(engine, candidate.device.type)
-    if engine == "reference":
-        decay, end_state = reference.hgru_carry(*tensors, reverse)
-    else:
-        decay, end_state = operators.hgru_carry(*tensors, reverse, engine)
+    decay, end_state = operators.hgru_carry(*tensors, reverse, engine)
     return layout.state(decay), layout.state(end_state)
 
 
@@ -285,8 +280,5 @@ def gated_scan(
         layout.mask(mask),
     )
     engine = choose(engine, x.device.type)
-    if engine == "reference":
-        h, final = reference.gated_scan(*tensors, reverse)
-    else:
-        h, final = operators.gated_scan(*tensors, reverse, engine)
+    h, final = operators.gated_scan(*tensors, reverse, engine)
     return h.reshape(x.shape), layout.state(final)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hgrn.ops import operators, reference
-from hgrn.ops.reference import state_dtype
+from hgrn.ops.arguments import Scan, at_least_float32
 
 
 class _Scan(torch.autograd.Function):
@@ -56,7 +56,9 @@ def _scan(
     x, gate, theta, initial_state, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():  # a compiler takes no function with a tangent of its own
-        return reference._each_sequence(gate, x, theta, initial_state, cu_seqlens, mask, reverse)
+        return reference.recurrence(
+            Scan(x, gate, None, theta, initial_state, cu_seqlens, mask, reverse), gate, x
+        )
     return _Scan.apply(x, gate, theta, initial_state, cu_seqlens, mask, reverse, engine)
 
 
@@ -89,7 +91,7 @@ def _tangent(
 def _gated_scan(
     x, log_f, theta, initial_state, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
-    wide = state_dtype(x.dtype)
+    wide = at_least_float32(x.dtype)
     h, final = _scan(
         x.to(wide), log_f.to(wide).exp(), theta, initial_state, cu_seqlens, mask, reverse, engine
     )
@@ -114,7 +116,7 @@ def _hgru_scan(
     candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
     _check_bound(lower_bound)
-    wide = state_dtype(candidate.dtype)
+    wide = at_least_float32(candidate.dtype)
     keep, write = reference.gates(forget.to(wide), lower_bound)
     candidate, dtype = candidate.to(wide), candidate.dtype
     x = (
@@ -130,7 +132,7 @@ def _hgru_scan(
 def _hgru_carry(
     candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
-    keep, _ = reference.gates(forget.to(state_dtype(forget.dtype)), lower_bound)
+    keep, _ = reference.gates(forget.to(at_least_float32(forget.dtype)), lower_bound)
     sequences = keep.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     ones = keep.new_ones(sequences, *keep.shape[2:])
     # The product of the gates is what a real scan without input makes of an initial state of ones.

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from hgrn.ops import operators
+from hgrn.ops.engines import choose
 from hgrn.ops.scans import Layout, check_gate
 from hgrn.parallel.scan import ContextScan, passes
 from hgrn.parallel.window import ContextWindow, last_inputs, moved
@@ -97,7 +97,7 @@ class Context:
             cu_seqlens,
             layout.mask(mask),
             tuple(reverse for reverse, _ in directions),
-            operators.choose(engine, candidate.device.type),
+            choose(engine, candidate.device.type),
             self,
         )
         return sum(h[1:], h[0]).reshape(candidate.shape), final

@@ -31,9 +31,6 @@ class ContextScan(torch.autograd.Function):
     ):
         arguments = (candidate, forget, lower_bound)
         angles = (None,) * len(directions) if thetas is None else thetas.unbind(0)
-        carry = reference.hgru_carry if engine == "reference" else operators.hgru_carry
-        scan = reference.hgru_scan if engine == "reference" else operators.hgru_scan
-        trailing = () if engine == "reference" else (engine,)
         counts = _counts(candidate, cu_seqlens, mask)
 
         starts = []
@@ -41,7 +38,8 @@ class ContextScan(torch.autograd.Function):
         for reverse, theta in zip(directions, angles):
             entry, exit = _edge_rows(cu_seqlens, reverse)
             decay, end = (
-                x.squeeze(1) for x in carry(*arguments, theta, cu_seqlens, mask, reverse, *trailing)
+                x.squeeze(1)
+                for x in operators.hgru_carry(*arguments, theta, cu_seqlens, mask, reverse, engine)
             )
             start = torch.zeros_like(end)
             end = end[exit]
@@ -74,8 +72,8 @@ class ContextScan(torch.autograd.Function):
                 start[entry] = _arriving(
                     *(context.before(x, reverse) for x in (end, decays, steps)), theta
                 ).to(start.dtype)
-            h, final = scan(
-                *arguments, theta, start.unsqueeze(1), cu_seqlens, mask, reverse, *trailing
+            h, final = operators.hgru_scan(
+                *arguments, theta, start.unsqueeze(1), cu_seqlens, mask, reverse, engine
             )
             outputs.append(h)
             finals.append(final.squeeze(1))
@@ -172,16 +170,9 @@ def _scan_gradients(
 ):
     """Gradients of candidate, forget, lower_bound, theta and initial_state; None or zeros for what was not given."""
     inputs = (candidate, forget, lower_bound, theta, initial_state)
-    if engine != "reference":
-        return operators.hgru_scan_backward(
-            grad_h, grad_final, *inputs, h, cu_seqlens, mask, reverse, engine
-        )
-    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
-    with torch.enable_grad():
-        outputs = reference.hgru_scan(*leaves, cu_seqlens, mask, reverse)
-    wanted = [x for x in leaves if x is not None]
-    grads = iter(torch.autograd.grad(outputs, wanted, (grad_h, grad_final), materialize_grads=True))
-    return tuple(None if x is None else next(grads) for x in leaves)
+    return operators.hgru_scan_backward(
+        grad_h, grad_final, *inputs, h, cu_seqlens, mask, reverse, engine
+    )
 
 
 def _edge_rows(cu_seqlens: Tensor | None, reverse: bool) -> tuple[slice, slice]:

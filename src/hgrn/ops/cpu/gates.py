@@ -1,7 +1,7 @@
-"""The arithmetic of gates: sigmoid, SiLU and the exponential, in the type of the number they are given.
+"""The arithmetic of gates: exponential, sigmoid and SiLU, in float32 for a float32.
 
-These functions are inlined into the loops that call them, where they become vector code. None of them
-assumes that numbers are finite: NaN stays NaN, and gates far in saturation are exactly 0 or 1.
+These functions are inlined into the loops that call them, where they become vector code. None of
+them assumes that numbers are finite: NaN stays NaN, and gates far in saturation are exactly 0 or 1.
 """
 
 import math
@@ -29,8 +29,8 @@ def select(typing, condition, yes, no):
 def inverse(typing, x):
     """`1 / x` for x between 1 and 2, or NaN.
 
-    In float32, where the processor has it, this is an estimate and a Newton step. They are wrong only
-    at 0 and at infinity. The flags permit that, and the range of x excludes it.
+    In float32, where the processor has it, this is an estimate and a Newton step. They are wrong
+    only at 0 and at infinity. The flags permit that, and the range of x excludes it.
     """
 
     def generate(context, builder, signature, arguments):
@@ -40,7 +40,7 @@ def inverse(typing, x):
     return x(x), generate
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The exponential
 
 _LOG2E = np.float32(1 / math.log(2))
@@ -82,8 +82,9 @@ def _exp_nonpositive(x):
         return lambda x: math.exp(x)
 
     def single(x):
-        # exp(x) = 2^n 2^r with n the integer nearest to x log2(e). Adding 1.5 * 2^23 leaves no bits for
-        # a fraction, so the addition rounds to n, and subtracting it again gives n as a float32.
+        # exp(x) = 2^n 2^r with n the integer nearest to x log2(e). Adding 1.5 * 2^23 leaves no bits
+        # for a fraction, so the addition rounds to n, and subtracting it again gives n as a
+        # float32.
         shifted = x * _LOG2E + _SHIFT
         # Product and subtraction contract to one operation, so the product is not rounded before.
         r = x * _LOG2E - (shifted - _SHIFT)
@@ -93,7 +94,7 @@ def _exp_nonpositive(x):
     return single
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sigmoid and SiLU
 
 

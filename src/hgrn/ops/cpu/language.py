@@ -1,4 +1,4 @@
-"""The language of the CPU kernels: how a kernel is declared, what it is called with, how it is compiled.
+"""The language of the CPU kernels: how a kernel is declared, called and compiled.
 
 A kernel is a Python function of a `Call` and the number of a task, which it carries out:
 
@@ -7,18 +7,20 @@ A kernel is a Python function of a `Call` and the number of a task, which it car
         x = call.x + task * call.width
         ...
 
-**Block.** Whoever calls the kernel puts one block of 64-bit integers into memory: two of our own (how
-many tasks there are, and the next one that nobody has taken), then the declared fields, which are
-sizes, strides in elements, and addresses of tensors. The argument of the compiled function is the
-address of this block. `call.width` reads a field of it.
+**Block.** Whoever calls the kernel puts one block of 64-bit integers into memory: two of our own
+(how many tasks there are, and the next one that nobody has taken), then the declared fields, which
+are sizes, strides in elements, and addresses of tensors. The argument of the compiled function is
+the address of this block. `call.width` reads a field of it.
 
 **Types.** A field that holds the address of a tensor is a `Row` (see `rows`), so `call.x[j]` is an
 element of x. The declaration says what a tensor holds: `tensors` have the dtype that the kernel is
-compiled for, `states` the dtype of states (float32, or float64 for float64 tensors), `integers` int64,
-`flags` bool, `bytes` int8. Each has an alias stream of its own, because outputs never overlap inputs.
+compiled for, `states` the dtype of states (float32, or float64 for float64 tensors), `integers`
+int64, `flags` bool, `bytes` int8. Each has an alias stream of its own, because outputs never
+overlap inputs.
 
-**Constants.** `constants` name small integers that are compiled in. A kernel is compiled for a dtype
-and for values of its constants when they are first used, and `if call.parts == 1` then costs nothing.
+**Constants.** `constants` name small integers that are compiled in. A kernel is compiled for a
+dtype and for values of its constants when they are first used, and `if call.parts == 1` then costs
+nothing.
 
 **Tasks.** Every thread runs the compiled function with the same block. It takes tasks until none is
 left, by an atomic addition to the second integer of the block.
@@ -43,25 +45,31 @@ from numba.core.compiler import CompileResult
 from numba.core.datamodel import models
 from numba.core.serialize import dumps
 from numba.core.typing.templates import AttributeTemplate
-from numba.extending import infer_getattr, intrinsic, lower_getattr_generic, register_model
+from numba.extending import (
+    infer_getattr,
+    intrinsic,
+    lower_getattr_generic,
+    overload,
+    register_model,
+)
 
 from hgrn.ops.cpu.cache import KernelFile, warn_once
-from hgrn.ops.cpu.rows import MOST_STREAMS, Row, itemsize, prefetch_line
+from hgrn.ops.cpu.rows import MOST_STREAMS, Row
 
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set; unset it for a fast one")
 
 log = logging.getLogger(__name__)
 
-# The only liberty is to contract a product and a sum into one operation: NaN and infinity keep their
-# meaning.
+# The only liberty is to contract a product and a sum into one operation: NaN and infinity keep
+# their meaning.
 OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy"}
 # A function that kernels call. Loops that should become vector code belong into one.
 helper = njit(**OPTIONS)
 # A helper that sums along a row. Only a sum in an order of LLVM's own choice becomes vector code.
 summing = njit(fastmath={"contract", "reassoc"}, error_model="numpy")
-# A function that is inlined before LLVM sees it. LLVM's own inliner runs too late for the loop around
-# the call to become vector code.
+# A function that is inlined before LLVM sees it. LLVM's own inliner runs too late for the loop
+# around the call to become vector code.
 arithmetic = njit(inline="always", **OPTIONS)
 
 # A kernel also uses what other files of this folder define, so all of them are in the hash.
@@ -69,10 +77,11 @@ _SOURCES = hashlib.sha256(
     b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))
 ).hexdigest()[:12]
 _I64 = ir.IntType(64)
-_TASKS = "tasks"
-_NEXT = "next"
+# The first two integers of every block: how many tasks there are, and the next one to be taken.
+_COMMON = ("tasks", "next")
+NEXT = _COMMON.index("next")
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Calls
 
 
@@ -120,26 +129,29 @@ def _integer(builder, block, place: int):
 
 @intrinsic
 def _next_task(typing, call):
-    """Takes a task that nobody has taken yet. Returns its number, or `call.tasks` or more if none is left."""
+    """Takes a task that nobody has taken yet: its number; `call.tasks` or more if none is left."""
 
     def generate(context, builder, signature, arguments):
-        pointer = _integer(builder, arguments[0], call.places[_NEXT])
+        pointer = _integer(builder, arguments[0], NEXT)
         return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
 
     return types.int64(call), generate
 
 
-@helper
-def prefetch(row, count, after=0):
-    """Asks for the cache lines of `count` elements that begin `after` bytes behind the start of `row`.
+def by_constant(name: str, helpers: dict):
+    """A helper that is `helpers[k]` in calls whose constant `name` is k; the others are not compiled."""
 
-    It waits for nothing, and the memory need not be ours.
-    """
-    for offset in range(after, after + count * itemsize(row), 64):
-        prefetch_line(row, offset)
+    def chosen(call, *arguments):
+        """Stands for one of the helpers."""
+
+    @overload(chosen, jit_options=OPTIONS, strict=False)
+    def _choose(call, *arguments):
+        return helpers[call.constants[name]].py_func
+
+    return chosen
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Kernels on disk
 
 
@@ -149,7 +161,7 @@ def _probe():
 
 @cache
 def cache_folder() -> Path | None:
-    """The folder for compiled kernels, which Numba picks; None if none is writable, which is said once."""
+    """The folder that Numba picks for compiled kernels; None, said once, if none is writable."""
     try:
         return Path(FunctionCache(_probe).cache_path)
     except (RuntimeError, OSError) as error:
@@ -184,12 +196,12 @@ def _announce() -> None:
     log.info("compiling kernels for this processor (some seconds in all)")
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Kernels
 
 
 class Kernel:
-    """Declares the fields of a kernel (see the head of this file), and compiles it for the dtypes in use.
+    """Declares the fields of a kernel (see the head of this file), and compiles it when needed.
 
     Each argument is a list of names, separated by spaces.
 
@@ -217,7 +229,7 @@ class Kernel:
         overlapping: str = "",
     ):
         self._constants = tuple(constants.split())
-        self._numbers = (_TASKS, _NEXT, *numbers.split())
+        self._numbers = (*_COMMON, *numbers.split())
         rows = {
             "tensor": tensors,
             "state": states,
@@ -248,7 +260,7 @@ class Kernel:
         return self
 
     def call(self, dtype: str, *constants: int) -> Call:
-        """The type of the argument for tensors of a dtype ("float32", ...) and values of the constants."""
+        """The type of the argument, for a dtype ("float32", ...) and values of the constants."""
         value = types.float64 if dtype == "float64" else types.float32
         elements = {"tensor": dtype, "state": str(value)}
         values = {"int64": types.int64, "bool": types.boolean}
@@ -271,16 +283,16 @@ class Kernel:
         return made
 
     def address(self, dtype: str, **constants: int) -> int:
-        """Where the machine code for a dtype and values of the constants is: a C function of one pointer."""
-        return self.compiled(dtype, *map(constants.__getitem__, self._constants)).address
+        """Where the machine code is, a C function of one pointer; the first call compiles it."""
+        return self.compiled(dtype, *(int(constants[name]) for name in self._constants)).address
 
     def block(self, tasks: int, **values: int) -> np.ndarray:
         """The block of integers for one call; every field must be given."""
-        given = map(values.__getitem__, self._fields[2:])
+        given = map(values.__getitem__, self._fields[len(_COMMON) :])
         return np.array((tasks, 0, *given), dtype=np.int64)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Kernels that call kernels
 
 
@@ -289,7 +301,7 @@ def restart(typing, block):
     """Makes all tasks of the block at an address free to be taken again."""
 
     def generate(context, builder, signature, arguments):
-        builder.store(ir.Constant(_I64, 0), _integer(builder, arguments[0], 1))
+        builder.store(ir.Constant(_I64, 0), _integer(builder, arguments[0], NEXT))
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -310,7 +322,7 @@ def enter(typing, kernel, block):
 
 @intrinsic
 def enter_parallel(typing, parallel, kernel, block, threads):
-    """Like `enter` on so many threads, by the function at address `parallel`: OpenMP's `GOMP_parallel`."""
+    """Like `enter` on so many threads. `parallel` is the address of OpenMP's `GOMP_parallel`."""
 
     def generate(context, builder, signature, arguments):
         i32 = ir.IntType(32)

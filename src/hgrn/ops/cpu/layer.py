@@ -1,8 +1,8 @@
-"""The CPU kernels of the rest of a layer: layer norm with an output gate, and the gated linear unit.
+"""The CPU kernels for the rest of a layer: layer norm with an output gate, gated linear unit.
 
-A task is a block of rows. A row is one position with all of its channels. It stays in the first-level
-cache from one loop over it to the next, so that norm, activation and product cost one pass over memory.
-The constant `activation` says which function the gate goes through.
+A task is a block of rows. A row is one position with all of its channels. It stays in the
+first-level cache from one loop over it to the next, so that norm, activation and product cost one
+pass over memory. The constant `activation` says which function the gate goes through.
 
 With `normed = (x - mean) / deviation` per row, the norm is one of two, as `gate_first` says:
 
@@ -13,8 +13,8 @@ With `normed = (x - mean) / deviation` per row, the norm is one of two, as `gate
 
     (slope - mean(slope) - normed mean(slope normed)) / deviation
 
-The two means need the whole row. So a first loop leaves `slope` and `normed` in rows of their own and
-returns both sums, and a second loop finishes.
+The two means need the whole row. So a first loop leaves `slope` and `normed` in rows of their own
+and returns both sums, and a second loop finishes.
 """
 
 import math
@@ -26,6 +26,7 @@ from hgrn.ops.cpu.rows import number, second
 IDENTITY = 0
 SILU = 1
 SIGMOID = 2
+ACTIVATIONS = {"identity": IDENTITY, "silu": SILU, "sigmoid": SIGMOID}
 
 
 @arithmetic
@@ -48,7 +49,7 @@ def _activation_pair(call, gate):
     return gate, number(gate, 1)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Layer norm with an output gate, forward
 
 
@@ -98,12 +99,7 @@ def _norm_and_gate(call, width, x, gate, mean, inverse, weight, bias, y):
         y[j] = (normed * weight[j] + bias[j]) * _activation(call, gate[j])
 
 
-@Kernel(
-    constants="activation",
-    numbers="rows block width x_row",
-    tensors="x y",
-    states="weight bias eps",
-)
+@Kernel(numbers="rows block width x_row", tensors="x y", states="weight bias eps")
 def norm(call, task):
     """Layer norm alone, for inference: it leaves nothing for a backward."""
     width = call.width
@@ -120,7 +116,7 @@ def norm(call, task):
     states="weight bias eps mean inverse gated",
 )
 def gated_norm(call, task):
-    """Leaves means and inverse deviations `[rows]` for the backward. `gated` has a row for each task."""
+    """Leaves `mean` and `inverse` `[rows]` for the backward. `gated` has a row for each task."""
     width = call.width
     gated = call.gated + task * width
     for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
@@ -139,7 +135,7 @@ def gated_norm(call, task):
         call.inverse[row] = inverse
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Layer norm with an output gate, backward
 
 
@@ -158,7 +154,7 @@ def _back_after(
     slope,
     normed,
 ):
-    """The first loop for `y = act(gate) (normed weight + bias)`; it finishes the gradient of the gate too."""
+    """The first loop where the gate comes after the norm. It finishes the gradient of the gate."""
     weight = call.weight
     bias = call.bias
     total = total_of_products = number(slope, 0)
@@ -194,7 +190,7 @@ def _back_before(
     act_row,
     act_slope_row,
 ):
-    """The first loop for `y = normed weight + bias` with `act(gate) x` normed; it keeps both activations."""
+    """The first loop where `act(gate) x` is normed. It keeps the activation and its derivative."""
     weight = call.weight
     total = total_of_products = number(slope, 0)
     for j in range(width):
@@ -248,7 +244,8 @@ def _finish_before(
 def gated_norm_backward(call, task):
     """`grad_weight` and `grad_bias` have a row for each task and start at 0.
 
-    So have `slope`, `normed`, `act` and `act_slope`, which pass values from the first loop to the second.
+    So have `slope`, `normed`, `act` and `act_slope`, which pass values from the first loop to the
+    second.
     """
     width = call.width
     count = number(call.slope, width)
@@ -313,7 +310,7 @@ def gated_norm_backward(call, task):
             _finish_after(width, inverse, total / count, products / count, slope, normed, grad_x)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The gated linear unit
 
 

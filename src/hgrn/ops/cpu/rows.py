@@ -4,14 +4,15 @@ A row is an address. Its type, a `Row`, says which elements lie there, so Numba 
 the right load and `row[j] = x` to the right store. Three things follow from the type:
 
 - The *element* is what memory holds: "float32", "bfloat16", "int64" and so on.
-- The *value* is what a kernel computes with. It is float32 for every floating element except float64,
-  which stays float64. A load widens exactly; a store rounds once, to the nearest, ties to even.
-- The *stream* is a small number. Rows of different streams never overlap. LLVM needs this promise to
-  make vector code of a loop over many rows: without it, it would have to compare the addresses at run
-  time, and beyond a few rows it gives up. We make the promise in the metadata of every load and store.
+- The *value* is what a kernel computes with. It is float64 for "float64", and float32 for every
+  other floating element. A load widens exactly. A store rounds once, to the nearest, ties to even.
+- The *stream* is a small number. Rows of different streams never overlap. LLVM needs this promise
+  to make vector code of a loop over many rows: without it, it would have to compare the addresses
+  at run time, and beyond a few rows it gives up. Every load and store carries the promise as
+  metadata.
 
-`row + n` is the row that begins n elements further on, in the same stream. `if row:` asks whether the
-row is there at all: a tensor that the caller did not give has address 0.
+`row + n` is the row that begins n elements further on, in the same stream. `if row:` asks whether
+the row is there at all: a tensor that the caller did not give has address 0.
 """
 
 import operator
@@ -79,7 +80,7 @@ def _mark(module, access, stream: int) -> None:
     access.set_metadata("noalias", module.add_metadata(others))
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # row[j]
 
 
@@ -109,7 +110,7 @@ def _load(context, builder, call, arguments):
     return loaded
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # row[j] = x
 
 
@@ -140,13 +141,14 @@ def _rounded_to_bfloat16(builder, value):
     bits = builder.bitcast(value, _I32)
     odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
     rounded = builder.add(bits, builder.add(odd, ir.Constant(_I32, 0x7FFF)))
-    # Rounding up would turn some NaNs into infinity, so a NaN keeps its bits and becomes a quiet one.
+    # Rounding up would turn some NaNs into infinity, so a NaN keeps its bits and becomes a quiet
+    # one.
     quiet = builder.or_(bits, ir.Constant(_I32, 0x400000))
     bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
     return builder.trunc(builder.lshr(bits, ir.Constant(_I32, 16)), _I16)
 
 
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # row + n, and what else a row can do
 
 
@@ -184,8 +186,9 @@ def _is_there(context, builder, call, arguments):
 def second(typing, row, distance):
     """The row `distance` elements further on, in a stream of its own.
 
-    It is for rows that hold two parts side by side, such as real and imaginary parts. Every access to
-    the second part must go through `second`, since LLVM believes that the first never reaches it.
+    It is for rows that hold two parts side by side, such as real and imaginary parts. Every access
+    to the second part must go through `second`, since LLVM believes that the first never reaches
+    it.
     """
     other = Row(row.element, row.value, row.stream + MOST_STREAMS)
 
@@ -197,9 +200,10 @@ def second(typing, row, distance):
 
 @intrinsic
 def number(typing, like, n):
-    """The integer n as a value of the row `like`, or as a number of the same type as the number `like`.
+    """The integer n as a value of the row `like`, or in the type of the number `like`.
 
-    Numba would compute `1 - x` in float64 for a float32 x: right, but half as many numbers a vector.
+    Numba would compute `1 - x` in float64 for a float32 x: right, but half as many numbers a
+    vector.
     """
     value = like.value if isinstance(like, Row) else like
 
@@ -210,25 +214,25 @@ def number(typing, like, n):
 
 
 @intrinsic
-def itemsize(typing, row):
-    """How many bytes an element of the row takes in memory."""
-    size = ir.Constant(_I64, row.size)
-    return types.int64(row), lambda context, builder, signature, arguments: size
+def prefetch(typing, row, count, after=0):
+    """Asks for the cache lines of `count` elements of a row, from `after` bytes behind its start.
 
-
-@intrinsic
-def prefetch_line(typing, row, offset):
-    """Asks for the cache line that lies `offset` bytes behind the start of the row."""
+    It waits for nothing, and the memory need not be ours.
+    """
 
     def generate(context, builder, signature, arguments):
+        address, count, after = arguments
         pointer = _I8.as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         read = ir.Constant(_I32, 0)
         near = ir.Constant(_I32, 2)
         data = ir.Constant(_I32, 1)
-        address = builder.inttoptr(builder.add(*arguments), pointer)
-        builder.call(function, [address, read, near, data])
+        begin = builder.add(address, after)
+        end = _further(builder, row, begin, count)
+        line = ir.Constant(_I64, 64)
+        with cgutils.for_range_slice(builder, begin, end, line, _I64, inc=True) as (place, _):
+            builder.call(function, [builder.inttoptr(place, pointer), read, near, data])
         return context.get_dummy_value()
 
-    return types.void(row, types.int64), generate
+    return types.void(row, types.int64, types.int64), generate

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hgrn.ops.reference import state_dtype
+from hgrn.ops.arguments import Scan, at_least_float32
 from hgrn.ops.triton import kernels
 
 _WIDE = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
@@ -110,7 +110,7 @@ class _Scan:
         self.device = x.device
         self.sequences = outer if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.rows = self.sequences * self.inner
-        self.wide = state_dtype(x.dtype)
+        self.wide = at_least_float32(x.dtype)
         self.theta = theta
         self.bounds = cu_seqlens
         self.mask = None if mask is None else mask.int().contiguous()
@@ -218,7 +218,9 @@ def _unit_last_stride(x: Tensor) -> Tensor:
 def _room(lower_bound: Tensor | None, forget: Tensor) -> Tensor:
     """`1 - lower_bound`, `[D]`."""
     if lower_bound is None:
-        return torch.ones(forget.shape[-1], dtype=state_dtype(forget.dtype), device=forget.device)
+        return torch.ones(
+            forget.shape[-1], dtype=at_least_float32(forget.dtype), device=forget.device
+        )
     return 1 - lower_bound
 
 
@@ -315,26 +317,15 @@ def _backward(grad_h, grad_final, x, f, room, theta, initial_state, h, cu_seqlen
     return dx, df, grad_lower.clone(), grad_theta.clone(), grad_initial
 
 
-def hgru_scan(
-    candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse
-) -> tuple[Tensor, Tensor]:
-    """See `hgrn.ops.reference.hgru_scan`."""
-    return _forward(
-        candidate,
-        forget,
-        _room(lower_bound, forget),
-        theta,
-        initial_state,
-        cu_seqlens,
-        mask,
-        reverse,
-    )
+def hgru_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.hgru_scan`."""
+    candidate, forget, lower_bound, *rest = scan
+    return _forward(candidate, forget, _room(lower_bound, forget), *rest)
 
 
-def hgru_carry(
-    candidate, forget, lower_bound, theta, cu_seqlens, mask, reverse
-) -> tuple[Tensor, Tensor]:
-    """See `hgrn.ops.reference.hgru_carry`."""
+def hgru_carry(given: Scan) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.hgru_carry`."""
+    candidate, forget, lower_bound, theta, _, cu_seqlens, mask, reverse = given
     scan = _Scan(candidate, forget.shape[-1], theta, cu_seqlens, mask, reverse)
     room = _room(lower_bound, forget)
     final = scan.empty(scan.parts, scan.rows, scan.width)
@@ -384,45 +375,26 @@ def _after(
 
 
 def hgru_scan_backward(
-    grad_h,
-    grad_final,
-    candidate,
-    forget,
-    lower_bound,
-    theta,
-    initial_state,
-    h,
-    cu_seqlens,
-    mask,
-    reverse,
+    scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of candidate, forget, lower_bound, theta and initial_state; h is what the forward returned."""
+    """See `hgrn.ops.engines.Engine.hgru_scan_backward`."""
+    candidate, forget, lower_bound, theta, initial_state, *where = scan
     room = _room(lower_bound, forget)
-    return _backward(
-        grad_h,
-        grad_final,
-        candidate,
-        forget,
-        room,
-        theta,
-        initial_state,
-        h,
-        cu_seqlens,
-        mask,
-        reverse,
-    )
+    return _backward(grad_h, grad_final, candidate, forget, room, theta, initial_state, h, *where)
 
 
-def gated_scan(x, log_f, theta, initial_state, cu_seqlens, mask, reverse) -> tuple[Tensor, Tensor]:
-    """See `hgrn.ops.reference.gated_scan`."""
-    return _forward(x, log_f, None, theta, initial_state, cu_seqlens, mask, reverse)
+def gated_scan(scan: Scan) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.gated_scan`."""
+    x, log_f, _, *rest = scan
+    return _forward(x, log_f, None, *rest)
 
 
 def gated_scan_backward(
-    grad_h, grad_final, log_f, theta, initial_state, h, cu_seqlens, mask, reverse
+    scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, log_f, theta and initial_state; h is what the forward returned."""
+    """See `hgrn.ops.engines.Engine.gated_scan_backward`."""
+    _, log_f, _, theta, initial_state, *where = scan
     dx, df, _, grad_theta, grad_initial = _backward(
-        grad_h, grad_final, None, log_f, None, theta, initial_state, h, cu_seqlens, mask, reverse
+        grad_h, grad_final, None, log_f, None, theta, initial_state, h, *where
     )
     return dx, df, grad_theta, grad_initial
