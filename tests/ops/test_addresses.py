@@ -319,7 +319,7 @@ def test_a_backward_under_vmap():
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_what_holds_addresses_is_not_copied(way):
-    from hgrn.ops.cpu.launch import Launch
+    from hgrn.ops.cpu.plans import Launch
     from hgrn.ops.cpu.program import Program
 
     for holder in (Program(), Launch(0, np.zeros(2, dtype=np.int64), 0, ())):

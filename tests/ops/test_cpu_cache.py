@@ -16,7 +16,8 @@ if "numba" not in available_engines("cpu"):
 
 from hgrn.ops.cpu import cache, language, threads
 from hgrn.ops.cpu.cache import KernelFile
-from hgrn.ops.cpu.language import Kernel, number, store
+from hgrn.ops.cpu.language import Kernel
+from hgrn.ops.cpu.rows import number
 
 SCAN = "import torch, hgrn; x = torch.ones(1, 3, 2); print(hgrn.hgru_scan(x, x)[0].sum().item())"
 
@@ -29,18 +30,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@Kernel("y")
-def small(call):
-    """Writes its variant: one that is soon compiled."""
-    store(call.one, call.y, 0, number(call.one, call.variant), 0)
+@Kernel(constants="value", states="y")
+def small(call, task):
+    """Writes its constant; soon compiled."""
+    call.y[0] = number(call.y, call.value)
 
 
-def compiled(variant=1):
-    """The kernel compiled as by a new process: whether it came from disk, after a check of what it does."""
-    made = small._compile("float32", variant)
+def compiled(value=1):
+    """Compiles the kernel like a new process, checks what it does; whether it came from disk."""
+    made = small._compile("float32", value)
     y = torch.zeros(1)
     threads.run(made.address, small.block(1, y=y.data_ptr()), 0)
-    assert y.item() == variant
+    assert y.item() == value
     return made.cache_hits == 1
 
 

@@ -1,8 +1,9 @@
-"""Compiled kernels on disk: a file for each, checked when it is read; what cannot be read or written is compiled in memory.
+"""Compiled kernels on disk, one file each; a kernel whose file is not whole is compiled again.
 
-Numba keeps an index beside its files and believes both. A file that was cut short stops every later process there, and one that two
-processes wrote at once may hold another kernel than the index says. Here a file's name says what was compiled from what and for
-which processor, and its first bytes are a hash of that name and of the rest.
+Numba has a cache of its own, an index with files beside it, and believes both. If a file was cut
+short, every later process stops there. If two processes wrote one at once, it may hold another
+kernel than the index says. So here the name of a file says what was compiled, from which sources
+and for which processor, and its first bytes are a hash of that name and of the rest.
 """
 
 import contextlib
@@ -15,14 +16,13 @@ from pathlib import Path
 
 REMEDY = "make room there, or set NUMBA_CACHE_DIR to a writable folder"
 _SUFFIX = ".kernel"
-_PROBE = 1 << 17  # bytes, more than any kernel has
-
-
+_PROBE = 1 << 17  # bytes: more than any kernel has
+# Folders that a warning has named already.
 _said: set[Path | None] = set()
 
 
 def warn_once(folder: Path | None, problem: str) -> None:
-    """Says that kernels are not kept, and where that was tried: once for each folder."""
+    """Warns that kernels cannot be kept in the folder (None if there is none), once for each."""
     if folder in _said:
         return
     _said.add(folder)
@@ -38,13 +38,13 @@ def warn_once(folder: Path | None, problem: str) -> None:
 
 
 class KernelFile:
-    """Where one kernel is kept.
+    """The file of one kernel.
 
     Args:
-        folder: may be away.
-        name: of the kernel.
+        folder: where it lies; the folder need not exist yet.
+        name: name of the kernel.
         place: what it runs on: processor, versions of the compiler and of Python.
-        sources: what it was compiled from. Files of the same name and place from other sources go away when this one is written.
+        sources: a hash of what it was compiled from.
     """
 
     def __init__(self, folder: Path, name: str, place: str, sources: str):
@@ -52,7 +52,7 @@ class KernelFile:
         self.path = folder / f"{self._prefix}{sources}{_SUFFIX}"
 
     def load(self) -> bytes | None:
-        """What `save` was given; None if it is not there, or is not what was written."""
+        """What `save` was given. None if there is no file, or if it is not what was written."""
         try:
             content = self.path.read_bytes()
         except OSError:
@@ -62,11 +62,12 @@ class KernelFile:
         return payload if digest == self._digest(payload) else None
 
     def save(self, payload: bytes) -> None:
-        """Writes the file in one piece; where that fails, says so once."""
+        """Writes the file in one piece and deletes those from other sources; warns if it cannot."""
         try:
             _write(self.path, self._digest(payload) + payload)
         except OSError as error:
-            if self.load() is None:  # and not just written by another process
+            # Another process may just have written the same file, and then nothing is lost.
+            if self.load() is None:
                 warn_once(self.path.parent, error.strerror or str(error))
             return
         for other in self.path.parent.glob(f"{self._prefix}*{_SUFFIX}"):
@@ -79,6 +80,7 @@ class KernelFile:
 
 
 def _write(path: Path, content: bytes) -> None:
+    # Under another name first: whoever reads finds the whole file or none.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}.tmp")
     try:
@@ -91,7 +93,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def problem_of(folder: Path) -> str | None:
-    """Why a kernel could not be written into the folder now, or None if it could."""
+    """Why no kernel can be written into the folder now; None if one can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -1,409 +1,350 @@
-"""The CPU kernels of the rest of a layer: layer norm with an output gate, and the gated linear unit.
+"""The CPU kernels for the rest of a layer: layer norm with an output gate, gated linear unit.
 
-A task is a block of rows; a row is one position with all of its channels, and stays in the first-level cache from one loop over it
-to the next. The variant of a kernel is the activation of the gate.
+A task is a block of rows. A row is one position with all of its channels. It stays in the
+first-level cache from one loop over it to the next, so that norm, activation and product cost one
+pass over memory. The constant `activation` says which function the gate goes through.
 
-Letters in the formulas: x the tensor that is normed, z the gate before its activation, u = (x - mean) / deviation, dy the gradient of
-the output, `scale` and `shift` the norm's parameters.
+With `normed = (x - mean) / deviation` per row, the norm is one of two, as `gate_first` says:
+
+    y = act(gate) (normed weight + bias)                           x itself is normed
+    y = normed weight + bias                                       act(gate) x is normed
+
+**Backward of a norm.** With `slope` the gradient of `normed` the gradient of what is normed is
+
+    (slope - mean(slope) - normed mean(slope normed)) / deviation
+
+The two means need the whole row. So a first loop leaves `slope` and `normed` in rows of their own
+and returns both sums, and a second loop finishes.
 """
 
 import math
 
-from hgrn.ops.cpu.language import (
-    Kernel,
-    arithmetic,
-    helper,
-    itemsize,
-    load,
-    next_task,
-    number,
-    sigmoid,
-    sigmoid_pair,
-    store,
-    summing,
-)
+from hgrn.ops.cpu.gates import sigmoid, sigmoid_pair
+from hgrn.ops.cpu.language import Kernel, arithmetic, helper, summing
+from hgrn.ops.cpu.rows import number, second
 
 IDENTITY = 0
 SILU = 1
 SIGMOID = 2
-_ROWS = "rows block width"
+ACTIVATIONS = {"identity": IDENTITY, "silu": SILU, "sigmoid": SIGMOID}
 
 
 @arithmetic
-def _activation(variant, one, z):
-    if variant == SILU:
-        return z * sigmoid(one, z)
-    if variant == SIGMOID:
-        return sigmoid(one, z)
-    return z
+def _activation(call, gate):
+    if call.activation == SILU:
+        return gate * sigmoid(gate)
+    if call.activation == SIGMOID:
+        return sigmoid(gate)
+    return gate
 
 
 @arithmetic
-def _activation_pair(variant, one, z):
+def _activation_pair(call, gate):
     """The activation and its derivative."""
-    on, off = sigmoid_pair(one, z)
-    if variant == SILU:
-        return z * on, on + z * on * off
-    if variant == SIGMOID:
+    on, off = sigmoid_pair(gate)
+    if call.activation == SILU:
+        return gate * on, on + gate * on * off
+    if call.activation == SIGMOID:
         return on, on * off
-    return z, one
+    return gate, number(gate, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Layer norm with an output gate
+# --------------------------------------------------------------------------------------------------
+# Layer norm with an output gate, forward
 
 
 @summing
-def _sum(token, one, width, x):
-    total = one - one
+def _sum(width, x):
+    total = number(x, 0)
     for j in range(width):
-        total += load(token, x, j, 0)
+        total += x[j]
     return total
 
 
 @summing
-def _sum_of_squares(token, one, width, x, mean):
-    total = one - one
+def _sum_of_squares(width, x, mean):
+    total = number(x, 0)
     for j in range(width):
-        away = load(token, x, j, 0) - mean
+        away = x[j] - mean
         total += away * away
     return total
 
 
 @helper
-def _gate(token, one, variant, width, x, z, gated):
-    for j in range(width):
-        store(
-            one, gated, j, load(token, x, j, 0) * _activation(variant, one, load(token, z, j, 1)), 2
-        )
+def _statistics(width, x, eps):
+    """The mean of a row, and 1 / its standard deviation."""
+    count = number(x, width)
+    mean = _sum(width, x) / count
+    variance = _sum_of_squares(width, x, mean) / count
+    return mean, number(x, 1) / math.sqrt(variance + eps)
 
 
 @helper
-def _norm(token, past, one, width, x, mean, inverse, scale, shift, y):
-    """`past` is the dtype of x: what has been gated is of the state's dtype."""
+def _gate(call, width, x, gate, gated):
     for j in range(width):
-        u = (load(past, x, j, 0) - mean) * inverse
-        store(token, y, j, u * load(one, scale, j, 1) + load(one, shift, j, 1), 2)
+        gated[j] = x[j] * _activation(call, gate[j])
 
 
 @helper
-def _norm_and_gate(token, one, variant, width, x, z, mean, inverse, scale, shift, y):
+def _norm(width, x, mean, inverse, weight, bias, y):
     for j in range(width):
-        u = (load(token, x, j, 0) - mean) * inverse
-        normed = u * load(one, scale, j, 1) + load(one, shift, j, 1)
-        store(token, y, j, normed * _activation(variant, one, load(token, z, j, 3)), 2)
+        normed = (x[j] - mean) * inverse
+        y[j] = normed * weight[j] + bias[j]
 
 
-@Kernel(_ROWS + " x x_row scale shift eps y")
-def norm(call):
-    """Layer norm alone, for inference: nothing is left for a backward."""
-    token = call.token
-    one = call.one
+@helper
+def _norm_and_gate(call, width, x, gate, mean, inverse, weight, bias, y):
+    for j in range(width):
+        normed = (x[j] - mean) * inverse
+        y[j] = (normed * weight[j] + bias[j]) * _activation(call, gate[j])
+
+
+@Kernel(numbers="rows block width x_row", tensors="x y", states="weight bias eps")
+def norm(call, task):
+    """Layer norm alone, for inference: it leaves nothing for a backward."""
     width = call.width
-    count = number(one, width)
-    eps = load(one, call.eps, 0, 0)
-    task = next_task(call)
-    while task < call.tasks:
-        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            x = call.x + row * call.x_row
-            mean = _sum(token, one, width, x) / count
-            variance = _sum_of_squares(token, one, width, x, mean) / count
-            inverse = one / math.sqrt(variance + eps)
-            _norm(
-                token,
-                token,
-                one,
-                width,
-                x,
-                mean,
-                inverse,
-                call.scale,
-                call.shift,
-                call.y + row * width * itemsize(token),
-            )
-        task = next_task(call)
+    for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
+        x = call.x + row * call.x_row
+        mean, inverse = _statistics(width, x, call.eps[0])
+        _norm(width, x, mean, inverse, call.weight, call.bias, call.y + row * width)
 
 
-@Kernel(_ROWS + " gate_first x x_row z z_row scale shift eps y mean inverse scratch")
-def gated_norm(call):
-    """Leaves `[rows]` means and inverse deviations for the backward; `scratch` has a row for each task."""
-    token = call.token
-    one = call.one
+@Kernel(
+    constants="activation",
+    numbers="rows block width gate_first x_row gate_row",
+    tensors="x gate y",
+    states="weight bias eps mean inverse gated",
+)
+def gated_norm(call, task):
+    """Leaves `mean` and `inverse` `[rows]` for the backward. `gated` has a row for each task."""
     width = call.width
-    size = itemsize(token)
-    wide = itemsize(one)
-    count = number(one, width)
-    eps = load(one, call.eps, 0, 0)
-    task = next_task(call)
-    while task < call.tasks:
-        gated = call.scratch + task * width * wide
-        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            x = call.x + row * call.x_row
-            z = call.z + row * call.z_row
-            y = call.y + row * width * size
-            if call.gate_first:
-                _gate(token, one, call.variant, width, x, z, gated)
-                mean = _sum(one, one, width, gated) / count
-                variance = _sum_of_squares(one, one, width, gated, mean) / count
-                inverse = one / math.sqrt(variance + eps)
-                _norm(token, one, one, width, gated, mean, inverse, call.scale, call.shift, y)
-            else:
-                mean = _sum(token, one, width, x) / count
-                variance = _sum_of_squares(token, one, width, x, mean) / count
-                inverse = one / math.sqrt(variance + eps)
-                _norm_and_gate(
-                    token, one, call.variant, width, x, z, mean, inverse, call.scale, call.shift, y
-                )
-            store(one, call.mean, row, mean, 0)
-            store(one, call.inverse, row, inverse, 0)
-        task = next_task(call)
+    gated = call.gated + task * width
+    for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
+        x = call.x + row * call.x_row
+        gate = call.gate + row * call.gate_row
+        y = call.y + row * width
+        if call.gate_first:
+            # The product stays in the dtype of states: it is read three times, and never rounded.
+            _gate(call, width, x, gate, gated)
+            mean, inverse = _statistics(width, gated, call.eps[0])
+            _norm(width, gated, mean, inverse, call.weight, call.bias, y)
+        else:
+            mean, inverse = _statistics(width, x, call.eps[0])
+            _norm_and_gate(call, width, x, gate, mean, inverse, call.weight, call.bias, y)
+        call.mean[row] = mean
+        call.inverse[row] = inverse
+
+
+# --------------------------------------------------------------------------------------------------
+# Layer norm with an output gate, backward
 
 
 @summing
 def _back_after(
-    token,
-    one,
-    variant,
+    call,
     width,
     x,
-    z,
-    dy,
+    gate,
+    grad,
     mean,
     inverse,
-    scale,
-    shift,
-    dz,
-    dscale,
-    dshift,
+    grad_gate,
+    grad_weight,
+    grad_bias,
     slope,
-    u_row,
+    normed,
 ):
-    """For `y = norm(x) act(z)`: leaves `dL/du` and u in rows of their own, and returns the sums of both products."""
-    first = second = one - one
+    """The first loop where the gate comes after the norm. It finishes the gradient of the gate."""
+    weight = call.weight
+    bias = call.bias
+    total = total_of_products = number(slope, 0)
     for j in range(width):
-        a, da = _activation_pair(variant, one, load(token, z, j, 1))
-        g = load(token, dy, j, 2)
-        w = load(one, scale, j, 3)
-        u = (load(token, x, j, 0) - mean) * inverse
-        store(token, dz, j, g * da * (u * w + load(one, shift, j, 3)), 4)
-        store(one, dscale, j, load(one, dscale, j, 5) + g * a * u, 5)
-        store(one, dshift, j, load(one, dshift, j, 6) + g * a, 6)
-        du = g * a * w
-        store(one, slope, j, du, 7)
-        store(one, u_row, j, u, 8)
-        first += du
-        second += du * u
-    return first, second
+        act, act_slope = _activation_pair(call, gate[j])
+        g = grad[j]
+        w = weight[j]
+        u = (x[j] - mean) * inverse
+        grad_gate[j] = g * act_slope * (u * w + bias[j])
+        grad_weight[j] += g * act * u
+        grad_bias[j] += g * act
+        du = g * act * w
+        slope[j] = du
+        normed[j] = u
+        total += du
+        total_of_products += du * u
+    return total, total_of_products
 
 
 @summing
 def _back_before(
-    token,
-    one,
-    variant,
+    call,
     width,
     x,
-    z,
-    dy,
+    gate,
+    grad,
     mean,
     inverse,
-    scale,
-    dscale,
-    dshift,
+    grad_weight,
+    grad_bias,
     slope,
-    u_row,
-    a_row,
-    da_row,
+    normed,
+    act_row,
+    act_slope_row,
 ):
-    """For `y = norm(x act(z))`: as `_back_after`, and leaves the gate and its derivative too."""
-    first = second = one - one
+    """The first loop where `act(gate) x` is normed. It keeps the activation and its derivative."""
+    weight = call.weight
+    total = total_of_products = number(slope, 0)
     for j in range(width):
-        a, da = _activation_pair(variant, one, load(token, z, j, 1))
-        g = load(token, dy, j, 2)
-        u = (load(token, x, j, 0) * a - mean) * inverse
-        store(one, dscale, j, load(one, dscale, j, 5) + g * u, 5)
-        store(one, dshift, j, load(one, dshift, j, 6) + g, 6)
-        du = g * load(one, scale, j, 3)
-        store(one, slope, j, du, 7)
-        store(one, u_row, j, u, 8)
-        store(one, a_row, j, a, 9)
-        store(one, da_row, j, da, 10)
-        first += du
-        second += du * u
-    return first, second
+        act, act_slope = _activation_pair(call, gate[j])
+        g = grad[j]
+        u = (x[j] * act - mean) * inverse
+        grad_weight[j] += g * u
+        grad_bias[j] += g
+        du = g * weight[j]
+        slope[j] = du
+        normed[j] = u
+        act_row[j] = act
+        act_slope_row[j] = act_slope
+        total += du
+        total_of_products += du * u
+    return total, total_of_products
 
 
 @helper
-def _finish_after(token, one, width, inverse, first, second, slope, u_row, dx):
+def _finish_after(width, inverse, mean_slope, mean_product, slope, normed, grad_x):
     for j in range(width):
-        store(
-            token,
-            dx,
-            j,
-            inverse * (load(one, slope, j, 0) - first - load(one, u_row, j, 1) * second),
-            2,
-        )
+        grad_x[j] = inverse * (slope[j] - mean_slope - normed[j] * mean_product)
 
 
 @helper
 def _finish_before(
-    token, one, width, inverse, first, second, slope, u_row, a_row, da_row, x, dx, dz
+    width,
+    inverse,
+    mean_slope,
+    mean_product,
+    slope,
+    normed,
+    act,
+    act_slope,
+    x,
+    grad_x,
+    grad_gate,
 ):
     for j in range(width):
-        dv = inverse * (load(one, slope, j, 0) - first - load(one, u_row, j, 1) * second)
-        store(token, dx, j, dv * load(one, a_row, j, 2), 5)
-        store(token, dz, j, dv * load(one, da_row, j, 3) * load(token, x, j, 4), 6)
+        grad_gated = inverse * (slope[j] - mean_slope - normed[j] * mean_product)
+        grad_x[j] = grad_gated * act[j]
+        grad_gate[j] = grad_gated * act_slope[j] * x[j]
 
 
 @Kernel(
-    _ROWS
-    + " gate_first x x_row z z_row dy dy_row scale shift mean inverse dx dz dscale dshift scratch"
+    constants="activation",
+    numbers="rows block width gate_first x_row gate_row grad_row",
+    tensors="x gate grad grad_x grad_gate",
+    states="weight bias mean inverse grad_weight grad_bias slope normed act act_slope",
 )
-def gated_norm_backward(call):
-    """dscale and dshift have a row for each task and start at 0; `scratch` has four."""
-    token = call.token
-    one = call.one
+def gated_norm_backward(call, task):
+    """`grad_weight` and `grad_bias` have a row for each task and start at 0.
+
+    So have `slope`, `normed`, `act` and `act_slope`, which pass values from the first loop to the
+    second.
+    """
     width = call.width
-    size = itemsize(token)
-    wide = itemsize(one)
-    count = number(one, width)
-    task = next_task(call)
-    while task < call.tasks:
-        dscale = call.dscale + task * width * wide
-        dshift = call.dshift + task * width * wide
-        slope = call.scratch + 4 * task * width * wide
-        u = slope + width * wide
-        a = slope + 2 * width * wide
-        da = slope + 3 * width * wide
-        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            x = call.x + row * call.x_row
-            z = call.z + row * call.z_row
-            dy = call.dy + row * call.dy_row
-            dx = call.dx + row * width * size
-            dz = call.dz + row * width * size
-            mean = load(one, call.mean, row, 0)
-            inverse = load(one, call.inverse, row, 0)
-            if call.gate_first:
-                first, second = _back_before(
-                    token,
-                    one,
-                    call.variant,
-                    width,
-                    x,
-                    z,
-                    dy,
-                    mean,
-                    inverse,
-                    call.scale,
-                    dscale,
-                    dshift,
-                    slope,
-                    u,
-                    a,
-                    da,
-                )
-                _finish_before(
-                    token,
-                    one,
-                    width,
-                    inverse,
-                    first / count,
-                    second / count,
-                    slope,
-                    u,
-                    a,
-                    da,
-                    x,
-                    dx,
-                    dz,
-                )
-            else:
-                first, second = _back_after(
-                    token,
-                    one,
-                    call.variant,
-                    width,
-                    x,
-                    z,
-                    dy,
-                    mean,
-                    inverse,
-                    call.scale,
-                    call.shift,
-                    dz,
-                    dscale,
-                    dshift,
-                    slope,
-                    u,
-                )
-                _finish_after(
-                    token, one, width, inverse, first / count, second / count, slope, u, dx
-                )
-        task = next_task(call)
+    count = number(call.slope, width)
+    grad_weight = call.grad_weight + task * width
+    grad_bias = call.grad_bias + task * width
+    slope = call.slope + task * width
+    normed = call.normed + task * width
+    act = call.act + task * width
+    act_slope = call.act_slope + task * width
+    for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
+        x = call.x + row * call.x_row
+        gate = call.gate + row * call.gate_row
+        grad = call.grad + row * call.grad_row
+        grad_x = call.grad_x + row * width
+        grad_gate = call.grad_gate + row * width
+        mean = call.mean[row]
+        inverse = call.inverse[row]
+        if call.gate_first:
+            total, products = _back_before(
+                call,
+                width,
+                x,
+                gate,
+                grad,
+                mean,
+                inverse,
+                grad_weight,
+                grad_bias,
+                slope,
+                normed,
+                act,
+                act_slope,
+            )
+            _finish_before(
+                width,
+                inverse,
+                total / count,
+                products / count,
+                slope,
+                normed,
+                act,
+                act_slope,
+                x,
+                grad_x,
+                grad_gate,
+            )
+        else:
+            total, products = _back_after(
+                call,
+                width,
+                x,
+                gate,
+                grad,
+                mean,
+                inverse,
+                grad_gate,
+                grad_weight,
+                grad_bias,
+                slope,
+                normed,
+            )
+            _finish_after(width, inverse, total / count, products / count, slope, normed, grad_x)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The gated linear unit
 
 
 @helper
-def _unit(token, one, variant, width, z, x, y):
+def _unit(call, width, gate, up, y):
     for j in range(width):
-        store(
-            token, y, j, _activation(variant, one, load(token, z, j, 0)) * load(token, x, j, 1), 2
-        )
+        y[j] = _activation(call, gate[j]) * up[j]
 
 
 @helper
-def _unit_back(token, one, variant, width, z, x, dy, dz, dx):
+def _unit_back(call, width, gate, up, grad, grad_gate, grad_up):
     for j in range(width):
-        a, da = _activation_pair(variant, one, load(token, z, j, 0))
-        g = load(token, dy, j, 2)
-        store(token, dz, j, g * load(token, x, j, 1) * da, 3)
-        store(token, dx, j, g * a, 4)
+        act, act_slope = _activation_pair(call, gate[j])
+        g = grad[j]
+        grad_gate[j] = g * up[j] * act_slope
+        grad_up[j] = g * act
 
 
-@Kernel(_ROWS + " x x_row y")
-def gated_unit(call):
-    """`act(z) x` of rows `[z | x]`; `width` is that of a half."""
+@Kernel(constants="activation", numbers="rows block width x_row", tensors="x y")
+def gated_unit(call, task):
+    """`act(gate) up` of rows `[gate | up]`; `width` is that of a half."""
     width = call.width
-    size = itemsize(call.token)
-    task = next_task(call)
-    while task < call.tasks:
-        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            z = call.x + row * call.x_row
-            _unit(
-                call.token,
-                call.one,
-                call.variant,
-                width,
-                z,
-                z + width * size,
-                call.y + row * width * size,
-            )
-        task = next_task(call)
+    for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
+        gate = call.x + row * call.x_row
+        _unit(call, width, gate, second(gate, width), call.y + row * width)
 
 
-@Kernel(_ROWS + " x x_row dy dy_row dx")
-def gated_unit_backward(call):
-    """The gradient of `[z | x]`, laid out like it."""
+@Kernel(constants="activation", numbers="rows block width x_row grad_row", tensors="x grad grad_x")
+def gated_unit_backward(call, task):
+    """The gradient of `[gate | up]`, laid out like it."""
     width = call.width
-    size = itemsize(call.token)
-    task = next_task(call)
-    while task < call.tasks:
-        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            z = call.x + row * call.x_row
-            dy = call.dy + row * call.dy_row
-            dz = call.dx + 2 * row * width * size
-            _unit_back(
-                call.token,
-                call.one,
-                call.variant,
-                width,
-                z,
-                z + width * size,
-                dy,
-                dz,
-                dz + width * size,
-            )
-        task = next_task(call)
+    for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
+        gate = call.x + row * call.x_row
+        grad_gate = call.grad_x + 2 * row * width
+        up = second(gate, width)
+        grad = call.grad + row * call.grad_row
+        _unit_back(call, width, gate, up, grad, grad_gate, second(grad_gate, width))

@@ -1,77 +1,62 @@
-"""The CPU kernels of linear maps for few rows: with weights as they are, and with 8-bit weights that have a scale for each row.
+"""The CPU kernels of linear maps for few rows of x, with weights as they are or in 8 bits.
 
-A task is a block of rows of the weight. At a batch of one, a language model's step is the reading of its weights, so each row of
-the weight is read once, end to end, for all rows of x, whose few rows stay in the cache.
+At a batch of one, a step of a language model is the reading of its weights. So each row of the
+weight is read once, from end to end, for all rows of x, which are few and stay in the cache. A task
+is a block of rows of the weight.
 """
 
-from hgrn.ops.cpu.language import (
-    Kernel,
-    itemsize,
-    load,
-    load_byte,
-    next_task,
-    prefetch,
-    store,
-    summing,
+from hgrn.ops.cpu.language import Kernel, summing
+from hgrn.ops.cpu.rows import number, prefetch
+
+# How many bytes ahead of a row of the weight to prefetch: the processor's own prefetcher stops at
+# the border of a page, and this is the size of a page.
+_AHEAD = 4096
+
+
+@summing
+def _dot(width, weight, x):
+    total = number(x, 0)
+    for j in range(width):
+        total += weight[j] * x[j]
+    return total
+
+
+@Kernel(
+    numbers="rows block width batch x_row",
+    tensors="x weight bias add y",
+    overlapping="add y",
 )
+def linear(call, task):
+    """`y[n, o] = sum_i weight[o, i] x[n, i] + bias[o] + add[n, o]`.
 
-_AHEAD = 4096  # bytes: the processor's own prefetcher stops at the border of a page
-
-
-@summing
-def _dot(token, one, width, weight, x):
-    total = one - one
-    for j in range(width):
-        total += load(token, weight, j, 1) * load(token, x, j, 0)
-    return total
-
-
-@summing
-def _dot_int8(one, width, weight, x):
-    total = one - one
-    for j in range(width):
-        total += load_byte(one, weight, j) * load(one, x, j, 0)
-    return total
+    bias and add may be absent, and add may be y.
+    """
+    for o in range(task * call.block, min((task + 1) * call.block, call.rows)):
+        weight = call.weight + o * call.width
+        bias = call.bias[o] if call.bias else number(call.bias, 0)
+        prefetch(weight, call.width, after=_AHEAD)
+        for n in range(call.batch):
+            y = _dot(call.width, weight, call.x + n * call.x_row) + bias
+            if call.add:
+                y += call.add[n * call.rows + o]
+            call.y[n * call.rows + o] = y
 
 
-@Kernel("rows block width batch x x_row weight bias add y")
-def linear(call):
-    """`y[n, o] = sum_i weight[o, i] x[n, i] + bias[o] + add[n, o]`, all of one dtype; bias and add may be absent, add may be y."""
-    token = call.token
-    one = call.one
-    width = call.width
-    row_size = width * itemsize(token)
-    task = next_task(call)
-    while task < call.tasks:
-        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            shift = load(token, call.bias, row, 0) if call.bias != 0 else one - one
-            prefetch(call.weight + row * row_size + _AHEAD, row_size)
-            for n in range(call.batch):
-                y = (
-                    _dot(token, one, width, call.weight + row * row_size, call.x + n * call.x_row)
-                    + shift
-                )
-                if call.add != 0:
-                    y += load(token, call.add, n * call.rows + row, 2)
-                store(token, call.y, n * call.rows + row, y, 2)
-        task = next_task(call)
-
-
-@Kernel("rows block width batch x x_row weight scale bias add y")
-def int8_linear(call):
-    """As `linear` with `scale[o] weight[o, i]` for the weight; all else is of the state's dtype."""
-    one = call.one
-    width = call.width
-    task = next_task(call)
-    while task < call.tasks:
-        for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
-            weight = call.weight + row * width
-            scale = load(one, call.scale, row, 0)
-            prefetch(weight + _AHEAD, width)
-            shift = load(one, call.bias, row, 0) if call.bias != 0 else one - one
-            for n in range(call.batch):
-                y = scale * _dot_int8(one, width, weight, call.x + n * call.x_row) + shift
-                if call.add != 0:
-                    y += load(one, call.add, n * call.rows + row, 1)
-                store(one, call.y, n * call.rows + row, y, 1)
-        task = next_task(call)
+@Kernel(
+    numbers="rows block width batch x_row",
+    states="x scale bias add y",
+    bytes="weight",
+    overlapping="add y",
+)
+def int8_linear(call, task):
+    """Like `linear` with the weight `scale[o] weight[o, i]`; all else has the dtype of states."""
+    for o in range(task * call.block, min((task + 1) * call.block, call.rows)):
+        weight = call.weight + o * call.width
+        scale = call.scale[o]
+        bias = call.bias[o] if call.bias else number(call.bias, 0)
+        prefetch(weight, call.width, after=_AHEAD)
+        for n in range(call.batch):
+            y = scale * _dot(call.width, weight, call.x + n * call.x_row) + bias
+            if call.add:
+                y += call.add[n * call.rows + o]
+            call.y[n * call.rows + o] = y

@@ -1,7 +1,8 @@
-"""A step of a model as a list of kernel calls over memory that stays where it is: made once, run many times.
+"""A step of a model as a list of kernel calls that is made once and run many times.
 
-What a step computes at a batch of one is so little that calling PyTorch a hundred times for it can take longer. The calls of a
-program follow each other in compiled code, and read their weights where the model has them.
+At a batch of one a step computes so little that a hundred calls of PyTorch can take longer than the
+computation. The calls of a program follow each other in compiled code, and read the weights where
+the model has them.
 """
 
 import numpy as np
@@ -9,70 +10,73 @@ import torch
 from torch import Tensor
 
 from hgrn.ops import addresses
-from hgrn.ops.cpu import launch, layer, linear, scan, threads
-from hgrn.ops.cpu.language import (
-    Kernel,
-    enter,
-    enter_parallel,
-    helper,
-    load,
-    load_index,
-    store_index,
-)
+from hgrn.ops.arguments import Scan
+from hgrn.ops.cpu import layer, linear, threads
+from hgrn.ops.cpu.language import Kernel, enter, enter_parallel, helper, restart
+from hgrn.ops.cpu.plans import Launch, ScanPlan, linear_launch, rows_launch
+from hgrn.ops.cpu.scan import scan_forward
 
 
 @helper
-def _differs(token, count, x, copy):
-    """Whether two rows of numbers are different; NaN is the same as NaN."""
+def _differ(width, x, copy):
+    """Whether two rows of numbers differ. NaN is the same as NaN."""
     different = 0
-    for j in range(count):
-        a = load(token, x, j, 0)
-        b = load(token, copy, j, 1)
+    for j in range(width):
+        a = x[j]
+        b = copy[j]
         different += a != b and (a == a or b == b)
     return different > 0
 
 
-@Kernel("watched watches changed calls count parallel threads")
-def _sequence(call):
-    """Runs `count` calls: rows of (kernel, block, whether on all threads). Run by one thread.
+@Kernel(numbers="width", tensors="x copy", integers="changed")
+def _watch(call, task):
+    """Sets `changed` where x is no longer equal to its copy."""
+    if _differ(call.width, call.x, call.copy):
+        call.changed[0] = 1
 
-    Before, it compares `watches` tensors with copies: rows of (tensor, copy, size). Where one has changed it says so and runs nothing.
+
+@Kernel(numbers="count watches parallel threads", integers="calls changed")
+def _sequence(call, task):
+    """Makes `count` calls in order: rows of (kernel, block, whether on all threads). One task.
+
+    The first `watches` of them may set `changed`, and then no other call is made.
     """
-    for k in range(call.watches):
-        row = call.watched + 24 * k
-        if _differs(call.token, load_index(row, 2), load_index(row, 0), load_index(row, 1)):
-            store_index(call.changed, 0, 1)
-            return
     for k in range(call.count):
-        row = call.calls + 24 * k
-        kernel = load_index(row, 0)
-        block = load_index(row, 1)
-        store_index(block, 1, 0)  # no task of it is taken
-        if load_index(row, 2) != 0 and call.parallel != 0:
+        if k == call.watches and call.changed[0] != 0:
+            return
+        row = call.calls + 3 * k
+        kernel = row[0]
+        block = row[1]
+        restart(block)
+        if row[2] != 0 and call.parallel != 0:
             enter_parallel(call.parallel, kernel, block, call.threads)
         else:
             enter(kernel, block)
 
 
 class Program(addresses.HoldsAddresses):
-    """Calls that are appended in order, and then run together.
+    """A list of kernel calls. Each method but `run` appends one; `run` makes them all, in order.
 
-    All tensors are float32 on the CPU (states and weights of norms too), with rows of sequences first; outputs are given,
-    `[N, ...]` and contiguous. The addresses of weights are taken when a call is appended: changes of their values are seen,
-    other storage in their place is not. What is computed from the values of parameters (bounds, angles) is computed then too, so
-    these are given to `watch`.
+    All tensors are float32 on the CPU, states and weights of norms too, with sequences along the
+    first axis. The caller gives the outputs, `[N, ...]` and contiguous.
+
+    A call keeps the addresses of the tensors it was made with. So changed values of a weight are
+    seen, but another storage in its place is not. Bounds and angles are different: what the kernels
+    need of them is computed when the call is appended, so they must be given to `watch`.
 
     Raises:
-        ValueError: a tensor is missing, of another shape, or not such memory; of whatever appends a call.
+        ValueError: from any method that appends a call, where a tensor is missing, has another
+        shape, or
+            does not lie in plain float32 memory of the CPU.
     """
 
     def __init__(self):
-        self._launches: list[launch.Launch] = []
+        self._launches: list[Launch] = []
         self._kept: list[Tensor] = []
-        self._watched: list[tuple[Tensor, Tensor]] = []
-        self._made_for = None
-        self._launch = None
+        self._watches: list[Launch] = []
         self._changed = np.zeros(1, dtype=np.int64)
+        self._made_for = None
+        self._whole: Launch
 
     def linear(
         self,
@@ -84,75 +88,80 @@ class Program(addresses.HoldsAddresses):
         scale: Tensor | None = None,
         add: Tensor | None = None,
     ) -> None:
-        """`y = x weight^T + bias + add`; `add` may be y. With `scale` `[O]` the weight is int8, and row o counts `scale[o]` times."""
-        (rows, out), width = y.shape, x.shape[-1]
+        """`y = x weight^T + bias + add`.
+
+        Args:
+            x: `[N, I]`. weight: `[O, I]`. bias: `[O]` or None. y: `[N, O]`.
+            scale: `[O]` for an int8 weight, whose row o then counts `scale[o]` times.
+            add: `[N, O]`; it may be y.
+        """
+        rows, out = y.shape
+        width = x.shape[-1]
         _check(x=(x, (rows, width)), weight=(weight, (out, width)))
-        optional = dict(bias=(bias, (out,)), scale=(scale, (out,)), add=(add, (rows, out)))
-        _check(**{name: pair for name, pair in optional.items() if pair[0] is not None})
+        _check_given(bias=(bias, (out,)), scale=(scale, (out,)), add=(add, (rows, out)))
         kernel = linear.linear if scale is None else linear.int8_linear
-        self._append(launch.linear_launch(kernel, x, weight, bias, y, add, scale))
+        self._append(linear_launch(kernel, x, weight, bias, y, add, scale))
 
     def norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor) -> None:
-        """`y = LayerNorm(x)`."""
+        """`y = LayerNorm(x)`; x and y `[N, D]`."""
         _check(weight=(weight, x.shape[-1:]), bias=(bias, x.shape[-1:]), y=(y, x.shape))
-        self._append(
-            launch.rows_launch(
-                layer.norm,
-                "identity",
-                x,
-                {"x": x},
-                {"y": y},
-                scale=weight,
-                shift=bias,
-                eps=x.new_full((), eps),
-            )
-        )
+        states = {"weight": weight, "bias": bias, "eps": x.new_full((), eps)}
+        self._append(rows_launch(layer.norm, x, {"x": x}, {"y": y}, **states))
 
     def gated_norm(
-        self, x, gate, weight, bias, eps: float, y, *, activation: str, gate_first: bool
+        self,
+        x: Tensor,
+        gate: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        y: Tensor,
+        *,
+        activation: str,
+        gate_first: bool,
     ) -> None:
-        """As `hgrn.ops.gated_norm`."""
-        _check(
-            gate=(gate, x.shape),
-            weight=(weight, x.shape[-1:]),
-            bias=(bias, x.shape[-1:]),
-            y=(y, x.shape),
+        """Like `hgrn.ops.gated_norm`; x, gate and y `[N, D]`."""
+        channels = x.shape[-1:]
+        _check(gate=(gate, x.shape), y=(y, x.shape))
+        _check(weight=(weight, channels), bias=(bias, channels))
+        launch = rows_launch(
+            layer.gated_norm,
+            x,
+            {"x": x, "gate": gate},
+            {"y": y},
+            activation=activation,
+            gate_first=gate_first,
+            weight=weight,
+            bias=bias,
+            eps=x.new_full((), eps),
+            # What only a backward or the kernel itself reads.
+            mean=x.new_empty(x.shape[0]),
+            inverse=x.new_empty(x.shape[0]),
+            gated=x.new_empty(x.shape),
         )
-        mean = x.new_empty(x.shape[0])
-        inverse = x.new_empty(x.shape[0])
-        scratch = x.new_empty(x.shape)
-        self._append(
-            launch.rows_launch(
-                layer.gated_norm,
-                activation,
-                x,
-                {"x": x, "z": gate},
-                {"y": y},
-                gate_first=gate_first,
-                scale=weight,
-                shift=bias,
-                eps=x.new_full((), eps),
-                mean=mean,
-                inverse=inverse,
-                scratch=scratch,
-            )
-        )
+        self._append(launch)
 
     def gated_unit(self, x: Tensor, y: Tensor, *, activation: str) -> None:
-        """As `hgrn.ops.gated_unit`."""
+        """Like `hgrn.ops.gated_unit`; x `[N, 2 D]`, y `[N, D]`."""
         _check(x=(x, (len(y), 2 * y.shape[-1])))
-        self._append(launch.rows_launch(layer.gated_unit, activation, y, {"x": x}, {"y": y}))
+        self._append(rows_launch(layer.gated_unit, y, {"x": x}, {"y": y}, activation=activation))
 
     def hgru_step(
         self,
-        candidate,
-        forget,
+        candidate: Tensor,
+        forget: Tensor,
         lower_bound: Tensor | None,
         theta: Tensor | None,
         state: Tensor,
         h: Tensor,
     ) -> None:
-        """One position of `hgrn.ops.hgru_scan`: `state` `[N, C]` becomes the state after it, and h too."""
+        """One position of `hgrn.ops.hgru_scan`.
+
+        Args:
+            candidate: `[N, C]`. forget: `[N, D]`. lower_bound, theta: `[D]` or None.
+            state: `[N, C]`, which becomes the state after the position.
+            h: `[N, C]`, which becomes the same.
+        """
         channels = forget.shape[-1:]
         width = channels if theta is None else (2 * channels[0],)
         _check(
@@ -161,67 +170,74 @@ class Program(addresses.HoldsAddresses):
             h=(h, candidate.shape),
             state=(state, candidate.shape),
         )
-        optional = dict(lower_bound=(lower_bound, channels), theta=(theta, channels))
-        _check(**{name: pair for name, pair in optional.items() if pair[0] is not None})
+        _check_given(lower_bound=(lower_bound, channels), theta=(theta, channels))
+        # The canonical layout `[O, T, I, C]`, with one time step.
         candidate, forget, h = (x[:, None, None] for x in (candidate, forget, h))
-        plan = launch.ScanPlan(candidate, channels[0], None, None, False)
-        self._append(
-            plan.launch(
-                scan.hgru_scan,
-                {"candidate": candidate, "forget": forget},
-                {"h": h},
-                room=plan.room(lower_bound),
-                **plan.turn(theta),
-                state=state,
-                decay=0,
-            )
-        )
+        scan = Scan(candidate, forget, lower_bound, theta, None, None, None, False)
+        plan = ScanPlan(scan, fused=True)
+        self._append(plan.launch(scan_forward, {"h": h}, state=state, decay=0))
 
     def watch(self, x: Tensor) -> None:
-        """Has `run` stop where the values of x, contiguous float32, are no longer what they are now."""
-        self._watched.append((x.detach(), x.detach().clone()))
+        """Makes `run` stop once the values of x, contiguous float32, are other than now."""
+        x = x.detach()
+        copy = x.clone()
+        block = _watch.block(
+            1,
+            width=x.numel(),
+            x=addresses.address(x, torch.float32),
+            copy=addresses.address(copy, torch.float32),
+            changed=self._changed.ctypes.data,
+        )
+        self._watches.append(Launch(_watch.address("float32"), block, 0, (x, copy)))
 
     def run(self) -> bool:
-        """Runs all calls; not by two threads at once. Returns whether it has: False where a watched tensor has changed."""
+        """Makes all calls; not by two threads at once.
+
+        Returns:
+            Whether it has. False where a watched tensor has changed, and then no call was made.
+        """
         made_for = threads.count(), threads.parallel_address()
         if made_for != self._made_for:
-            self._launch = self._sequence(*made_for)
+            self._whole = self._sequence(*made_for)
             self._made_for = made_for
-        self._launch.run()
+        self._whole.run()
         return not self._changed[0]
 
-    def _sequence(self, count: int, parallel: int) -> launch.Launch:
-        shared = (threads.is_shared(call.block, call.work) for call in self._launches)
-        calls = [
-            (call.kernel, call.block.ctypes.data, both)
-            for call, both in zip(self._launches, shared)
-        ]
-        watched = [
-            (*(addresses.address(x, torch.float32) for x in pair), pair[0].numel())
-            for pair in self._watched
-        ]
-        calls, watched = (np.array(rows, dtype=np.int64) for rows in (calls, watched))
+    def _sequence(self, count: int, parallel: int) -> Launch:
+        """All calls as one launch, for so many threads and OpenMP's function at that address."""
+        calls = np.array(
+            [
+                (call.kernel, call.block.ctypes.data, threads.is_shared(call.block, call.work))
+                for call in (*self._watches, *self._launches)
+            ],
+            dtype=np.int64,
+        )
         block = _sequence.block(
             1,
             calls=calls.ctypes.data,
             count=len(calls),
-            watched=watched.ctypes.data,
-            watches=len(watched),
+            watches=len(self._watches),
             changed=self._changed.ctypes.data,
             threads=count,
             parallel=parallel if count > 1 else 0,
         )
-        return launch.Launch(_sequence.address("float32", 0), block, 0, (calls, watched))
+        return Launch(_sequence.address("float32"), block, 0, (calls,))
 
-    def _append(self, call: launch.Launch) -> None:
+    def _append(self, call: Launch) -> None:
         self._launches.append(call)
-        # A parameter may be given other memory, so it does not keep that at which the addresses point.
+        # A parameter may be given other memory. Then it no longer keeps the memory at our
+        # addresses, but a detached tensor does.
         self._kept.extend(x.detach() for x in call.tensors if isinstance(x, Tensor))
 
 
 def _check(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Raises ValueError unless each tensor is there and has its shape."""
     for name, (x, shape) in tensors.items():
         if x is None or x.shape != shape:
-            raise ValueError(
-                f"{name} must have shape {tuple(shape)}, got {None if x is None else tuple(x.shape)}"
-            )
+            found = None if x is None else tuple(x.shape)
+            raise ValueError(f"{name} must have shape {tuple(shape)}, got {found}")
+
+
+def _check_given(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Like `_check`, for tensors that may be None."""
+    _check(**{name: pair for name, pair in tensors.items() if pair[0] is not None})

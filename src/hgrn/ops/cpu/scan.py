@@ -1,40 +1,55 @@
-"""The CPU kernels of `hgru_scan` with `hgru_carry`, and of its backward; and how any scan is cut into tasks.
+"""The CPU kernels of the scans: `hgru_scan` with `hgru_carry`, `gated_scan`, and their backward.
 
-A task is one sequence, one inner index and one block of channels with all of its time steps. Running states live in their output
-tensors (the final state in the forward, the gradient of the initial state in the backward), where they stay in the first-level
-cache. A row of channels at one step is worked on in pieces: while a piece is computed, the same piece of the next step is asked
-for, because rows that lie far apart, or are visited backwards, are more than the processor's own prefetcher finds out.
+All of them walk along time with one state for each channel (equations in `hgrn.ops.reference`):
 
-Letters in the formulas: f forget and a (a + i b) candidate before their activations, s (re + i im) the state, g the gradient that
-arrives at h_t from everything after it, `room` 1 - gamma, `write` 1 - lambda_t, `keep` lambda_t.
+    h_t = keep_t exp(i theta) h_{t-1} + new_t
+
+`hgru_scan` (the constant `fused` is 1) computes both from pre-activations, in the same pass:
+
+    keep_t = 1 - write_t,  write_t = complement sigmoid(-gate_t),  new_t = write_t SiLU(x_t)
+
+with `complement` 1 - lower bound. `gated_scan` (`fused` is 0) has
+`keep_t = exp(gate_t)` and `new_t = x_t`. With `parts` 2 the state is complex: a row holds all
+real parts, then all imaginary parts.
+
+**Tasks.** A task is one sequence, one inner index and one block of channels, with all time steps.
+Running states live in the output tensors (the final state in the forward, the gradient of the
+initial state in the backward), where they stay in the first-level cache.
+
+**Pieces.** The channels of one time step are computed in pieces. Before each piece we prefetch the
+same piece of a later step, because the processor's own prefetcher does not follow large or negative
+strides.
+
+**Shapes.** (Letters as in `hgrn.ops.arguments`.) x, h and their gradients are `[O, T, I, C]`, the
+gate and its gradient `[O, T, I, D]`, states `[N, I, C]`, decay and sums of gradients `[N, I, D]`,
+complement, cosine and sine of theta `[D]`, the mask `[O, T, I]`, and bounds `[N + 1]`, where packed
+sequences begin.
 """
 
-from hgrn.ops.cpu.language import (
-    Kernel,
-    helper,
-    itemsize,
-    load,
-    load_flag,
-    load_index,
-    next_task,
-    prefetch,
+from hgrn.ops.cpu.gates import (
+    exp_nonpositive,
+    one_minus,
     select,
     sigmoid,
     sigmoid_pair,
     silu,
     silu_pair,
-    store,
 )
+from hgrn.ops.cpu.language import Kernel, arithmetic, by_constant, helper
+from hgrn.ops.cpu.rows import prefetch, second
 
-PIECE = 128  # channels
-AHEAD = 1024  # channels whose computation takes about as long as memory takes to answer
-LAYOUT = "steps inner channels blocks block bounds reverse mask"  # strides are in bytes
-_CANDIDATE = " candidate candidate_outer candidate_time candidate_inner forget forget_outer forget_time forget_inner room cos sin"
+_PIECE = 128  # channels
+# So many channels take about as long to compute as memory takes to answer.
+_AHEAD = 1024
+_NUMBERS = (
+    "steps inner channels blocks block reverse"
+    " x_outer x_time x_inner gate_outer gate_time gate_inner"
+)
 
 
 @helper
-def scan_task(call, task):
-    """Which sequence, outer and inner index, first channel, number of channels and range of time a task covers."""
+def _place(call, task):
+    """What a task covers: sequence, outer and inner index, first channel, width, time range."""
     sequence = task // (call.inner * call.blocks)
     rest = task % (call.inner * call.blocks)
     i = rest // call.blocks
@@ -42,382 +57,307 @@ def scan_task(call, task):
     outer = sequence
     begin = 0
     end = call.steps
-    if call.bounds != 0:
+    if call.bounds:
         outer = 0
-        begin = load_index(call.bounds, sequence)
-        end = load_index(call.bounds, sequence + 1)
+        begin = call.bounds[sequence]
+        end = call.bounds[sequence + 1]
     return sequence, outer, i, start, min(call.block, call.channels - start), begin, end
 
 
 @helper
-def lookahead(width):
-    """How many steps ahead to ask for memory: one of a wide row, more of narrow ones, which are soon done with."""
-    return max(1, AHEAD // max(width, 1))
+def _lookahead(width):
+    """How many steps ahead to prefetch: one for wide rows, more for narrow ones, which end soon."""
+    return max(1, _AHEAD // max(width, 1))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# hgru_scan and hgru_carry, forward
+# --------------------------------------------------------------------------------------------------
+# Forward
 
 
-@helper
-def _scan_real(token, one, width, candidate, forget, room, state, h):
-    for j in range(width):
-        write = load(one, room, j, 2) * sigmoid(one, -load(token, forget, j, 1))
-        s = (one - write) * load(one, state, j, 3) + write * silu(one, load(token, candidate, j, 0))
-        store(one, state, j, s, 3)
-        store(token, h, j, s, 4)
+@arithmetic
+def _keep_and_write(call, gate, complement, j):
+    """`keep` and `write`. The second is a product, so nothing cancels where the first is near 1."""
+    if call.fused:
+        write = complement[j] * sigmoid(-gate[j])
+        return one_minus(write), write
+    keep = exp_nonpositive(gate[j])
+    return keep, keep
 
 
-@helper
-def _scan_complex(token, one, width, size, wide, candidate, forget, room, cos, sin, state, h):
-    """`size` and `wide` are the distances from real to imaginary parts, in bytes, of tensors and of states."""
-    for j in range(width):
-        write = load(one, room, j, 2) * sigmoid(one, -load(token, forget, j, 1))
-        keep = one - write
-        c = load(one, cos, j, 2)
-        s = load(one, sin, j, 2)
-        re = load(one, state, j, 3)
-        im = load(one, state + wide, j, 5)
-        new_re = keep * (c * re - s * im) + write * silu(one, load(token, candidate, j, 0))
-        new_im = keep * (s * re + c * im) + write * silu(one, load(token, candidate + size, j, 0))
-        store(one, state, j, new_re, 3)
-        store(one, state + wide, j, new_im, 5)
-        store(token, h, j, new_re, 4)
-        store(token, h + size, j, new_im, 6)
+@arithmetic
+def _new(call, write, x, j):
+    """`new`, what enters the state."""
+    if call.fused:
+        return write * silu(x[j])
+    return x[j]
 
 
 @helper
-def _carry(token, one, width, forget, room, decay):
-    """The product of the gates; the gate itself is exact where it is close to 0, since it is all that counts here."""
-    for j in range(width):
-        keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
-        room_j = load(one, room, j, 2)
-        gate = select(keep < drop, (one - room_j) + room_j * keep, one - room_j * drop)
-        store(one, decay, j, gate * load(one, decay, j, 4), 4)
+def _step_real(call, low, high, x, gate, complement, cos, sin, state, h):
+    """One time step of the channels from `low` to `high`."""
+    for j in range(low, high):
+        keep, write = _keep_and_write(call, gate, complement, j)
+        state[j] = h[j] = keep * state[j] + _new(call, write, x, j)
 
 
 @helper
-def _copy(token, one, width, state, h):
+def _step_complex(call, low, high, x, gate, complement, cos, sin, state, h):
+    """One time step of a complex state."""
+    x_im = second(x, call.channels)
+    state_im = second(state, call.channels)
+    h_im = second(h, call.channels)
+    for j in range(low, high):
+        keep, write = _keep_and_write(call, gate, complement, j)
+
+        # Turn the old state by theta, then decay it.
+        turned = cos[j] * state[j] - sin[j] * state_im[j]
+        turned_im = sin[j] * state[j] + cos[j] * state_im[j]
+
+        state[j] = h[j] = keep * turned + _new(call, write, x, j)
+        state_im[j] = h_im[j] = keep * turned_im + _new(call, write, x_im, j)
+
+
+_step = by_constant("parts", {1: _step_real, 2: _step_complex})
+
+
+@helper
+def _hold(call, width, x, state, h):
+    """A masked step: the state stays. `gated_scan` still adds its input, which need not be 0."""
     for j in range(width):
-        store(token, h, j, load(one, state, j, 3), 4)
+        if not call.fused:
+            state[j] += x[j]
+        h[j] = state[j]
 
 
-@Kernel(LAYOUT + _CANDIDATE + " state h decay")
-def hgru_scan(call):
-    """`state` holds the initial states and is left with the final ones.
+@helper
+def _multiply_gates(low, high, gate, complement, decay):
+    """The product of the gates, for `hgru_carry`.
 
-    With `decay` (ones, left with the products of the gates), `h` is not the states but one row to be written over.
+    Here a gate near 0 must be exact, since all that is left of a state is this product. So such a
+    gate is computed as lower bound + complement sigmoid(gate), a sum in which nothing cancels.
     """
-    token = call.token
-    one = call.one
-    parts = call.variant
-    size = itemsize(token)
-    wide = itemsize(one)
-    inner = call.inner
-    reverse = call.reverse != 0
-    part = size * call.channels
-    wide_part = wide * call.channels
-    forward = call.decay == 0
-    task = next_task(call)
-    while task < call.tasks:
-        sequence, outer, i, start, width, begin, end = scan_task(call, task)
-        row = (sequence * inner + i) * call.channels
-        s = call.state + wide * (row * parts + start)
-        decay = call.decay + wide * (row + start)
-        room = call.room + wide * start
-        cos = call.cos + wide * start
-        sin = call.sin + wide * start
-        candidate = (
-            call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
-        )
-        forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
-        h = (
-            call.h
-            + size * start
-            + part * parts * ((outer * call.steps * inner + i) if forward else row // call.channels)
-        )
-        h_time = part * parts * inner if forward else 0
-        ahead = lookahead(width)
-        ahead = -ahead if reverse else ahead
-        for step in range(end - begin):
-            t = end - 1 - step if reverse else begin + step
-            h_row = h + t * h_time
-            if call.mask != 0 and not load_flag(call.mask, (outer * call.steps + t) * inner + i):
-                for k in range(parts):
-                    _copy(token, one, width, s + k * wide_part, h_row + k * part)
-                continue
-            c_row = candidate + t * call.candidate_time
-            f_row = forget + t * call.forget_time
-            c_next = c_row + ahead * call.candidate_time
-            f_next = f_row + ahead * call.forget_time
-            for j in range(0, width, PIECE):
-                n = min(PIECE, width - j)
-                x = j * size
-                y = j * wide
-                prefetch(f_next + x, n * size)
-                for k in range(parts):
-                    prefetch(c_next + k * part + x, n * size)
-                if parts == 1:
-                    _scan_real(token, one, n, c_row + x, f_row + x, room + y, s + y, h_row + x)
-                else:
-                    _scan_complex(
-                        token,
-                        one,
-                        n,
-                        part,
-                        wide_part,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        cos + y,
-                        sin + y,
-                        s + y,
-                        h_row + x,
-                    )
-                if not forward:
-                    _carry(token, one, n, f_row + x, room + y, decay + y)
-        task = next_task(call)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# hgru_scan, backward
-
-
-@helper
-def _back_real(
-    token,
-    past,
-    one,
-    width,
-    candidate,
-    forget,
-    room,
-    before,
-    grad_h,
-    g_row,
-    grad_c,
-    grad_f,
-    grad_lower,
-):
-    """`past` is the dtype of the row `before` that holds h_{t-1}: the initial state's is the state dtype."""
-    for j in range(width):
-        room_j = load(one, room, j, 2)
-        keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
-        x, slope = silu_pair(one, load(token, candidate, j, 0))
-        write = room_j * drop
-        g = load(one, g_row, j, 5) + load(token, grad_h, j, 4)
-        to_gate = g * (load(past, before, j, 3) - x)
-        store(one, g_row, j, (one - write) * g, 5)
-        store(token, grad_c, j, g * write * slope, 6)
-        store(token, grad_f, j, to_gate * (write * keep), 7)
-        store(one, grad_lower, j, load(one, grad_lower, j, 8) + to_gate * drop, 8)
-
-
-@helper
-def _back_complex(
-    token,
-    past,
-    one,
-    width,
-    size,
-    past_size,
-    wide,
-    candidate,
-    forget,
-    room,
-    cos,
-    sin,
-    before,
-    grad_h,
-    g_row,
-    grad_c,
-    grad_f,
-    grad_lower,
-    grad_theta,
-):
-    for j in range(width):
-        room_j = load(one, room, j, 2)
-        c = load(one, cos, j, 2)
-        s = load(one, sin, j, 2)
-        keep, drop = sigmoid_pair(one, load(token, forget, j, 1))
-        x_re, slope_re = silu_pair(one, load(token, candidate, j, 0))
-        x_im, slope_im = silu_pair(one, load(token, candidate + size, j, 0))
-        write = room_j * drop
-        g_re = load(one, g_row, j, 5) + load(token, grad_h, j, 4)
-        g_im = load(one, g_row + wide, j, 9) + load(token, grad_h + size, j, 4)
-        re = load(past, before, j, 3)
-        im = load(past, before + past_size, j, 3)
-        turned_re = c * re - s * im
-        turned_im = s * re + c * im
-        to_gate = g_re * (turned_re - x_re) + g_im * (turned_im - x_im)
-        gate = one - write
-        store(one, g_row, j, gate * (c * g_re + s * g_im), 5)
-        store(one, g_row + wide, j, gate * (c * g_im - s * g_re), 9)
-        store(token, grad_c, j, g_re * write * slope_re, 6)
-        store(token, grad_c + size, j, g_im * write * slope_im, 10)
-        store(token, grad_f, j, to_gate * (write * keep), 7)
-        store(one, grad_lower, j, load(one, grad_lower, j, 8) + to_gate * drop, 8)
-        to_angle = gate * (g_im * turned_re - g_re * turned_im)
-        store(one, grad_theta, j, load(one, grad_theta, j, 11) + to_angle, 11)
-
-
-@helper
-def _hold(token, one, width, grad_h, g_row):
-    """A masked position: the gradient passes to the position before as it is."""
-    for j in range(width):
-        store(one, g_row, j, load(one, g_row, j, 5) + load(token, grad_h, j, 4), 5)
-
-
-@helper
-def clear(token, one, width, row):
-    for j in range(width):
-        store(token, row, j, one - one, 6)
+    for j in range(low, high):
+        on, off = sigmoid_pair(gate[j])
+        small = one_minus(complement[j]) + complement[j] * on
+        large = one_minus(complement[j] * off)
+        decay[j] *= select(on < off, small, large)
 
 
 @Kernel(
-    LAYOUT
-    + _CANDIDATE
-    + " initial h grad_h grad_h_outer grad_h_time grad_h_inner g grad_candidate grad_forget"
-    " grad_lower grad_theta"
+    constants="parts fused",
+    numbers=_NUMBERS,
+    tensors="x gate h",
+    states="complement cos sin state decay",
+    integers="bounds",
+    flags="mask",
 )
-def hgru_scan_backward(call):
-    """`g` holds the final states' gradients and is left with the initial states'.
+def scan_forward(call, task):
+    """Writes h; `state` holds the initial states and is left with the final ones.
 
-    grad_lower and grad_theta are sums over time for each sequence and inner index, `[N, I, D]`, and start at 0.
+    With `decay` (ones, left with the products of the gates) it is `hgru_carry`: nobody wants the
+    states in between, so h is not `[O, T, I, C]` but `[N, I, C]`, and every step writes to the same
+    row.
     """
-    token = call.token
-    one = call.one
-    parts = call.variant
-    size = itemsize(token)
-    wide = itemsize(one)
-    inner = call.inner
+    sequence, outer, i, start, width, begin, end = _place(call, task)
+    channels = call.channels
     reverse = call.reverse != 0
-    part = size * call.channels
-    wide_part = wide * call.channels
-    task = next_task(call)
-    while task < call.tasks:
-        sequence, outer, i, start, width, begin, end = scan_task(call, task)
-        row = (sequence * inner + i) * call.channels
-        s0 = call.initial + wide * (row * parts + start)
-        g_row = call.g + wide * (row * parts + start)
-        gl = call.grad_lower + wide * (row + start)
-        gt = call.grad_theta + wide * (row + start)
-        room = call.room + wide * start
-        cos = call.cos + wide * start
-        sin = call.sin + wide * start
-        candidate = (
-            call.candidate + outer * call.candidate_outer + i * call.candidate_inner + size * start
-        )
-        forget = call.forget + outer * call.forget_outer + i * call.forget_inner + size * start
-        grad_h = call.grad_h + outer * call.grad_h_outer + i * call.grad_h_inner + size * start
-        first = outer * call.steps * inner + i
-        h = call.h + part * parts * first + size * start
-        grad_c = call.grad_candidate + part * parts * first + size * start
-        grad_f = call.grad_forget + part * first + size * start
-        back = 1 if reverse else -1
-        ahead = back * lookahead(width)
-        for step in range(end - begin):
-            t = begin + step if reverse else end - 1 - step
-            dh = grad_h + t * call.grad_h_time
-            dc = grad_c + t * inner * part * parts
-            df = grad_f + t * inner * part
-            if call.mask != 0 and not load_flag(call.mask, first + t * inner):
-                for k in range(parts):
-                    _hold(token, one, width, dh + k * part, g_row + k * wide_part)
-                    clear(token, one, width, dc + k * part)
-                clear(token, one, width, df)
-                continue
-            c_row = candidate + t * call.candidate_time
-            f_row = forget + t * call.forget_time
-            c_next = c_row + ahead * call.candidate_time
-            f_next = f_row + ahead * call.forget_time
-            dh_next = dh + ahead * call.grad_h_time
-            before = h + (t + back) * inner * part * parts
-            before_next = before + ahead * inner * part * parts
-            entering = step == end - begin - 1
-            for j in range(0, width, PIECE):
-                n = min(PIECE, width - j)
-                x = j * size
-                y = j * wide
-                prefetch(f_next + x, n * size)
-                for k in range(parts):
-                    prefetch(c_next + k * part + x, n * size)
-                    prefetch(dh_next + k * part + x, n * size)
-                    prefetch(before_next + k * part + x, n * size)
-                if parts == 2 and entering:
-                    _back_complex(
-                        token,
-                        one,
-                        one,
-                        n,
-                        part,
-                        wide_part,
-                        wide_part,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        cos + y,
-                        sin + y,
-                        s0 + y,
-                        dh + x,
-                        g_row + y,
-                        dc + x,
-                        df + x,
-                        gl + y,
-                        gt + y,
-                    )
-                elif parts == 2:
-                    _back_complex(
-                        token,
-                        token,
-                        one,
-                        n,
-                        part,
-                        part,
-                        wide_part,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        cos + y,
-                        sin + y,
-                        before + x,
-                        dh + x,
-                        g_row + y,
-                        dc + x,
-                        df + x,
-                        gl + y,
-                        gt + y,
-                    )
-                elif entering:
-                    _back_real(
-                        token,
-                        one,
-                        one,
-                        n,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        s0 + y,
-                        dh + x,
-                        g_row + y,
-                        dc + x,
-                        df + x,
-                        gl + y,
-                    )
-                else:
-                    _back_real(
-                        token,
-                        token,
-                        one,
-                        n,
-                        c_row + x,
-                        f_row + x,
-                        room + y,
-                        before + x,
-                        dh + x,
-                        g_row + y,
-                        dc + x,
-                        df + x,
-                        gl + y,
-                    )
-        task = next_task(call)
+
+    # The rows of this task: parameters and states here, tensors with time at position 0.
+    row = sequence * call.inner + i
+    first = outer * call.steps * call.inner + i
+    complement = call.complement + start
+    cos = call.cos + start
+    sin = call.sin + start
+    state = call.state + (row * call.parts * channels + start)
+    decay = call.decay + (row * channels + start)
+    x = call.x + (outer * call.x_outer + i * call.x_inner + start)
+    gate = call.gate + (outer * call.gate_outer + i * call.gate_inner + start)
+    h = call.h + ((row if call.decay else first) * call.parts * channels + start)
+    h_time = 0 if call.decay else call.inner * call.parts * channels
+
+    ahead = -_lookahead(width) if reverse else _lookahead(width)
+    for step in range(end - begin):
+        t = end - 1 - step if reverse else begin + step
+        x_t = x + t * call.x_time
+        gate_t = gate + t * call.gate_time
+        h_t = h + t * h_time
+
+        # A masked position takes no part.
+        if call.mask and not call.mask[first + t * call.inner]:
+            _hold(call, width, x_t, state, h_t)
+            if call.parts == 2:
+                x_im = second(x_t, channels)
+                _hold(call, width, x_im, second(state, channels), second(h_t, channels))
+            continue
+
+        for low in range(0, width, _PIECE):
+            high = min(low + _PIECE, width)
+            prefetch(gate_t + (ahead * call.gate_time + low), high - low)
+            for part in range(call.parts):
+                further = part * channels + low
+                prefetch(x_t + (ahead * call.x_time + further), high - low)
+            _step(call, low, high, x_t, gate_t, complement, cos, sin, state, h_t)
+            if call.decay:
+                _multiply_gates(low, high, gate_t, complement, decay)
+
+
+# --------------------------------------------------------------------------------------------------
+# Backward
+
+
+@helper
+def _back_real(call, low, high, before, cos, sin, grad_theta, rows):
+    """One time step back. `before` is h_{t-1}, `grad_state` the gradient from later steps."""
+    x, gate, complement, grad_h, grad_state, grad_x, grad_gate, grad_lower = rows
+    for j in range(low, high):
+        grad = grad_state[j] + grad_h[j]
+        if call.fused:
+            on, off = sigmoid_pair(gate[j])
+            new, slope = silu_pair(x[j])
+            write = complement[j] * off
+            grad_keep = grad * (before[j] - new)
+            grad_state[j] = one_minus(write) * grad
+            grad_x[j] = grad * write * slope
+            grad_gate[j] = grad_keep * (write * on)
+            grad_lower[j] += grad_keep * off
+        else:
+            passed = exp_nonpositive(gate[j]) * grad
+            grad_state[j] = passed
+            grad_x[j] = grad
+            grad_gate[j] = passed * before[j]
+
+
+@helper
+def _back_complex(call, low, high, before, cos, sin, grad_theta, rows):
+    """One time step of a complex state back."""
+    x, gate, complement, grad_h, grad_state, grad_x, grad_gate, grad_lower = rows
+    x_im = second(x, call.channels)
+    before_im = second(before, call.channels)
+    grad_h_im = second(grad_h, call.channels)
+    grad_state_im = second(grad_state, call.channels)
+    grad_x_im = second(grad_x, call.channels)
+    for j in range(low, high):
+        grad = grad_state[j] + grad_h[j]
+        grad_im = grad_state_im[j] + grad_h_im[j]
+        turned = cos[j] * before[j] - sin[j] * before_im[j]
+        turned_im = sin[j] * before[j] + cos[j] * before_im[j]
+
+        if call.fused:
+            on, off = sigmoid_pair(gate[j])
+            new, slope = silu_pair(x[j])
+            new_im, slope_im = silu_pair(x_im[j])
+            write = complement[j] * off
+            keep = one_minus(write)
+            grad_keep = grad * (turned - new) + grad_im * (turned_im - new_im)
+            grad_x[j] = grad * write * slope
+            grad_x_im[j] = grad_im * write * slope_im
+            grad_gate[j] = grad_keep * (write * on)
+            grad_lower[j] += grad_keep * off
+        else:
+            keep = exp_nonpositive(gate[j])
+            grad_x[j] = grad
+            grad_x_im[j] = grad_im
+            grad_gate[j] = keep * (grad * turned + grad_im * turned_im)
+
+        # Turn the gradient back by theta, and decay it.
+        grad_state[j] = keep * (cos[j] * grad + sin[j] * grad_im)
+        grad_state_im[j] = keep * (cos[j] * grad_im - sin[j] * grad)
+        grad_theta[j] += keep * (grad_im * turned - grad * turned_im)
+
+
+_back = by_constant("parts", {1: _back_real, 2: _back_complex})
+
+
+@helper
+def _back_hold(call, width, grad_h, grad_state, grad_x):
+    """A masked step back: the gradient passes to the step before, and to x if it was added."""
+    for j in range(width):
+        grad_state[j] += grad_h[j]
+        if call.fused:
+            grad_x[j] = 0
+        else:
+            grad_x[j] = grad_state[j]
+
+
+@helper
+def _clear(width, row):
+    for j in range(width):
+        row[j] = 0
+
+
+@Kernel(
+    constants="parts fused",
+    numbers=_NUMBERS + " grad_h_outer grad_h_time grad_h_inner",
+    tensors="x gate h grad_h grad_x grad_gate",
+    states="complement cos sin initial grad_state grad_lower grad_theta",
+    integers="bounds",
+    flags="mask",
+    # Both are only read. In one stream they have one type, so float32 needs one compiled `_back`.
+    overlapping="h initial",
+)
+def scan_backward(call, task):
+    """Writes gradients. `grad_state` holds the final states' and is left with the initial states'.
+
+    `grad_lower` and `grad_theta` are sums over time, and start at 0. `gated_scan` reads no `x`
+    and no `complement`, and has no `grad_lower`.
+    """
+    sequence, outer, i, start, width, begin, end = _place(call, task)
+    channels = call.channels
+    reverse = call.reverse != 0
+
+    # The rows of this task: parameters, states and sums here, tensors with time at position 0.
+    row = sequence * call.inner + i
+    first = outer * call.steps * call.inner + i
+    h_time = call.inner * call.parts * channels
+    complement = call.complement + start
+    cos = call.cos + start
+    sin = call.sin + start
+    initial = call.initial + (row * call.parts * channels + start)
+    grad_state = call.grad_state + (row * call.parts * channels + start)
+    grad_lower = call.grad_lower + (row * channels + start)
+    grad_theta = call.grad_theta + (row * channels + start)
+    x = call.x + (outer * call.x_outer + i * call.x_inner + start)
+    gate = call.gate + (outer * call.gate_outer + i * call.gate_inner + start)
+    grad_h = call.grad_h + (outer * call.grad_h_outer + i * call.grad_h_inner + start)
+    h = call.h + (first * call.parts * channels + start)
+    grad_x = call.grad_x + (first * call.parts * channels + start)
+    grad_gate = call.grad_gate + (first * channels + start)
+
+    # The backward walks against the scan: `back` leads to the step that came before.
+    back = 1 if reverse else -1
+    ahead = back * _lookahead(width)
+    for step in range(end - begin):
+        t = begin + step if reverse else end - 1 - step
+        grad_h_t = grad_h + t * call.grad_h_time
+        grad_x_t = grad_x + t * h_time
+        grad_gate_t = grad_gate + t * call.inner * channels
+
+        # A masked position took no part.
+        if call.mask and not call.mask[first + t * call.inner]:
+            _back_hold(call, width, grad_h_t, grad_state, grad_x_t)
+            if call.parts == 2:
+                grad_state_im = second(grad_state, channels)
+                grad_x_im = second(grad_x_t, channels)
+                _back_hold(call, width, second(grad_h_t, channels), grad_state_im, grad_x_im)
+            _clear(width, grad_gate_t)
+            continue
+
+        x_t = x + t * call.x_time
+        gate_t = gate + t * call.gate_time
+        before = h + (t + back) * h_time
+        rows = (x_t, gate_t, complement, grad_h_t, grad_state, grad_x_t, grad_gate_t, grad_lower)
+        for low in range(0, width, _PIECE):
+            high = min(low + _PIECE, width)
+            prefetch(gate_t + (ahead * call.gate_time + low), high - low)
+            for part in range(call.parts):
+                further = part * channels + low
+                if call.fused:
+                    prefetch(x_t + (ahead * call.x_time + further), high - low)
+                prefetch(grad_h_t + (ahead * call.grad_h_time + further), high - low)
+                prefetch(before + (ahead * h_time + further), high - low)
+
+            # Before the first step of a sequence lies the initial state, in the dtype of states.
+            if step == end - begin - 1:
+                _back(call, low, high, initial, cos, sin, grad_theta, rows)
+            else:
+                _back(call, low, high, before, cos, sin, grad_theta, rows)

@@ -1,13 +1,16 @@
-"""Runs a kernel's tasks on the threads of PyTorch itself; safe under fork and under concurrent callers.
+"""Runs the tasks of a kernel on PyTorch's own threads, safely under forks and many callers.
 
-PyTorch's threads belong to the OpenMP runtime that it has loaded, and after each of its operations they wait for the next one by
-spinning for some milliseconds. Other threads would have to wait for a core meanwhile, so kernels are handed to the same ones.
-Where that runtime cannot be called (it is not GNU's or LLVM's), and in a forked child, a pool of Python's takes its place. None of
-Numba's own threading layers is safe under both, so the kernels are not parallel themselves.
+PyTorch's threads belong to the OpenMP runtime that it has loaded. After each operation of PyTorch
+they wait for the next one by spinning for some milliseconds, and threads of our own would have to
+wait for a free core meanwhile. So we hand kernels to the same threads. Where we cannot call that
+runtime (it is neither GNU's nor LLVM's), and in a forked child, a pool of Python threads takes its
+place. Kernels are not parallel themselves, because none of Numba's threading layers is safe under
+both.
 
-Forks: GNU's runtime keeps its threads for the next parallel operation. In a forked child they do not exist, but the runtime would
-wait for them for ever, also in PyTorch's own operations (the cosine of 128 angles is one). So before a fork the runtime is told to
-end the threads that it keeps for the caller; parent and child each start new ones when they need them. LLVM's runtime sees to this
+Forks: GNU's runtime keeps its threads for the next parallel operation. In a forked child they do
+not exist, but the runtime would wait for them forever, also in PyTorch's own operations (the cosine
+of 128 angles is one). So before a fork we tell the runtime to end the threads that it keeps for the
+caller. Parent and child each start new ones when they need them. LLVM's runtime takes care of this
 itself.
 """
 
@@ -20,12 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-_SERIAL = 1 << 14  # elements that one thread has done before another one has begun
-_MOST = 1024  # threads; of more the systems that we know cannot start all, and the runtime then ends the process
-_PAUSE_HARD = 2  # omp_pause_hard
-_function = cache(
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-)  # the C function at an address; kernels stay where they are
+# Up to this many elements one thread is done before a second one has started.
+_SERIAL = 1 << 14
+# The most threads we ask for. Common systems cannot start more, and the runtime then ends the
+# process.
+_MOST = 1024
+_PAUSE_HARD = 2  # OpenMP's `omp_pause_hard`
+# The C function at an address. Kernels never move, so each address is wrapped once.
+_function = cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 _forked = False
 _paused = False
 _pool: ThreadPoolExecutor | None = None
@@ -43,7 +48,8 @@ def _after_fork() -> None:
     _forked = True
     _pool = None
     if not _paused:
-        torch.set_num_threads(1)  # so that nothing asks for the threads that are gone
+        # The runtime still counts on threads that are gone; with one thread nothing asks for them.
+        torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):
@@ -52,7 +58,7 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def _openmp() -> ctypes.CDLL | None:
-    """PyTorch's library, in which the functions of its OpenMP runtime can be looked up; or None if it has none."""
+    """PyTorch's library, which leads to the functions of its OpenMP runtime; None without one."""
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         library = Path(torch.__file__).parent / "lib" / name
         if library.exists() and torch.backends.openmp.is_available():
@@ -65,7 +71,7 @@ def _openmp() -> ctypes.CDLL | None:
 
 @cache
 def _gomp_parallel():
-    """The function with which compiled OpenMP code enters a parallel region, of the runtime that PyTorch calls; or None."""
+    """How compiled code enters a parallel region of PyTorch's runtime; None if we cannot."""
     function = getattr(_openmp(), "GOMP_parallel", None)
     if function is not None:
         function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
@@ -75,7 +81,10 @@ def _gomp_parallel():
 
 @cache
 def _omp_pause():
-    """`omp_pause_resource_all` of GNU's runtime (GCC 9 and later); None where a fork needs none."""
+    """`omp_pause_resource_all` of GNU's runtime; None where a fork needs no pause.
+
+    Before GCC 9 there is no such function, and ours reports that it failed.
+    """
     library = _openmp()
     if not torch.backends.openmp.is_available() or hasattr(library, "__kmpc_fork_call"):
         return None
@@ -90,30 +99,33 @@ def _executor(threads: int) -> ThreadPoolExecutor:
 
 
 def is_shared(block: np.ndarray, work: int) -> bool:
-    """Whether so much work is worth more than one thread."""
+    """Whether a block has several tasks, and so many elements that a second thread pays."""
     return work > _SERIAL and block[0] > 1
 
 
 def parallel_address() -> int:
-    """Where the runtime's `GOMP_parallel` is, for compiled code that enters parallel regions itself; 0 if it cannot."""
+    """Address of `GOMP_parallel`, for compiled code that enters parallel regions itself, or 0."""
     return 0 if _forked else _gomp_address()
 
 
 @cache
 def _gomp_address() -> int:
     function = _gomp_parallel()
-    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def count() -> int:
-    """On how many threads kernels run: `torch.get_num_threads()`, within reason."""
+    """How many threads kernels run on: `torch.get_num_threads()`, but at most `_MOST`."""
     return min(torch.get_num_threads(), _MOST)
 
 
 def run(kernel: int, block: np.ndarray, work: int) -> None:
-    """Calls the C function at address `kernel` with `block` until its tasks are done, on `count()` threads.
+    """Runs a kernel on `count()` threads. Each of them takes tasks until none is left.
 
-    Every thread takes tasks until none is left. `work` is the number of elements in all; little is done by the caller alone.
+    Args:
+        kernel: address of a C function of one pointer.
+        block: the block of integers that it is called with.
+        work: how many elements there are in all. Little work is done by the caller alone.
     """
     threads = count()
     address = block.ctypes.data
