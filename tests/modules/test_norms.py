@@ -67,10 +67,9 @@ def test_a_norm_without_weights_by_hand():
     y = SimpleRMSNorm()(zeros)
     y.sum().backward()
     assert torch.equal(y, zeros) and zeros.grad.isfinite().all()
-    assert SimpleRMSNorm()(torch.full((1, 7), 1e4, dtype=torch.float16)).dtype == torch.float16
-    assert (
-        SimpleRMSNorm()(torch.full((1, 7), 1e4, dtype=torch.float16)).eq(1).all()
-    )  # its square is no float16
+    # The square of 10,000 is beyond float16.
+    narrow = SimpleRMSNorm()(torch.full((1, 7), 1e4, dtype=torch.float16))
+    assert narrow.dtype == torch.float16 and narrow.eq(1).all()
 
 
 def test_a_stack_with_batch_norms_keeps_layer_norms_inside():
@@ -93,9 +92,8 @@ def test_a_stack_with_batch_norms_keeps_layer_norms_inside():
 def test_hooks_of_every_module_are_called_and_change_no_number(options, grid, dtype):
     torch.manual_seed(0)
     rnn = HGRN(16, 2, grid=grid, **options).to(dtype).eval()
-    x = (
-        torch.randn(2, 5, 4, 16, dtype=dtype) if grid else torch.randn(2, 600, 16, dtype=dtype)
-    )  # large enough for the operator
+    # The sequence is long enough for the operator of the norm.
+    x = torch.randn(2, 5, 4, 16, dtype=dtype) if grid else torch.randn(2, 600, 16, dtype=dtype)
     expected = rnn(x)[0]
     called = set()
     for name, part in rnn.named_modules():

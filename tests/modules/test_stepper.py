@@ -111,9 +111,10 @@ def test_made_in_inference_mode_it_serves_outside_and_the_other_way_round():
         first = inside(x)
     outside = Stepper(rnn)
     assert torch.equal(outside(x), first)
-    outside.state = inside.state = [
-        (part.requires_grad_(),) for (part,) in outside.state
-    ]  # as a training chunk returns it
+    # A state that requires gradients, as training returns it.
+    state = [(part.requires_grad_(),) for (part,) in outside.state]
+    outside.state = state
+    inside.state = state
     with torch.inference_mode():
         second = outside(x)
     assert torch.equal(inside(x), second)

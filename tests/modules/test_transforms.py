@@ -8,9 +8,8 @@ from torch.nn.utils.parametrize import register_parametrization
 from hgrn.modules import HGRN, layer_matrices, no_decay_names, quantize_int8
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script`:DeprecationWarning"
-)  # PyTorch's own rules for jvp use it
+# PyTorch's own rules for jvp use torch.jit.script.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 FLA = dict(conv_size=3, norm_type="rms", complex_state=False)
 STACKS = {
     "plain": {},
@@ -44,7 +43,7 @@ def test_per_sample_gradients_and_tangents(options):
 
 @pytest.mark.parametrize("options", [{}, FLA], ids=["plain", "fla"])
 def test_tangents_with_mask_packing_and_state(options):
-    """Of the input, of the state that enters, and of every parameter."""
+    """Tangents of the input, of the state that enters, and of every parameter."""
     torch.manual_seed(0)
     rnn = HGRN(8, 2, **options).double()
     x = torch.randn(1, 6, 8).double()
@@ -96,7 +95,8 @@ def test_parametrized_parameters_stay_wide_are_not_decayed_and_learn():
     assert all(rnn.get_parameter(name).dtype == torch.float32 for name in names)
     rnn(torch.randn(1, 4, 8, dtype=torch.bfloat16))[0].sum().backward()
     assert all(p.grad is not None for p in rnn.parameters())
-    rnn.float()  # with gradients there, and without a warning
+    # A warning here would fail: the gradients are converted as well.
+    rnn.float()
 
 
 def test_parametrized_weights_are_quantized_as_they_are():

@@ -25,7 +25,7 @@ def stack(dim=19, depth=2, **options):
 
 
 class Junk:
-    """Fills memory that was freed, so that whatever still reads it shows."""
+    """Fills memory that was freed, so that reading it gives wrong numbers."""
 
     def __init__(self, rnn):
         self.rows = [torch.full_like(p, 9.0) for p in rnn.parameters()]
@@ -156,7 +156,8 @@ def test_a_stack_of_one_channel_notices_too():
     x = torch.ones(1, 1)
     step = Stepper(rnn)
     step(x)
-    for module in rnn.modules():  # other parameters of the same values, which then change
+    # Other parameters of the same values, which then change.
+    for module in rnn.modules():
         for name, p in module._parameters.items():
             if p is not None:
                 module._parameters[name] = nn.Parameter(p.detach().clone())
@@ -184,7 +185,7 @@ def test_no_step_is_compiled_again_without_need(monkeypatch):
     compile_again = Stepper._compile
     monkeypatch.setattr(Stepper, "_compile", lambda self: made.append(1) or compile_again(self))
     rnn = stack()
-    rnn.blocks[0].mixer.theta.data[3] = float("nan")  # equal to nothing, and yet unchanged
+    rnn.blocks[0].mixer.theta.data[3] = float("nan")  # unchanged, though it equals nothing
     step = Stepper(rnn)
     for _ in range(3):
         step(torch.randn(1, 19))
@@ -315,10 +316,10 @@ def test_dropout_alone_in_training_is_an_obstacle():
     rnn.blocks[0].dropout.train()
     with pytest.raises(ValueError, match="blocks.0.dropout is in training mode"):
         step(x)
-    assert Stepper(stack().eval())(x).shape == (
-        1,
-        19,
-    )  # without anything to drop the mode does not matter
+    # With nothing to drop, the mode of a dropout does not matter.
+    rnn = stack()
+    rnn.blocks[0].dropout.train()
+    assert Stepper(rnn)(x).shape == (1, 19)
 
 
 def test_a_stack_of_another_size_needs_another_stepper():
