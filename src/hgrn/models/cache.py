@@ -102,6 +102,6 @@ class HGRNCache(Cache):
 
 NO_WAY_BACK = (
     "an HGRN cache cannot be cropped: a recurrent state does not hold the tokens that led to it, "
-    "so none can be "
-    "taken back; decode without an assistant model, prompt lookup or contrastive search"
+    "so none can be taken back; decode without an assistant model, prompt lookup or contrastive "
+    "search"
 )

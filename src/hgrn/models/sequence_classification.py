@@ -220,9 +220,8 @@ def _stacked(first: _Sequences, second: _Sequences) -> _Sequences:
         )
         raise ValueError(
             "with batch norms the first and second sequences are one batch: give both as ids or "
-            "both as "
-            "embeddings, of one shape and without cu_seqlens (pad them to one length); got "
-            + shapes
+            "both as embeddings, of one shape and without cu_seqlens (pad them to one length); "
+            "got " + shapes
         )
     mask = None
     masks = (first.attention_mask, second.attention_mask)

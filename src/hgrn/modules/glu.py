@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from hgrn.modules.linear import Linear
 from hgrn.ops import gated_unit
 
-_ACTIVATIONS = ("silu", "identity")
+GLU_ACTS = ("silu", "identity")
 
 
 class GLU(nn.Module):
@@ -28,8 +28,8 @@ class GLU(nn.Module):
         self, dim: int, hidden: int, act: str = "silu", bias: bool = True, dropout: float = 0.0
     ):
         super().__init__()
-        if act not in _ACTIVATIONS:
-            raise ValueError(f"act must be one of {_ACTIVATIONS}, got {act!r}")
+        if act not in GLU_ACTS:
+            raise ValueError(f"act must be one of {GLU_ACTS}, got {act!r}")
         self.act = act
         self.joined_rows = {"gate_up_proj": (hidden, hidden)}
         self.gate_up_proj = Linear(dim, 2 * hidden, bias=bias)

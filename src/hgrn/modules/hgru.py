@@ -14,8 +14,8 @@ from hgrn.modules.short_conv import ShortConvolution
 from hgrn.ops import hgru_scan
 from hgrn.ops.packing import check_boundaries
 
-_ACTIVATIONS = ("silu", "sigmoid")
-_GATE_POSITIONS = ("after_norm", "before_norm")
+GATE_ACTS = ("silu", "sigmoid")
+GATE_POSITIONS = ("after_norm", "before_norm")
 
 
 def initial_theta(dim: int) -> Tensor:
@@ -72,12 +72,12 @@ class HGRU(KeepsFloat32):
         norm_eps: float = 1e-5,
     ):
         super().__init__()
-        if gate_position not in _GATE_POSITIONS:
+        if gate_position not in GATE_POSITIONS:
             raise ValueError(
-                f"gate_position must be one of {_GATE_POSITIONS}, got {gate_position!r}"
+                f"gate_position must be one of {GATE_POSITIONS}, got {gate_position!r}"
             )
-        if gate_act not in _ACTIVATIONS:
-            raise ValueError(f"gate_act must be one of {_ACTIVATIONS}, got {gate_act!r}")
+        if gate_act not in GATE_ACTS:
+            raise ValueError(f"gate_act must be one of {GATE_ACTS}, got {gate_act!r}")
         if norm_type not in GATED_NORMS:
             raise ValueError(f"norm_type must be one of {tuple(GATED_NORMS)}, got {norm_type!r}")
         if not shared_theta and not (bidirectional and complex_state):
