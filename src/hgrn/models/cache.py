@@ -76,6 +76,8 @@ class HGRNCache(Cache):
         self.state = None
         self.seen_tokens = 0
 
+    # transformers calls the next three in beam search, and where one prompt gets several answers.
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 

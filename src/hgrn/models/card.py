@@ -149,5 +149,6 @@ def _signed(text: str) -> str:
 
 
 def _is_untouched(card: str) -> bool:
+    # Whoever changes a letter of the text does not have its digest.
     text, mark, _ = card.rpartition(_MARK)
     return bool(mark) and card == _signed(text)

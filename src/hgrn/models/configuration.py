@@ -133,9 +133,7 @@ class HGRNConfig(PreTrainedConfig):
         GATE_POSITIONS,
         'output gate "after_norm" (the authors\' code) or "before_norm" (the paper\'s text).',
     )
-    gate_act: str = choice(
-        "silu", GATE_ACTS, 'activation of the output gate, "silu" or "sigmoid".'
-    )
+    gate_act: str = choice("silu", GATE_ACTS, 'activation of the output gate, "silu" or "sigmoid".')
     gate_rank: int | None = count(
         None,
         "factor forget and gate projections through this many channels; None does not.",

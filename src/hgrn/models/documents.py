@@ -22,6 +22,7 @@ def boundaries(
     cu_seqlens: Tensor | None = None,
     position_ids: Tensor | None = None,
     seq_idx: Tensor | None = None,
+    *,
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,

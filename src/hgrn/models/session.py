@@ -116,6 +116,7 @@ class Session:
         """
         ids, mask = self._batch(tokens)
         cache = self.cache
+        # Piece by piece, so that a long text takes no more memory than a piece.
         with self.model.stepping(self._steps):
             for start in range(0, ids.shape[1], _CHUNK):
                 part = slice(start, start + _CHUNK)
@@ -227,6 +228,7 @@ class Session:
                 f"tokens must give every conversation one or more, but row {lengths.index(0)} is "
                 "empty"
             )
+        # Padding goes to the left, so that the last column is the last token of every conversation.
         longest = max(lengths)
         ids = torch.tensor(
             [[0] * (longest - len(row)) + list(row) for row in tokens], device=self.model.device

@@ -44,6 +44,7 @@ def state_dict_for(
         elif parameter.shape != value.shape:
             shapes = f"{tuple(value.shape)}, in the model {tuple(parameter.shape)}"
             problems.append(f"reshaped: {name} is {shapes}; {origin}")
+        # A tied tensor may come twice, under both names.
         elif not torch.equal(first_value.setdefault(id(parameter), value), value):
             problems.append(f"untied: {name} differs from the tensor that the model ties it to")
     found = {id(parameters[name]) for name in converted if name in parameters}
@@ -144,6 +145,7 @@ def _convert(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, T
                 f"reshaped: {name} has shape {shape}, with other axes than the layout's"
             )
             continue
+        # What is a whole tensor of ours is done; a part waits for the others.
         if line.ours is None:
             continue
         ours = name_in_layer(line.ours, number)
