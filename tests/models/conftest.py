@@ -20,11 +20,10 @@ def tiny() -> HGRNForCausalLM:
 
 
 class Rules:
-    """Token sequences whose first token names a rule that all later ones follow: only a state can remember
-    it.
+    """Token sequences whose first token names a rule for all later ones; only a state remembers it.
 
-    Rule r is a permutation of the letters; every letter is followed by what its rule makes of it, so the
-    letter alone does not tell what comes next.
+    Rule r is a permutation of the letters, and every letter is followed by its image under the
+    rule. So the letter alone does not tell what comes next.
     """
 
     rules = 4

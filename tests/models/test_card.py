@@ -1,4 +1,4 @@
-"""The card of a saved model: true of the model, runnable, and never written over once a person has edited it."""
+"""The card of a saved model: true, runnable, and never written over once it was edited."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The classification heads: pooling over true positions, the losses of each problem type, and pairs."""
+"""The classification heads: pooling over true positions, losses, and pairs."""
 
 import pytest
 import torch
@@ -196,7 +196,8 @@ def test_losses(problem, kind, ids):
     output.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
-    # num_items_in_batch is what Trainer counts over the batches of one step: labels that are not -100.
+    # num_items_in_batch is what Trainer counts over the batches of one step: labels that are not
+    # -100.
     counted = (labels != -100).sum()
     assert_close(model(**arguments, num_items_in_batch=4 * counted).loss, expected / 4)
     assert_close(model(**arguments, num_items_in_batch=int(4 * counted)).loss, expected / 4)
@@ -215,14 +216,16 @@ def test_losses(problem, kind, ids):
             3,
             None,
             torch.zeros(3),
-            r"labels must have shape \[3, 3\] .numbers.*got \(3,\) of torch.float32; set problem_type",
+            r"labels must have shape \[3, 3\] .numbers.*got \(3,\) of torch.float32; set "
+            r"problem_type",
         ),
         (3, None, torch.zeros(3, 3).long(), r"labels must have shape \[3\]"),
         (
             3,
             None,
             torch.tensor([0, 3, 1]),
-            r"labels must be class numbers from 0 to 2 .num_labels=3., or -100.*got 3; correct them",
+            r"labels must be class numbers from 0 to 2 .num_labels=3., or -100.*got 3; "
+            r"correct them",
         ),
         (3, None, torch.tensor([0, -100, -1]), r"labels must be class numbers from 0 to 2.*got -1"),
         (
@@ -324,7 +327,7 @@ def test_another_head_starts_from_the_backbone(tmp_path, capfd):
     assert report["missing_keys"] == {"score.weight", "score.bias"}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # What the authors' Long Range Arena models do otherwise
 
 
@@ -386,6 +389,7 @@ def test_pairs_are_one_batch_for_batch_norms(ids):
     for wrong in (dict(input_ids_b=second[:, :4]), dict(inputs_embeds_b=embed(second))):
         with pytest.raises(
             ValueError,
-            match=r"one batch: give both as ids or both as embeddings, of one shape.*input_ids \(3, 9\)",
+            match=r"one batch: give both as ids or both as embeddings, of one "
+            r"shape.*input_ids \(3, 9\)",
         ):
             fresh(first, **wrong)

@@ -1,4 +1,4 @@
-"""What transformers promises of every model, for all heads: saving, loading, resizing, padding, losses, checkpointing, dtypes."""
+"""What transformers promises of every model, for all heads."""
 
 import copy
 import pickle
@@ -46,7 +46,10 @@ class Case:
         return model
 
     def inputs(self, ids, mask=None, labels=False, **more):
-        """Arguments for these sequences; pairs are each with itself read backwards, and so are the two rows of each image."""
+        """Arguments for these sequences.
+
+        A pair is a sequence and itself backwards, and so are the two rows of an image.
+        """
         arguments = dict(input_ids=ids, attention_mask=mask)
         if self.is_image:
             arguments = dict(pixel_values=torch.stack([ids, ids.flip(1)], dim=1)[:, None] / 12)
@@ -146,10 +149,8 @@ def test_resized_embeddings_stay_tied_and_keep_their_rows(size, text_case, ids, 
     model.save_pretrained(tmp_path)
     again = case.kind.from_pretrained(tmp_path)
     for resized in (model, again):
-        assert (
-            resized.config.vocab_size == size
-            and resized.get_input_embeddings().weight.shape == (size, 8)
-        )
+        assert resized.config.vocab_size == size
+        assert resized.get_input_embeddings().weight.shape == (size, 8)
         assert torch.equal(resized.get_input_embeddings().weight[:13], rows[:size])
         logits = resized(**case.inputs(ids % 7)).logits
         if case.is_language_model:
@@ -275,21 +276,15 @@ def test_checkpointing_gives_equal_gradients(case, ids, monkeypatch):
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     runs = []
     compute = type(model.model.stack.blocks[0])._compute
-    monkeypatch.setattr(
-        type(model.model.stack.blocks[0]),
-        "_compute",
-        lambda *args: runs.append(1) or compute(*args),
-    )
+    block = type(model.model.stack.blocks[0])
+    monkeypatch.setattr(block, "_compute", lambda *args: runs.append(1) or compute(*args))
     again, found = gradients(model, **case.inputs(ids, labels=True))
     has_batch_norms = model.config.norm_type == "batch"
     assert len(runs) == (8 if case.is_pair and not has_batch_norms else 4)  # each block twice
     assert torch.equal(again, loss)
     # Yet it counts once in the statistics: 3, and one for each of the two steps.
-    counts = [
-        tensor.item()
-        for name, tensor in model.named_buffers()
-        if name.endswith("num_batches_tracked")
-    ]
+    buffers = dict(model.named_buffers())
+    counts = [buffers[name].item() for name in buffers if name.endswith("num_batches_tracked")]
     assert counts == [5] * len(counts) and bool(counts) == has_batch_norms
     for name, gradient in expected.items():
         assert torch.equal(found[name], gradient), name
@@ -387,11 +382,8 @@ def test_half_precision_keeps_theta_and_bounds(how, case, ids, tmp_path):
         ), name
         assert not wide or torch.equal(tensor, whole[name]), name
     output = loaded(**case.inputs(ids, labels=True))
-    assert (
-        output.logits.dtype == torch.bfloat16
-        and output.loss.dtype == torch.float32
-        and output.loss.isfinite()
-    )
+    assert output.logits.dtype == torch.bfloat16
+    assert output.loss.dtype == torch.float32 and output.loss.isfinite()
 
 
 def test_compiled_it_is_one_graph(case, ids):

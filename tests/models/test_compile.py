@@ -108,7 +108,8 @@ def test_steps_of_decoding_are_one_graph_each_and_the_same(backend):
         expected = model(ids).logits
         cache = model(ids[:, :LENGTH], use_cache=True).past_key_values
         for t in range(LENGTH, LENGTH + 10):
-            # The second step shows that the count of tokens changes; from then on nothing is compiled.
+            # The second step shows that the count of tokens changes; from then on nothing is
+            # compiled.
             with torch.compiler.set_stance("default" if t < LENGTH + 2 else "fail_on_recompile"):
                 output = compiled(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
             cache = output.past_key_values

@@ -41,7 +41,7 @@ def test_published_sizes(preset, parameters):
     ],
 )
 def test_published_sizes_of_classifiers(preset, kind, parameters):
-    """The image models' are published, those of Long Range Arena follow from the authors' script and are rounded here."""
+    """Those of images are published; those of Long Range Arena follow from the authors' script."""
     config = HGRNConfig.preset(preset)
     with torch.device("meta"):
         model = kind(config)
@@ -105,7 +105,8 @@ def test_a_narrower_preset_keeps_the_ratio_inside_the_glu():
 def test_a_grid_needs_images_and_both_directions(options):
     with pytest.raises(
         ValueError,
-        match="grid: must be False unless patch_size is set and bidirectional is True, got patch_size=",
+        match="grid: must be False unless patch_size is set and bidirectional is True, got "
+        "patch_size=",
     ):
         HGRNConfig(grid=True, **options)
     HGRNConfig(grid=True, patch_size=2, bidirectional=True)

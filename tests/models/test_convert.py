@@ -1,4 +1,4 @@
-"""Published layouts in and out; the authors' language models (golden 09), outputs and all gradients."""
+"""Published layouts in and out; the authors' language models (golden 09)."""
 
 from dataclasses import replace
 
@@ -121,7 +121,8 @@ def test_everything_that_does_not_fit_is_named():
     for line in (
         "7 problem(s)",
         "unexpected: decoder.layers.0.glu.l4.weight is not in the layout",
-        "missing: model.stack.blocks.7.glu.gate_up_proj.bias is made of 2 tensors, of which only decoder.layers.7.glu.l1.bias",
+        "missing: model.stack.blocks.7.glu.gate_up_proj.bias is made of 2 tensors, of which only "
+        "decoder.layers.7.glu.l1.bias",
         "missing: model.stack.blocks.0.mixer.in_proj.weight is made of 3 tensors",
         "reshaped: model.stack.norm.bias is (5,), in the model (12,)",
         "missing: model.stack.bounds.logits",
@@ -144,7 +145,8 @@ def test_a_tied_model_takes_both_copies_if_they_agree():
 def test_half_a_pair_of_angles_is_missing():
     with pytest.raises(
         ConversionError,
-        match="missing: theta is made of 2 tensors, of which only theta_forward is there, not theta_reverse",
+        match="missing: theta is made of 2 tensors, of which only theta_forward is there, "
+        "not theta_reverse",
     ):
         from_published({"theta_forward": torch.zeros(1, 1, 4)}, "bihgru")
 

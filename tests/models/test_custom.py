@@ -47,7 +47,8 @@ def test_a_mixer_of_ones_own_is_loaded_by_its_class_and_refused_by_others(tmp_pa
     for kind in (HGRNForCausalLM, HGRNModel, HGRNForSequenceClassification):
         with pytest.raises(
             UserError,
-            match=r"stack.blocks.0.mixer is Squashed\(.*as plain HGRN its weights would be another model",
+            match=r"stack.blocks.0.mixer is Squashed\(.*as plain HGRN its weights would be "
+            r"another model",
         ):
             kind.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="Squashed"):
@@ -157,7 +158,8 @@ def test_eight_bit_weights_are_not_saved(tmp_path):
     model = quantize_int8(plain())
     with pytest.raises(
         UserError,
-        match="model.stack.blocks.0.mixer.in_proj has 8-bit weights, which are not saved; save the model before",
+        match="model.stack.blocks.0.mixer.in_proj has 8-bit weights, which are not saved; "
+        "save the model before",
     ):
         model.save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""Packed documents as the collators of transformers and TRL tell them: each is computed as if it were alone."""
+"""Packed documents, as collators make them: each is computed as if it were alone."""
 
 import pytest
 import torch
@@ -228,7 +228,8 @@ def test_states_must_be_as_many_as_documents(tiny):
     cache = tiny(torch.tensor([[1, 2]]), use_cache=True).past_key_values
     with pytest.raises(
         ValueError,
-        match=r"make 2 documents of the batch, but past_key_values holds the states of 1 sequence\(s\)",
+        match=r"make 2 documents of the batch, but past_key_values holds the states of 1 "
+        r"sequence\(s\)",
     ):
         tiny(
             torch.tensor([[1, 2, 3]]), position_ids=torch.tensor([[0, 1, 0]]), past_key_values=cache

@@ -1,4 +1,4 @@
-"""torch.export: one program for every batch and length, the model's own numbers, saved and loaded."""
+"""torch.export: one program for every batch and length, with the model's own numbers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Generation with the cache equals generation without, on a trained model whose output hangs on its state."""
+"""Generation with the cache equals generation without, on a trained model."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Folders of models from strangers: configurations, tensors and tokenizers that cost more than they say, or ask to run code."""
+"""Models from strangers: files that cost more than they say, or ask to run code."""
 
 import json
 import shutil

@@ -108,6 +108,7 @@ def test_what_does_not_fit_is_named(image):
         HGRNImageProcessor()(image, image_std=[0.5])
     with pytest.raises(
         ValueError,
-        match=r"images must have 3 channel\(s\), got an array of 1; convert it, or set num_channels",
+        match=r"images must have 3 channel\(s\), got an array of 1; convert it, or set "
+        r"num_channels",
     ):
         HGRNImageProcessor()(np.asarray(image.convert("L"))[None])

@@ -1,4 +1,4 @@
-"""The image head: patches in order, rasters and grids, causal pixels, losses, and every input that does not fit."""
+"""The image head: patches in order, rasters and grids, losses, and wrong inputs."""
 
 import pytest
 import torch
@@ -220,12 +220,14 @@ def test_the_bare_model_takes_images_or_tokens():
     ):
         with pytest.raises(
             ValueError,
-            match="give pixel_values, and neither input_ids, attention_mask, inputs_embeds nor cu_seqlens",
+            match="give pixel_values, and neither input_ids, attention_mask, inputs_embeds "
+            "nor cu_seqlens",
         ):
             images(pixel_values=pixels, **wrong)
     with pytest.raises(
         ValueError,
-        match="pixel_values need a configuration with patch_size, got patch_size=None; give input_ids",
+        match="pixel_values need a configuration with patch_size, got patch_size=None; give "
+        "input_ids",
     ):
         tokens(pixel_values=pixels)
     assert images(pixel_values=pixels).past_key_values is None
@@ -239,7 +241,8 @@ def test_the_bare_model_takes_images_or_tokens():
 def test_heads_and_configurations_that_do_not_go_together():
     with pytest.raises(
         ValueError,
-        match="HGRNForImageClassification reads images, so patch_size .* a positive integer.*got None",
+        match="HGRNForImageClassification reads images, so patch_size .* a positive "
+        "integer.*got None",
     ):
         HGRNForImageClassification(HGRNConfig(hidden_size=8))
     with pytest.raises(

@@ -1,5 +1,4 @@
-"""Initialisation has one owner, works from meta, and never touches what was loaded; bounds and theta stay
-float32."""
+"""Initialisation works from meta and leaves loaded tensors alone; bounds stay float32."""
 
 import math
 
@@ -25,8 +24,10 @@ def spread(x: torch.Tensor) -> float:
 
 
 def check_pytorch(model: HGRNForCausalLM) -> None:
-    """Linear maps uniform within 1 / sqrt(fan in); embeddings N(0, 1 / sqrt(d)), the pad row zero, as
-    in the authors' fairseq."""
+    """As in the authors' fairseq.
+
+    Linear maps are uniform within 1 / sqrt(fan in), embeddings N(0, 1 / sqrt(d)), the pad row zero.
+    """
     table = model.model.embed_tokens.weight
     assert spread(table[4:]) == pytest.approx(64**-0.5, rel=0.1) and (table[3] == 0).all()
     for name, module in model.model.named_modules():
@@ -84,7 +85,7 @@ def test_rms_norms_and_convolutions(scheme, wanted):
 
 @pytest.mark.parametrize("kind", [HGRNForSequenceClassification, HGRNForImageClassification])
 def test_batch_norms_and_the_scheme_of_long_range_arena(kind):
-    """Embeddings N(0, 1), linear maps of tokens and of pixels as PyTorch's, statistics of nothing."""
+    """Embeddings N(0, 1), linear maps as PyTorch's, statistics of nothing."""
     torch.manual_seed(0)
     options = dict(patch_size=2, grid=True) if kind is HGRNForImageClassification else {}
     config = HGRNConfig(

@@ -12,7 +12,7 @@ from hgrn.modules import quantize_int8
 
 @torch.no_grad()
 def bits(model, tokens: Tensor) -> Tensor:
-    """The cost of each token that could follow, `[B, T - 1, V]` in bits, read one by one as decoding does."""
+    """The cost of each token that could follow, `[B, T - 1, V]` in bits, one step at a time."""
     rows = []
     cache = None
     for token in tokens[:, :-1].T:

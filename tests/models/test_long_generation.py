@@ -1,4 +1,4 @@
-"""20,000 tokens on: what a token takes in memory, in the cache and in operations is what it took at the start."""
+"""After 20,000 tokens a token takes the memory and operations that it took at the start."""
 
 import json
 import subprocess
@@ -19,7 +19,8 @@ TOKENS = 20_000
 EARLY = 2_000
 CONFIG = dict(vocab_size=64, hidden_size=64, num_hidden_layers=2)
 
-# In a process of its own, whose highest resident memory is that of the loop; sys.argv[1]: "steps" (compiled) or "operations".
+# In a process of its own, whose highest resident memory is that of the loop; sys.argv[1]: "steps"
+# (compiled) or "operations".
 PROGRAM = f"""
 import contextlib, json, resource, sys, torch
 from hgrn.models import HGRNConfig, HGRNForCausalLM
@@ -31,7 +32,8 @@ with torch.no_grad(), stepping():
     output = model(torch.tensor([[1]]), use_cache=True)
     for token in range(1, {TOKENS}):
         if token in ({EARLY}, {TOKENS} - 1):
-            highest.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+            unit = 1 if sys.platform == "darwin" else 1024
+            highest.append(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         output = model(output.logits[:, -1:].argmax(-1), past_key_values=output.past_key_values)
 cache = output.past_key_values
 size = sum(part.nbytes for layer in cache.state for part in layer)
@@ -85,7 +87,8 @@ def test_memory_stays_as_it_is(how):
     found = json.loads(done.stdout)
     assert found["seen"] == TOKENS and found["cache"] == 2 * 2 * 64 * 4
     early, late = found["highest"]
-    # Keys and values of that width would take 18 MB more by then, and one float32 vector of 64 channels kept of each token 4.6 MB.
+    # Keys and values of that width would take 18 MB more by then, and one float32 vector of 64
+    # channels kept of each token 4.6 MB.
     assert late - early < 2e6, f"{(late - early) / 1e6:.1f} MB more"
 
 

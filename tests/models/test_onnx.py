@@ -1,4 +1,4 @@
-"""ONNX files, run by onnxruntime: the model's own numbers for every batch and length, and step by step."""
+"""ONNX files, run by onnxruntime: the model's own numbers, whole and step by step."""
 
 import os
 import re

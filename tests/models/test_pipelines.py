@@ -1,4 +1,4 @@
-"""The pipelines of transformers, in programs that never import hgrn: a local folder and trust_remote_code are all they have."""
+"""The pipelines of transformers, in programs that never import hgrn."""
 
 import json
 
@@ -32,10 +32,12 @@ PROGRAM = """
 import json, logging, sys
 from transformers import pipeline
 assert not any(name.split(".")[0] == "hgrn" for name in sys.modules)
-folder, task, inputs, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+folder, task = sys.argv[1:3]
+inputs, options = map(json.loads, sys.argv[3:5])
 logging.getLogger("transformers").setLevel(logging.WARNING)
 pipe = pipeline(task, model=folder, trust_remote_code=True)
-result = dict(alone=[pipe(x, **options) for x in inputs], batched=pipe(inputs, batch_size=4, **options))
+alone = [pipe(x, **options) for x in inputs]
+result = dict(alone=alone, batched=pipe(inputs, batch_size=4, **options))
 result["kind"] = type(pipe.model).__name__
 print(json.dumps(result))
 """

@@ -1,4 +1,4 @@
-"""Published checkpoints on disk: flash-linear-attention's models (golden 13), both directions, and everything that does not fit."""
+"""flash-linear-attention's models (golden 13): their numbers, loading, and what does not fit."""
 
 import json
 import shutil
@@ -9,20 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from hgrn.cli import main
 from hgrn.models import HGRNConfig, HGRNForCausalLM, HGRNModel
 from hgrn.models.published import (
     LAYOUTS,
     ConversionError,
     from_published,
     load_published,
-    to_published,
 )
 from hgrn.models.published.record import ROLL, SAME
 from tests.golden_files import FOLDER, read
+from tests.models.fla_folders import MODELS, change, logits
 from tests.tolerances import assert_close, error
 
-MODELS = ["13c_fla_hgrn_lm", "13d_fla_hgrn_lm_conv"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 
 
@@ -54,23 +52,7 @@ def folder(tmp_path):
     return shutil.copytree(FOLDER / "13d_fla_hgrn_lm_conv_hf", tmp_path / "fla")
 
 
-def change(folder, remove=(), **keys) -> None:
-    """Sets keys of config.json and removes others."""
-    path = folder / "config.json"
-    config = {
-        key: value
-        for key, value in (json.loads(path.read_text()) | keys).items()
-        if key not in remove
-    }
-    path.write_text(json.dumps(config))
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.arange(12).reshape(2, 6)).logits
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # The numbers of flash-linear-attention
 
 
@@ -142,7 +124,7 @@ def test_a_folder_loads_directly(name, kind, shared):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # Loading
 
 
@@ -261,12 +243,12 @@ def test_the_width_inside_the_glu_follows_from_the_ratio(folder):
     assert HGRNConfig.from_pretrained(folder).intermediate_size == 5632
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # What does not fit
 
 
 def test_heads_of_an_older_configuration_mean_nothing(folder):
-    """Releases of flash-linear-attention before September 2024 cut the channels into heads, each computed as they all are."""
+    """Releases before September 2024 cut the channels into heads, which changes no number."""
     expected = HGRNForCausalLM.from_pretrained(folder)
     change(folder, num_heads=4)
     model = HGRNForCausalLM.from_pretrained(folder)
@@ -290,7 +272,8 @@ def test_heads_of_an_older_configuration_mean_nothing(folder):
         ),
         (
             dict(decoder_embed_dim=20),
-            "ambiguous, with keys of several layouts: fla has attn_mode, expand_ratio; opennlplab has",
+            "ambiguous, with keys of several layouts: fla has attn_mode, expand_ratio; opennlplab "
+            "has",
         ),
         (dict(gate_position="after_norm"), "ambiguous.*hgrn has gate_position"),
         (dict(hidden_multiple=3), "hidden_multiple: no such field"),
@@ -328,12 +311,16 @@ def test_every_tensor_that_does_not_fit_is_named(folder):
         for line in (
             "missing: model.stack.norm.weight, which comes from model.norm.weight",
             "missing: model.stack.bounds.logits, which comes from model.lower_bounds",
-            "of which only model.layers.1.attn.g_proj.weight, model.layers.1.attn.i_proj.weight is there, not model.layers.1.attn.f",
-            "reshaped: model.stack.blocks.0.mixer.in_proj.weight cannot be made of model.layers.0.attn.f_proj.weight (20, 19)",
+            "of which only model.layers.1.attn.g_proj.weight, model.layers.1.attn.i_proj.weight "
+            "is there, not model.layers.1.attn.f",
+            "reshaped: model.stack.blocks.0.mixer.in_proj.weight cannot be made of "
+            "model.layers.0.attn.f_proj.weight (20, 19)",
             "reshaped: model.layers.0.attn.i_conv1d.weight has shape (7,)",
-            "reshaped: model.stack.blocks.2.glu.down_proj.weight is (20, 31), in the model (20, 32); it comes from model.layers.2",
+            "reshaped: model.stack.blocks.2.glu.down_proj.weight is (20, 31), in the model (20, "
+            "32); it comes from model.layers.2",
             "unexpected: model.layers.2.attn.q_proj.weight is not in the layout",
-            "unexpected: model.stack.blocks.3.glu_norm.weight is not in the model; it comes from model.layers.3.mlp_norm.weight",
+            "unexpected: model.stack.blocks.3.glu_norm.weight is not in the model; it comes from "
+            "model.layers.3.mlp_norm.weight",
         ):
             assert line in str(raised.value)
 
@@ -375,212 +362,3 @@ def test_damaged_and_missing_files_are_named(folder, tmp_path):
     (tmp_path / "two").rename(tmp_path / "two.safetensors")
     with pytest.raises(ConversionError, match=r"several \(fla, hgrn\)"):
         HGRNForCausalLM.from_pretrained(tmp_path / "two.safetensors")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Both directions
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_there_and_back_gives_the_same_bits(name, tmp_path, capsys):
-    folder = shutil.copytree(FOLDER / f"{name}_hf", tmp_path / "theirs")
-    (folder / "tokenizer.json").write_text("{}")
-    assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
-    assert "layout fla" in (printed := capsys.readouterr().out) and "with tokenizer.json" in printed
-    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "fla"]) == 0
-    theirs, back = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
-    assert theirs.keys() == back.keys() and all(
-        torch.equal(back[key], theirs[key]) for key in theirs
-    )
-    told, written = (
-        json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "back")
-    )
-    assert {key: told[key] for key in written if key != "dtype"} == {
-        k: v for k, v in written.items() if k != "dtype"
-    }
-    assert (tmp_path / "back" / "tokenizer.json").is_file()
-
-    assert main(["convert", str(tmp_path / "back"), str(tmp_path / "ours again")]) == 0
-    files = [
-        (tmp_path / place / "model.safetensors").read_bytes() for place in ("ours", "ours again")
-    ]
-    assert files[0] == files[1]
-
-
-def test_there_and_back_in_bfloat16(tmp_path):
-    """The bits of every weight; the table of the bounds, which is float32 here, is written in float32 with the same values."""
-    folder = shutil.copytree(FOLDER / "13c_fla_hgrn_lm_hf", tmp_path / "theirs")
-    theirs = {
-        key: tensor.bfloat16() for key, tensor in load_file(folder / "model.safetensors").items()
-    }
-    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
-    settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))
-    assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
-    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "fla"]) == 0
-    back = load_file(tmp_path / "back" / "model.safetensors")
-    assert theirs.keys() == back.keys()
-    for key, tensor in theirs.items():
-        assert torch.equal(back[key], tensor.float() if key == "model.lower_bounds" else tensor), (
-            key
-        )
-
-
-def test_opennlplab(tmp_path):
-    """The authors' language model under the names and keys of their models for transformers."""
-    golden = read("09b_fairseq_lm_silu_glu", torch.float32)
-    names = {
-        "decoder.layers.": "model.layers.",
-        "decoder.layer_norm": "model.final_norm",
-        "decoder.": "model.",
-        "self_attn.hgru.": "token_mixer.",
-        "self_attn_layer_norm": "token_norm",
-        "glu.": "channel_mixer.",
-        "final_layer_norm": "channel_norm",
-    }
-    tensors = {}
-    for name, tensor in golden.parameters.items():
-        for theirs, new in names.items():
-            name = name.replace(theirs, new)
-        tensors[name] = tensor
-    vocab_size, hidden_size = tensors["model.embed_tokens.weight"].shape
-    config = dict(
-        decoder_embed_dim=hidden_size,
-        decoder_layers=len(tensors["model.lower_bounds"]),
-        vocab_size=vocab_size,
-        bias=True,
-        glu_dim=tensors["model.layers.0.channel_mixer.l1.weight"].shape[0],
-        act_fun="silu",
-        glu_act="swish",
-        norm_type="layernorm",
-        no_scale_embedding=False,
-        causal=True,
-        use_triton=False,
-        init_std=0.02,
-        add_bos_token=False,
-        model_type="hgrn",
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=None,
-        torch_dtype="float32",
-        auto_map={"AutoConfig": "configuration_hgrn.X"},
-    )
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.save(tensors, folder / "pytorch_model.bin")
-    for model in (
-        AutoModelForCausalLM.from_pretrained(folder),
-        HGRNForCausalLM.from_pretrained(folder / "pytorch_model.bin"),
-    ):
-        assert_close(model(golden.input["tokens"]).logits, golden.output["logits"])
-
-    assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
-    assert (
-        main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "opennlplab"]) == 0
-    )
-    back = load_file(tmp_path / "back" / "model.safetensors")
-    assert back.keys() == tensors.keys() and all(
-        torch.equal(back[key], tensors[key]) for key in tensors
-    )
-    again = HGRNForCausalLM.from_pretrained(tmp_path / "back")
-    assert torch.equal(logits(again), logits(AutoModelForCausalLM.from_pretrained(folder)))
-    config["act_fun"] = "swish"
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConversionError, match="act_fun: must be 'silu', got 'swish'"):
-        HGRNForCausalLM.from_pretrained(folder)
-    (folder / "config.json").write_text(
-        json.dumps(config | dict(act_fun="silu", use_lower_bound=False))
-    )
-    with pytest.raises(ConversionError, match="use_lower_bound: must be True, got False"):
-        HGRNForCausalLM.from_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    "name, act", [("09a_fairseq_lm_default", None), ("09b_fairseq_lm_silu_glu", "silu")]
-)
-def test_a_file_of_fairseq(name, act, tmp_path, capsys):
-    golden = read(name, torch.float32)
-    torch.save(
-        {"model": golden.parameters | {"decoder.version": torch.ones(1)}, "extra_state": {}},
-        tmp_path / "checkpoint.pt",
-    )
-    choice = [] if act is None else ["--glu-act", act]
-    assert main(["convert", str(tmp_path / "checkpoint.pt"), str(tmp_path / "ours"), *choice]) == 0
-    assert f"assumed: glu_act {act or 'identity'}, norm_eps 1e-05" in capsys.readouterr().out
-    model = HGRNForCausalLM.from_pretrained(tmp_path / "ours")
-    assert_close(model(golden.input["tokens"]).logits, golden.output["logits"])
-    assert (
-        main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "fairseq-lm"]) == 0
-    )
-    back = load_file(tmp_path / "back" / "model.safetensors")
-    assert back.keys() == golden.parameters.keys() and all(
-        torch.equal(back[k], golden.parameters[k]) for k in back
-    )
-    assert torch.equal(
-        logits(HGRNForCausalLM.from_pretrained(tmp_path / "back", glu_act=model.config.glu_act)),
-        logits(model),
-    )
-
-
-def test_what_a_layout_cannot_hold_is_named(tmp_path, capsys):
-    config = HGRNConfig(
-        vocab_size=11,
-        hidden_size=8,
-        num_hidden_layers=2,
-        gate_position="before_norm",
-        use_lower_bound=False,
-    )
-    model = HGRNForCausalLM(config)
-    model.save_pretrained(tmp_path / "ours")
-    for layout, names in (
-        (
-            "fla",
-            (
-                "bias",
-                "norm_type",
-                "complex_state",
-                "gate_position",
-                "scale_embeddings",
-                "use_lower_bound",
-            ),
-        ),
-        ("opennlplab", ("gate_position", "use_lower_bound")),
-        ("fairseq-lm", ("gate_position", "use_lower_bound")),
-    ):
-        assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "out"), "--to", layout]) == 2
-        message = capsys.readouterr().err
-        assert (
-            all(f"\n  {name}: must be " in message for name in names)
-            and f"{len(names)} problem(s)" in message
-        )
-        assert [path.name for path in tmp_path.iterdir()] == ["ours"]
-    with pytest.raises(ConversionError, match="unexpected: model.stack.norm.bias"):
-        to_published(model, "fla")
-
-
-def test_the_command_refuses(folder, tmp_path, capsys):
-    def fails(*arguments) -> str:
-        assert main(["convert", *map(str, arguments)]) == 2
-        return capsys.readouterr().err
-
-    (tmp_path / "there").mkdir()
-    assert "there exists already; name a new folder" in fails(folder, tmp_path / "there")
-    assert "there is no " in fails(tmp_path / "nothing", tmp_path / "out")
-    assert "in the layout 'fla' already" in fails(folder, tmp_path / "out", "--to", "fla")
-    HGRNForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "ours")
-    assert "in the layout 'hgrn' already; say which other with --to" in fails(
-        tmp_path / "ours", tmp_path / "out"
-    )
-    assert "whose config.json decides glu_act" in fails(
-        tmp_path / "ours", tmp_path / "out", "--to", "fla", "--glu-act", "silu"
-    )
-    tensors = load_file(tmp_path / "ours" / "model.safetensors")
-    del tensors["model.stack.norm.weight"]
-    save_file(tensors, tmp_path / "ours" / "model.safetensors", {"format": "pt"})
-    assert "missing_keys: model.stack.norm.weight" in fails(
-        tmp_path / "ours", tmp_path / "out", "--to", "fla"
-    )
-    change(folder, expand_ratio=2)
-    assert "expand_ratio: must be 1, got 2" in fails(folder, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

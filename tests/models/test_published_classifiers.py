@@ -1,4 +1,4 @@
-"""The authors' image and Long Range Arena models (golden 10 to 12): outputs, gradients, statistics, and their files both ways."""
+"""The authors' image and Long Range Arena models (golden 10 to 12), and their files."""
 
 from dataclasses import dataclass, replace
 
@@ -235,7 +235,7 @@ def test_there_and_back_gives_the_same_bits(case, file, tmp_path, capsys):
 
 
 def test_files_of_their_programs(tmp_path):
-    """Lightning's, with more around the tensors, and one that a wrapper for several devices saved."""
+    """Lightning's, with more around the tensors, and one of a wrapper for several devices."""
     case = CASES[2]
     golden = read(case.name, torch.float32)
     torch.save(
@@ -266,12 +266,14 @@ def test_everything_that_does_not_fit_is_named(tmp_path):
         load_published(model, tensors, "lra-text")
     for line in (
         "7 problem(s)",
-        "missing: model.stack.blocks.0.glu_norm.running_var, which comes from model.layers.1.norm.norm.running_var",
+        "missing: model.stack.blocks.0.glu_norm.running_var, which comes from "
+        "model.layers.1.norm.norm.running_var",
         "not model.layers.2.layer.hgru.gate.weight",
         "other: encoder.1.pe is not the fixed table of sines and cosines",
         "unexpected: model.layers.3.layer.l4.weight is not in the layout",
         "unexpected: model.layers.0.layer.l1.weight is not in the layout",
-        "reshaped: model.stack.norm.running_mean is (5,), in the model (12,); it comes from model.norm.norm.running_mean",
+        "reshaped: model.stack.norm.running_mean is (5,), in the model (12,); it comes from "
+        "model.norm.norm.running_mean",
     ):
         assert line in str(raised.value)
 

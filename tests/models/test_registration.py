@@ -1,4 +1,4 @@
-"""Programs find the models: through the Auto classes, and from a saved folder without importing hgrn."""
+"""Programs find the models, by the Auto classes or from a folder without hgrn."""
 
 import subprocess
 import sys
@@ -28,7 +28,8 @@ from hgrn.models import (
 
 CONFIG = dict(vocab_size=20, hidden_size=8, num_hidden_layers=2, pad_token_id=0)
 
-# A program that knows nothing of hgrn: it loads the folder, compares the logits, generates, and saves again.
+# A program that knows nothing of hgrn: it loads the folder, compares the logits, generates, and
+# saves again.
 STRANGER = """
 import sys, torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -99,7 +100,8 @@ from transformers import AutoModelForSequenceClassification
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert type(model).__name__ == "HGRNForSequencePairClassification"
 ids = torch.arange(6)[None]
-torch.testing.assert_close(model(ids, input_ids_b=ids.flip(1)).logits, torch.load(sys.argv[1] + "/logits.pt", weights_only=True))
+expected = torch.load(sys.argv[1] + "/logits.pt", weights_only=True)
+torch.testing.assert_close(model(ids, input_ids_b=ids.flip(1)).logits, expected)
 """
 
 

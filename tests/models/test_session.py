@@ -1,4 +1,4 @@
-"""Sessions: conversations go on as if their texts were read again, on disk they belong to one model, and they can be joined."""
+"""Sessions: conversations go on as if their texts were read again."""
 
 import copy
 import io
@@ -199,7 +199,7 @@ def test_a_copy_answers_as_the_original(way, single):
     kept = way(told)
     for p in kept.model.parameters() if kept.model is not single else ():
         p.data = p.data.clone()
-    expected = predictions(single, [prompt + [7], prompt + [7, 3]])
+    expected = predictions(single, [[*prompt, 7], [*prompt, 7, 3]])
     assert_close(kept.read([[7]]), expected[:1])
     assert_close(kept.read([[3]]), expected[1:])
     assert_close(told.read([[7]]), expected[:1])

@@ -1,4 +1,4 @@
-"""Files of sessions: every flipped byte is noticed, and what a stranger has made whole is checked against the model."""
+"""Files of sessions: every flipped byte is noticed, and wrong content is refused."""
 
 import json
 import random

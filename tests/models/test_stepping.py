@@ -1,4 +1,4 @@
-"""Compiled steps of a language model: the model's own numbers, only where they are allowed, and in generate."""
+"""Compiled steps: the model's own numbers, and only where they are allowed."""
 
 import copy
 
@@ -182,7 +182,7 @@ def test_a_change_between_two_steps_is_noticed(change, model, counted):
 
 
 class Quantized(torch.Tensor):
-    """A weight that is a tensor subclass, as libraries of quantization make them: its memory is not what it stands for."""
+    """A weight as libraries of quantization make them: its memory is not its value."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

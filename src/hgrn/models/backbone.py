@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -21,7 +22,6 @@ from hgrn.models.initialization import initialize
 from hgrn.models.loading import (
     check_folder_size,
     check_published_size,
-    on_meta,
     published_state_dict,
     refuse_int8_weights,
 )
@@ -47,8 +47,7 @@ class HGRNPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _skip_keys_device_placement = ["past_key_values"]
-    # For the loader of transformers, what KeepsFloat32 (hgrn.modules.parameters) says for everyone
-    # else.
+    # The loader of transformers does not see what KeepsFloat32 (hgrn.modules.parameters) says.
     _keep_in_fp32_modules_strict = {"theta", "bounds", "running_mean", "running_var"}
 
     @classmethod
@@ -62,8 +61,7 @@ class HGRNPreTrainedModel(PreTrainedModel):
         """As transformers does; a checkpoint in a published layout is converted on the way in.
 
         Raises:
-            ConversionError: naming every key and tensor of a published checkpoint that does not
-                fit.
+            ConversionError: naming all keys and tensors of a published checkpoint that do not fit.
             UserError: the weights would become another model, because they have 8 bits, or come
                 from a model with custom parts that this class does not have.
         """
@@ -86,11 +84,7 @@ class HGRNPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_checkpoint(
-        cls,
-        found: PublishedCheckpoint,
-        *model_args: Any,
-        config: Any = None,
-        **kwargs: Any,
+        cls, found: PublishedCheckpoint, *model_args: Any, config: Any = None, **kwargs: Any
     ) -> Any:
         """As `from_pretrained`, for a published checkpoint that has been found already.
 
@@ -106,7 +100,9 @@ class HGRNPreTrainedModel(PreTrainedModel):
             )
             options = unused | dtypes
         check_published_size(found, config)
-        state_dict = published_state_dict(found, on_meta(cls, config, *model_args))
+        with torch.device("meta"):
+            expected = cls(config, *model_args)
+        state_dict = published_state_dict(found, expected)
         loaded = super().from_pretrained(
             None, *model_args, config=config, state_dict=state_dict, **options
         )
@@ -129,7 +125,9 @@ class HGRNPreTrainedModel(PreTrainedModel):
 
     def custom_modules(self) -> dict[str, str]:
         """Names and descriptions of the parts that the configuration does not describe."""
-        return custom_modules(self.base_model, on_meta(HGRNModel, self.config))
+        with torch.device("meta"):
+            plain = HGRNModel(self.config)
+        return custom_modules(self.base_model, plain)
 
     def check_custom_modules(self, recorded: Mapping[str, str], path: str | Path | None) -> None:
         """Raise UserError unless the model has the parts that a checkpoint at `path` records."""
@@ -152,8 +150,8 @@ class HGRNPreTrainedModel(PreTrainedModel):
         if rounded := [name for name, part in self.named_modules() if isinstance(part, Int8Linear)]:
             raise UserError(
                 f"{rounded[0]} has 8-bit weights, which are not saved; save the model before "
-                "quantize_int8, "
-                "and quantize it again after loading (--int8 of the commands does so)"
+                "quantize_int8, and quantize it again after loading (--int8 of the commands does "
+                "so)"
             )
         # Of a model with an adapter, transformers saves the adapter alone.
         is_adapted = getattr(self, "_hf_peft_config_loaded", False)
@@ -331,8 +329,7 @@ class HGRNModel(HGRNPreTrainedModel):
         if attention_mask.ndim != 2 or shape[0] != batch or shape[1] < length:
             raise ValueError(
                 f"attention_mask must have shape [{batch}, {length}] (or more columns in front, "
-                "for the "
-                f"past), got {tuple(shape)}"
+                f"for the past), got {tuple(shape)}"
             )
         return attention_mask[:, shape[1] - length :].bool()
 
@@ -350,8 +347,8 @@ class HGRNModel(HGRNPreTrainedModel):
             if pixel_values is None or any(other is not None for other in all_others):
                 raise ValueError(
                     f"the configuration is one of images (patch_size={patch_size}), so give "
-                    "pixel_values, "
-                    "and neither input_ids, attention_mask, inputs_embeds nor cu_seqlens"
+                    "pixel_values, and neither input_ids, attention_mask, inputs_embeds nor "
+                    "cu_seqlens"
                 )
         elif pixel_values is not None:
             raise ValueError(
@@ -381,8 +378,7 @@ class HGRNModel(HGRNPreTrainedModel):
         if stateless and (past_key_values is not None or use_cache):
             raise ValueError(
                 f"{stateless} reads whole sequences and keeps no state: it takes no "
-                "past_key_values and "
-                "use_cache=True can return none; leave both out"
+                "past_key_values and use_cache=True can return none; leave both out"
             )
         if use_cache is not None:
             return use_cache
@@ -400,6 +396,5 @@ def _check_states(past_key_values: HGRNCache, cu_seqlens: Tensor) -> None:
         raise ValueError(
             f"cu_seqlens, seq_idx or position_ids make {documents} documents of the batch, but "
             f"past_key_values holds the states of {sequences} sequence(s); give each document its "
-            "own, or "
-            "begin without past_key_values"
+            "own, or begin without past_key_values"
         )

@@ -76,6 +76,8 @@ class HGRNCache(Cache):
         self.state = None
         self.seen_tokens = 0
 
+    # transformers calls the next three in beam search, and where one prompt gets several answers.
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
@@ -102,6 +104,6 @@ class HGRNCache(Cache):
 
 NO_WAY_BACK = (
     "an HGRN cache cannot be cropped: a recurrent state does not hold the tokens that led to it, "
-    "so none can be "
-    "taken back; decode without an assistant model, prompt lookup or contrastive search"
+    "so none can be taken back; decode without an assistant model, prompt lookup or contrastive "
+    "search"
 )

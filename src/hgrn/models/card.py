@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hgrn import __version__
+import hgrn
 
 NAME = "README.md"
 
@@ -113,7 +113,7 @@ def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
         parameters=model.num_parameters(),
         dtype=str(model.dtype).removeprefix("torch."),
         state=_state(config),
-        version=__version__,
+        version=hgrn.__version__,
         example=example.format(name=name),
         facts=listed or "Not recorded: nothing is known here of a recipe, data or results.",
         configuration="\n".join(rows),
@@ -149,5 +149,6 @@ def _signed(text: str) -> str:
 
 
 def _is_untouched(card: str) -> bool:
+    # Whoever changes a letter of the text does not have its digest.
     text, mark, _ = card.rpartition(_MARK)
     return bool(mark) and card == _signed(text)

@@ -43,8 +43,8 @@ class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
         if config.bidirectional:
             raise ValueError(
                 "HGRNForCausalLM predicts and generates from left to right, so it needs "
-                "bidirectional=False in "
-                "its configuration, got True; HGRNModel and the classification models take either"
+                "bidirectional=False in its configuration, got True; HGRNModel and the "
+                "classification models take either"
             )
         causal = dict(
             patch_size=None, sinusoidal_positions=False, mask_padding=True, final_norm="tokens"
@@ -210,9 +210,8 @@ class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
         if documents is not None and len(documents) - 1 != len(x):
             raise ValueError(
                 f"{', '.join(packing)}: generate goes on from the end of each row, so a row must "
-                "be one document, "
-                f"but there are {len(documents) - 1} in {len(x)} row(s); give a row for each, "
-                "padded on the left"
+                f"be one document, but there are {len(documents) - 1} in {len(x)} row(s); give a "
+                "row for each, padded on the left"
             )
         return inputs
 
@@ -239,7 +238,6 @@ class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
             given = generation_config.cache_implementation
             raise ValueError(
                 f"cache_implementation={given!r}: HGRN keeps a state of fixed size and no keys and "
-                "values that "
-                "could lie elsewhere; leave cache_implementation out"
+                "values that could lie elsewhere; leave cache_implementation out"
             )
         model_kwargs["past_key_values"] = HGRNCache()

@@ -78,8 +78,7 @@ class Classifier(HGRNPreTrainedModel):
                 what, wanted = "images", "a positive integer; 1 is pixel by pixel"
             raise ValueError(
                 f"{type(self).__name__} reads {what}, so patch_size in its configuration must be "
-                f"{wanted}, got "
-                f"{config.patch_size!r}"
+                f"{wanted}, got {config.patch_size!r}"
             )
         super().__init__(config)
         self.num_labels = cast(int, config.num_labels)
@@ -133,20 +132,16 @@ class Classifier(HGRNPreTrainedModel):
             kind = "integers, one class each" if classes else "numbers"
             raise ValueError(
                 f"labels must have shape {shape} ({kind}) with problem_type={problem!r} and "
-                f"num_labels={count}, "
-                f"got {tuple(labels.shape)} of {labels.dtype}; set problem_type in the "
-                "configuration if another "
-                "is meant"
+                f"num_labels={count}, got {tuple(labels.shape)} of {labels.dtype}; set "
+                "problem_type in the configuration if another is meant"
             )
         if classes and labels.device.type == "cpu" and not torch.compiler.is_compiling():
             wrong = labels[((labels < 0) | (labels >= count)) & (labels != -100)]
             if wrong.numel():
                 raise ValueError(
                     f"labels must be class numbers from 0 to {count - 1} (num_labels={count}), or "
-                    "-100 where "
-                    f"there is none, got {wrong.flatten()[0].item()}; correct them, or set "
-                    "num_labels in the "
-                    "configuration"
+                    f"-100 where there is none, got {wrong.flatten()[0].item()}; correct them, or "
+                    "set num_labels in the configuration"
                 )
         logits = logits.to(at_least_float32(logits.dtype))
         loss = self.loss_function(

@@ -2,12 +2,11 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from transformers import PreTrainedConfig
 
 from hgrn.errors import UserError, near
@@ -25,9 +24,9 @@ from hgrn.models.fields import (
 from hgrn.models.loader import AUTO_MAP, write_loader
 from hgrn.models.presets import PRESETS
 from hgrn.models.published.config import as_our_fields
-from hgrn.modules.glu import _ACTIVATIONS as GLU_ACTIVATIONS
-from hgrn.modules.hgru import _ACTIVATIONS as GATE_ACTIVATIONS
-from hgrn.modules.hgru import _GATE_POSITIONS as GATE_POSITIONS
+from hgrn.models.transformers_fields import OF_TRANSFORMERS, transformers_problems
+from hgrn.modules.glu import GLU_ACTS
+from hgrn.modules.hgru import GATE_ACTS, GATE_POSITIONS
 from hgrn.modules.norms import NORMS
 from hgrn.untrusted import read_json
 
@@ -46,40 +45,9 @@ _SIZES = (
 _LIKENESS = 0.7  # of a misspelt name; many fields end alike
 _INITIALIZATIONS = ("pytorch", "lra", "normal")
 
-# Keys that transformers itself writes into any configuration or passes to it, and that are no
-# fields of it.
-OF_TRANSFORMERS = {
-    "model_type",
-    "auto_map",
-    "name_or_path",
-    "num_labels",
-    "torch_dtype",
-    "output_attentions",
-    "attn_implementation",
-    "experts_implementation",
-    "quantization_config",
-    "per_layer_config",
-    "tie_last_hidden_states",
-    "tokenizer_class",
-    "transformers_weights",
-    "custom_modules",  # ours: `save_pretrained` records the custom parts of a model here
-    "_name_or_path",
-    "_commit_hash",
-    "_auto_class",
-    "_from_auto",
-    "_from_pipeline",
-    "_output_attentions",
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_attn_implementation_internal",
-    "_experts_implementation",
-    "_experts_implementation_internal",
-}
-_PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 # A model with more is a mistake, or a file that is meant to fill the memory; the published ones
 # have 10^9 numbers.
 _MOST_LAYERS = 10_000
-_MOST_LABELS = 1_000_000
 _MOST_NUMBERS = 10**13
 
 
@@ -106,8 +74,7 @@ class HGRNConfig(PreTrainedConfig):
     patch_size: int | None = count(
         None,
         "rows and columns of the patches, in raster order, that a model of images reads; 1 is "
-        "pixel by pixel. None is a "
-        "model of tokens.",
+        "pixel by pixel. None is a model of tokens.",
         optional=True,
     )
     num_channels: int = count(3, "channels of the images.")
@@ -121,7 +88,7 @@ class HGRNConfig(PreTrainedConfig):
     intermediate_size: int | None = count(
         None, "channels inside each GLU; None becomes twice hidden_size."
     )
-    glu_act: str = choice("silu", GLU_ACTIVATIONS, '"silu", or "identity" (bilinear).')
+    glu_act: str = choice("silu", GLU_ACTS, '"silu", or "identity" (bilinear).')
     dropout: float = probability(
         0.0, "probability on embeddings and on the output of every HGRU and GLU, in [0, 1)."
     )
@@ -151,8 +118,8 @@ class HGRNConfig(PreTrainedConfig):
         "tokens",
         ("tokens", "pooled"),
         'what the last norm is for: the "tokens", as in the blocks, or the "pooled" vector in '
-        "classification heads "
-        "(`SimpleRMSNorm`, and no norm of the tokens; the authors' image models).",
+        "classification heads (`SimpleRMSNorm`, and no norm of the tokens; the authors' image "
+        "models).",
     )
     complex_state: bool = flag(
         True, "two numbers per channel turned by learned angles; False is the real variant."
@@ -166,9 +133,7 @@ class HGRNConfig(PreTrainedConfig):
         GATE_POSITIONS,
         'output gate "after_norm" (the authors\' code) or "before_norm" (the paper\'s text).',
     )
-    gate_act: str = choice(
-        "silu", GATE_ACTIVATIONS, 'activation of the output gate, "silu" or "sigmoid".'
-    )
+    gate_act: str = choice("silu", GATE_ACTS, 'activation of the output gate, "silu" or "sigmoid".')
     gate_rank: int | None = count(
         None,
         "factor forget and gate projections through this many channels; None does not.",
@@ -196,9 +161,8 @@ class HGRNConfig(PreTrainedConfig):
     )
     mask_padding: bool = flag(
         True,
-        "skip padding exactly; False lets the layers see it as any token and leaves it out of the "
-        "pooling only (the "
-        "authors' Long Range Arena models).",
+        "skip padding exactly; False lets the layers see it as any token and leaves it out of "
+        "the pooling only (the authors' Long Range Arena models).",
     )
     sinusoidal_positions: bool = flag(
         False, "add a fixed table of sines and cosines to the embeddings."
@@ -228,7 +192,7 @@ class HGRNConfig(PreTrainedConfig):
             self.intermediate_size = 2 * self.hidden_size
         known = {field.name for field in fields(self)} | OF_TRANSFORMERS
         self._raise_problems(
-            _transformers_problems(self, kwargs), [key for key in kwargs if key not in known]
+            transformers_problems(self, kwargs), [key for key in kwargs if key not in known]
         )
         super().__post_init__(**kwargs)
 
@@ -237,8 +201,8 @@ class HGRNConfig(PreTrainedConfig):
         """A published model, some fields overridden.
 
         An id of a special token means nothing in another vocabulary: with an overridden vocab_size
-            it is None unless
-        given. With an overridden hidden_size, intermediate_size keeps its ratio to it unless given.
+        it is None unless given. With an overridden hidden_size, intermediate_size keeps its ratio
+        to it unless given.
 
         Args:
             name: "wikitext103", "lm-150m", "lm-350m" or "lm-1b" (language models); "vit-tiny",
@@ -281,8 +245,7 @@ class HGRNConfig(PreTrainedConfig):
         if "configuration_files" in config:
             raise UserError(
                 f"{json_file} names other files to be read in its place (configuration_files), "
-                "which is not "
-                "done here"
+                "which is not done here"
             )
         return cls._decode_special_floats(config)
 
@@ -355,63 +318,11 @@ class HGRNConfig(PreTrainedConfig):
             listed = ", ".join(f"{name} {size}" for name, size in sizes.items() if size is not None)
             problems.append(
                 f"hidden_size: the model would have more than {_MOST_NUMBERS:,} parameters with "
-                f"{listed}; "
-                "use smaller ones"
+                f"{listed}; use smaller ones"
             )
         return problems
 
     def _are_tokens(self, name: str, value: Any) -> bool:
         values = value if isinstance(value, list) and name == "eos_token_id" else [value]
         limit = self.vocab_size if is_int(self.vocab_size) else math.inf
-        return all(isinstance(v, int) and is_int(v) and 0 <= v < limit for v in values)
-
-
-def _transformers_problems(config: HGRNConfig, given: Mapping[str, Any]) -> list[str]:
-    """A line for each field of transformers that it does not check itself, or not clearly."""
-    problems = []
-    dtype = given.get("torch_dtype") if config.dtype is None else config.dtype
-    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not isinstance(named, torch.dtype):
-        problems.append(
-            f"dtype: must be the name of a type of PyTorch, such as float32, got {dtype!r}"
-        )
-    labels = config.id2label
-    if labels is not None and not (
-        isinstance(labels, Mapping) and len(labels) <= _MOST_LABELS and _are_numbered(labels)
-    ):
-        problems.append(
-            f"id2label: must be a name for each number from 0, at most {_MOST_LABELS:,} of them, "
-            "or None"
-        )
-    classes = given.get("num_labels")
-    if classes is not None and not (is_int(classes) and 0 < classes <= _MOST_LABELS):
-        problems.append(
-            f"num_labels: must be an integer from 1 to {_MOST_LABELS:,}, got {classes!r}"
-        )
-    if not isinstance(config.label2id, Mapping | None):
-        problems.append(
-            f"label2id: must be a number for each name or None, got {config.label2id!r}"
-        )
-    if config.problem_type not in _PROBLEM_TYPES:
-        listed = ", ".join(map(str, _PROBLEM_TYPES))
-        problems.append(f"problem_type: must be one of {listed}, got {config.problem_type!r}")
-    problems += [
-        f"{name}: must be True, False or None, got {value!r}"
-        for name in ("output_hidden_states", "return_dict", "is_encoder_decoder")
-        if not isinstance(value := getattr(config, name), bool | None)
-    ]
-    quantization = given.get("quantization_config")
-    is_object = isinstance(quantization, Mapping) or hasattr(quantization, "to_dict")
-    if quantization is not None and not is_object:
-        problems.append(f"quantization_config: must be an object or None, got {quantization!r}")
-    for name in ("attn_implementation", "experts_implementation", "per_layer_config"):
-        if (value := given.get(name, given.get(f"_{name}"))) not in (None, "eager", "sdpa"):
-            problems.append(
-                f"{name}: must be None, since there is no such part in these models, got {value!r}"
-            )
-    return problems
-
-
-def _are_numbered(labels: Mapping[Any, str]) -> bool:
-    """Whether the keys are 0, 1, 2, ..., as numbers or, as JSON writes them, as text."""
-    return {str(key) for key in labels} == {str(number) for number in range(len(labels))}
+        return all(is_int(v) and 0 <= v < limit for v in values)

@@ -37,11 +37,9 @@ def check_custom_modules(recorded: object, found: dict[str, str], path: object) 
         parts = "; ".join(f"{name or 'model'} is {what}" for name, what in recorded.items())
     raise UserError(
         f"{path} was saved from a model with parts of its own (custom_modules in its config.json: "
-        f"{parts}), "
-        "and as plain HGRN its weights would be another model. Load it with a class whose "
-        "__init__ puts these "
-        "parts in place, or build the model, replace its parts and load the weights with "
-        "load_state_dict"
+        f"{parts}), and as plain HGRN its weights would be another model. Load it with a class "
+        "whose __init__ puts these parts in place, or build the model, replace its parts and load "
+        "the weights with load_state_dict"
     )
 
 

@@ -22,6 +22,7 @@ def boundaries(
     cu_seqlens: Tensor | None = None,
     position_ids: Tensor | None = None,
     seq_idx: Tensor | None = None,
+    *,
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
@@ -30,9 +31,7 @@ def boundaries(
     """Boundaries `[N + 1]` of the documents in x, its rows laid end to end, or None.
 
     None means that each row is one document. If several arguments say it, the first of these
-    counts: cu_seqlens (or cu_seq_lens_q,
-        cu_seq_lens_k), seq_idx,
-    position_ids.
+    counts: cu_seqlens (or cu_seq_lens_q, cu_seq_lens_k), seq_idx, position_ids.
 
     Args:
         x: `[B, T, ...]`.
@@ -53,8 +52,7 @@ def boundaries(
         if rows != 1:
             raise ValueError(
                 f"packed sequences need a batch of one row, [1, total], with {name}; got {rows} "
-                "rows of "
-                f"{length}"
+                f"rows of {length}"
             )
         for other, value in others:
             # Values on a GPU are not compared, which would wait for it.
@@ -62,8 +60,7 @@ def boundaries(
             if value.shape != first.shape or (on_cpu and value.tolist() != first.tolist()):
                 raise ValueError(
                     f"{name} and {other} must be the same boundaries of packed documents, got "
-                    f"{first} and "
-                    f"{value}"
+                    f"{first} and {value}"
                 )
         return first
     if length == 1:

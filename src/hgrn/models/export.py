@@ -1,7 +1,7 @@
 """Language models as ONNX files: the whole sequence at once, or a single step from state to state.
 
 Shape letters: B batch, T time, V vocabulary, C channels of a state (hidden_size, or twice that if
-    complex).
+complex).
 """
 
 import importlib
@@ -28,10 +28,9 @@ def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: boo
     """Write the forward of `model` as one ONNX graph, for any batch and any length of 1 or more.
 
     Inputs: input_ids int64 `[B, T]`; if wanted attention_mask int64 `[B, T]`, 0 where there is
-        padding, on either side or
-    inside, which is skipped exactly. Outputs: logits float32 `[B, T, V]`, and for each layer the
-    state after the last position, `final_state.0`, ... float32 `[B, C]`, from which a graph of
-    `export_onnx_step` goes on.
+    padding, on either side or inside, which is skipped exactly. Outputs: logits float32 `[B, T,
+    V]`, and for each layer the state after the last position, `final_state.0`, ... float32 `[B,
+    C]`, from which a graph of `export_onnx_step` goes on.
 
     The recurrence of each layer is one Scan of ONNX; all other nodes are plain ones of opset 20.
     Runtimes compute the numbers of the model to the rounding of float32.
@@ -61,9 +60,8 @@ def export_onnx_step(model: HGRNForCausalLM, path: str | Path) -> None:
     """Write one step of decoding as an ONNX graph without loops, for any batch.
 
     Inputs: input_ids int64 `[B, 1]`, and for each layer `initial_state.0`, ... float32 `[B, C]`,
-        zeros before the first
-    token. Outputs: logits float32 `[B, 1, V]`, and `final_state.0`, ..., the initial states of the
-    next step.
+    zeros before the first token. Outputs: logits float32 `[B, 1, V]`, and `final_state.0`, ..., the
+    initial states of the next step.
 
     Arguments and errors as `export_onnx`.
     """
@@ -156,15 +154,13 @@ def _check_model(model: nn.Module) -> None:
         if isinstance(part, Int8Linear):
             raise UserError(
                 f"{name} has 8-bit weights, which are for decoding here; export the model before "
-                "quantize_int8, "
-                "and have the tools of your runtime quantize the file"
+                "quantize_int8, and have the tools of your runtime quantize the file"
             )
     for name, tensor in model.named_parameters():
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise UserError(
                 f"{name} is {tensor.dtype} on {tensor.device}, but a model is exported in float32 "
-                "from the CPU; "
-                "use model.float().cpu()"
+                "from the CPU; use model.float().cpu()"
             )
 
 
@@ -178,8 +174,7 @@ def _check_path(path: Path) -> None:
             if file.exists():
                 raise UserError(
                     f"path {path}: {file} exists and is not overwritten; remove it, or choose "
-                    "another "
-                    "name"
+                    "another name"
                 )
 
 

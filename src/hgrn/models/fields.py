@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections.abc import Callable, Collection
 from dataclasses import field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 Rule = Callable[[Any], str]
 
@@ -88,12 +88,12 @@ def with_documented_fields(cls: _Class) -> _Class:
     return cls
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether a value is a whole number, which True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a real number, which True and False are not."""
     return is_int(value) or isinstance(value, float)
 

@@ -71,8 +71,7 @@ class HGRNImageProcessor(PilBackend):
         if image.shape[0] != num_channels:
             raise ValueError(
                 f"images must have {num_channels} channel(s), got an array of {image.shape[0]}; "
-                "convert it, or "
-                "set num_channels"
+                "convert it, or set num_channels"
             )
         return image
 
@@ -119,8 +118,7 @@ class HGRNImageProcessor(PilBackend):
             if do_normalize and isinstance(values, (list, tuple)) and len(values) != num_channels:
                 raise ValueError(
                     f"{name} must have a value for each of {num_channels} channel(s), got "
-                    f"{values!r}; give "
-                    f"{name} too"
+                    f"{values!r}; give {name} too"
                 )
 
 

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,8 +13,7 @@ from hgrn.models.published.files import PublishedCheckpoint
 from hgrn.models.published.record import ConversionError
 from hgrn.models.published.tensors import named_tensors, published_names, state_dict_for
 
-# A byte of a file holds at most so many numbers of a model; the smallest types we know put two in
-# one.
+# A byte holds at most so many numbers of a model; the smallest types we know put two in one.
 _NUMBERS_PER_BYTE = 4
 # The tensors of heads in a published checkpoint. A model without that head leaves them out.
 _HEAD_TENSORS = (
@@ -32,7 +30,7 @@ def check_folder_size(folder: str | os.PathLike[str], config: HGRNConfig | None)
     """Raise ValueError if the configuration describes a model far larger than the files.
 
     transformers would make what is missing and say only then that it does not fit: one wrong digit
-        would fill the memory.
+    would fill the memory.
     """
     sizes = [
         file.stat().st_size
@@ -46,8 +44,8 @@ def check_folder_size(folder: str | os.PathLike[str], config: HGRNConfig | None)
     if isinstance(config, HGRNConfig) and _is_too_large(config, sum(sizes)):
         raise ValueError(
             f"{folder}: the configuration describes a model of {config.fewest_numbers:,} "
-            "parameters or "
-            f"more, and its files have {sum(sizes):,} bytes; one of them is not the model's"
+            f"parameters or more, and its files have {sum(sizes):,} bytes; one of them is not the "
+            "model's"
         )
 
 
@@ -65,18 +63,9 @@ def _is_too_large(config: HGRNConfig, nbytes: int) -> bool:
 
 
 def published_state_dict(found: PublishedCheckpoint, model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint for such a model.
+    """The tensors of a published checkpoint for such a model, which may be on the meta device.
 
-    Args:
-        found: the checkpoint.
-        model: made on the meta device; a bare backbone, or one with a head.
-
-    Returns:
-        The tensors by the names that `from_pretrained` of transformers takes, those of the backbone
-        with its prefix.
-
-    Raises:
-        ConversionError: naming every tensor that is unexpected, missing or of another shape.
+    Raises ConversionError, naming every tensor that is unexpected, missing or of another shape.
     """
     layout = found.layout.name
     backbone = f"{model.base_model_prefix}."
@@ -101,13 +90,7 @@ def published_state_dict(found: PublishedCheckpoint, model: PreTrainedModel) -> 
 def refuse_int8_weights(
     model: nn.Module, path: str | os.PathLike[str] | None, report: Mapping[str, Any]
 ) -> None:
-    """Raise UserError if the files hold 8-bit weights, which are not a model's saved weights.
-
-    Args:
-        model: what was loaded from there.
-        path: where the files are.
-        report: transformers' loading info, whose unexpected keys tell.
-    """
+    """Raise UserError if the unexpected keys in transformers' report are those of 8-bit weights."""
     linear = {name for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     scales = sorted(
         key
@@ -117,13 +100,6 @@ def refuse_int8_weights(
     if scales:
         raise UserError(
             f"{path} holds 8-bit weights ({scales[0]} and {len(scales) - 1} more scales), which "
-            "are no "
-            "weights of a saved model; load what was saved before quantize_int8, and quantize it "
-            "again"
+            "are no weights of a saved model; load what was saved before quantize_int8, and "
+            "quantize it again"
         )
-
-
-def on_meta(kind: type[PreTrainedModel], config: HGRNConfig, *arguments: Any) -> PreTrainedModel:
-    """A model without memory: names and shapes only."""
-    with torch.device("meta"):
-        return kind(config, *arguments)

@@ -31,10 +31,8 @@ def register(overwrite: bool = False) -> None:
     """Register the models with the Auto classes; importing `hgrn.models` does this once.
 
     Another package may hold the model type "hgrn" already (flash-linear-attention does). Then it
-    keeps it, and a warning
-    names it: the Auto classes read saved folders with the classes of that package.
-        `HGRNForCausalLM.from_pretrained` and
-    the other classes of ours are not affected.
+    keeps it, and a warning names it: the Auto classes read saved folders with the classes of that
+    package. `HGRNForCausalLM.from_pretrained` and the other classes of ours are not affected.
 
     Args:
         overwrite: take the model type "hgrn" in any case.
@@ -65,8 +63,8 @@ def register(overwrite: bool = False) -> None:
         package = holder.__module__.split(".")[0]
         warnings.warn(
             f"the model type {name!r} is held by the package {package!r}, so AutoConfig and the "
-            "other Auto classes "
-            "stay with it; hgrn.models.register(overwrite=True) gives them to hgrn",
+            "other Auto classes stay with it; hgrn.models.register(overwrite=True) gives them to "
+            "hgrn",
             stacklevel=2,
         )
         return

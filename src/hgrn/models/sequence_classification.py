@@ -164,6 +164,7 @@ class HGRNForSequencePairClassification(Classifier):
         first = _Sequences(input_ids, attention_mask, inputs_embeds, cu_seqlens)
         second = _Sequences(input_ids_b, attention_mask_b, inputs_embeds_b, cu_seqlens_b)
         if self.config.norm_type == "batch":
+            # In one batch, so that the statistics are of both.
             both = _stacked(first, second)
             pooled, hidden = self._encode(use_cache, **both._asdict(), **outputs)
             a, b = pooled.chunk(2)
@@ -220,9 +221,8 @@ def _stacked(first: _Sequences, second: _Sequences) -> _Sequences:
         )
         raise ValueError(
             "with batch norms the first and second sequences are one batch: give both as ids or "
-            "both as "
-            "embeddings, of one shape and without cu_seqlens (pad them to one length); got "
-            + shapes
+            "both as embeddings, of one shape and without cu_seqlens (pad them to one length); "
+            "got " + shapes
         )
     mask = None
     masks = (first.attention_mask, second.attention_mask)

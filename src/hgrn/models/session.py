@@ -52,9 +52,8 @@ class Session:
     """N conversations with one model, which reads a piece of each in every call.
 
     A conversation is a state whose size does not grow: `4 * num_hidden_layers * hidden_size` bytes,
-        twice that for a
-    complex state, and the last inputs of the convolution if there is one. `branch`, `pick` and
-    `join` make new sessions and leave the old ones as they are.
+    twice that for a complex state, and the last inputs of the convolution if there is one.
+    `branch`, `pick` and `join` make new sessions and leave the old ones as they are.
 
     Args:
         model: in eval mode, and trained no further, because a state means nothing to other weights.
@@ -117,6 +116,7 @@ class Session:
         """
         ids, mask = self._batch(tokens)
         cache = self.cache
+        # Piece by piece, so that a long text takes no more memory than a piece.
         with self.model.stepping(self._steps):
             for start in range(0, ids.shape[1], _CHUNK):
                 part = slice(start, start + _CHUNK)
@@ -193,8 +193,7 @@ class Session:
         if about.get("fingerprint") != fingerprint(model):
             raise UserError(
                 f"{path} belongs to another model: a state means nothing to weights that did not "
-                "make it; load "
-                "the model that was there when it was saved, or read the texts again"
+                "make it; load the model that was there when it was saved, or read the texts again"
             )
         lengths = session_file.lengths(path, about)
         loaded = cls(model)
@@ -229,6 +228,7 @@ class Session:
                 f"tokens must give every conversation one or more, but row {lengths.index(0)} is "
                 "empty"
             )
+        # Padding goes to the left, so that the last column is the last token of every conversation.
         longest = max(lengths)
         ids = torch.tensor(
             [[0] * (longest - len(row)) + list(row) for row in tokens], device=self.model.device

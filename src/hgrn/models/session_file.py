@@ -55,8 +55,7 @@ def read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             else:
                 warnings.warn(
                     f"{path} was saved without a checksum, so nobody can see whether it is "
-                    "damaged; save it "
-                    "anew",
+                    "damaged; save it anew",
                     stacklevel=3,
                 )
             return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -102,8 +101,7 @@ def states(
     if odd := sorted(wanted.keys() ^ tensors.keys()):
         raise UserError(
             f"{path} does not hold the states of this model's layers: {', '.join(odd[:5])} in one "
-            "of them "
-            "only"
+            "of them only"
         )
     for name, like in wanted.items():
         found = tensors[name]
@@ -116,8 +114,7 @@ def states(
         if not found.isfinite().all():
             raise UserError(
                 f"{path}: state {name} holds NaN or infinity, from which nothing follows; read the "
-                "texts "
-                "again"
+                "texts again"
             )
     return tuple(
         tuple(tensors[f"{layer}.{part}"].to(like.device) for part, like in enumerate(parts))

@@ -46,6 +46,7 @@ def to_fields(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
         for key, allowed in file.allowed.items()
         if given.get(key, allowed[0]) not in allowed
     ]
+    # Some of these have the name of a field of ours and mean something else.
     for key in (*file.allowed, *file.ignored):
         given.pop(key, None)
     given = {file.renamed.get(key, key): value for key, value in given.items()}
@@ -59,6 +60,7 @@ def to_fields(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     if missing := [name for name in sizes if name not in given]:
         problems.append(f"{', '.join(missing)}: not given")
     raise_problems(problems, f"a configuration of the layout {layout.name!r} cannot be converted")
+    # A head that is added later starts as these packages start theirs.
     return {**layout.fixed, "initialization": "normal", **layout.defaults, **given}
 
 

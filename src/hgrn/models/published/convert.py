@@ -71,6 +71,7 @@ def convert_checkpoint(source: Path, out: Path, to: str | None = None, **fields:
     with reading(source):
         if not source.exists():
             raise UserError(f"there is no {source}: give a folder or a file of tensors")
+    # All that can be refused is refused before the model is read, which may take minutes.
     found = PublishedCheckpoint.find(source, {})
     if found is None:
         _check_own(source)
@@ -145,6 +146,7 @@ def _load(
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{source} does not hold a model that can be loaded: {error}") from error
+    # transformers only warns of such tensors, and makes up those that are missing.
     problems = [
         f"{kind}: {', '.join(map(str, sorted(names)))}" for kind, names in report.items() if names
     ]

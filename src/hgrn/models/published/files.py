@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
@@ -41,6 +42,7 @@ _HUB_OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
 class PublishedCheckpoint:
     """A checkpoint in a published layout: a folder, a repository of the hub, or a file.
 
@@ -52,17 +54,10 @@ class PublishedCheckpoint:
         config: its config.json; None if there is none.
     """
 
-    def __init__(
-        self,
-        path: str,
-        layout: Layout,
-        config: dict[str, Any] | None,
-        files: Sequence["TensorFile"],
-    ):
-        self.path = path
-        self.layout = layout
-        self.config = config
-        self._files = files
+    path: str
+    layout: Layout
+    config: dict[str, Any] | None
+    _files: Sequence["TensorFile"]
 
     @classmethod
     def find(cls, path: str | os.PathLike[str], arguments: Mapping[str, Any]) -> Self | None:
@@ -203,9 +198,8 @@ class TensorFile:
     def _unreadable(self, error: Exception) -> ConversionError:
         return ConversionError(
             f"{self.path} cannot be read as tensors: {error}. If it holds more than tensors "
-            "(checkpoints "
-            "of fairseq and Lightning hold their settings too), load it where you trust it and "
-            "save its "
+            "(checkpoints of fairseq and Lightning hold their settings too), load it where you "
+            "trust it and save its "
             'entry "model" alone with torch.save ("state_dict" in those of Lightning)'
         )
 

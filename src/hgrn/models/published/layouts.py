@@ -53,6 +53,7 @@ def layout_of_config(config: Mapping[str, Any]) -> Layout:
     Raises:
         ConversionError: it has keys of several layouts.
     """
+    # Configurations of several packages have fields in common, so only marks count.
     found: dict[str, list[str]] = {}
     for layout in (*LAYOUTS.values(), OURS):
         marks = () if layout.config_file is None else layout.config_file.marks

@@ -1,10 +1,9 @@
 """What is written down of a published layout: a `Layout`, and the `Line`s of its tensors.
 
 A line says: the tensor with this name there is the tensor with that name here, changed so. In both
-    names `{n}` stands for
-the number of a layer. Some packages count the two halves of a layer as layers; there `{2n}` and
-`{2n+1}` stand for the halves. A change only moves numbers around. So a tensor that goes in and out
-again has the same bits, and a gradient converts like its parameter.
+names `{n}` stands for the number of a layer. Some packages count the two halves of a layer as
+layers; there `{2n}` and `{2n+1}` stand for the halves. A change only moves numbers around. So a
+tensor that goes in and out again has the same bits, and a gradient converts like its parameter.
 """
 
 import functools

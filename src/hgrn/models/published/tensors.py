@@ -10,16 +10,11 @@ from hgrn.models.published.record import ConversionError, Layout, name_in_layer,
 
 
 def from_published(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Tensors under published names -> under ours.
-
-    Args:
-        tensors: of a checkpoint, or gradients.
-        layout: the name of its layout.
+    """Tensors (or gradients) under the published names of a layout -> under ours.
 
     Raises:
         ConversionError: naming every tensor that the layout does not have, and every part without
             its others.
-        ValueError: there is no such layout.
     """
     converted, problems = _convert(tensors, layout_named(layout))
     _raise(problems, layout)
@@ -32,14 +27,12 @@ def state_dict_for(
     """`from_published`, checked against the model that is to have these tensors.
 
     Args:
-        parameters: the tensors of the model (`named_tensors`), on any device, also "meta"; tied
-            ones are one object.
-        tensors: of the checkpoint, under published names.
+        parameters: the tensors of the model (`named_tensors`), on any device, also "meta".
+        tensors: those of the checkpoint, under published names.
         layout: the name of its layout.
 
     Raises:
         ConversionError: naming all that is unexpected, missing or of another shape.
-        ValueError: there is no such layout.
     """
     converted, problems = _convert(tensors, layout_named(layout))
     first_value: dict[int, Tensor] = {}  # of each parameter, which may have several names
@@ -51,6 +44,7 @@ def state_dict_for(
         elif parameter.shape != value.shape:
             shapes = f"{tuple(value.shape)}, in the model {tuple(parameter.shape)}"
             problems.append(f"reshaped: {name} is {shapes}; {origin}")
+        # A tied tensor may come twice, under both names.
         elif not torch.equal(first_value.setdefault(id(parameter), value), value):
             problems.append(f"untied: {name} differs from the tensor that the model ties it to")
     found = {id(parameters[name]) for name in converted if name in parameters}
@@ -66,14 +60,10 @@ def state_dict_for(
 def load_published(module: nn.Module, tensors: Mapping[str, Tensor], layout: str) -> None:
     """Copy a published checkpoint into `module`, whose dtype stays.
 
-    Args:
-        module: a model, or a single layer for a layout of one.
-        tensors: of the checkpoint, under published names.
-        layout: the name of its layout.
+    A layout of a single layer wants the layer as the module.
 
     Raises:
         ConversionError: as `state_dict_for`; nothing is copied then.
-        ValueError: there is no such layout.
     """
     parameters = named_tensors(module)
     with torch.no_grad():
@@ -86,7 +76,6 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
 
     Raises:
         ConversionError: naming every one that the layout does not have.
-        ValueError: there is no such layout.
     """
     record = layout_named(layout)
     published = {}
@@ -156,6 +145,7 @@ def _convert(tensors: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, T
                 f"reshaped: {name} has shape {shape}, with other axes than the layout's"
             )
             continue
+        # What is a whole tensor of ours is done; a part waits for the others.
         if line.ours is None:
             continue
         ours = name_in_layer(line.ours, number)
@@ -181,8 +171,7 @@ def _joined(ours: str, pieces: dict[int, tuple[str, Tensor]], wanted: list[str])
         absent = ", ".join(name for name in wanted if name not in names)
         raise ConversionError(
             f"missing: {ours} is made of {len(wanted)} tensors, of which only {', '.join(names)} "
-            "is "
-            f"there, not {absent}"
+            f"is there, not {absent}"
         )
     try:
         return torch.cat([pieces[part][1] for part in sorted(pieces)])
