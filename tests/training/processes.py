@@ -1,12 +1,13 @@
-"""Runs in processes of their own, as scripts for the tests that kill them or need several.
+"""Runs in separate processes, as scripts for the tests that kill them or need several of them.
 
-    python -m tests.training.processes kills FOLDER     every named point of a save, and random moments
-    python -m tests.training.processes ranks FOLDER     one process and two, which talk through gloo
-    python -m tests.training.processes locks FOLDER     two processes that find the lock of a dead one
-    python -m tests.training.processes refusals FOLDER  two processes of which one cannot write
-    python -m tests.training.processes shares FOLDER    whole and sharded weights, whole and shared sequences, on 1, 2 and 4
+    python -m tests.training.processes WHAT FOLDER
 
-Everything is imported once and every run is a fork, so that a run takes tenths of a second instead of many.
+kills: at every point of a save, and at random moments. ranks: one process, and two that talk
+through gloo. locks: two processes that find the lock of a dead one. refusals: two processes, one of
+which cannot write. shares: whole and sharded weights, whole and shared sequences, on 1, 2 and 4
+processes.
+
+Everything is imported once and every run is a fork, so a run takes tenths of a second.
 The results are printed as one JSON object.
 """
 
@@ -83,7 +84,7 @@ def train_and_die(recipe: Recipe, run: Path, point: str, nth: int) -> None:
 
 
 def kills(folder: Path) -> dict:
-    """For each kill: how the killed run ended, and the weights of the run that was resumed after it."""
+    """For each kill: how the killed run ended, and the weights of the run after its resume."""
     results = {}
     for state in ("carry", "documents"):
         recipe = tiny_recipe(
@@ -116,7 +117,7 @@ def kills(folder: Path) -> dict:
 
 
 def in_ranks(world: int, work: Callable[[], object]) -> list[int]:
-    """Do `work` in so many processes, with the environment that torchrun gives them; their exit statuses."""
+    """Do `work` in some processes with the environment of torchrun; their exit statuses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -147,7 +148,7 @@ def ranks(folder: Path) -> dict:
         batch__accumulation=2,
         data__documents="line",
         model__dropout=0,
-        # far above the gradients, so that a step is in proportion to them and does not amplify last digits
+        # Far above the gradients, so a step is proportional to them and amplifies no last digits.
         optimizer__eps=1.0,
         training__log_every=1,
         training__steps=6,
@@ -219,7 +220,7 @@ def refusals(folder: Path) -> dict:
 
 
 def locks(folder: Path) -> dict:
-    """Two processes take over the lock of a dead one, the first slowly; with locks of files and without.
+    """Two processes take over the lock of a dead one, the first slowly; with and without locks.
 
     For each: the processes, what each says, and what is left in the folder.
     """
@@ -272,7 +273,7 @@ def _taken_over(run: Path, refusal: str) -> list:
 
 
 def shares(folder: Path) -> dict:
-    """The same 30 steps on one process and in other ways; stopped on one number of ranks and gone on with on another."""
+    """The same 30 steps on one process and in other ways, and resumed on other numbers of ranks."""
     folder.mkdir(parents=True)
     (folder / "tiny.txt").write_text(
         "some lines of text\n" * 60 + "a long line without any border in it " * 40
@@ -379,7 +380,7 @@ def shares(folder: Path) -> dict:
 
 
 def write_local_shapes(recipe: Recipe, folder: Path) -> None:
-    """For each parameter: its shape, what this rank holds of it, and the dtypes of its values inside a bf16 model."""
+    """For each parameter: its shape, the part of this rank, and its dtypes inside a bf16 model."""
     from torch.distributed.tensor import DTensor
 
     with Ranks.join(recipe.parallel) as ranks:

@@ -176,7 +176,10 @@ def test_what_only_some_tasks_have(tmp_path):
 
 @pytest.mark.parametrize("kind", ["listops", "text"])
 def test_a_pipeline_classifies_raw_text(kind, tmp_path):
-    """With the answers that the encoded data has; tests/models/test_pipelines.py has programs that do not import hgrn."""
+    """With the answers of the encoded data.
+
+    tests/models/test_pipelines.py has programs that do not import hgrn.
+    """
     recipe = tiny_arena_recipe(kind, tmp_path)
     outcome = train(recipe, tmp_path / "run")
     if kind == "listops":

@@ -1,4 +1,4 @@
-"""Classifiers in training: loss, evaluation, resume, and that a checkpoint sees a file as training's evaluation does."""
+"""Classifiers in training: loss, evaluation, resume, and image files as a checkpoint sees them."""
 
 import io
 

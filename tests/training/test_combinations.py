@@ -1,4 +1,4 @@
-"""What is wrong with recipes of classifiers although every value is of its type, one line each; and which recipe a file is."""
+"""Rules of recipes of classifiers, one line for each mistake; and the kind of recipe in a file."""
 
 import pytest
 import yaml
@@ -114,7 +114,8 @@ def test_one_mistake_is_one_line_in_a_recipe_of_the_arena(tmp_path, kind, change
     [
         (
             {"task": "image-clasification"},
-            "task = 'image-clasification': must be one of language-model, image-classification, long-range-arena",
+            "task = 'image-clasification': must be one of language-model, image-classification, "
+            "long-range-arena",
         ),
         ({"task": ["x"]}, "task = ['x']: must be one of"),
         ({"task": "long-range-arena"}, "data.task: must be one of listops"),

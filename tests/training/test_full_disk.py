@@ -139,7 +139,8 @@ def test_a_log_that_may_not_grow(tmp_path):
         ):
             log(row)
         log._rows.close()
-        log._rows = open(os.devnull, "wb")  # the rows go well, the events do not
+        # The rows go well, the events do not.
+        log._rows = open(os.devnull, "wb")  # noqa: SIM115
         with pytest.raises(
             UserError, match="tfevents.* cannot be written: File too large.*--resume"
         ):

@@ -1,4 +1,4 @@
-"""Whole tiny runs: what is divided by what, when a run stops, and that it goes on as if it had not."""
+"""Whole tiny runs: losses and batches, when a run stops, and that it goes on as if it had not."""
 
 import json
 import os
@@ -161,7 +161,7 @@ def test_what_is_not_finite_stops_the_run_before_the_step(tmp_path, spoiled):
 
 
 def test_clipping_bounds_the_step(tmp_path):
-    """With a huge eps AdamW is gradient descent: the first step's length is the norm that it was given."""
+    """With a huge eps AdamW is gradient descent, so the first step has the length of its norm."""
     moved = {}
     for clip_norm in (None, 0.25):
         recipe = tiny_recipe(

@@ -12,7 +12,8 @@ def test_a_model_that_the_machine_cannot_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(fields, "_memory", lambda: 8e9)
     with pytest.raises(
         ValueError,
-        match="the model's weights need 960 GB, and this machine has 8 GB of memory: lower model.hidden_size",
+        match="the model's weights need 960 GB, and this machine has 8 GB of memory: "
+        "lower model.hidden_size",
     ):
         recipe.model.config(vocab_size=259)
     assert tiny_recipe(tmp_path).model.config(vocab_size=259).hidden_size == 8

@@ -57,7 +57,7 @@ def ranks(tmp_path_factory):
 
 
 def test_two_ranks_take_the_steps_of_one_process(ranks):
-    """Unequal numbers of tokens count in the micro-batches of two ranks: loss, gradient, what follows."""
+    """The micro-batches of two ranks have unequal numbers of tokens that count."""
     assert ranks["world 1"] == [0] and ranks["world 2"] == [0, 0]
     one, two = (read_rows(ranks["folder"] / f"world {world}" / "log.jsonl") for world in (1, 2))
     assert len(one) == len(two) == 8  # six steps, two validations

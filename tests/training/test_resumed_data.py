@@ -1,4 +1,4 @@
-"""`--resume` trains on the data that the checkpoint was trained on, or says that it is other data."""
+"""`--resume` trains on the data of the checkpoint, or says that it is other data."""
 
 import shutil
 from pathlib import Path

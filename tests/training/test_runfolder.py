@@ -61,9 +61,8 @@ def test_the_lock_of_another_host_is_never_removed(tmp_path):
 
 def test_an_unreadable_lock_is_the_users_to_remove(tmp_path):
     (tmp_path / "run.lock").write_text("")
-    with pytest.raises(UserError, match="run.lock is not readable: .*remove it"):
-        with locked(tmp_path):
-            pass
+    with pytest.raises(UserError, match="run.lock is not readable: .*remove it"), locked(tmp_path):
+        pass
     assert [file.name for file in tmp_path.iterdir()] == ["run.lock"]
 
 
@@ -147,17 +146,18 @@ def test_missing_and_empty_folders_are_free(tmp_path):
 )
 def test_a_lock_of_rubbish_is_the_users_to_remove(tmp_path, content):
     (tmp_path / "run.lock").write_bytes(content.replace(b"HOST", socket.gethostname().encode()))
-    with pytest.raises(UserError, match="run.lock is not readable: .*remove it"):
-        with locked(tmp_path):
-            pass
+    with pytest.raises(UserError, match="run.lock is not readable: .*remove it"), locked(tmp_path):
+        pass
     assert os.listdir(tmp_path) == ["run.lock"]
 
 
 def test_a_lock_that_is_a_folder(tmp_path):
     (tmp_path / "run.lock").mkdir()
-    with pytest.raises(UserError, match="run.lock cannot be read: Is a directory; .*remove it"):
-        with locked(tmp_path):
-            pass
+    with (
+        pytest.raises(UserError, match="run.lock cannot be read: Is a directory; .*remove it"),
+        locked(tmp_path),
+    ):
+        pass
 
 
 def test_a_lock_that_vanishes_is_put_back(tmp_path):
@@ -217,9 +217,11 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, name):
     monkeypatch.setattr(fcntl, "flock", flock)
     for _ in range(2):
         with locked(tmp_path):
-            with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
-                with locked(tmp_path):
-                    pass
+            with (
+                pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
+                locked(tmp_path),
+            ):
+                pass
         assert not os.listdir(tmp_path)
 
 

@@ -1,4 +1,7 @@
-"""Runs whose weights or sequences are shared by several processes, against runs of one (see processes.py for how they are made)."""
+"""Runs whose weights or sequences are shared by several processes, against runs of one process.
+
+processes.py makes them.
+"""
 
 import json
 
@@ -67,7 +70,7 @@ def assert_same_state(one, other):
     "name", ["ddp 2", "fsdp 4", "fsdp 4 to 2", "fsdp 2 to 1", "one to 4", "ddp 2 to fsdp 4"]
 )
 def test_thirty_steps_take_the_course_of_one_process(runs, name):
-    """The last four were saved at step 15 and gone on with by another number of ranks, or with other shares."""
+    """The last four were saved at step 15 and resumed by other ranks, or with other shares."""
     assert len(read_rows(runs / name / "log.jsonl")) == 30
     assert_same_course(runs, "one", name)
     assert_same_state(saved(runs, "one", 30), saved(runs, name, 30))
@@ -153,9 +156,10 @@ def test_classifiers_in_mixed_precision_train_and_validate_sharded(runs):
 
 
 def test_running_statistics_are_saved_with_sharded_weights_and_gone_on_with(runs):
-    """Each rank norms its own share, alike in both ways; what is saved are the statistics of the first.
+    """Each rank norms its own share, alike in both ways; those of the first rank are saved.
 
-    Means are not compared: biases in front of a batch norm have no gradient but rounding, which AdamW follows, and they move them.
+    Means are not compared: biases in front of a batch norm have no gradient but rounding, which
+    AdamW follows, so the means move with them.
     """
     ddp, fsdp, again, alone = (
         load_file(runs / f"batch norm {name}" / "checkpoints" / "step-000008" / "model.safetensors")

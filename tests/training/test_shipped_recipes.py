@@ -1,4 +1,4 @@
-"""Every recipe in the package parses and builds its model; published ones have the published values."""
+"""Every recipe of the package is valid and builds its model; published ones have their values."""
 
 import json
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ PARAMETERS = {
 
 @pytest.fixture
 def with_data(tmp_path):
-    """Loads a shipped recipe; where it names files that are the user's, with small ones of the same kind."""
+    """Load a shipped recipe, with small files in place of the user's."""
 
     def load(name, **overrides):
         records = [
@@ -267,7 +267,10 @@ def test_imagenet_is_the_authors_script(with_data, size, width):
 
 @dataclass
 class Script:
-    """A column of the authors' script for Long Range Arena. shape: width, layers, width of the GLU, classes."""
+    """A column of the authors' script for Long Range Arena.
+
+    shape: width, layers, width of the GLU, classes.
+    """
 
     batch: int
     lr: float

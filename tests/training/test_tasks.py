@@ -94,7 +94,8 @@ def test_a_run_may_start_from_the_weights_of_another(tmp_path):
     )
     with pytest.raises(
         UserError,
-        match="(?s)model.safetensors cannot be loaded into the model of this recipe:.*size mismatch",
+        match="(?s)model.safetensors cannot be loaded into the model of this recipe:"
+        ".*size mismatch",
     ):
         LanguageModelTask(
             tiny_recipe(tmp_path, model__weights=str(tmp_path / "run"), model__hidden_size=16),

@@ -1,4 +1,4 @@
-"""Data of the Long Range Arena so small that a run takes seconds, in the formats of the releases."""
+"""Data of the Long Range Arena in the formats of the releases, so small that runs take seconds."""
 
 import random
 from pathlib import Path
@@ -66,14 +66,18 @@ def write_arena(kind: str, folder: Path) -> None:
         folder.mkdir()
         for file in FILES.values():
             lines = [
-                f"{number % 2}.0\t1\t2\t{words(number + 1, 'gate scan')}\t{words(3, 'state gate')}\n"
+                f"{number % 2}.0\t1\t2\t"
+                f"{words(number + 1, 'gate scan')}\t{words(3, 'state gate')}\n"
                 for number in range(20)
             ]
             (folder / file).write_text("".join(lines))
 
 
 def tiny_arena_recipe(kind: str, folder: Path, **overrides: object) -> Recipe:
-    """A recipe of the authors' model for one of `KINDS`, smaller, on files in `folder`; overrides as of `tiny_recipe`."""
+    """A small recipe of the authors' model for one of `KINDS`, on files in `folder`.
+
+    overrides: as for `tiny_recipe`.
+    """
     if not (folder / kind).exists():
         write_arena(kind, folder / kind)
     data = {"task": kind, "path": str(folder / kind), "cache": str(folder / "cache")}

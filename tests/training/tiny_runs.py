@@ -1,4 +1,4 @@
-"""Runs so small that one takes a fraction of a second; also imported by the scripts that tests start."""
+"""Runs that take a fraction of a second, for tests and for the scripts that tests start."""
 
 import random
 import struct
@@ -35,7 +35,10 @@ def tiny_text(lines: int = 12, seed: int = 0) -> str:
 
 
 def tiny_recipe(folder: Path, text: str | None = None, **overrides: object) -> Recipe:
-    """The tiny recipe on a text file in `folder`; `overrides` with __ for the dot (training__steps=3)."""
+    """The tiny recipe on a text file in `folder`.
+
+    overrides: dotted keys with __ for the dot (training__steps=3).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     if not (folder / "tiny.txt").exists():
