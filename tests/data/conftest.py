@@ -11,7 +11,7 @@ from hgrn.data.tokens import TokenFile, prepare
 
 @pytest.fixture
 def make_data(tmp_path: Path) -> Callable[..., TextData]:
-    """TextData with one split `train` of all the text, unless told otherwise, and a cache of its own."""
+    """Make TextData, by default with one split `train` of all text and with a new cache."""
 
     def make(files: list[Path] | None = None, **settings) -> TextData:
         settings.setdefault("splits", {"train": TextSplit()})

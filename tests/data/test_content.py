@@ -1,4 +1,4 @@
-"""Files that are no text are refused by what is in them, and text of any kind goes through unchanged."""
+"""Files that are not text are refused by their content; any text goes through unchanged."""
 
 import bz2
 import gzip

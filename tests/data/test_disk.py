@@ -1,4 +1,4 @@
-"""Locks, flushed folders and paths, on the systems and file systems that have less than Linux on a local disk."""
+"""Locks, folders and paths on systems that can do less than Linux with a local disk."""
 
 import errno
 import os
@@ -65,7 +65,8 @@ def test_text_is_prepared_where_the_file_system_has_no_locks(tmp_path, monkeypat
 def test_a_lock_of_a_process_that_died_without_system_locks_is_taken_over(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOSYS))
     program = (
-        "import errno, fcntl, os, sys\nfrom pathlib import Path\nfrom hgrn.data.disk import locked\n"
+        "import errno, fcntl, os, sys\nfrom pathlib import Path\n"
+        "from hgrn.data.disk import locked\n"
         "def flock(*_): raise OSError(errno.ENOSYS, 'no')\nfcntl.flock = flock\n"
         "with locked(Path(sys.argv[1])): os._exit(7)\n"
     )
@@ -87,8 +88,8 @@ def test_waiting_is_said(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     assert not overlaps(tmp_path / "entry.lock")
     assert (
-        f"waiting for another process that prepares the same data; it holds {tmp_path / 'entry.lock'}"
-        in caplog.text
+        "waiting for another process that prepares the same data; it holds "
+        f"{tmp_path / 'entry.lock'}" in caplog.text
     )
 
 
@@ -96,7 +97,8 @@ def test_a_system_without_fcntl_and_pread(tmp_path):
     """What Windows lacks."""
     (tmp_path / "a.txt").write_text("hello")
     program = (
-        "import os, sys, warnings\nsys.modules['fcntl'] = None\ndel os.pread\nwarnings.simplefilter('ignore')\n"
+        "import os, sys, warnings\nsys.modules['fcntl'] = None\ndel os.pread\n"
+        "warnings.simplefilter('ignore')\n"
         "from hgrn.data.text import TextData, TextSplit\nfrom hgrn.data.tokens import prepare\n"
         "data = TextData(files=[sys.argv[1]], splits={'train': TextSplit()}, cache=sys.argv[2])\n"
         "for _ in range(2): print(bytes(prepare(data, 'train').read(0, 5).tolist()).decode())\n"

@@ -51,10 +51,18 @@ with open(text, "rb") as file:
     for start in (0, size // 2, size - 10_001):
         file.seek(start)
         window = file.read(10_000).replace(b"\\n", b"\\0")
-        assert bytes(0 if token == 257 else token for token in tokens.read(start, 10_000).tolist()) == window
+        found = tokens.read(start, 10_000)
+        found[found == 257] = 0
+        assert bytes(found.tolist()) == window
 recipe = load_recipe("lm/text", {
-    "data.files": [text], "data.cache": cache, "data.documents": "line", "data.splits": {"train": {}},
-    "training.steps": 5, "training.eval_every": None, "schedule.warmup_steps": 1, "model.hidden_size": 64,
+    "data.files": [text],
+    "data.cache": cache,
+    "data.documents": "line",
+    "data.splits": {"train": {}},
+    "training.steps": 5,
+    "training.eval_every": None,
+    "schedule.warmup_steps": 1,
+    "model.hidden_size": 64,
 })
 outcome = train(recipe, Path(cache) / "run")
 assert outcome.step == 5 and outcome.checkpoint.is_dir()

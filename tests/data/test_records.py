@@ -1,4 +1,4 @@
-"""JSON, CSV and parquet as records: the same text whatever the file, and every mistake named by file and place."""
+"""JSON, CSV and parquet files give the same records; errors name file and place."""
 
 import gzip
 import json
@@ -140,7 +140,8 @@ def test_a_json_array_is_read_whatever_the_blocks(tmp_path_factory, values, inde
         (
             "a.jsonl",
             b'[{"text": "a"}]',
-            "a.jsonl:1: every line must be a JSON object; got list .an array of objects is read from",
+            "a.jsonl:1: every line must be a JSON object; got list .an array of objects is read "
+            "from",
         ),
         ("a.jsonl", b"null", "a.jsonl:1: every line must be a JSON object; got NoneType"),
         ("a.jsonl", b'{"text": "\xed\xa0\x80"}', "a.jsonl:1: not valid JSON"),

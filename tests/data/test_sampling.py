@@ -110,7 +110,7 @@ def test_documents_are_packed_and_cut(length, block, batch, seed, starts):
             at for at, position in enumerate(positions) if at % block == 0 or position in starts
         }
         assert one.cu_seqlens.dtype == torch.int32
-        assert one.cu_seqlens.tolist() == sorted(borders) + [block * batch]
+        assert one.cu_seqlens.tolist() == [*sorted(borders), block * batch]
         expected = [IGNORED if position + 1 in starts else position + 1 for position in positions]
         assert one.labels[0].tolist() == expected
 

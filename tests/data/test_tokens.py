@@ -1,4 +1,4 @@
-"""The token cache: what it holds, when it is used again, and that nothing half written is ever used."""
+"""The token cache: what it holds, when it is used again, and that it is whole or absent."""
 
 import json
 import os
@@ -171,7 +171,8 @@ def die(*args, **settings):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr({"os": os, "json": cache.json}[sys.argv[3]], sys.argv[4], die)
-tokens.prepare(TextData(files=[sys.argv[1]], splits={"train": TextSplit()}, cache=sys.argv[2]), "train")
+data = TextData(files=[sys.argv[1]], splits={"train": TextSplit()}, cache=sys.argv[2])
+tokens.prepare(data, "train")
 """
 
 

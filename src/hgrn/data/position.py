@@ -4,10 +4,11 @@ What a sampler draws depends on nothing else, so a resumed run goes on with the 
 """
 
 
-def check_shares(batch_size: int, rank: int, world: int, **counts: int) -> None:
-    """Raises ValueError unless a batch can be dealt out equally to the ranks.
+def share_of(batch_size: int, rank: int, world: int, **counts: int) -> slice:
+    """The rows of a batch that belong to one rank; all ranks get equally many.
 
-    rank: this process, in [0, world). counts: other sizes that must be at least 1.
+    counts: other sizes that must be at least 1. Raises ValueError unless they are, rank is in
+    [0, world) and the ranks can divide the batch.
     """
     for name, value in {**counts, "batch_size": batch_size, "world": world}.items():
         if value < 1:
@@ -16,6 +17,8 @@ def check_shares(batch_size: int, rank: int, world: int, **counts: int) -> None:
         raise ValueError(f"batch_size {batch_size} must be a multiple of the {world} ranks")
     if not 0 <= rank < world:
         raise ValueError(f"rank must be in [0, {world}); got {rank}")
+    share = batch_size // world
+    return slice(rank * share, (rank + 1) * share)
 
 
 class Positioned:

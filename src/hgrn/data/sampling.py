@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from hgrn.data.position import Positioned, check_shares
+from hgrn.data.position import Positioned, share_of
 from hgrn.data.shuffle import hashed, shuffled
 from hgrn.data.tokens import TokenFile
 from hgrn.errors import UserError
@@ -112,16 +112,14 @@ class BlockSampler(Positioned):
         rank: int = 0,
         world: int = 1,
     ):
-        check_shares(batch_size, rank, world, block_size=block_size)
+        share = share_of(batch_size, rank, world, block_size=block_size)
         if mode not in ("reset", "carry", "documents"):
             raise ValueError(f"mode must be 'reset', 'carry' or 'documents'; got {mode!r}")
         self.tokens = tokens
         self.block_size = block_size
         self.batch_size = batch_size
         self.mode = mode
-        self._rows = np.arange(batch_size)[
-            rank * batch_size // world : (rank + 1) * batch_size // world
-        ]
+        self._rows = np.arange(batch_size)[share]
         # The last label needs one token more. "carry" leaves T tokens free, so that borders can
         # move.
         margin = block_size if mode == "carry" else 1

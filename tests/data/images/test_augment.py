@@ -42,7 +42,7 @@ def from_pillow(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-# ------------------------------------------------------------------------------------------------------- transforms
+# -------------------------------------------------------------------------------------- transforms
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_flip_takes_its_share():
 
 
 def test_resized_crops_cover_the_stated_parts():
-    """A ramp from 0 to 1 shows where each part begins and ends: their widths, and through them the areas."""
+    """In a ramp from 0 to 1 one sees where each part begins and ends, and so its area."""
     ramp = torch.linspace(0, 1, 64)
     images = torch.stack([ramp.expand(64, 64), ramp.unsqueeze(1).expand(64, 64)]).expand(
         200, 2, 64, 64
@@ -145,7 +145,7 @@ def test_resized_crops_cover_the_stated_parts():
 
 
 def test_a_small_part_of_a_photograph_is_not_grainy():
-    """A checkerboard of single pixels, made 8 times smaller, is grey: there is a low-pass filter."""
+    """A low-pass filter makes a checkerboard of pixels grey when it gets 8 times smaller."""
     board = (
         ((torch.arange(128).unsqueeze(0) + torch.arange(128).unsqueeze(1)) % 2)
         .float()
@@ -191,7 +191,7 @@ def test_settings_that_are_wrong(change, message):
         TrainingTransform(Augmentation(**change), 8, PLAIN)
 
 
-# ----------------------------------------------------------------------------------------------------- RandAugment
+# ------------------------------------------------------------------------------------- RandAugment
 
 PILLOW = {
     "auto contrast": lambda image, level: ImageOps.autocontrast(image),
@@ -237,7 +237,7 @@ PILLOW = {
 @pytest.mark.parametrize("level", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_are_those_of_pillow(name, level):
-    """The oracle is Pillow, which the authors' library calls; inside, away from what shifts leave empty."""
+    """Pillow, which the authors' library calls, gives the same away from the empty corners."""
     yy, xx = torch.meshgrid(torch.linspace(0, 6, 32), torch.linspace(0, 5, 32), indexing="ij")
     image = (127 + 110 * torch.stack([yy.sin(), xx.cos(), (xx + yy).sin()])).to(torch.uint8)
     made = OPERATIONS[name]((image / 255).unsqueeze(0), torch.tensor([level])).clamp(0, 1)[0]
@@ -280,7 +280,7 @@ def test_two_operations_an_image_each_applied_half_of_the_time(monkeypatch):
     assert len(applied) == 2 * len(OPERATIONS)
 
 
-# ---------------------------------------------------------------------------------------------------------- mixing
+# ------------------------------------------------------------------------------------------ mixing
 
 
 def test_label_matrix():
@@ -361,7 +361,7 @@ def test_mixing_can_be_left_out():
     assert len(Mixing(mixup=-1, cutmix=-1, probability=2, switch=-1, smoothing=1).problems()) == 5
 
 
-# --------------------------------------------------------------------------------------------------------- preview
+# ----------------------------------------------------------------------------------------- preview
 
 
 def test_preview_writes_a_sheet_for_each_augmentation(tmp_path, tensors):

@@ -17,7 +17,7 @@ from hgrn.data.images.source import CorruptImage
 from hgrn.errors import UserError
 from tests.data.images.conftest import encoded
 
-# -------------------------------------------------------------------------------------------------------- decoding
+# ---------------------------------------------------------------------------------------- decoding
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -53,7 +53,7 @@ def test_truncated_and_foreign_data_is_corrupt(form):
         decode(deep.getvalue(), "x.png", 1)
 
 
-# --------------------------------------------------------------------------------------------------------- folders
+# ----------------------------------------------------------------------------------------- folders
 
 
 def test_folders_are_classes(image_folder):
@@ -148,7 +148,7 @@ def test_problems_of_the_description(tmp_path, change, message):
     assert any(each.startswith(message) for each in found), found
 
 
-# ------------------------------------------------------------------------------------------------------- data sets
+# --------------------------------------------------------------------------------------- data sets
 
 
 def test_data_sets(tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_data_sets(tmp_path, monkeypatch):
             )
 
 
-# ---------------------------------------------------------------------------------------------------------- shards
+# ------------------------------------------------------------------------------------------ shards
 
 
 def write_shard(path, members, kind=None, linkname=""):
@@ -236,7 +236,7 @@ def sample(number: int, label: int, suffix: str = "cls"):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Three shards of 5, 9 and 6 samples, numbered on; labels are the number modulo 3, in all three forms."""
+    """Three shards of 5, 9 and 6 samples with labels number % 3, in all three forms of labels."""
     number = 0
     for shard, (count, suffix) in enumerate(((5, "cls"), (9, "json"), (6, "txt"))):
         members = []

@@ -119,7 +119,7 @@ def test_fashion_mnist_whole(shared):
     assert train.labels.bincount().min() > 5000
 
 
-# ----------------------------------------------------------------------------------------------------------- CIFAR
+# ------------------------------------------------------------------------------------------- CIFAR
 
 
 def write_cifar(root, classes: int, form: str, per_file: int = 4):

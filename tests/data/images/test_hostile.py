@@ -1,4 +1,4 @@
-"""Images and their labels from strangers: bounds of memory, headers that lie, names that lead elsewhere."""
+"""Hostile images and labels: memory stays bounded, headers may lie, names may lead elsewhere."""
 
 import gzip
 import io

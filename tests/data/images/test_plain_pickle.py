@@ -1,4 +1,4 @@
-"""Pickles are read as data: real batches of every protocol, and nothing that a file asks for is called."""
+"""Pickles are read as data: batches of every protocol load, and no file gets anything called."""
 
 import pickle
 import tracemalloc
@@ -11,11 +11,14 @@ from hgrn.data.images.cifar import load_plain_pickle, open_cifar
 from hgrn.errors import UserError
 from tests.data.images.test_fixed import write_cifar
 
-# As Python 2 wrote the published files: strings, and an array by `numpy.core.multiarray._reconstruct`.
+# As Python 2 wrote the published files: byte strings, and an array made by `_reconstruct`.
 PYTHON_2 = (
-    b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x03oneq\x03U\x06labelsq\x04]q\x05(K\x06K\x09eU\x04dataq\x06"
-    b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\t(K\x01K\x02K\x03\x86"
-    b"cnumpy\ndtype\nq\nU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x06abcdeftbu."
+    b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x03oneq\x03U\x06labelsq\x04]q\x05(K\x06K\x09e"
+    b"U\x04dataq\x06"
+    b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\t"
+    b"(K\x01K\x02K\x03\x86"
+    b"cnumpy\ndtype\nq\nU\x02u1K\x00K\x01\x87Rq\x0b"
+    b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x06abcdeftbu."
 )
 DTYPE = b"cnumpy\ndtype\nX\x02\0\0\0u1\x89\x88\x87R"
 
@@ -70,7 +73,8 @@ def test_a_batch_with_keys_of_text(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        # An array of Python objects over an address that the file chooses; a state that crashes numpy; zero strides.
+        # An array of Python objects at an address that the file chooses; a state that crashes
+        # numpy; zero strides.
         (b"\x80\x03cnumpy\nndarray\n(I1\n\x85X\x01\0\0\0OC\x08AAAAAAAAtR.", "calls numpy.ndarray"),
         (
             b"\x80\x02" + DTYPE + b"(K\x03X\x01\0\0\0|NJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb.",

@@ -1,4 +1,4 @@
-"""The arena's files from strangers: labels, tables and lines that cost more than they say, names that lead elsewhere."""
+"""Hostile arena files: content that costs more than it seems, and names that lead elsewhere."""
 
 import gzip
 import json
@@ -31,7 +31,8 @@ def labelled(folder, labels):
 def test_one_large_label(tmp_path, label):
     with pytest.raises(
         UserError,
-        match=f"label {label} is too large: there are 2 different labels, and numbers are read up to 9999",
+        match=f"label {label} is too large: there are 2 different labels, and numbers are read "
+        "up to 9999",
     ):
         labelled(tmp_path, [0, label])
 

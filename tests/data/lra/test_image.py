@@ -1,4 +1,4 @@
-"""CIFAR-10 as its authors publish it, both ways; the split, the grey and the shifts of the published runs."""
+"""CIFAR-10 in both published forms; split, grey and shifts are those of the published runs."""
 
 import gzip
 import pickle
@@ -40,8 +40,11 @@ def binary(tmp_path, batches):
 
 
 def pickled(pixels: np.ndarray, labels: np.ndarray) -> bytes:
-    """{"data": array, "labels": list}, byte for byte as Python 2 and its NumPy wrote it: strings are not Unicode."""
-    kind = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    """{"data": array, "labels": list} as Python 2 and its NumPy wrote it, with byte strings."""
+    kind = (
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
     shape = b"K" + bytes([len(pixels)]) + b"M" + struct.pack("<H", pixels.shape[1]) + b"\x86"
     raw = b"T" + struct.pack("<i", pixels.size) + pixels.tobytes()
     array = (

@@ -40,9 +40,10 @@ def test_parentheses_are_dropped_and_the_bracket_is_a_token():
 
 
 def test_vocabulary_is_that_of_the_release(write_files, tmp_path):
-    """4 operators, X, 10 digits and 3 specials, each with an id of its own; the ids come back as the tokens."""
+    """4 operators, X, 10 digits and 3 specials have different ids, which give back the tokens."""
     lines = [
-        f"( ( ( {operator} {digit} ) {digit} ) ] )\t{evaluate([operator, str(digit), str(digit), 'X'])}"
+        f"( ( ( {operator} {digit} ) {digit} ) ] )\t"
+        f"{evaluate([operator, str(digit), str(digit), 'X'])}"
         for operator in OPERATORS
         for digit in range(10)
     ]
@@ -145,7 +146,7 @@ def test_generated_values_are_right(generated):
 
 
 def test_generated_parentheses_are_those_of_the_grammar(generated):
-    """An operator with k arguments has k + 1 pairs: ( ( ( op a ) b ) ] ). Reduced to nothing, outwards."""
+    """An operator with k arguments has k + 1 pairs of parentheses: ( ( ( op a ) b ) ] )."""
 
     def reduce(tokens: list[str]) -> int:
         """How many tokens the expression at the start takes."""
@@ -154,7 +155,8 @@ def test_generated_parentheses_are_those_of_the_grammar(generated):
         opening = 0
         while tokens[opening] == "(":
             opening += 1
-        # The parentheses of an argument that is first stand behind the operator, so all of these are this operator's.
+        # A first argument has its parentheses after the operator, so all before it are the
+        # operator's own.
         assert tokens[opening] in OPERATORS
         at = opening + 1
         for _ in range(opening - 1):
@@ -204,7 +206,7 @@ def test_report_counts_what_is_there(generated):
 
 
 def test_shares_of_the_grammar(generated):
-    """Operators and digits are uniform; so is the number of arguments, from 2 to 10. Bounds of 5 standard errors."""
+    """Operators, digits and numbers of arguments (2 to 10) are uniform, in 5 standard errors."""
     folder, found = generated
     operators = np.array(list(found["train"]["operator"].values()))
     expected = operators.sum() / 4
@@ -269,7 +271,7 @@ def test_other_lengths(tmp_path):
 
 
 def test_lengths_and_depths_are_those_of_the_recursive_grammar(tmp_path):
-    """Against the grammar as it is usually written, node by node, whose trees of the wrong length are thrown away."""
+    """The usual way, node by node and dropping trees of the wrong length, has the same results."""
     grammar = Grammar(max_depth=6, max_args=5, min_length=10, max_length=80)
     rng = random.Random(0)
 

@@ -1,4 +1,4 @@
-"""Pathfinder: the release's layout read as it is, and new images that follow the rules of the original."""
+"""Pathfinder: the release can be read, and new images follow the rules of the original."""
 
 import os
 from dataclasses import replace
@@ -35,7 +35,7 @@ def metadata_row(index: int, label: int) -> list[str]:
 
 @pytest.fixture
 def release(tmp_path):
-    """Grey images whose brightness is their number, in two batches named so that 10 comes before 2 as text."""
+    """Grey images whose brightness is their number, in batches 2 and 10, which sort as numbers."""
     folder = tmp_path / "pathfinder32" / HARD
     (folder / "metadata").mkdir(parents=True)
     for batch in (2, 10):
@@ -57,7 +57,7 @@ def load(folder, tmp_path, **settings):
 
 
 def test_splits_are_those_of_the_published_runs(release, tmp_path):
-    """In the order of the batches' numbers, then as `random_split` of torch with seed 42 has them."""
+    """Batches are sorted by number, then split as torch's `random_split` does with seed 42."""
     data = load(release, tmp_path)
     parts = torch.utils.data.random_split(
         range(NUMBER), [24, 3, 3], generator=torch.Generator().manual_seed(42)
@@ -198,8 +198,8 @@ def test_without_crossings_one_colour_is_enough():
 
 
 def test_contours_keep_the_rules(drawings):
-    """Each paddle ends on a circle around its pivot, pivots follow each other straight on, and no paddle enters the
-    zone of an earlier one (but for the two paddles that are not yet claimed when it is drawn)."""
+    """Each paddle ends on a circle around its pivot, pivots follow each other straight on, and no
+    paddle enters an earlier zone, except those of two paddles that were not claimed by then."""
     settings = arena_settings(32)
     _, tables = _tables(settings, 1)
     reach = tables.zones.shape[1] // 2
@@ -227,8 +227,8 @@ def test_contours_keep_the_rules(drawings):
 
 
 def test_image_shows_markers_and_contours(drawings):
-    """Grey levels at 32 pixels: a dash is half a pixel wide, so that of a distractor (2) shows as about 1, of a long
-    contour (1.5) as 3/4 of that; a marker has 1. All are scaled to the full range."""
+    """Grey levels at 32 pixels. A dash is half a pixel wide, so a distractor (2) shows as about 1
+    and a long contour (1.5) as 3/4 of that; a marker has 1. All are scaled to the full range."""
     assert any(drawing.distractors for drawing in drawings)
     for drawing in drawings[:100]:
         image = drawing.image

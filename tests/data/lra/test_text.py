@@ -53,7 +53,7 @@ def decode(data, sequence) -> str:
 
 
 def test_reviews_are_characters_as_they_are(imdb, tmp_path):
-    """Case, HTML, tabs and line ends stay; <eos> stands behind; characters that training lacks are <unk>."""
+    """Case, HTML, tabs and line ends stay; <eos> comes last; unknown characters are <unk>."""
     data = load_text(imdb, tmp_path)
     train = data.splits["train"]
     test = data.splits["test"]
@@ -203,7 +203,7 @@ def test_half_a_character_is_refused(imdb, tmp_path):
         load_text(imdb, tmp_path)
 
 
-# A quote that opens and never closes, one inside, and an apostrophe: readers of CSV join such lines.
+# An open quote, one inside, and an apostrophe: readers of CSV would join such lines.
 PAIRS = [
     '1.0\t1\t2\t"open quote\tsecond, text',
     '0.0\t3\t4\tfirst \'text\tclosed "here" and "',

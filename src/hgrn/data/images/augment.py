@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from hgrn.data.images.randaugment import rand_augment
 from hgrn.errors import UserError
 
+# The box of random erasing: its share of the image, and its aspect ratio; timm's defaults.
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = (0.3, 1 / 0.3)
 

@@ -158,6 +158,7 @@ def _read_pickle(path: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         or images.shape[1] != PIXELS
     ):
         raise UserError(f"{path}: data must be uint8 [N, {PIXELS}], 3 channels of 32 x 32")
+    # The published files have a list; an array of numbers says the same.
     if isinstance(labels, np.ndarray) and labels.ndim == 1:
         labels = labels.tolist()
     fits = isinstance(labels, list) and len(labels) == len(images)

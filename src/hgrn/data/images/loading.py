@@ -125,6 +125,7 @@ class ImageLoader:
         Raises UserError for whatever is wrong with the images.
         """
         sampler = self.sampler
+        # Workers are started here, not in the constructor: a position may be loaded in between.
         if self._ahead is None:
             self._ahead = self._start()
         found = next(self._ahead)
@@ -133,6 +134,7 @@ class ImageLoader:
         self.corrupt.note(found.corrupt)
         position = (sampler.seed, sampler.epoch, sampler.index, sampler.rank)
         sampler.advance()
+        # The rest of the augmentation is done to whole batches, where the model is.
         images = found.images.to(self.device)
         labels = found.labels.to(self.device)
         images = self.transform(images, _seed(*position, AUGMENTING))
@@ -150,7 +152,7 @@ class ImageLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to a position; ValueError if there is none such."""
         self.sampler.load_state_dict(state)
-        self._ahead = None
+        self._ahead = None  # what workers have read ahead is for other positions
 
     def close(self) -> None:
         """End the workers; a later `next` starts others."""

@@ -1,8 +1,8 @@
 """Mixup, cutmix and label smoothing, one draw for a whole batch.
 
 mixup: Zhang et al., 2018; cutmix: Yun et al., 2019; smoothing: Szegedy et al., 2016. The rule
-for a batch is that of the image library that HGRN's authors used: the first image is mixed with the
-last, the second with the last but one, and so on.
+for a batch is that of timm, with which the published models were trained: the first image is mixed
+with the last, the second with the last but one, and so on.
 """
 
 from dataclasses import dataclass
@@ -67,6 +67,7 @@ def mix(
     random = np.random.default_rng(seed)
     if not (mixing.mixup or mixing.cutmix) or random.random() >= mixing.probability:
         return images, targets
+    # One draw for the whole batch, also where both are on.
     cut = mixing.cutmix > 0 and (mixing.mixup == 0 or random.random() < mixing.switch)
     alpha = mixing.cutmix if cut else mixing.mixup
     share = float(random.beta(alpha, alpha))

@@ -115,6 +115,7 @@ def _open_fixed(data: ImageData, split: str) -> ImageSource:
         whole = open_cifar(folder, published)
     if split == "test":
         return whole
+    # The validation images come last, so both parts are slices that share memory.
     border = len(whole) - data.validation
     if border < 1:
         raise UserError(
@@ -137,6 +138,7 @@ def _open_folder(data: ImageData, split: str) -> ImageSource:
         )
     if split == "test" and folder is None:
         raise UserError(f"{root} has no folder test; use the validation split")
+    # Read for every split, because all must have the classes of the training set.
     train = FolderSource(train_folder, data.channels)
     if data.format == "imagenet":
         check_imagenet(train)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from hgrn.data.images.source import ImageSource
-from hgrn.data.position import Positioned, check_shares
+from hgrn.data.position import Positioned, share_of
 from hgrn.errors import UserError
 
 
@@ -32,7 +32,7 @@ class ImageSampler(Positioned):
         world: int = 1,
         repeats: int = 1,
     ):
-        check_shares(batch_size, rank, world, repeats=repeats)
+        share_of(batch_size, rank, world, repeats=repeats)  # only to check; ranks take turns here
         super().__init__(source.name, len(source) // batch_size, seed)
         self.source = source
         self.batch_size = batch_size

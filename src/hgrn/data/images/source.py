@@ -89,6 +89,7 @@ class TensorSource(ImageSource):
         return TensorSource(name, self.images[start:stop], self.labels[start:stop], self.classes)
 
     def fingerprint(self) -> str:
+        # Of all pixels, since they are in memory anyway.
         digest = hashlib.sha256(json.dumps([list(self.images.shape), self.classes]).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)

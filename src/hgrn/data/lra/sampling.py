@@ -14,7 +14,7 @@ from hgrn.data.labelled import LabelledBatch
 from hgrn.data.lra.image import augmented
 from hgrn.data.lra.splits import ImageSplit, LabelledData, SequenceSplit
 from hgrn.data.lra.vocabulary import PAD
-from hgrn.data.position import Positioned, check_shares
+from hgrn.data.position import Positioned, share_of
 from hgrn.data.shuffle import hashed, shuffled
 from hgrn.errors import UserError
 
@@ -76,7 +76,7 @@ class ExampleSampler(Positioned):
         group_by_length: bool = False,
         augment: bool = False,
     ):
-        check_shares(batch_size, rank, world)
+        self._rows = share_of(batch_size, rank, world)
         self._reader = _Reader(data, split, pad_to)
         examples = data.splits[split]
         if augment and not isinstance(examples, ImageSplit):
@@ -88,7 +88,6 @@ class ExampleSampler(Positioned):
                 raise ValueError("group_by_length is for sequences, and these are images")
             self._lengths = examples.lengths
         self.batch_size = batch_size
-        self._rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.size = len(examples)
         super().__init__("a split", self.size // batch_size, seed)
         if self.steps_per_epoch == 0:
@@ -137,10 +136,9 @@ def in_order(
     Each rank gets its share of every batch, so all ranks get equally many batches. A share may be
     empty: no rows, and one column of padding.
     """
-    check_shares(batch_size, rank, world)
+    rows = share_of(batch_size, rank, world)
     reader = _Reader(data, split, pad_to)
     size = len(data.splits[split])
-    rows = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     return (
         reader.read(np.arange(start, min(start + batch_size, size)), rows)
         for start in range(0, size, batch_size)
