@@ -122,8 +122,8 @@ def test_runs_without_their_data_are_named(tmp_path, capsys):
             f"left out: {tmp_path / 'runs' / 'listops'}: " in where and "basic_train.tsv" in where
         )
         assert (
-            f"{tmp_path / 'runs' / 'pathfinder'}: {folder / 'pathfinder'} holds other data than it was trained on"
-            in where
+            f"{tmp_path / 'runs' / 'pathfinder'}: {folder / 'pathfinder'} holds other data than it "
+            "was trained on" in where
         )
     shutil.rmtree(folder / "text")
     shutil.rmtree(folder / "pathfinder")
@@ -144,7 +144,8 @@ def test_runs_without_their_data_are_named(tmp_path, capsys):
                 "schedule.warmup_steps": 5,
                 "optimizer.betas": [0.9, 0.99],
             },
-            " --data.path 'my files' --optimizer.betas '[0.9, 0.99]' --schedule.warmup_steps 5 --training.steps 10",
+            " --data.path 'my files' --optimizer.betas '[0.9, 0.99]' --schedule.warmup_steps 5 "
+            "--training.steps 10",
         ),
         (
             {"optimizer.clip_norm": 1.0, "schedule.total_steps": "null"},

@@ -184,7 +184,7 @@ def refusals(folder: Path) -> dict:
         "state": (checkpointing.torch, "save"),
         "model": (checkpointing, "_save_model"),
         "log": (runlog._Appended, "write"),
-        "shards": (checkpointing.sharding.dcp.HuggingFaceStorageWriter, "write_data"),
+        "shards": (checkpointing.sharding.HuggingFaceStorageWriter, "write_data"),
     }
     for mode, rank, what in REFUSALS:
         made = recipe_to_yaml(tiny_recipe(folder, parallel__mode=mode, training__log_every=1))

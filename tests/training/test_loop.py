@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from hgrn.data.sampling import IGNORED
 from hgrn.errors import UserError
-from hgrn.training import loop
 from hgrn.training.distributed import Ranks
 from hgrn.training.loop import train
 from hgrn.training.manifests import steps_saved
@@ -222,12 +221,12 @@ def test_a_compiled_model_takes_the_same_steps(tmp_path):
 def test_a_batch_that_does_not_split_over_the_processes(tmp_path):
     recipe = tiny_recipe(tmp_path, batch__accumulation=2)
     with pytest.raises(UserError, match="batch_size = 4 must be a multiple of 6: 3 processes"):
-        loop._check_division(recipe, Ranks(0, 3, torch.device("cpu")))
+        Ranks(0, 3, torch.device("cpu")).check_division(recipe.batch)
     shared = tiny_recipe(tmp_path, batch__accumulation=2, parallel__context=2)
     with pytest.raises(
         UserError, match="a multiple of 6: 6 processes over parallel.context = 2 times"
     ):
-        loop._check_division(shared, Ranks(0, 6, torch.device("cpu"), shared.parallel))
+        Ranks(0, 6, torch.device("cpu"), shared.parallel).check_division(shared.batch)
 
 
 def test_sequences_cannot_be_shared_by_one_process(tmp_path):

@@ -1,6 +1,5 @@
 """From a recipe to a trained model.
 
-`specs` says what a recipe may hold, `recipe` reads and checks one (with `combinations` and `problems`), `tasks` is what is
-trained, `loop` trains it (`optimizer`, `muon`, `schedules`, `averaging`; `distributed`, `sharding`, `peers`), `checkpointing` saves it;
-`runfolder` and `runlog` keep the folder that it writes to. Import from those modules.
+`recipe` says what a run is, `tasks` what is trained, and `loop` trains it. `checkpointing` and
+`manifests` save it into the folder that `runfolder` and `runlog` keep.
 """

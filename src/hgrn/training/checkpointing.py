@@ -12,10 +12,11 @@ A run folder:
                           (see sharding)
         manifest.json     size and checksum of every other file but the card (see manifests)
 
-A checkpoint is written into a hidden folder beside its place. The manifest comes last. When all of
-it is on disk, the folder is renamed. So a kill at any moment leaves the older checkpoints whole, and
-at worst a hidden folder, which the next save removes. `AutoModelForCausalLM.from_pretrained` of
-transformers loads a `step-N` folder.
+A checkpoint is written into a hidden folder beside its place, the manifest last. When all of it is
+on disk, the folder is renamed. So a kill at any moment leaves the older checkpoints whole, and at
+worst a hidden folder, which the next save removes. (`whole_folder` does not serve here, because all
+ranks write into the same folder.) `AutoModelForCausalLM.from_pretrained` of transformers loads a
+`step-N` folder.
 """
 
 import json
@@ -84,21 +85,21 @@ def save(
     facts: dict[str, str],
     ranks: Ranks,
 ) -> Path:
-    """Save one checkpoint from all ranks, then drop all but the newest `recipe.training.keep`; its
-    folder.
+    """Save one checkpoint from all ranks, drop all but the newest `recipe.training.keep`, and
+    return its folder.
 
-    processor: a tokenizer, or anything with `save_pretrained(folder)`, or None. state: this rank's
-    RNG and position, of types that `torch.load(weights_only=True)` reads. facts: what the model
-    card says of the run.
+    processor: a tokenizer, anything else with `save_pretrained(folder)`, or None. state: the random
+    state and position of this rank, of types that `torch.load(weights_only=True)` reads. facts:
+    what the model card says of the run.
 
-    Raises UserError on every rank if one cannot write. What was written of the checkpoint is then
-    removed, and the checkpoints before it stay.
+    Raises UserError on every rank if one cannot write. Its part of the checkpoint is then removed,
+    and the older checkpoints stay.
     """
     place = run / "checkpoints" / f"step-{step:06d}"
     hidden = place.with_name(SAVING + place.name)
-    weights = shards = (
-        None  # of a model that is not sharded, save_pretrained takes the weights itself
-    )
+    # save_pretrained takes the weights of a whole model itself.
+    weights = None
+    shards = None
     if ranks.is_sharded:
         weights = sharding.whole_weights(model, keep=ranks.is_main)
         optimizer_state, shards = sharding.split_state(model, optimizer)
@@ -147,7 +148,7 @@ def _save_model(
     recipe: Recipe,
     facts: dict[str, str],
 ) -> None:
-    """Write what makes a folder a model that can be loaded, and the recipe it was trained with."""
+    """Write the model with everything to load it, and the recipe that it was trained with."""
     model.card_facts = facts
     with without_bars():
         model.save_pretrained(folder, state_dict=weights)
@@ -160,7 +161,7 @@ def _save_model(
 
 
 def _seal(folder: Path, step: int, world: int, fingerprint: str) -> None:
-    """Put all files of a checkpoint on disk, and then the manifest that lists them."""
+    """Put all files of a checkpoint on disk, then the manifest that lists them."""
     from hgrn.models import card
 
     finish_folder(folder)
@@ -172,7 +173,8 @@ def _seal(folder: Path, step: int, world: int, fingerprint: str) -> None:
 
 
 def _put_in_place(hidden: Path, place: Path) -> None:
-    if place.exists():  # one that a resume has passed over as damaged
+    # A resume may have passed over a damaged checkpoint of this step.
+    if place.exists():
         _hide_and_remove(place)
     hidden.rename(place)
     reached("renamed")
@@ -181,7 +183,7 @@ def _put_in_place(hidden: Path, place: Path) -> None:
 
 
 def _bytes_of(value: Any) -> int:
-    """The size of all tensors in dictionaries and lists inside each other."""
+    """The bytes of all tensors in nested dictionaries and lists."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, dict):
@@ -190,7 +192,10 @@ def _bytes_of(value: Any) -> int:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Put the weights of a run folder, a checkpoint or a saved model into a model of the same shapes. Raises UserError."""
+    """Put the weights of a run folder, a checkpoint or a saved model into a model of its shapes.
+
+    Raises UserError.
+    """
     file = find_checkpoint(path) / "model.safetensors"
     try:
         load_model(model, file, device="cpu")
@@ -219,7 +224,7 @@ def check_resumable(checkpoint: Path, recipe: Recipe, fingerprint: str) -> None:
 
 
 def check_same_recipe(saved: Path, recipe: Recipe) -> None:
-    """Raise UserError if the recipe file of a run differs from `recipe` in what decides the weights."""
+    """Raise UserError if the saved recipe differs from `recipe` in what decides the weights."""
     with reading(saved):
         before = recipe_from_yaml(saved)
     changes = blocking_changes(before, recipe)
@@ -227,8 +232,8 @@ def check_same_recipe(saved: Path, recipe: Recipe) -> None:
         remedy = "Undo the changes to resume it, or start a new run in another folder."
         if recipe.training.steps > before.training.steps and not can_be_longer(recipe):
             remedy += (
-                " A cosine ends with its run, so a longer run would have had other learning rates from its first steps on; a new "
-                "run can start from these weights"
+                " A cosine ends with its run, so a longer run would have had other learning rates "
+                "from its first steps on; a new run can start from these weights"
                 + (
                     f": {pasted('--model.weights', saved.parent)}"
                     if (saved.parent / manifests.NAME).is_file()
@@ -250,14 +255,15 @@ def layout(checkpoint: Path) -> tuple[int, int]:
 
 
 def load_model_and_optimizer(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, optimizer_state: dict
+    checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer, optimizer_state: dict
 ) -> None:
-    """Put a checkpoint into a model of the same configuration and its optimizer, bit for bit, whole or sharded.
+    """Put a checkpoint into a model of the same configuration and its optimizer, bit for bit.
 
-    optimizer_state: what rank 0 has saved of the optimizer.
+    optimizer_state: the optimizer's part of the state of rank 0.
 
-    Raises UserError for a checkpoint of a model with parts of its own (a mixer of one's own) that `model` does not have.
+    Raises UserError for a checkpoint of a model with custom modules that `model` does not have.
     """
+    # Without its custom modules a model would load, and lack their weights.
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     if "custom_modules" in config:
         model.check_custom_modules(config["custom_modules"], checkpoint)
@@ -270,7 +276,7 @@ def load_model_and_optimizer(
 
 
 def load_state(checkpoint: Path, rank: int) -> dict:
-    """What `save` was given as `state` on this rank, on the CPU.
+    """The `state` that this rank gave to `save`, on the CPU.
 
     Raises UserError for a file that holds code, is damaged, or holds something else.
     """
@@ -284,7 +290,8 @@ def load_state(checkpoint: Path, rank: int) -> dict:
         raise UserError(
             f"{file} holds more than tensors and plain data, so it is refused: it is not ours"
         ) from error
-    except Exception as error:  # on damage PyTorch's reader fails with whatever its code runs into
+    # A damaged file makes PyTorch's reader fail with any kind of error.
+    except Exception as error:
         raise UserError(f"{file} is damaged ({error}): {_OTHER}") from error
     if not isinstance(state, dict):
         raise UserError(f"{file} does not hold the state of a run: {_OTHER}")
@@ -293,7 +300,7 @@ def load_state(checkpoint: Path, rank: int) -> dict:
 
 @contextmanager
 def state_of_ours(checkpoint: Path) -> Iterator[None]:
-    """A UserError if what a checkpoint holds does not have the parts that are taken inside."""
+    """Raise UserError if the checkpoint lacks a part that the code inside takes from it."""
     try:
         yield
     except (UserError, torch.OutOfMemoryError):
@@ -305,14 +312,14 @@ def state_of_ours(checkpoint: Path) -> Iterator[None]:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed save or rotation left behind. Only whoever holds the run's lock may."""
+    """Remove what a killed save or rotation left behind. Call it only with the run's lock."""
     for prefix in (SAVING, DROPPED):
         for leftover in (run / "checkpoints").glob(f"{prefix}*"):
             shutil.rmtree(leftover)
 
 
 def _rotate(run: Path, step: int, keep: int | None) -> None:
-    """Drop the checkpoints up to `step` but the newest `keep` (None keeps all)."""
+    """Drop the checkpoints up to `step`, except the newest `keep` of them; None keeps all."""
     old = [folder for number, folder in steps_saved(run) if number <= step]
     for folder in old[:-keep] if keep else []:
         _hide_and_remove(folder)

@@ -1,9 +1,9 @@
-"""The processes of one training run, as `torchrun` starts them; a single process is the trivial case."""
+"""The processes of one training run, as `torchrun` starts them; usually there is only one."""
 
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -16,36 +16,37 @@ from hgrn.errors import ToldElsewhere, UserError
 from hgrn.parallel import parallelize
 from hgrn.training import sharding
 from hgrn.training.peers import Peers, outlive_torchrun
-from hgrn.training.recipe.fields import ParallelSpec
+from hgrn.training.recipe.fields import BatchSpec, ParallelSpec
 
 _FROM_TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
-# Longer than what one rank does alone (validation, tokenising); a rank that dies is noticed without it.
+# Longer than anything that one rank does alone (validation, tokenising). The death of a rank is
+# noticed without it.
 _TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world` equals: its number, the device that it computes on, and what they share out.
+    """This process among `world` equal ones: its number, its device, and how they share the work.
 
-    mesh: the ranks in two dimensions, "data" (each row reads other sequences) and "context" (the ranks of a row share each
-    sequence). Weights are averaged or sharded over all ranks. peers: the processes of all ranks. Both are None where
-    there is one rank.
+    mesh: the ranks in two dimensions, "data" (each row reads other sequences) and "context" (the
+    ranks of a row share each sequence). Weights are averaged or sharded over all ranks.
+    peers: the processes of all ranks. Both are None if there is one rank.
     """
 
     rank: int
     world: int
     device: torch.device
-    parallel: ParallelSpec = ParallelSpec()
+    parallel: ParallelSpec = field(default_factory=ParallelSpec)
     mesh: DeviceMesh | None = None
     peers: Peers | None = None
 
     @classmethod
     @contextmanager
     def join(cls, parallel: ParallelSpec) -> Iterator["Ranks"]:
-        """Join the process group that torchrun's environment describes (NCCL on CUDA devices, gloo on CPU).
+        """Join the process group that torchrun's environment describes: NCCL on CUDA, gloo on CPU.
 
-        A group that the caller has already made is used and left as it is. Raises UserError if the ranks cannot be laid out as
-        `parallel` asks, and when another rank dies.
+        A group that the caller has made already is used and left as it is. Raises UserError if the
+        ranks cannot be laid out as `parallel` asks, and when another rank dies.
         """
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         if torch.cuda.is_available():
@@ -61,13 +62,15 @@ class Ranks:
             and (missing := [name for name in _FROM_TORCHRUN if name not in os.environ])
         ):
             raise UserError(
-                f"WORLD_SIZE = {world} in the environment asks for as many processes, but {', '.join(missing)} is not set there: "
-                f"start `torchrun --nproc-per-node {world} -m hgrn train ...`, or unset WORLD_SIZE to train with one process"
+                f"WORLD_SIZE = {world} in the environment asks for as many processes, but "
+                f"{', '.join(missing)} is not set there: start `torchrun --nproc-per-node {world} "
+                "-m hgrn train ...`, or unset WORLD_SIZE to train with one process"
             )
         if world % parallel.context:
             raise UserError(
-                f"parallel.context = {parallel.context} needs a multiple of as many processes, and there {_are(world)}: start "
-                f"`torchrun --nproc-per-node {parallel.context} -m hgrn train ...`, or set it to a divisor of {world}"
+                f"parallel.context = {parallel.context} needs a multiple of as many processes, and "
+                f"there {_are(world)}: start `torchrun --nproc-per-node {parallel.context} -m hgrn "
+                f"train ...`, or set it to a divisor of {world}"
             )
         if world == 1:
             yield cls(0, 1, device, parallel)
@@ -99,7 +102,7 @@ class Ranks:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether each rank holds a part of every parameter only."""
+        """Whether each rank holds only a part of every parameter."""
         return self.parallel.mode == "fsdp" and self.world > 1
 
     @property
@@ -115,7 +118,21 @@ class Ranks:
     @property
     def context(self) -> DeviceMesh | None:
         """The ranks that share their sequences with this one; None if it reads whole sequences."""
-        return self.mesh["context"] if self.parallel.context > 1 else None
+        if self.mesh is None or self.parallel.context == 1:
+            return None
+        return self.mesh["context"]
+
+    def check_division(self, batch: BatchSpec) -> None:
+        """Raise UserError unless a batch can be cut into equal micro-batches for these ranks."""
+        parts = self.data_world * batch.accumulation
+        if batch.batch_size % parts == 0:
+            return
+        context = self.parallel.context
+        shared = f" over parallel.context = {context}" if context > 1 else ""
+        raise UserError(
+            f"batch.batch_size = {batch.batch_size} must be a multiple of {parts}: {self.world} "
+            f"processes{shared} times batch.accumulation = {batch.accumulation}"
+        )
 
     def explained(self) -> AbstractContextManager:
         """Raises a UserError for the death of another rank (see `Peers.explained`)."""
@@ -131,12 +148,11 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Ends when every rank is at the end of its block, in which the ranks do not talk to each
-        other.
+        """Wait at the end of the block until every rank is there.
 
-        A UserError inside the block of any rank ends all of them: the first rank that has one
-        raises its own, the others a ToldElsewhere. So a rank that cannot write its file leaves
-        nobody waiting, and one rank says why.
+        Inside the block the ranks must not talk to each other. A UserError in the block of any rank
+        ends all of them: the first rank with an error raises it, the others raise ToldElsewhere. So
+        when a rank cannot write its file, nobody waits for it, and one rank says why.
         """
         error = None
         try:
@@ -146,18 +162,23 @@ class Ranks:
         (failures,) = self.sum(error is not None)
         if not failures:
             return
-        messages = [None if error is None else str(error)]
+        mine = None if error is None else str(error)
+        messages: list[str | None] = [mine]
         if self.world > 1:
             messages = [None] * self.world
-            dist.all_gather_object(messages, None if error is None else str(error))
+            dist.all_gather_object(messages, mine)
+            # torchrun sends SIGTERM as soon as one rank ends, and each has something to raise.
             outlive_torchrun()
         speaker = next(rank for rank, message in enumerate(messages) if message is not None)
-        raise error if self.rank == speaker else ToldElsewhere(messages[speaker])
+        if error is not None and self.rank == speaker:
+            raise error
+        raise ToldElsewhere(messages[speaker])
 
     def wrap(self, model: nn.Module, precision: str) -> nn.Module:
-        """`model`, reading stretches if it has to, with its gradients averaged over the ranks at the end of each backward pass.
+        """A model whose backward pass ends with the mean of its gradients over the ranks.
 
-        With `parallel.mode: fsdp` it is sharded in place, and its matrices are gathered in bfloat16 where that is the precision.
+        With `parallel.context` above 1 it reads stretches of sequences. With `parallel.mode: fsdp`
+        it is sharded in place, and gathers its matrices in bfloat16 if that is the precision.
         """
         if self.world == 1:
             return model
@@ -173,11 +194,13 @@ class Ranks:
         )
 
     def local_gradients(self, wrapped: nn.Module) -> AbstractContextManager:
-        """Backward passes inside only accumulate: for every micro-batch of a step but the last.
+        """Inside, backward passes only accumulate, for every micro-batch of a step but the last.
 
-        A sharded model sums over the ranks each time, since no rank has room for whole gradients.
+        A sharded model sums over the ranks each time, because no rank has room for whole gradients.
         """
-        return nullcontext() if self.world == 1 or self.is_sharded else wrapped.no_sync()
+        if isinstance(wrapped, DistributedDataParallel):
+            return wrapped.no_sync()
+        return nullcontext()
 
 
 def _are(world: int) -> str:

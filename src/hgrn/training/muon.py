@@ -1,7 +1,8 @@
 """Muon: momentum made orthogonal for the matrices inside the network, AdamW for everything else.
 
-PyTorch's own `torch.optim.Muon` iterates in bfloat16, which processors without hardware for it emulate some twenty times slower
-than float32, and takes one matrix at a time; this one iterates in float32 over all matrices of a shape together.
+`torch.optim.Muon` iterates in bfloat16, which most CPUs emulate some twenty times slower than
+float32, and takes one matrix at a time. This one iterates in float32, over all matrices of a shape
+together.
 """
 
 from collections.abc import Iterable
@@ -12,22 +13,23 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 _MOMENTUM = 0.95
 _STEPS = 5
-# Of the quintic `a x + b x^3 + c x^5` whose repetition takes singular values between 0 and 1 to about 1 (Jordan et al. 2024).
+# Coefficients of the quintic `a x + b x^3 + c x^5`. Repeated, it takes singular values between 0
+# and 1 to about 1 (Jordan et al. 2024).
 _A = 3.4445
 _B = -4.7750
 _C = 2.0315
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """`U V^T` of `U S V^T`, about: every singular value of `[N, rows, columns]` is brought to between 0.7 and 1.2.
+    """About `U V^T` for each matrix `U S V^T` of `[N, rows, columns]`.
 
-    Values far below a thousandth of the largest take more than the five steps of this iteration and stay smaller.
+    Every singular value is brought to between 0.7 and 1.2. Values far below a thousandth of the
+    largest one would need more than five steps, and stay smaller.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(
-        1e-7
-    )  # the largest singular value is now at most 1
+    # The Frobenius norm bounds the largest singular value, which is now at most 1.
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
@@ -35,17 +37,19 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """Updates matrices by their orthogonalized Nesterov momentum, and the other parameters as AdamW.
+    """Updates matrices by their orthogonalized Nesterov momentum, and the other parameters like
+    AdamW.
 
-    A step of a matrix is scaled by `0.2 sqrt(max(rows, columns))`, which gives it the size that AdamW's steps have, so one
-    learning rate and one weight decay serve both (Liu et al. 2025, "Muon is scalable for LLM training").
+    A step of a matrix is scaled by `0.2 sqrt(max(rows, columns))`. It then has the size of AdamW's
+    steps, so one learning rate and one weight decay serve both (Liu et al. 2025, "Muon is scalable
+    for LLM training").
 
     Args:
-        matrices: (parameter `[rows, columns]`, how many rows each of the linear maps in it has): what was laid together to be
-            multiplied at once is made orthogonal apart.
+        matrices: pairs of a parameter `[rows, columns]` and the rows of each linear map in it.
+            Maps that are fused into one matrix are orthogonalized separately.
         others: groups for AdamW.
-        weight_decay: of the matrices; decoupled.
-        options: lr, betas, eps as `torch.optim.AdamW`.
+        weight_decay: decoupled, for the matrices.
+        options: lr, betas and eps as in `torch.optim.AdamW`.
     """
 
     def __init__(
@@ -63,21 +67,22 @@ class Muon(torch.optim.AdamW):
         super().__init__([*others, group | {"weight_decay": weight_decay}], fused=True, **options)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One step; the gradients of the matrices are used up."""
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step; it sets the gradients of the matrices to None."""
         for group in self.param_groups:
             if "rows" in group:
                 self._step_of_matrices(group)
         super().step()
 
     def _step_of_matrices(self, group: dict) -> None:
+        """One step of all matrices of a group."""
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for parameter, rows in zip(group["params"], group["rows"]):
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
             if not state:
-                # AdamW looks for a step in every state that it loads.
+                # AdamW expects a step in every state that it loads.
                 state |= {
                     "step": torch.zeros((), device="cpu"),
                     "momentum": torch.zeros_like(parameter, dtype=torch.float32),
@@ -92,7 +97,9 @@ class Muon(torch.optim.AdamW):
                 continue
             for pair in zip(update.split(rows), parameter.split(rows)):
                 by_shape.setdefault(pair[0].shape, []).append(pair)
-            parameter.grad = None  # for AdamW there is nothing left to do
+            # AdamW skips a parameter without a gradient.
+            parameter.grad = None
+        # One iteration for all maps of a shape costs less than one for each.
         for shape, pairs in by_shape.items():
             directions = orthogonalize(torch.stack([update for update, _ in pairs]))
             for (_, part), direction in zip(pairs, directions):
@@ -103,7 +110,7 @@ class Muon(torch.optim.AdamW):
     def _step_of_shard(
         self, group: dict, parameter: DTensor, update: DTensor, rows: tuple[int, ...]
     ) -> None:
-        """One step of a sharded matrix, the only one that is whole in memory meanwhile; collective."""
+        """One step of a sharded matrix; collective. Only this matrix is whole in memory then."""
         maps = update.full_tensor().split(rows)
         direction = torch.cat(
             [orthogonalize(part[None])[0] * _size(group, part.shape) for part in maps]
@@ -115,5 +122,5 @@ class Muon(torch.optim.AdamW):
 
 
 def _size(group: dict, shape: torch.Size) -> float:
-    """By how much a direction of this shape is scaled."""
+    """The factor for a direction of this shape."""
     return group["lr"] * 0.2 * max(shape) ** 0.5

@@ -1,5 +1,7 @@
 """The optimizer that a recipe chooses, with its decay groups."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -8,12 +10,16 @@ from hgrn.training.muon import Muon
 from hgrn.training.recipe.fields import OptimizerSpec
 
 
-def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """AdamW over the parameters that train, or Muon over the matrices of the model's layers and AdamW over the rest.
+def build_optimizer(model: Any, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """AdamW over the parameters that train, or Muon over the matrices of the layers and AdamW over
+    the rest.
 
-    AdamW has one group with weight decay and one without (either may be absent): with `no_decay: module` the second holds what
-    `model.no_decay_names()` names. Muon's matrices are what `model.layer_matrices()` names. The fused kernel of AdamW updates
-    all tensors of a group in one pass.
+    model: an `nn.Module` with the methods `no_decay_names()` and `layer_matrices()`, as all models
+    of hgrn have.
+
+    AdamW has one group with weight decay and one without; either may be absent. With
+    `no_decay: module` the second holds the parameters of `model.no_decay_names()`. Muon takes the
+    matrices of `model.layer_matrices()`.
     """
     parameters = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -31,6 +37,7 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimi
         if members
     ]
     options = {"lr": spec.lr, "betas": spec.betas, "eps": spec.eps}
+    # The fused kernel updates all tensors of a group in one pass.
     if spec.name == "adamw":
         return torch.optim.AdamW(groups, fused=True, **options)
     pairs = [(parameters[name], rows) for name, rows in matrices.items() if name in parameters]

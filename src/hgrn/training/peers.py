@@ -1,4 +1,9 @@
-"""Which processes live: the holder of a lock, and the other ranks of a run."""
+"""Which processes are alive: the holder of a lock, and the other ranks of a run.
+
+A process is known by its number and by when it started, in ticks of the kernel's clock. `psutil`
+gives the start in seconds of the wall clock, which moves when the clock is set; a live holder of a
+lock would then look like another process.
+"""
 
 import json
 import os
@@ -11,15 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from hgrn.errors import UserError
 from hgrn.files import is_running
 
-# seconds
-_POLL = 0.25
-_GRACE = 3.0
+_POLL = 0.25  # seconds between two looks at the other ranks
+_GRACE = 3.0  # seconds in which a rank may still say why it ends
+# What gloo says of a connection that is lost.
 _LOST = (
     "closed by peer",
     "reset by peer",
@@ -27,12 +33,12 @@ _LOST = (
     "Connection refused",
     "Timed out",
     "timed out",
-)  # what gloo says
+)
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from another one that gets its number later."""
+    """A process; `born` tells it from a later one with the same number."""
 
     host: str
     pid: int
@@ -40,11 +46,12 @@ class Process:
 
     @classmethod
     def this(cls) -> "Process":
+        """The process that asks."""
         return cls(socket.gethostname(), os.getpid(), _stat(os.getpid())[1])
 
     @classmethod
     def read(cls, text: str) -> "Process":
-        """What `json.dumps(asdict(process))` wrote. Raises ValueError for anything else."""
+        """The process that `json.dumps(asdict(process))` wrote; ValueError for other text."""
         try:
             content = json.loads(text)
             process = cls(**content)
@@ -58,7 +65,7 @@ class Process:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it was on this host and has ended; of one on another host we cannot tell."""
+        """Whether it was on this host and has ended; False for another host."""
         if self.host != socket.gethostname():
             return False
         if not is_running(self.pid):
@@ -68,19 +75,23 @@ class Process:
 
 
 def _stat(pid: int) -> tuple[str | None, str | None]:
-    """The state of a process and when it started, in the kernel's clock ticks; None where /proc does not tell."""
+    """The state of a process, and its start in the kernel's clock ticks; None without /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None, None
+    # The name in parentheses may hold spaces and parentheses itself, so fields count from its end.
     fields = stat.rpartition(")")[2].split()
     return fields[0], fields[19]
 
 
 def outlive_torchrun() -> None:
-    """Ignore SIGTERM from now on: by it torchrun ends the ranks that are left, which have something
-    to say first."""
-    if threading.current_thread() is threading.main_thread():  # only there Python lets us
+    """Ignore SIGTERM from now on, so that this rank can still print its error.
+
+    torchrun sends it to the ranks that survive another one.
+    """
+    # Python lets only the main thread set handlers.
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -88,13 +99,14 @@ class Peers:
     """The ranks of a process group, watched by each of them."""
 
     def __init__(self):
-        """Collective: every rank of the group says which process it is."""
+        """Exchange with every rank of the group which process it is; collective."""
         self.rank = dist.get_rank()
-        self._all: list[Process] = [None] * dist.get_world_size()
-        dist.all_gather_object(self._all, Process.this())
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, Process.this())
+        self._all: list[Process] = gathered
 
     def gone(self, within: float = 0.0) -> list[int]:
-        """The ranks that have ended, as soon as there are any; waits for one as long as `within` seconds."""
+        """The ranks that have ended; waits for the first of them for at most `within` seconds."""
         until = time.monotonic() + within
         while (
             not (found := [rank for rank, process in enumerate(self._all) if process.is_gone])
@@ -105,23 +117,27 @@ class Peers:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """End this process where it only waits for a rank that has ended.
+        """Inside, this process ends itself when it waits in vain for a rank that has ended.
 
-        A broken connection makes gloo raise an error at once (`explained`). NCCL may wait inside the driver, where neither an
-        exception nor a signal handler of Python's gets a turn; then a thread says what has happened and ends the process.
+        gloo raises an error as soon as a connection breaks (see `explained`). NCCL may wait inside
+        the driver, where neither an exception nor a signal handler of Python gets a turn; then a
+        thread says what has happened and ends the process.
         """
         left = threading.Event()
         threading.Thread(target=self._watch, args=(left,), name="hgrn peers", daemon=True).start()
         try:
             yield
-            dist.barrier()  # a rank that is done must not be taken for one that has died
+            # A rank that is done must not look like one that has died.
+            dist.barrier()
         finally:
             left.set()
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn the error of a rank that has lost another one into a UserError, and from then on
-        ignore SIGTERM."""
+        """Turn the error of a rank that has lost another one into a UserError.
+
+        SIGTERM is ignored from then on.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -145,6 +161,7 @@ class Peers:
         else:
             what = "the connection to another rank is broken"
         return (
-            f"{what}, as rank {self.rank} noticed, so all ranks stop: look above for the reason. Start the run again with --resume, "
-            "on as many processes or on others: it goes on from its last complete checkpoint."
+            f"{what}, as rank {self.rank} noticed, so all ranks stop: look above for the reason. "
+            "Start the run again with --resume, on as many processes or on others: it goes on from "
+            "its last complete checkpoint."
         )

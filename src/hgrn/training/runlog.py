@@ -1,8 +1,9 @@
 """Where a run tells how it goes: rows in a file, TensorBoard, and the terminal.
 
-The loop emits events, plain dictionaries with `kind` and `step`: "data" (being prepared), "passed over" and
-"resumed", "start", "finished" (nothing is left to do), "train", "validation", "saved", "interrupted". `RunLog` keeps
-the rows of training and validation, `Console` shows what a person wants to see.
+The loop emits events, plain dictionaries with `kind` and `step`. The kinds are "data" (it is being
+prepared), "passed over" and "resumed", "start", "finished" (nothing is left to do), "train",
+"validation", "saved" and "interrupted". `RunLog` keeps the rows of training and validation;
+`Console` shows what a person wants to see.
 """
 
 import io
@@ -31,9 +32,11 @@ class RunLog:
     def __init__(self, run: Path, step: int, recipe: Recipe | None = None):
         """Go on after `step`: rows of later steps, which a killed run has left, are dropped.
 
-        TensorBoard shows the recipe too. Raises UserError, here and for each row, if the files cannot be written.
+        TensorBoard shows the recipe too. Raises UserError, here and for each row, if the files
+        cannot be written.
         """
         self._path = run / "log.jsonl"
+        # The rows are written again whole, because a kill may have cut the last one.
         kept = [row for row in read_rows(self._path) if row["step"] <= step]
         with whole_file(self._path) as draft:
             draft.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -54,12 +57,14 @@ class RunLog:
         self._board.add(scalars, step)
 
     def _show(self, recipe: Recipe, step: int) -> None:
-        """The recipe as a text, and as hyperparameters by which TensorBoard sorts and filters runs."""
+        """Write the recipe as a text, and as hyperparameters by which TensorBoard sorts runs."""
         from torch.utils.tensorboard.summary import hparams, text
 
         lines = recipe_to_yaml(recipe).splitlines()
-        shown = "\n".join(f"    {line}" for line in lines)  # four spaces: code in Markdown
+        # Four spaces make code in Markdown.
+        shown = "\n".join(f"    {line}" for line in lines)
         self._board.add_summary(text("recipe", shown), step)
+        # TensorBoard takes numbers and texts only.
         settings = leaves(recipe.model_dump(mode="json"))
         plain = {
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
@@ -77,14 +82,14 @@ class RunLog:
 class EventFile:
     """The scalars of a run in TensorBoard's own format.
 
-    torch's SummaryWriter writes in a thread, where an error of the disk is a traceback and reaches
-    nobody; this writes at once.
+    torch's SummaryWriter writes in a thread, where an error of the disk is a traceback that reaches
+    nobody. This class writes at once.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None):
-        """purge_step: rows from this step on, in older files of the folder, are of steps that are
-        taken again."""
-        from tensorboard.compat.proto.event_pb2 import SessionLog
+        """purge_step: TensorBoard drops rows from this step on in older files of the folder,
+        because these steps are taken again."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
@@ -96,21 +101,21 @@ class EventFile:
             self._write(session_log=SessionLog(status=SessionLog.START), step=purge_step)
 
     def add(self, scalars: dict[str, float], step: int) -> None:
-        """Numbers of a step by their tags. Raises UserError if they cannot be written."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        """Write numbers of a step by their tags. Raises UserError if they cannot be written."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self.add_summary(Summary(value=values), step)
 
     def add_summary(self, summary: Any, step: int = 0) -> None:
-        """A summary of TensorBoard's. Raises UserError if it cannot be written."""
+        """Write a `Summary` of TensorBoard. Raises UserError if it cannot be written."""
         self._write(summary=summary, step=step)
 
     def close(self) -> None:
         self._file.close()
 
     def _write(self, **event: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         record = Event(wall_time=time.time(), **event).SerializeToString()
@@ -119,11 +124,11 @@ class EventFile:
 
 
 class _Appended(io.FileIO):
-    """A file of which nothing waits in memory: what is written is with the system, or an OSError
-    says that it is not."""
+    """A file without a buffer: what is written is with the system, or an OSError says that it is
+    not."""
 
     def write(self, data: bytes) -> int:
-        """All of `data`; the system may take it in pieces."""
+        """Write all of `data`; the system may take it in pieces."""
         left = memoryview(data)
         while left:
             left = left[super().write(left) :]
@@ -131,10 +136,10 @@ class _Appended(io.FileIO):
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log.jsonl, none without a file; lines that are no rows of ours are passed over.
+    """The rows of a log.jsonl, none without a file; lines that `RunLog` did not write are skipped.
 
-    A kill or a power cut may have spoiled the last line, and an editor any. Raises UserError if the
-    file cannot be read.
+    A kill or a power cut may have spoiled the last line, and an editor any line. Raises UserError
+    if the file cannot be read.
     """
     try:
         with reading(path):
@@ -145,7 +150,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line as `RunLog` writes them: a kind, a step, and numbers by their names."""
+    """The row in a line if `RunLog` wrote it: a kind, a step, and numbers by their names."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -198,19 +203,25 @@ class Console:
             self._is_gone = True
 
     def _line(self, event: dict[str, Any]) -> str | None:
+        """What a person reads of an event; None for an event that only other listeners need."""
         match event["kind"]:
             case "start":
                 shared = f" by {event['processes']} processes" if event["processes"] > 1 else ""
                 return (
-                    f"training {event['name']} on {event['device']}{shared}: {event['parameters']:,} parameters, "
-                    f"{event['steps']:,} steps, {event['size']:,} {event['unit']} to learn from"
+                    f"training {event['name']} on {event['device']}{shared}: "
+                    f"{event['parameters']:,} parameters, {event['steps']:,} steps, "
+                    f"{event['size']:,} {event['unit']} to learn from"
                 )
             case "finished" if event["can_be_longer"]:
-                return f"all {event['step']:,} steps are taken already; with more training.steps the run goes on"
-            case "finished":
                 return (
-                    f"all {event['step']:,} steps are taken already; its cosine ends here, so train on in a new run that starts from "
-                    f"these weights: {pasted('--model.weights', Path(event['path']))}"
+                    f"all {event['step']:,} steps are taken already; with more training.steps the "
+                    "run goes on"
+                )
+            case "finished":
+                start = pasted("--model.weights", Path(event["path"]))
+                return (
+                    f"all {event['step']:,} steps are taken already; its cosine ends here, so "
+                    f"train on in a new run that starts from these weights: {start}"
                 )
             case "passed over":
                 return f"passed over {event['path']}: {event['reason']}"
@@ -228,7 +239,7 @@ class Console:
 
 
 def _numbers(event: dict[str, Any]) -> str:
-    """Loss, figures and speed of a training row."""
+    """The loss, metrics and speed of a training row."""
     (speed,) = [
         f"{value:,.0f} {name.removesuffix('_per_s')}/s"
         for name, value in event.items()
@@ -238,7 +249,7 @@ def _numbers(event: dict[str, Any]) -> str:
 
 
 def _measured(event: dict[str, Any]) -> str:
-    """The metrics of a row, as people say them."""
+    """The metrics of a row in words."""
     said = {"bits_per_byte": "{:.4f} bits per byte", "accuracy": "accuracy {:.2%}"}
     return ", ".join(form.format(event[name]) for name, form in said.items() if name in event)
 

@@ -1,7 +1,7 @@
 """Learning rates as pure functions of the number of optimizer steps already taken.
 
-`step` is 0 before the first update, so the first update uses the rate at 0, as in fairseq. All three
-schedules share the linear warm-up from `warmup_init_lr` to the peak; they differ in what follows.
+`step` is 0 before the first update, so the first update uses the rate at 0, as in fairseq. All
+three schedules have a linear warm-up from `warmup_init_lr` to the peak, and differ in what follows.
 """
 
 import math
@@ -20,7 +20,8 @@ def constant(step: int, peak: float, warmup_steps: int = 0, warmup_init_lr: floa
 
 
 def inverse_sqrt(step: int, peak: float, warmup_steps: int, warmup_init_lr: float = 0.0) -> float:
-    """Warm-up, then peak * sqrt(warmup_steps / step): the authors' language model (their script_alm.sh)."""
+    """Warm-up, then peak * sqrt(warmup_steps / step), as for the authors' language model (their
+    script_alm.sh)."""
     if step < warmup_steps:
         return warmup(step, peak, warmup_steps, warmup_init_lr)
     return peak * math.sqrt(warmup_steps) / math.sqrt(step)
@@ -36,8 +37,8 @@ def cosine(
 ) -> float:
     """Warm-up, then half a cosine from the peak to `min_lr` at `steps`.
 
-    Behind `steps` the cosine goes on, so the rate rises again: the authors' runs of Long Range Arena do that (transformers'
-    get_cosine_schedule_with_warmup).
+    After `steps` the cosine goes on, so the rate rises again. The authors' runs of Long Range Arena
+    do that (get_cosine_schedule_with_warmup of transformers).
     """
     if step < warmup_steps:
         return warmup(step, peak, warmup_steps, warmup_init_lr)
@@ -48,7 +49,8 @@ def cosine(
 def learning_rate(
     name: str, peak: float, steps: int, warmup_steps: int, warmup_init_lr: float, min_lr: float
 ) -> Callable[[int], float]:
-    """The schedule called `name` ("inverse_sqrt", "cosine" or "constant") as a function of the step alone."""
+    """The schedule of a name ("inverse_sqrt", "cosine", "constant") as a function of the step."""
+    # What all three have in common.
     ramp = {"peak": peak, "warmup_steps": warmup_steps, "warmup_init_lr": warmup_init_lr}
     match name:
         case "inverse_sqrt":

@@ -9,16 +9,15 @@ import torch
 
 from hgrn.errors import UserError
 
-_PLENTY = 1024  # threads for which a recipe may ask on any machine, though it has fewer processors
+_PLENTY = 1024  # threads that a recipe may ask for on any machine, however few processors it has
 
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """PyTorch computes on `count` CPU threads meanwhile; None leaves them alone.
+    """Inside, PyTorch computes on `count` CPU threads; None leaves their number alone.
 
-    Raises:
-        UserError: the machine cannot run so many. PyTorch would find out in the middle of its work,
-        and the process would end.
+    Raises UserError if the machine cannot run so many. PyTorch would find out in the middle of its
+    work and end the process.
     """
     if count is None:
         yield
@@ -50,7 +49,8 @@ def _check(count: int) -> None:
 
 
 def _started(count: int) -> int:
-    """How many of so many threads the system lets this process have at once: they are started."""
+    """How many of `count` threads the system lets this process have at once, found by starting
+    them."""
     end = threading.Event()
     threads = []
     try:

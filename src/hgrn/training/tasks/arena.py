@@ -8,8 +8,8 @@ from hgrn.data.lra.sampling import ExampleBatch, ExampleSampler, in_order
 from hgrn.data.lra.splits import ImageSplit, LabelledData, PairSplit
 from hgrn.data.lra.tokenizer import build_tokenizer
 from hgrn.errors import UserError
+from hgrn.progress import OnProgress
 from hgrn.training.recipe import ArenaRecipe
-from hgrn.training.tasks.base import Tell
 from hgrn.training.tasks.classification import ClassificationTask, Examples
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ class ArenaTask(ClassificationTask):
     """Examples of one of the six tasks, each with a class."""
 
     recipe: ArenaRecipe
+    sampler: ExampleSampler
 
-    def _open(self, progress: Tell | None) -> None:
+    def _open(self, on_progress: OnProgress | None) -> None:
         recipe = self.recipe
         ranks = self.ranks
         self.data = prepare(recipe.data)
@@ -52,10 +53,12 @@ class ArenaTask(ClassificationTask):
     def _build_model(self) -> "Classifier":
         from hgrn import models
 
-        data, names = self.data, dict(enumerate(self.data.classes))
+        data = self.data
+        names = dict(enumerate(data.classes))
         facts = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
         if isinstance(data.splits["train"], ImageSplit):
-            kind, facts["num_channels"] = models.HGRNForImageClassification, len(data.mean)
+            kind = models.HGRNForImageClassification
+            facts["num_channels"] = len(data.mean)
         else:
             pairs = isinstance(data.splits["train"], PairSplit)
             kind = (
@@ -63,6 +66,8 @@ class ArenaTask(ClassificationTask):
                 if pairs
                 else models.HGRNForSequenceClassification
             )
+            # Everything but images has a vocabulary.
+            assert data.vocabulary is not None
             facts["vocab_size"] = len(data.vocabulary.tokens)
         try:
             config = self.recipe.model.config(**facts)
@@ -71,7 +76,8 @@ class ArenaTask(ClassificationTask):
             raise UserError(f"model: {error}") from error
         if (needed := facts.get("vocab_size", 0)) > config.vocab_size:
             raise UserError(
-                f"model.vocab_size = {config.vocab_size}, but the data has {needed} tokens: raise it or leave it out"
+                f"model.vocab_size = {config.vocab_size}, but the data has {needed} tokens: raise "
+                "it or leave it out"
             )
         return model
 

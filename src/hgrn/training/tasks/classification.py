@@ -17,9 +17,11 @@ TOP = 5
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The examples of a split, to be read once: batches, how many there are, the names of the classes.
+    """The examples of a split, to be read once.
 
-    fingerprint: of the data that the split belongs to, as checkpoints have it; None where only the split was opened.
+    batches: each with `inputs()`, `labels` and `to(device)`. size: how many examples there are.
+    classes: their names. fingerprint: that of the whole data, as in checkpoints; None if only the
+    split was opened.
     """
 
     batches: Iterable[Any]
@@ -30,9 +32,10 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """How a model answered on a split: confusion int64 `[K, K]`, true classes in rows and answers in columns.
+    """How a model answered on a split.
 
-    in_top: examples whose class was among the `TOP` likeliest. nats: the summed cross-entropy.
+    confusion: int64 `[K, K]`, true classes in rows and answers in columns. in_top: examples whose
+    class was among the `TOP` likeliest answers. nats: the summed cross-entropy.
     """
 
     confusion: Tensor
@@ -41,6 +44,7 @@ class Classification:
 
     @property
     def examples(self) -> int:
+        """How many examples were answered."""
         return int(self.confusion.sum())
 
     @property
@@ -50,29 +54,28 @@ class Classification:
 
     @property
     def accuracy(self) -> float:
-        """The share of examples whose likeliest class was theirs (top-1), in [0, 1]."""
+        """The share of examples whose likeliest answer was right (top-1), in [0, 1]."""
         return int(self.confusion.trace()) / self.examples
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the accuracy: how far the number of examples alone may have moved it."""
-        z = 1.959964
+        """Wilson's 95 % interval of the accuracy, for the chance in the draw of the examples."""
+        z = 1.959964  # the 97.5 % quantile of the normal distribution
         n = self.examples
         p = self.accuracy
         centre = p + z * z / (2 * n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, (centre - half) / (1 + z * z / n)), min(
-            1.0, (centre + half) / (1 + z * z / n)
-        )
+        scale = 1 + z * z / n
+        return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
     @property
     def top_accuracy(self) -> float:
-        """The same for the `TOP` likeliest."""
+        """The share of examples whose class was among the `TOP` likeliest answers."""
         return self.in_top / self.examples
 
     @property
     def class_accuracies(self) -> list[float | None]:
-        """Top-1 of the examples of each class; None for a class without any."""
+        """Top-1 accuracy for each class; None for a class without examples."""
         rows = zip(self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist())
         return [right / total if total else None for right, total in rows]
 
@@ -96,7 +99,8 @@ class ClassificationTask(Task):
 
     @abstractmethod
     def next_batch(self) -> Any:
-        """This rank's share of the next step: something with `inputs()`, `targets`, `to(device)`, `split(count)` and a length."""
+        """This rank's share of the next step, with `inputs()`, `targets`, `to(device)`,
+        `split(count)` and a length."""
 
     @abstractmethod
     def examples(self) -> Examples:
@@ -110,9 +114,12 @@ class ClassificationTask(Task):
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[Any], on_progress: Callable[[int], None] | None = None
+    model: Any, batches: Iterable[Any], on_progress: Callable[[int], None] | None = None
 ) -> Classification:
-    """Answer every example once; on_progress gets the number answered so far. UserError for an output that is not finite."""
+    """Let a model answer every example once; on_progress gets the number of answers so far.
+
+    Raises UserError for an output that is not finite.
+    """
     device = next(model.parameters()).device
     classes = model.config.num_labels
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
@@ -128,6 +135,7 @@ def evaluate(
         nats += F.cross_entropy(logits, labels, reduction="sum")
         answers = logits.topk(min(TOP, classes)).indices
         in_top += (answers == labels[:, None]).sum()
+        # One count for each pair of true class and answer.
         confusion += torch.bincount(labels * classes + answers[:, 0], minlength=classes * classes)
         done += len(labels)
         if on_progress is not None:

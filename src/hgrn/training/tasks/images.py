@@ -1,6 +1,6 @@
-"""Classifiers of images: batches of `hgrn.data.images`, augmented and mixed as the recipe says."""
+"""Classifiers of images: batches from `hgrn.data.images`, augmented and mixed as in the recipe."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from hgrn.data.images.augment import EvaluationTransform, Normalisation, TrainingTransform
 from hgrn.data.images.loading import ImageBatch, ImageLoader, evaluation_batches
@@ -8,12 +8,12 @@ from hgrn.data.images.opening import open_images
 from hgrn.data.images.sampling import ImageSampler
 from hgrn.data.images.source import ImageSource
 from hgrn.errors import UserError
+from hgrn.progress import OnProgress
 from hgrn.training.recipe import ImageRecipe
-from hgrn.training.tasks.base import Tell
 from hgrn.training.tasks.classification import ClassificationTask, Examples
 
 if TYPE_CHECKING:
-    from hgrn.models import HGRNForImageClassification, HGRNImageProcessor
+    from hgrn.models import HGRNConfig, HGRNForImageClassification, HGRNImageProcessor
 
 
 class ImageTask(ClassificationTask):
@@ -22,7 +22,7 @@ class ImageTask(ClassificationTask):
     unit = "images"
     recipe: ImageRecipe
 
-    def _open(self, progress: Tell | None) -> None:
+    def _open(self, on_progress: OnProgress | None) -> None:
         recipe = self.recipe
         ranks = self.ranks
         data = recipe.data
@@ -51,7 +51,7 @@ class ImageTask(ClassificationTask):
             recipe.mixing,
             workers=images.workers,
             max_corrupt=images.max_corrupt,
-            patch=self._config().patch_size,
+            patch=cast(int, self._config().patch_size),
             device=ranks.device,
         )
 
@@ -59,6 +59,7 @@ class ImageTask(ClassificationTask):
         return self.loader.next()
 
     def examples(self) -> Examples:
+        assert self.validation is not None  # only a run with training.eval_every validates
         return _examples(self.recipe, self.validation)
 
     def load_state_dict(self, states: list[dict]) -> None:
@@ -69,7 +70,8 @@ class ImageTask(ClassificationTask):
 
         return HGRNForImageClassification(self._config())
 
-    def _config(self):
+    def _config(self) -> "HGRNConfig":
+        """The configuration of the model for the classes and channels of the data."""
         names = dict(enumerate(self.classes))
         try:
             config = self.recipe.model.config(
@@ -81,7 +83,8 @@ class ImageTask(ClassificationTask):
             raise UserError(f"model: {error}") from error
         if config.patch_size is None or self.recipe.images.size % config.patch_size:
             raise UserError(
-                f"model.patch_size = {config.patch_size}: must be given and divide images.size = {self.recipe.images.size}"
+                f"model.patch_size = {config.patch_size}: must be given and divide images.size = "
+                f"{self.recipe.images.size}"
             )
         return config
 
@@ -96,7 +99,8 @@ def _examples(recipe: ImageRecipe, source: ImageSource) -> Examples:
     transform = EvaluationTransform(
         images.size, Normalisation(images.mean, images.std), images.resize
     )
-    size = recipe.batch.batch_size // recipe.batch.accumulation  # what fits while training
+    # A batch of this size fits into memory while training.
+    size = recipe.batch.batch_size // recipe.batch.accumulation
     batches = evaluation_batches(
         source, size, transform, workers=images.workers, max_corrupt=images.max_corrupt
     )
@@ -104,17 +108,19 @@ def _examples(recipe: ImageRecipe, source: ImageSource) -> Examples:
 
 
 def image_processor(recipe: ImageRecipe) -> "HGRNImageProcessor":
-    """What makes of a file what the recipe's evaluation sees of it; it is saved with the model."""
+    """The processor that gives a model image files as the recipe's evaluation sees them."""
     from hgrn.models import HGRNImageProcessor
 
     images = recipe.images
-    return HGRNImageProcessor(
+    # transformers takes the settings of a processor by keywords that its types do not name.
+    settings: dict[str, Any] = dict(
         num_channels=recipe.data.channels,
         image_mean=list(images.mean),
         image_std=list(images.std),
         size={"shortest_edge": images.resize or images.size},
         crop_size={"height": images.size, "width": images.size},
     )
+    return HGRNImageProcessor(**settings)
 
 
 TASK = ImageTask

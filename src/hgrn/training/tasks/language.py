@@ -15,7 +15,9 @@ from hgrn.data.tokenizer import load_tokenizer
 from hgrn.data.tokens import TokenFile, prepare
 from hgrn.errors import UserError
 from hgrn.parallel import last_state, local_cu_seqlens, local_stretch, whole_sequences
-from hgrn.training.tasks.base import Task, Tell, not_finite
+from hgrn.progress import OnProgress
+from hgrn.training.recipe import LanguageRecipe
+from hgrn.training.tasks.base import Task, not_finite
 
 if TYPE_CHECKING:
     from hgrn.models import HGRNCache, HGRNForCausalLM
@@ -28,7 +30,8 @@ CHUNK_LOGITS = 2**24
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The cost of reading a split once: `nats` for `tokens` predicted tokens that stand for `bytes` bytes."""
+    """The cost of reading a split once: `nats` for `tokens` predicted tokens, which stand for
+    `bytes` bytes."""
 
     bits_per_byte: float
     nats: float
@@ -39,17 +42,19 @@ class Evaluation:
 class LanguageModelTask(Task):
     """Next-token prediction on the text of a recipe."""
 
+    recipe: LanguageRecipe
+    sampler: BlockSampler
     unit = "tokens"
     metric = "bits_per_byte"
     lower_is_better = True
 
-    def _open(self, progress: Tell | None) -> None:
+    def _open(self, on_progress: OnProgress | None) -> None:
         recipe = self.recipe
         ranks = self.ranks
         self.processor = load_tokenizer(recipe.data.tokenizer)
-        self.train = prepare(recipe.data, "train", progress)
+        self.train = prepare(recipe.data, "train", on_progress)
         self.validation = (
-            prepare(recipe.data, "validation", progress) if recipe.training.eval_every else None
+            prepare(recipe.data, "validation", on_progress) if recipe.training.eval_every else None
         )
         self.sampler = BlockSampler(
             self.train,
@@ -100,11 +105,12 @@ class LanguageModelTask(Task):
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         self.sampler.load_state_dict(states[0]["sampler"])
-        caches = [
-            cache for state in states for cache in state["carried"]
-        ]  # in the order of the rows of a step
+        # In the order of the rows of a step.
+        caches = [cache for state in states for cache in state["carried"]]
         if caches[0] is None:
             return
+        # Each share of a batch saved the states of its micro-batches. They are joined along the
+        # batch, and cut again for the micro-batches and shares of today.
         parts = len(self.carried) * self.ranks.data_world
         index = len(self.carried) * self.ranks.data_rank
         whole = [
@@ -117,6 +123,7 @@ class LanguageModelTask(Task):
 
     def validate(self) -> dict[str, float]:
         """Bits per byte of the validation split, or of its first `training.eval_tokens` tokens."""
+        assert self.validation is not None  # only a run with training.eval_every validates
         with self._validating(), whole_sequences(self.model):
             result = evaluate(
                 self.model, self.validation, limit_tokens=self.recipe.training.eval_tokens
@@ -127,7 +134,7 @@ class LanguageModelTask(Task):
         }
 
     def _stretch(self, batch: Batch) -> Batch:
-        """What this rank reads of a micro-batch that it shares with others."""
+        """The stretch of a micro-batch that this rank reads, if it shares sequences with others."""
         group = self.ranks.context
         if group is None:
             return batch
@@ -161,32 +168,37 @@ class LanguageModelTask(Task):
             raise UserError(f"model: {error}") from error
         if config.vocab_size < self.train.vocab_size:
             raise UserError(
-                f"model.vocab_size = {config.vocab_size}, but tokenizer {self.recipe.data.tokenizer} has "
-                f"{self.train.vocab_size} tokens: raise it or choose another tokenizer"
+                f"model.vocab_size = {config.vocab_size}, but tokenizer "
+                f"{self.recipe.data.tokenizer} has {self.train.vocab_size} tokens: raise it or "
+                "choose another tokenizer"
             )
         return HGRNForCausalLM(config)
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: Any,
     tokens: TokenFile,
     *,
     chunk: int | None = None,
     limit_tokens: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Read a split once, in order, as one sequence with the state carried, and count what it costs.
+    """Read a split once, in order, as one sequence with the state carried, and count the cost.
 
-    Nats are summed over all tokens but the first, and bytes are those of the same tokens; with `limit_tokens`
-    only the first tokens are read, and their bytes are estimated from the whole split. chunk: tokens of one
-    call (None bounds the memory of the logits); it does not change the result. on_progress gets (tokens read,
-    tokens in all). Raises UserError if the model's vocabulary is too small or its output is not finite.
+    Nats are summed over all tokens but the first, and bytes are those of the same tokens.
+
+    chunk: tokens of one call, which does not change the result; None bounds the memory of the
+    logits. limit_tokens: read only the first tokens, and estimate their bytes from the whole split.
+    on_progress: gets (tokens read, tokens in all).
+
+    Raises UserError if the model's vocabulary is too small or its output is not finite.
     """
     length = min(len(tokens), limit_tokens or len(tokens))
     if length < 2:
         raise UserError(
-            f"cannot evaluate on {length} token(s): at least 2 are needed, one to predict the next from"
+            f"cannot evaluate on {length} token(s): at least 2 are needed, one to predict the next "
+            "from"
         )
     if tokens.vocab_size > model.config.vocab_size:
         raise UserError(
@@ -216,10 +228,9 @@ def evaluate(
 
 
 def _source(data: TextData) -> str:
-    """Where training text comes from, for people."""
-    return ", ".join(
-        data.splits["train"].files or data.files or [f"{data.dataset} {data.config or ''}".strip()]
-    )
+    """Where the training text comes from, in words."""
+    dataset = f"{data.dataset} {data.config or ''}".strip()
+    return ", ".join(data.splits["train"].files or data.files or [dataset])
 
 
 TASK = LanguageModelTask
