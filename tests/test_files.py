@@ -135,9 +135,9 @@ def save_state(path):
 )
 def test_every_library_is_understood(tmp_path, write):
     reason = "(File too large|not all of it could be written)"
-    with pytest.raises(UserError, match=f"a cannot be written: {reason}"), no_file_beyond(20_000):
-        with whole_file(tmp_path / "a") as draft:
-            write(draft)
+    refused = pytest.raises(UserError, match=f"a cannot be written: {reason}")
+    with refused, no_file_beyond(20_000), whole_file(tmp_path / "a") as draft:
+        write(draft)
     assert not os.listdir(tmp_path)
 
 
@@ -180,9 +180,9 @@ def test_a_file_system_that_flushes_no_folders(tmp_path, monkeypatch, name):
 
 def test_a_flush_that_fails_is_no_success(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: refuse("EIO"))
-    with pytest.raises(UserError, match="Input/output error"):
-        with whole_file(tmp_path / "a") as draft:
-            draft.write_text("a")
+    refused = pytest.raises(UserError, match="Input/output error")
+    with refused, whole_file(tmp_path / "a") as draft:
+        draft.write_text("a")
     assert not os.listdir(tmp_path)
 
 
@@ -205,15 +205,15 @@ def test_names_of_any_length(tmp_path):
             draft.write_text("a")
         assert (tmp_path / name).read_text() == "a"
     for kind in (whole_file, whole_folder):
-        with pytest.raises(UserError, match="File name too long; give a shorter name"):
-            with kind(tmp_path / ("x" * 256)):
-                pass
+        refused = pytest.raises(UserError, match="File name too long; give a shorter name")
+        with refused, kind(tmp_path / ("x" * 256)):
+            pass
 
 
 def test_what_cannot_be_read_is_named():
-    with pytest.raises(UserError, match="a cannot be read: Permission denied; make it readable"):
-        with reading("a"):
-            refuse("EACCES")
+    message = "a cannot be read: Permission denied; make it readable"
+    with pytest.raises(UserError, match=message), reading("a"):
+        refuse("EACCES")
     with pytest.raises(FileNotFoundError), reading("a"):
         raise FileNotFoundError(errno.ENOENT, "no such file")
 

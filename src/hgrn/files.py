@@ -1,10 +1,9 @@
-"""Files and folders that are whole or not there, and one clear error for a disk that refuses.
+"""Write files and folders whole or not at all, with one clear error if the disk refuses.
 
-What hgrn writes appears under its name when all of it is on disk: `whole_file` and `whole_folder`
-write under another name beside it, and rename. Whatever the system refuses meanwhile (a full disk,
-no permission, a name that is too long, ...) is a `UserError` that names the file, the reason and
-the remedy, from whichever library it comes; nothing half-written is left, and what stood there
-before stays.
+`whole_file` and `whole_folder` write a draft under another name beside the place, and rename it
+when all of it is on disk. If the system refuses anything (a full disk, no permission, a name that
+is too long), they raise a `UserError` that names the file, the reason and the remedy, whichever
+library was writing. They then remove the draft, and what stood in the place before stays.
 """
 
 import errno
@@ -30,24 +29,24 @@ _REMEDIES = {
     errno.EIO: "the disk or the connection to it fails: give another place",
     errno.ENAMETOOLONG: "give a shorter name",
 }
-# What the system answers where it cannot flush a folder, or anything; then nothing waits for the disk.
+# The answers of a file system that cannot flush. Nothing can wait for such a disk, so nothing does.
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
-# What a file system without locks answers (Lustre without -o flock, some NFS and FUSE).
+# The answers of a file system without locks (Lustre without -o flock, some NFS and FUSE).
 NO_LOCKS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _NO_FOLDER_FSYNC = _NO_FSYNC | {errno.EACCES, errno.EPERM, errno.EISDIR}
-_LONGEST = 190  # bytes of a name that leave room for what a draft's name adds; 255 are allowed
-_numbers = itertools.count()  # so that two threads never share a draft
+# A name may have 255 bytes; a draft's name adds up to 65 to the name of its place.
+_LONGEST = 190
+# Numbers the drafts of this process, so that two threads never share one.
+_numbers = itertools.count()
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike, remedy: str = "", durable: bool = True) -> Iterator[Path]:
-    """Yield the name of an empty file to write, which becomes `path` when the block ends; an old
-    file is replaced whole.
+    """Yield the name of an empty draft to write, which replaces `path` when the block ends.
 
-    The name has the suffix of `path`, and the file the permissions that new files have (the umask).
-    remedy: what to do if it cannot be written (default: after the reason). durable=False does not
-    wait for the disk. After an error inside the block the draft is removed and an old file stays as
-    it is.
+    The draft has the suffix of `path`, and the permissions of a new file (the umask). remedy: the
+    advice in the error (default: one that fits the reason). durable=False does not wait for the
+    disk. After an error inside the block, the draft is removed and an old file stays as it was.
 
     Raises UserError if the system refuses anything.
     """
@@ -72,10 +71,10 @@ def whole_file(path: str | os.PathLike, remedy: str = "", durable: bool = True) 
 
 @contextmanager
 def whole_folder(path: str | os.PathLike, remedy: str = "", durable: bool = True) -> Iterator[Path]:
-    """Yield a new empty folder to fill, which becomes `path` when the block ends; `path` is
-    missing, or an empty folder.
+    """Yield a new empty folder to fill, which becomes `path` when the block ends.
 
-    Folders above it are made. Arguments, permissions and errors are those of `whole_file`.
+    `path` must be missing, or an empty folder; the folders above it are made. Arguments,
+    permissions and errors are those of `whole_file`.
     """
     path = Path(path)
     with writing(path, remedy):
@@ -85,6 +84,7 @@ def whole_folder(path: str | os.PathLike, remedy: str = "", durable: bool = True
         try:
             yield draft
             finish_folder(draft, durable)
+            # Not every system renames over a folder, even an empty one.
             if path.is_dir():
                 path.rmdir()
             os.replace(draft, path)
@@ -102,22 +102,22 @@ def writing(
     needs: Callable[[], int] | None = None,
     draft: Path | None = None,
 ) -> Iterator[None]:
-    """Raise a UserError for whatever the system refuses inside the block, in which `path` is
-    written.
+    """Raise a UserError if the system refuses anything inside the block, which writes `path`.
 
-    remedy: what to do, in place of the usual one for the reason. needs: how many bytes there are to
-    write, asked for only when the disk is full. draft: what the caller removes after an error, so
-    that its room counts as free. Other errors pass as they are.
+    remedy: replaces the usual advice for the reason. needs: returns how many bytes there are to
+    write; called only if the disk is full. draft: a file or folder that the caller removes after an
+    error, so its room counts as free. Other errors pass unchanged.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # some libraries in Rust raise no kind of their own
+    except Exception as error:
+        # Some libraries in Rust raise plain Exception, so no narrower class would do.
         refused = refusal(error)
         if refused is None:
             raise
-        usual = _REMEDIES.get(refused.errno, "give another place")
+        usual = _REMEDIES.get(refused.errno or 0, "give another place")
         room = _room(path, needs, draft) if refused.errno == errno.ENOSPC else ""
         raise UserError(
             f"{path} cannot be written: {refused.strerror}{room}; {remedy or usual}"
@@ -128,8 +128,10 @@ def writing(
 def reading(
     path: str | os.PathLike, remedy: str = "make it readable, or give another one"
 ) -> Iterator[None]:
-    """Raise a UserError for whatever the system refuses inside the block, in which `path` is read;
-    but let a missing file pass."""
+    """Raise a UserError if the system refuses anything inside the block, which reads `path`.
+
+    FileNotFoundError passes unchanged, because callers often know what a missing file means.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -143,15 +145,15 @@ def reading(
 
 
 def refusal(error: BaseException) -> OSError | None:
-    """The error of the system behind an error of any library that writes files; None for every
-    other error.
+    """The system's error behind an error of a library that writes files; None for other errors.
 
-    safetensors and tokenizers keep its number in their text only. `torch.save` puts an error of its
-    own in its place, when it finds that not all of a file arrived; write into an open file with it,
-    which then says why.
+    safetensors and tokenizers have its number in their text only. `torch.save` replaces it by an
+    error of its own when it finds that part of a file is missing. Let it write into an open file:
+    then the system's error is kept as the context.
     """
+    # The reader of our output is gone; no file is involved.
     if isinstance(error, BrokenPipeError):
-        return None  # the reader of our output is gone, which no file has to do with
+        return None
     if isinstance(error, OSError):
         return error if error.errno is not None else OSError(0, str(error))
     if told := re.search(r"([^:]*) \(os error (\d+)\)", str(error)):
@@ -167,8 +169,8 @@ def refusal(error: BaseException) -> OSError | None:
 
 
 def finish_folder(folder: Path, durable: bool = True) -> None:
-    """Give all files in a new folder the permissions of new files (some writers make them private),
-    and put it on disk."""
+    """Give all files in a new folder the permissions of new files, and put the folder on disk."""
+    # Some writers make their files private. Only a new file shows what the umask allows.
     probe = folder / f".mode-{os.getpid()}"
     with open(probe, "xb") as file:
         mode = os.fstat(file.fileno()).st_mode
@@ -186,12 +188,14 @@ def finish_folder(folder: Path, durable: bool = True) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on disk, where the file system can
-    say so."""
+    """Wait until a file's content, or a folder's entries, are on disk.
+
+    Returns at once if the file system cannot tell.
+    """
     is_folder = path.is_dir()
     refused = _NO_FOLDER_FSYNC if is_folder else _NO_FSYNC
     try:
-        # Windows flushes only what is open for writing, and opens no folders.
+        # Windows flushes only files that are open for writing, and opens no folders.
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
             os.fsync(descriptor)
@@ -203,8 +207,9 @@ def sync(path: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this number may live on this host; True where that cannot be asked."""
-    if sys.platform == "win32":  # there os.kill ends the process
+    """Whether a process of this number may live on this host; True if that is not known."""
+    # On Windows, os.kill would end the process.
+    if sys.platform == "win32":
         return True
     try:
         os.kill(pid, 0)
@@ -216,7 +221,7 @@ def is_running(pid: int) -> bool:
 
 
 def expanded(path: str | os.PathLike) -> Path:
-    """`path` with ~ replaced by the user's home. UserError where there is none."""
+    """`path` with ~ replaced by the user's home. Raises UserError if there is none."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -226,22 +231,21 @@ def expanded(path: str | os.PathLike) -> Path:
 
 
 def amount(size: float) -> str:
-    """A number of bytes, as people say it."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            break
+    """A number of bytes as a person says it, such as "1.5 GB"."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = 0
+    while size >= 1000 and power < len(units) - 1:
         size /= 1000
-    else:
-        unit = "TB"
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        power += 1
+    return f"{size:.{0 if power == 0 else 1}f} {units[power]}"
 
 
 def _draft(path: Path, suffix: str) -> Path:
-    """A new name beside `path`; drafts of `path` whose processes are gone are removed, since they
-    take its room."""
+    """A new name beside `path`, for a draft of it; also removes the drafts of killed processes."""
     encoded = os.fsencode(path.name)
     stem = path.name if len(encoded) <= _LONGEST else hashlib.sha256(encoded).hexdigest()[:16]
     start = f".{stem}.part-"
+    # Drafts of dead processes take the room that this one needs.
     with suppress(FileNotFoundError):
         for name in os.listdir(path.parent):
             number = re.match(r"\d+", name.removeprefix(start)) if name.startswith(start) else None
@@ -251,7 +255,7 @@ def _draft(path: Path, suffix: str) -> Path:
 
 
 def is_draft(name: str) -> bool:
-    """Whether a name is one that `whole_file` or `whole_folder` gives to what is not whole yet."""
+    """Whether `whole_file` or `whole_folder` gives such a name to a draft."""
     return re.match(r"\..*\.part-\d+-\d+", name) is not None
 
 
@@ -266,12 +270,13 @@ def remove(path: Path) -> None:
 
 def _give_mode(file: Path, mode: int) -> None:
     if file.stat().st_mode != mode:
-        with suppress(OSError):  # a file system without permissions
+        # Some file systems have no permissions.
+        with suppress(OSError):
             file.chmod(mode & 0o7777)
 
 
 def _room(path: str | os.PathLike, needs: Callable[[], int] | None, draft: Path | None) -> str:
-    """What is free on a full disk, and what would be needed if that is known."""
+    """The words for how much a full disk has free, and how much is needed if that is known."""
     places = [place for place in Path(path).absolute().parents if place.is_dir()]
     room = shutil.disk_usage(places[0]).free
     if draft is not None:

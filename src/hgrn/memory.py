@@ -1,9 +1,9 @@
-"""How the process treats memory that it has freed: keep it, so that the next tensor need not ask the system for pages."""
+"""Keep freed memory in the process, so that the next tensor need not ask the system for pages."""
 
 import ctypes
 import sys
 
-# from glibc's malloc.h
+# The parameters' numbers in glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_MAX = -4
@@ -15,17 +15,19 @@ def can_keep_freed_memory() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc's malloc to give no freed memory back to the system while the process lives; whether it could.
+    """Tell glibc's malloc to keep all freed memory; return whether that worked.
 
-    By default every tensor of more than some megabytes is mapped anew, and the system clears its pages at first touch,
-    which costs more than most elementwise operations themselves. With this setting memory stays at its high-water mark.
-    Elsewhere than on Linux with glibc it does nothing. It acts on the whole process, so it is for programs to call, not
-    for libraries: the command line does before it trains or measures.
+    By default every tensor of more than some megabytes is mapped anew. The system then clears its
+    pages at first touch, which costs more than most elementwise operations. With this setting,
+    memory stays at its high-water mark. It works on Linux with glibc only.
+
+    It acts on the whole process, so programs should call it, not libraries: the command line calls
+    it before it trains or measures.
     """
     if not can_keep_freed_memory():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # any positive threshold would be one of at most 2 GiB
+    # mallopt takes an int, so any positive threshold would be one of at most 2 GiB.
     never = -1
     ahead = 64 << 20
     return all(

@@ -1,4 +1,4 @@
-"""Where the code that runs comes from."""
+"""Name the commit of the code that runs, for model cards and tables of results."""
 
 import subprocess
 from functools import cache
@@ -9,13 +9,12 @@ _PACKAGE = Path(__file__).parent
 
 @cache
 def commit() -> str:
-    """The commit of the source that runs, "+changes" behind it if it was changed since; outside of git the version."""
+    """The commit of this source, with "+changes" if it has changed; the version outside git."""
     import hgrn
 
     try:
-        _git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # an installed copy may lie inside somebody else's repository
+        # An installed copy may lie inside somebody else's repository, which does not track it.
+        _git("ls-files", "--error-unmatch", "__init__.py")
         head = _git("rev-parse", "--short=10", "HEAD")
         changes = _git("status", "--porcelain", "--", ".")
     except (OSError, subprocess.CalledProcessError):

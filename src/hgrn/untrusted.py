@@ -1,4 +1,4 @@
-"""Files that a stranger may have written: read up to a limit, and with one kind of error for whatever is wrong."""
+"""Read files that a stranger may have written: up to a limit, and with one kind of error."""
 
 import json
 import os
@@ -7,13 +7,14 @@ from typing import Any
 
 from hgrn.errors import UserError
 
-LARGEST_JSON = 1 << 26  # bytes; a configuration with the names of a million classes has half of it
-
-DEEPEST_JSON = 50  # levels; code that walks through a value calls itself for each
+# Bytes; a configuration with the names of a million classes has half as many.
+LARGEST_JSON = 1 << 26
+# Levels. Code that walks through a value calls itself for each level, and Python limits that.
+DEEPEST_JSON = 50
 
 
 def read_bytes(path: str | Path, largest: int) -> bytes:
-    """What a file holds. Raises UserError if it has more bytes than `largest`, or cannot be read."""
+    """The bytes of a file. Raises UserError if it has more than `largest`, or no access."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -25,7 +26,7 @@ def read_bytes(path: str | Path, largest: int) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As `json.loads`. Raises ValueError also for nesting that Python's parser cannot follow."""
+    """Parse JSON as `json.loads` does; raise ValueError also if it is nested too deep to parse."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -33,7 +34,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | Path) -> dict:
-    """The JSON object in a file. Raises UserError for any other content, and for a file that cannot be read."""
+    """The JSON object in a file. Raises UserError if there is none, or the file cannot be read."""
     try:
         found = parse_json(read_bytes(path, LARGEST_JSON))
     except UserError:

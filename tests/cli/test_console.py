@@ -65,7 +65,7 @@ def test_help_that_nobody_reads(monkeypatch, capsys):
 @pytest.mark.parametrize("buffering", [-1, 1], ids=["at the end", "at each line"])
 def test_a_full_disk_behind_standard_output_is_one_line(monkeypatch, capsys, buffering):
     monkeypatch.setattr(doctor, "run", lambda arguments: print("fine"))
-    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w", buffering=buffering))
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w", buffering=buffering))  # noqa: SIM115
     assert main(["doctor"]) == 2
     sys.stdout.close()
     assert (

@@ -47,7 +47,7 @@ def test_the_next_free_folder(tmp_path):
 
 @pytest.mark.slow
 def test_the_quickstart_reaches_its_figure(tmp_path):
-    """The real thing, as a user runs it, and its checkpoint in a program that has never heard of hgrn."""
+    """The real thing, as a user runs it; and its checkpoint in a program that imports no hgrn."""
     done = subprocess.run(
         [sys.executable, "-m", "hgrn", "quickstart"], cwd=tmp_path, capture_output=True, text=True
     )

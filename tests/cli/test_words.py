@@ -1,4 +1,4 @@
-"""What commands say: options out of range, hints that can be pasted, prompts of any bytes, what to do next."""
+"""What commands say: options out of range, hints to paste, prompts of any bytes, remedies."""
 
 import shlex
 import shutil
@@ -39,7 +39,7 @@ def recipe(tmp_path) -> Path:
     return folder / "tiny.yaml"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Options out of range
 
 
@@ -169,7 +169,7 @@ def test_a_value_that_looks_like_an_option(fails):
     assert "--prompt=VALUE" in fails("generate", "nowhere", "--prompt", "-hello")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Commands to paste
 
 
@@ -221,7 +221,7 @@ def test_the_hint_of_a_run_that_was_stopped_begins_as_the_run_did(
     assert shlex.split(hint) == [*start, *words, "--resume"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Prompts and tokenizers
 
 
@@ -277,7 +277,7 @@ def test_a_model_without_a_tokenizer(saved, fails, tmp_path, capsys):
     assert given == own
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # Remedies
 
 

@@ -87,6 +87,7 @@ def arena_table(
             absent.append(f"left out: {run}: {reason}")
     if not rows:
         raise UserError("no run can be evaluated:\n  " + "\n  ".join(absent))
+    # Runs of one recipe stand together, whatever their folders are called.
     rows.sort(key=lambda row: (row.task, row.command))
 
     lines = [_line(row) for row in rows] + [f"\n{line}" for line in absent]
@@ -119,6 +120,7 @@ def _evaluated(run: Path, on_progress: Callable[[str, int, int], None] | None) -
     model, _ = load_classifier(checkpoint)
     recipe = recipe_from_yaml(checkpoint / "recipe.yaml")
     assert isinstance(recipe, ArenaRecipe)
+    # A checkpoint knows the data that it was trained on by its fingerprint.
     manifest = Manifest.read(checkpoint)
     try:
         examples = open_examples(recipe, "test")
@@ -206,5 +208,6 @@ def _line(row: Row) -> str:
         f"`{row.command}`",
         row.commit,
     ]
+    # A bar would end the cell.
     escaped = (cell.replace("|", r"\|") for cell in cells)
     return f"| {' | '.join(escaped)} |"

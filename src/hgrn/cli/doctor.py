@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{marks[finding.works]} {finding.name:{_WIDTH}} {finding.value}")
         if finding.works is False:
             print(f"   {'':{_WIDTH}} -> {finding.remedy}")
+    # The machine is measured last, so that nobody waits for what is known at once.
     if not arguments.no_speed:
         for finding in speed():
             print(f"   {finding.name:{_WIDTH}} {finding.value}", flush=True)
@@ -104,6 +105,7 @@ def _package(name: str) -> Finding:
     try:
         return Finding(name, version(name), True)
     except PackageNotFoundError:
+        # A machine without a GPU has no use for it.
         if name == "triton":
             return Finding(name, "not installed (needed for GPUs only)")
         return Finding(name, "not installed", False, f"pip install {name}")
@@ -125,6 +127,7 @@ def _engine(engine: str, device: str) -> Finding:
         if find_spec(engine) is None:
             problem = f"pip install {_requirement(engine)}"
         return Finding(label, "cannot be used; the slow reference takes its place", False, problem)
+    # A small scan of a complex state, whose answer in float64 the reference knows.
     generator = torch.Generator().manual_seed(0)
     candidate, forget, theta = (
         torch.randn(shape, generator=generator).to(device)
@@ -172,6 +175,7 @@ def _compiler_cache() -> Finding:
         return Finding(label, "none, without the engine numba")
     from hgrn.ops.cpu import cache, language
 
+    # The search warns of folders that cannot be written; the report says it in its own words.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = language.cache_folder()

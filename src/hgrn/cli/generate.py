@@ -62,4 +62,5 @@ def run(arguments: argparse.Namespace) -> None:
         max_new_tokens=arguments.max_new_tokens,
         **sampling,
     )
+    # A model seldom ends its text with a new line.
     print()

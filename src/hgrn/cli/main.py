@@ -134,6 +134,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser of `hgrn` itself, which prints the list of commands, and that of each command."""
     top = Parser(prog="hgrn", description=_DESCRIPTION, epilog=_START_HERE)
     top.add_argument("--version", action="version", version=f"hgrn {__version__}")
+    # Group -> its list of commands; the commands of no group stand in the list of `hgrn`.
     listed = {"": top.add_subparsers(title="commands", metavar="COMMAND")}
     parsers = {}
     for name, command in COMMANDS.items():
@@ -181,6 +182,7 @@ def _check_options(words: list[str], parser: Parser) -> None:
     argparse would first complain of a required option that is missing, which may be this one. A
     word behind an option may be its value, so it is left to argparse.
     """
+    # Pairs of neighbours, the first word with nothing before it.
     for before, word in pairwise(["", *words]):
         if word == "--":
             return
@@ -245,6 +247,7 @@ def _explained(error: Exception) -> str | None:
             f"there is not enough memory ({reason}): make the model, the batch or its sequences "
             "smaller"
         )
+    # Only standard output has no file name; whether it is the one at fault shows when it is tried.
     if isinstance(error, OSError) and error.filename is None and not console.takes_output():
         return ""
     refused = refusal(error)

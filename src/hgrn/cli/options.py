@@ -15,6 +15,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **settings: Any):
+        # Set before argparse adds --help.
         self.options: list[str] = []
         self.takes_overrides = False
         super().__init__(
@@ -34,6 +35,7 @@ class Parser(argparse.ArgumentParser):
         """Raise a complaint of argparse as a UserError."""
         if message.endswith("expected one argument"):
             option = message.removeprefix("argument ").partition(":")[0]
+            # The usual cause: argparse takes "-1" or "-hello" for an option.
             message += f"; a value that begins with a dash is written as {option}=VALUE"
         raise UserError(f"{message} (see {self.prog} --help)")
 
@@ -64,6 +66,7 @@ def number(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
+    # `float` also reads "nan" and "inf", which no option can mean.
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a finite number, got {text[:40]!r}")
     return value

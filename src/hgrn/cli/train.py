@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from hgrn.training.recipe import load_recipe
     from hgrn.training.runlog import Console
 
+    # Before anything large is allocated.
     keep_freed_memory()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     out = arguments.out or Path("runs") / recipe.name
@@ -59,6 +60,7 @@ def _resuming(words: list[str]) -> str:
     """The command that goes on with the run that these words began."""
     here = processes("LOCAL_WORLD_SIZE")
     start = ("torchrun", "--nproc-per-node", here, "-m", "hgrn") if here > 1 else ("hgrn",)
+    # The words are the user's own, so all that was set is set again.
     resume = () if "--resume" in words else ("--resume",)
     return pasted(*start, *words, *resume)
 
