@@ -45,6 +45,7 @@ def _cores() -> int:
 
 
 def _cpu_model() -> str:
+    # Python's platform module says only the architecture on Linux.
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -77,6 +77,7 @@ class Row:
             cell = cells[field.name]
             if field.type is str:
                 values[field.name] = cell
+            # An empty cell is None, the default of every number.
             elif cell:
                 values[field.name] = int(cell) if field.type == int | None else float(cell)
         return cls(**values)
@@ -122,6 +123,7 @@ class Results:
         self.columns = [*columns, *self.where]
         self._key = tuple(key)
         name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+        # The lock lies elsewhere, because results are under version control.
         self._lock = Path(tempfile.gettempdir()) / f"hgrn-benchmarks-{name}.lock"
         found = self.rows()
         if found and list(found[0]) != self.columns:
@@ -142,6 +144,7 @@ class Results:
         """Write new rows; a row with an old one's key takes the old one's place at the end."""
         fresh = [row | self.where | {"date": now()} for row in rows]
         keys = {self._key_of(row) for row in fresh}
+        # The file is read inside the lock: another process may have added rows since.
         with locked(self._lock):
             kept = [row for row in self.rows() if self._key_of(row) not in keys]
             write_csv(self.path, self.columns, kept + fresh)

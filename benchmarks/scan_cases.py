@@ -61,7 +61,7 @@ class ScanCase:
         return total * batch * steps * channels * dtype.itemsize
 
     def inputs(self, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Input `[B, T, C]`, gate `[B, T, D]`; `[D]`: lower_bound and theta if the case has them."""
+        """Input `[B, T, C]`, gate `[B, T, D]`; then lower_bound and theta `[D]` if it has them."""
         batch, steps, channels = shape
         generator = torch.Generator().manual_seed(0)
         width = channels * (2 if self.complex_state else 1)

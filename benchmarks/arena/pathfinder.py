@@ -139,6 +139,7 @@ def marker_distance(images: list[np.ndarray], settings: PathfinderSettings) -> n
     found = []
     for image in images:
         padded = np.pad(image.astype(np.float64), reach)
+        # The darkest pixel of the disc around each place, and a little of the mean against ties.
         views = [
             padded[reach + dy : reach + dy + len(image), reach + dx : reach + dx + len(image)]
             for dy, dx in offsets
@@ -148,6 +149,7 @@ def marker_distance(images: list[np.ndarray], settings: PathfinderSettings) -> n
         for _ in range(2):
             y, x = np.unravel_index(np.argmax(score), score.shape)
             places.append((y, x))
+            # The second marker is not a neighbour of the first.
             rows, columns = np.ogrid[: len(image), : len(image)]
             score[(rows - y) ** 2 + (columns - x) ** 2 <= (1.5 * radius) ** 2] = -1
         found.append(np.hypot(*np.subtract(*places)))

@@ -79,8 +79,10 @@ def run(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     where = environment()
     show_origin(where)
     out = given.out or (QUICK if given.quick else RESULTS)
+    # The pages' pictures belong to the published rows, so other rows are drawn beside themselves.
     plots = given.plots or (IMAGES if out == RESULTS else out)
     written = []
+    # A name that is given twice counts once.
     for name in dict.fromkeys(given.names or _TIMED):
         path = out / f"{name}.csv"
         if name == "quality":

@@ -136,6 +136,7 @@ def _measure(quick: bool, size: str, tell: OnProgress) -> list[Row]:
     models = {name: convert(model) for name, convert in FORMATS.items()}
     for name, stored in models.items():
         _check_step(name, stored)
+    # As many bytes as the weights: reading them is the limit of a step.
     source = torch.ones(weight_bytes(model) // 4)
 
     functions: dict[object, Callable[[], object]] = {
@@ -153,6 +154,7 @@ def _measure(quick: bool, size: str, tell: OnProgress) -> list[Row]:
             pad_token_id=0,
         )
     functions |= {context: transformer_step(other, context) for context in contexts}
+    # Both models step by their compiled programs while everything is timed in turn.
     with ExitStack() as inside:
         for stored in models.values():
             inside.enter_context(stored.stepping())
@@ -181,11 +183,7 @@ def _measure(quick: bool, size: str, tell: OnProgress) -> list[Row]:
         cells = {"peer": "HGRN", "shape": size, "dtype": name, "parameters": parameters(model)}
         generate = times["generate", name].over(_GENERATED)
         rows += _rows_of_ours(
-            times["step", name],
-            generate,
-            weight_bytes(stored),
-            read.median / source.nbytes,
-            cells,
+            times["step", name], generate, weight_bytes(stored), read.median / source.nbytes, cells
         )
     for context in contexts:
         rows.append(

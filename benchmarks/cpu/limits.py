@@ -32,6 +32,7 @@ def parts(quick: bool) -> list[Part]:
 
 
 def _measure(stream: Stream, repeats: int, tell: OnProgress) -> list[Row]:
+    # As many bytes as the stream moves, so that both run as long.
     source = torch.ones(stream.bytes // 4)
     functions: dict[Any, Callable[[], object]] = {
         "add": stream,

@@ -71,6 +71,7 @@ class RecurrentGemma(DecaysMatrices, RecurrentGemmaForCausalLM):
     """RecurrentGemma, which keeps its state in its layers, with the graph of the step before."""
 
     def forward(self, *args: Any, use_cache: bool | None = None, **kwargs: Any) -> Any:
+        # Without this, a second sequence would go on from the first, and so would its gradient.
         if not use_cache:
             layers: list[Any] = [m for m in self.modules() if hasattr(m, "recurrent_states")]
             for layer in layers:

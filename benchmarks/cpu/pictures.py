@@ -45,6 +45,7 @@ def _scan_limits(rows: Rows) -> Any:
         labels = [f"{shape}\n{dtype}" for shape, dtype in groups]
         panel.set_xticks(range(len(groups)), labels, rotation=60, ha="right", fontsize=7)
         panel.grid(alpha=0.25, axis="y")
+    # One legend for all panels, whose bars have the same colours.
     figure.suptitle("Scans: the time of as many bytes by torch.add, over ours (1 is the limit)")
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
@@ -129,6 +130,7 @@ def _length(name: str, cell: str, ylabel: str, title: str) -> Callable[[Rows], A
             lengths, values = zip(*points)
             panel.plot(lengths, values, "o-", color=look.ACCENT, label="HGRN")
             if name == "training step":
+                # Through the longest length, where what does not grow with T counts least.
                 line = [values[-1] * length / lengths[-1] for length in lengths]
                 panel.plot(lengths, line, "--", color=look.SHADE, label="in proportion to T")
             else:

@@ -63,6 +63,7 @@ def _against_limit(
             call = case.call(case.inputs(shape, dtype))
             functions[case, "op"] = call
             functions[case, "kernel"] = GivenOutputs().wrap(call)
+        # The stream runs in the same loop, so the limit is that of the same minutes.
         times = round_robin(functions, repeats, on_call=tell)
         rows = []
         for case in CASES:
@@ -107,6 +108,7 @@ def _measure_peers(
     absent = []
     notes = {}
     for peer in scan_peers.PEERS:
+        # Gates are given to them, so their exponentials are not counted; ours are.
         try:
             functions[peer.name] = peer.prepare(log_f.exp(), x, torch.ones_like(x)).run
             notes[peer.name] = peer.note()

@@ -34,6 +34,7 @@ class MatrixProducts:
         self._weights = [
             module.weight.detach() for module in model.modules() if isinstance(module, nn.Linear)
         ]
+        # One matrix of activations for each width, shared by all maps.
         widths = {width for weight in self._weights for width in weight.shape}
         self._rows = {width: torch.randn(tokens, width) for width in widths}
         self._gradients = [torch.empty_like(weight) for weight in self._weights]
@@ -42,6 +43,7 @@ class MatrixProducts:
     def __call__(self) -> None:
         for weight in self._weights:
             product(self._rows[weight.shape[1]], weight)
+        # The order of a backward pass, so that caches hold what they would hold there.
         for weight, gradient in zip(reversed(self._weights), reversed(self._gradients)):
             out, inner = weight.shape
             product(self._rows[out], weight.T)

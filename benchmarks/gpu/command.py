@@ -87,6 +87,7 @@ def run(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     where = environment() | packages | {"gpu": hardware}
     results = Results(out / "gpu.csv", where=where)
     session = Session(results, given.rehearse, given.minutes, given.again)
+    # What has been measured before an error is printed and drawn all the same.
     with session.guarded(name="the run"), session.stream(), interpreted(given.rehearse):
         _measure(session, given.only)
     rows = session.rows
@@ -134,6 +135,7 @@ def _measure(session: Session, parts: tuple[str, ...]) -> None:
     if not {"check", "train", "decode"} & set(parts):
         return
     passed = models.passing(session)
+    # All sizes eagerly before any is compiled, which takes long for the large ones.
     small, *large = models.sizes(session.rehearse)
     if "train" in parts:
         for size in (small, *large):

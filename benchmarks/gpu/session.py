@@ -45,6 +45,7 @@ class Session:
 
     def _is_stale(self, row: Cells) -> bool:
         """Whether a row is of another device, came too late, or is a failure of ours."""
+        # A failure may be mended since, so it is tried again.
         moved = row.get("gpu") != self.results.where.get("gpu")
         failed = row["peer"] == OURS and not row["median_ms"]
         return moved or failed or row["note"] == _LEFT_OUT + _LATE
@@ -109,6 +110,7 @@ class Session:
 
         That time gets a row of its own.
         """
+        # Work that is under way must not count.
         self.wait()
         began = time.perf_counter()
         result = function()

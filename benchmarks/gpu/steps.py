@@ -21,6 +21,7 @@ def targets(rows: list[Row], rehearse: bool) -> dict[str, tuple[float, float | N
     """The wanted tokens a second over flash-linear-attention's, and those found, if any."""
     found = {}
     for size in models.sizes(rehearse):
+        # The best of eager and compiled counts, for each of the two.
         rates = {}
         for row in rows:
             is_step = row.name in ("training step, eager", "training step, compiled")
@@ -75,6 +76,7 @@ def _training_step(session: Session, size: Size, compiled: bool, cells: dict[str
         optimizer.step()
         optimizer.zero_grad()
 
+    # The plain loss, before anything has moved the weights.
     with torch.no_grad():
         plain = models.loss_of(model, ids).cpu().double()
     loss = session.first(forward_backward, **cells)

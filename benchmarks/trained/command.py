@@ -92,6 +92,7 @@ def run(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             continue
         if run.start is not None:
             _check_start(run, results, given.runs)
+        # A run takes minutes, and the source may have changed since the last one.
         results.where = environment()
         row = measured(run, data_of(run, data, given.runs), given.runs)
         results.add(row)
@@ -177,6 +178,7 @@ def measured(run: Run, path: str, runs: Path) -> Cells:
     out = runs / run.name
     with Console() as console:
         outcome = train(recipe, out, resume=True, on_event=console, make_task=make_task)
+    # The loop has caught the signal to save; here it must not look like the end of the run.
     if outcome.interrupted:
         raise KeyboardInterrupt
     return _row(run, recipe, tasks[0].model, outcome, out)

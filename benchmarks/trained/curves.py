@@ -21,6 +21,7 @@ def draw(rows: list[Cells], runs: Path, folder: Path) -> None:
         for run in RUNS
         if run.name in done and read_rows(runs / run.name / "log.jsonl")
     }
+    # A run that another starts from is drawn as the beginning of that one.
     starts = {run.start for run in known.values()}
     chains = [
         chain for run in known.values() if run.name not in starts if (chain := _chain(run, known))
@@ -64,6 +65,7 @@ def _chain(run: Run, known: dict[str, Run]) -> list[Run] | None:
 
 def _curve(log: Path, start: float) -> list[tuple[float, float]]:
     """Minutes, counted from `start`, and accuracy of each validation."""
+    # Only rows of training know the time; a validation has that of the last one before it.
     rows = read_rows(log)
     times = [(row["step"], row["elapsed"] / 60) for row in rows if row["kind"] == "train"]
     return [

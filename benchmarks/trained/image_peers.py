@@ -67,6 +67,7 @@ class CNNTask(ImageTask):
             label2id=ours.label2id,
         )
         model = ResNetForImageClassification(config)
+        # Its own entrance has a stride of 2 twice, which would leave 7 x 7 of 28 x 28 pixels.
         entrance: Any = model.resnet.embedder
         entrance.embedder.convolution = nn.Conv2d(
             ours.num_channels, config.embedding_size, 3, padding=1, bias=False

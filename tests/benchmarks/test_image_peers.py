@@ -1,4 +1,4 @@
-"""The models that image classifiers are compared with: as large as ours, and trained by our loop."""
+"""The models beside our image classifiers: as large as ours, and trained by our loop."""
 
 import pytest
 import torch

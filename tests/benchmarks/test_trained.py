@@ -1,4 +1,4 @@
-"""The command that trains what is published: it chooses, goes on from run to run, and writes a row for each once."""
+"""`python -m benchmarks trained`: it chooses, goes on from run to run, and writes each row once."""
 
 import shutil
 
