@@ -147,7 +147,7 @@ class StackCase:
         return model
 
     def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """x and the weights of y in the loss, `[B, T, dim]`; mask and boundaries of the sequence."""
+        """x and the weights of y in the loss, `[B, T, dim]`; mask and boundaries."""
         generator = torch.Generator().manual_seed(4)
         batch = 2 if self.lengths is None else 1
         x, weight = (
