@@ -26,7 +26,7 @@ class Case:
         return [self.candidate, self.forget, self.lower_bound, self.theta, self.initial_state]
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor | None]:
-        """The tensors rounded to dtype (per-channel parameters and states: to the state's dtype), as leaves."""
+        """The tensors as leaves in dtype; parameters and states in the state's dtype."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         dtypes = (dtype, dtype, wide, wide, wide)
         return [
@@ -48,7 +48,10 @@ def make(
     seed=0,
     **options,
 ) -> Case:
-    """A random case; `lengths` packs sequences; `extreme` puts gates near 0 and 1 and angles at 1 radian."""
+    """A random case.
+
+    `lengths` packs sequences; `extreme` puts gates near 0 and 1 and angles at 1 radian.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -118,7 +121,8 @@ def plain_loop(name: str):
     return call
 
 
-# Every option pair appears at least once; lengths 1, 2, 63, 64, 65, 500; odd and even numbers of channels; batch 1.
+# Every option pair appears at least once; lengths 1, 2, 63, 64, 65, 500; odd and even numbers of
+# channels; batch 1.
 CASES = {
     "real": make(complex_state=False),
     "complex": make(),
@@ -131,7 +135,8 @@ CASES = {
     "500 steps, extreme, real": make(
         steps=500, channels=5, extreme=True, complex_state=False, mask=True
     ),
-    # Rotation by a cosine and sine rounded to float32 is off by up to 6e-8 a step, and a gate of 0.9999 forgets none of it.
+    # Rotation by a cosine and sine rounded to float32 is off by up to 6e-8 a step, and a gate of
+    # 0.9999 forgets none of it.
     "130 steps, extreme": make(steps=130, channels=5, batch=1, extreme=True),
     "130 steps, extreme, mask": make(steps=130, channels=5, extreme=True, mask=True, initial=False),
     "packed": make(lengths=[3, 1, 7]),

@@ -1,4 +1,7 @@
-"""Tensors that are no plain memory: none is read as if it were, and what PyTorch can make of them gives the right numbers."""
+"""Tensors that are no plain memory: none is read as if it were.
+
+What PyTorch can make plain tensors of gives the right numbers.
+"""
 
 import contextlib
 import copy
@@ -182,7 +185,8 @@ def test_registered_operators_refuse_other_dtypes():
     for given in ((x, x.half(), None), (x, x, torch.rand(4).double())):
         with pytest.raises(
             ValueError,
-            match="a CPU kernel needs torch.float32 in plain contiguous memory of the CPU, got torch.float",
+            match="a CPU kernel needs torch.float32 in plain contiguous memory of the CPU, "
+            "got torch.float",
         ):
             torch.ops.hgrn.hgru_scan(*given, *[None] * 4, False, "auto")
 

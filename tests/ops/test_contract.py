@@ -1,4 +1,6 @@
-"""The contract of the ops: axes, boundaries, masks, states, dtypes, ends and errors, for every engine."""
+"""The contract of the ops, for every engine: axes, boundaries, masks, states, dtypes and errors."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +16,10 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 def by_definition(case):
-    """h and final state, one scalar recurrence at a time, in Python: an oracle that shares nothing with the package."""
+    """h and final state, one scalar recurrence at a time, in Python.
+
+    This oracle shares nothing with the package.
+    """
     candidate = case.candidate
     forget = case.forget
     cu = case.options.get("cu_seqlens")
@@ -82,7 +87,7 @@ def test_gated_scan_is_the_same_recurrence(case, engine):
 
 @cases
 def test_carry_joins_stretches(case, engine):
-    """decay, end state and the number of positions that count give the same final state as the scan."""
+    """decay, end state and the number of positions that count give the scan's final state."""
     *gates, initial = case.tensors
     decay, end = hgru_carry(*gates, **case.options, engine=engine)
     _, final = by_definition(case)
@@ -91,7 +96,7 @@ def test_carry_joins_stretches(case, engine):
     mask = case.options.get("mask", torch.ones(case.forget.shape[:2], dtype=torch.bool))
     if "cu_seqlens" in case.options:
         cu = case.options["cu_seqlens"].tolist()
-        count = torch.tensor([mask[0, a:b].sum().item() for a, b in zip(cu, cu[1:])])
+        count = torch.tensor([mask[0, a:b].sum().item() for a, b in pairwise(cu)])
     else:
         count = mask.sum(1)
     if case.theta is None:
@@ -141,7 +146,7 @@ def test_packed_equals_separate_with_gradients(reverse, engine):
     separate_final = []
     separate = [torch.zeros_like(g) for g in packed]
     cu = [0, 5, 5, 6, 15]
-    for n, (a, b) in enumerate(zip(cu, cu[1:])):
+    for n, (a, b) in enumerate(pairwise(cu)):
         own = [inputs[0][:, a:b], inputs[1][:, a:b], inputs[2], inputs[3], inputs[4][n : n + 1]]
         h_n, final_n = hgru_scan(*own, mask=mask[:, a:b], reverse=reverse, engine=engine)
         grads = torch.autograd.grad(
@@ -293,7 +298,7 @@ def test_nan_stays_and_spreads_forward_only(dtype, engine):
 
 
 def test_saturated_gates(engine):
-    """Pre-activations of +-200: sigmoid is 0 or 1 to the last bit, and nothing overflows on the way."""
+    """Pre-activations of +-200: sigmoid is exactly 0 or 1, and nothing overflows on the way."""
     sides = torch.tensor([-200.0, 200.0])
     candidate, forget = torch.meshgrid(sides, sides, indexing="ij")
     h, _ = hgru_scan(
@@ -313,7 +318,7 @@ def test_saturated_gates(engine):
 
 
 def test_gate_next_to_one_still_writes(engine):
-    """1 - lambda from its own numerator: at lambda = 1 - 1e-9 the subtraction would give 0 in float32."""
+    """At lambda = 1 - 1e-9 the subtraction 1 - lambda would give 0 in float32."""
     forget = torch.full((1, 1, 1), 20.723266)
     h, _ = hgru_scan(torch.full((1, 1, 1), 50.0), forget, engine=engine)
     assert h.item() == pytest.approx(50 / (1 + torch.exp(forget.double()).item()), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Goldens 01 to 07 at the level of the op: the authors' layers with our op in the place of their scan."""
+"""Goldens 01 to 07: the authors' layers, with our op in the place of their scan."""
 
 import json
 from pathlib import Path

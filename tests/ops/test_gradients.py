@@ -1,4 +1,4 @@
-"""Gradients of the ops: against finite differences in float64, and in every dtype against the float64 reference."""
+"""Gradients of the ops, against finite differences and against the float64 reference."""
 
 from functools import partial
 
@@ -95,7 +95,7 @@ def test_each_input_alone(wanted, loss, engine):
     "name", [name for name in CASES if "no time" not in name and "all empty" not in name]
 )
 def test_against_the_float64_reference(name, dtype, engine):
-    """The inputs rounded to dtype are exact in float64, so all that differs is how the op computes."""
+    """The rounded inputs are exact in float64, so only the computation differs."""
     case = CASES[name]
     inputs = case.inputs(dtype)
     exact = [None if x is None else x.detach().double().requires_grad_() for x in inputs]

@@ -1,4 +1,4 @@
-"""Forward-mode derivatives and the transforms of torch.func: nothing is taken for a constant, and nesting works."""
+"""Forward mode and the transforms of torch.func: no result counts as a constant; nesting works."""
 
 from functools import partial
 
@@ -135,7 +135,8 @@ def test_dual_numbers_without_a_transform():
         leaves = [x.detach().clone().requires_grad_() for x in inputs]
         with forward_ad.dual_level():
             outputs = function(*(forward_ad.make_dual(x, d) for x, d in zip(leaves, directions)))
-            # The definition has no tangent of a gradient (PyTorch's silu has none), but of a second derivative.
+            # The definition has no tangent of a gradient (PyTorch's silu has none), but of a second
+            # derivative.
             grads = torch.autograd.grad(
                 outputs[0].square().sum(), leaves, create_graph=function is definition
             )
@@ -209,7 +210,7 @@ def test_linearize_and_jacobians_agree_with_the_double_backward_trick():
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_vmap_of_grad_and_grad_of_vmap(shared):
-    """Each sample's own gradients; with parameters for all, and with parameters of each sample's own."""
+    """The gradients of each sample, with shared parameters and with a set for each sample."""
     case = make(batch=4, steps=5, channels=2)
     x, f, bound, theta, initial = case.tensors
     if not shared:

@@ -79,7 +79,10 @@ def weights_of(case: Case, stretches: list[slice]) -> tuple[Tensor, list[Tensor]
 def whole_scan(
     case: Case, stretches: list[slice], dtype: torch.dtype
 ) -> dict[str, Tensor | list[Tensor]]:
-    """Hidden states, the states after each stretch, and all gradients, by the float64 reference on inputs rounded to dtype."""
+    """Hidden states, the states after each stretch, and all gradients.
+
+    They are the float64 reference's, on inputs rounded to dtype.
+    """
     rounded = case.inputs(dtype)
     leaves = [None if x is None else x.detach().double().requires_grad_() for x in rounded]
     h, _ = hgru_scan(*leaves, engine="reference", **case.options)
@@ -144,7 +147,7 @@ class StackCase:
         return model
 
     def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """x and what the loss multiplies y with, `[B, T, dim]`; mask and boundaries of the whole sequence."""
+        """x and the weights of y in the loss, `[B, T, dim]`; mask and boundaries."""
         generator = torch.Generator().manual_seed(4)
         batch = 2 if self.lengths is None else 1
         x, weight = (
@@ -189,7 +192,10 @@ STACKS = {
 
 
 def whole_stack(case: StackCase, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Output, state and all gradients of one process, in float64 on parameters and inputs rounded to dtype."""
+    """Output, state and all gradients of one process.
+
+    In float64, on parameters and inputs rounded to dtype.
+    """
     model = case.model(dtype).double()
     x, weight, where = case.inputs(dtype)
     x = x.double().requires_grad_()

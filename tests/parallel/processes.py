@@ -1,6 +1,7 @@
 """What every rank makes of its stretches, for the tests that compare it with one process.
 
-    python -m tests.parallel.processes FOLDER     writes FOLDER/WORLD-RANK.pt for worlds of 2, 3 and 4
+    python -m tests.parallel.processes FOLDER     writes FOLDER/WORLD-RANK.pt for worlds of 2, 3 and
+    4
 
 Everything is imported once and every rank is a fork.
 """
@@ -41,8 +42,9 @@ from tests.parallel.cases import (
 )
 from tests.training.processes import in_ranks
 
-# Where one of these is left out, some case must come out wrong: the rotation of a state by the steps that it passes through,
-# the end of a state at a border, the steps that are masked, the inputs in front of a convolution.
+# Where one of these is left out, some case must come out wrong: the rotation of a state by the
+# steps that it passes through, the end of a state at a border, the steps that are masked, the
+# inputs in front of a convolution.
 BREAKS = {
     "no phase": (scan, "_turned", lambda state, steps, theta: state, "extreme"),
     "no border": (scan, "passes", lambda cu_seqlens: True, "packed, on cuts"),
@@ -146,7 +148,7 @@ def even(length: int) -> list[slice]:
 
 
 def uneven(length: int, world: int) -> list[slice]:
-    """Stretches of other lengths than `local_stretch` makes: the first has nearly all, the second nothing."""
+    """Stretches unlike `local_stretch`'s: the first has nearly all, the second nothing."""
     cut = length - length // 5
     return [slice(0, cut), *[slice(cut, cut)] * (world - 2), slice(cut, length)]
 
@@ -199,7 +201,7 @@ def on_its_own(dtype: torch.dtype) -> Tensor:
 
 
 def two_calls(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
-    """A sequence read in two calls, the state carried over from one to the other: both outputs, and the last state."""
+    """A sequence read in two calls with a carried state: both outputs, and the last state."""
     case = STACKS["convolution"]
     group = dist.group.WORLD
     model = case.model(dtype)

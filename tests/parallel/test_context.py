@@ -1,4 +1,4 @@
-"""A sequence over several ranks against the same sequence in one process (see processes.py for how the ranks are made)."""
+"""A sequence over several ranks against one process; processes.py makes the ranks."""
 
 import subprocess
 import sys
@@ -111,7 +111,7 @@ def test_stretches_may_have_any_length(ranks, name, world):
 
 
 def joined_stack(parts):
-    """As `joined_scan`; of states, those of the sequence: the last rank's, and if packed its last row's."""
+    """As `joined_scan`, with the state of the sequence: the last rank's."""
     found = {}
     for key in parts[0]:
         values = [part[key] for part in parts]
@@ -257,7 +257,7 @@ def test_one_rank_is_one_process(alone):
     candidate = torch.randn(1, 9, 8)
     forget = torch.randn(1, 9, 4)
     theta = torch.ones(4)
-    h, final = context_scan(candidate, forget, None, theta, group=alone, reverse=True)
+    h, _ = context_scan(candidate, forget, None, theta, group=alone, reverse=True)
     assert torch.equal(h, hgru_scan(candidate, forget, None, theta, reverse=True)[0])
     state = rnn(x)[1]
     assert last_state(state, alone) is state

@@ -21,6 +21,8 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precisions; float32 and float64 as they are. States and sums have it."""
+    if dtype is torch.float32 or dtype is torch.float64:  # faster than to ask PyTorch
+        return dtype
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -120,6 +122,9 @@ class Layout:
         if not -x.ndim <= dim < x.ndim:
             raise ValueError(f"dim must be an axis of {name} (shape {tuple(x.shape)}), got {dim}")
         self.x = x
+        self.shape = x.shape
+        self.dtype = x.dtype
+        self.device = x.device
         self.name = name
         self.dim = dim % x.ndim
         self.cu_seqlens = cu_seqlens
@@ -142,7 +147,7 @@ class Layout:
 
     def _check_packing(self, cu_seqlens: Tensor) -> None:
         check_boundaries(cu_seqlens)
-        shape = tuple(self.x.shape)
+        shape = tuple(self.shape)
         if len(shape) != 3 or shape[0] != 1 or self.dim != 1:
             raise ValueError(
                 f"packed sequences need {self.name} of shape [1, total, channels] and dim=1, "
@@ -151,9 +156,9 @@ class Layout:
         self._check_device(cu_seqlens, "cu_seqlens")
 
     def _check_device(self, tensor: Tensor, name: str) -> None:
-        if tensor.device != self.x.device:
+        if tensor.device != self.device:
             raise ValueError(
-                f"{name} is on {tensor.device} but {self.name} on {self.x.device}; move it there"
+                f"{name} is on {tensor.device} but {self.name} on {self.device}; move it there"
             )
 
     def scan(
@@ -191,13 +196,11 @@ class Layout:
         """Checks the gate against x; returns D."""
         check_floating(gate, name)
         self._check_device(gate, name)
-        if gate.dtype != self.x.dtype:
-            raise TypeError(
-                f"{name} must have {self.name}'s dtype {self.x.dtype}, got {gate.dtype}"
-            )
-        width = self.x.shape[-1]
+        if gate.dtype != self.dtype:
+            raise TypeError(f"{name} must have {self.name}'s dtype {self.dtype}, got {gate.dtype}")
+        width = self.shape[-1]
         parts = 1 if theta is None else 2
-        wanted = (*self.x.shape[:-1], width // parts)
+        wanted = (*self.shape[:-1], width // parts)
         if width % parts == 0 and gate.shape == wanted:
             return width // parts
         if theta is not None:
@@ -223,7 +226,7 @@ class Layout:
             raise ValueError(
                 f"{name} must have one value per channel, shape ({size},), got {tuple(x.shape)}"
             )
-        return x.to(at_least_float32(self.x.dtype)).contiguous()
+        return x.to(at_least_float32(self.dtype)).contiguous()
 
     def _initial_state(self, state: Tensor | None) -> Tensor | None:
         """`[N, I, C]` in the state's dtype."""
@@ -231,14 +234,14 @@ class Layout:
             return None
         check_floating(state, "initial_state")
         self._check_device(state, "initial_state")
-        expected = (*self.states, self.x.shape[-1])
+        expected = (*self.states, self.shape[-1])
         if state.shape != expected:
             raise ValueError(
                 f"initial_state must have shape {expected} ({self.name}'s without its time axis; "
                 f"one row a sequence if packed), got {tuple(state.shape)}"
             )
         state = state.reshape(self.sequences, self.inner, state.shape[-1])
-        return state.to(at_least_float32(self.x.dtype)).contiguous()
+        return state.to(at_least_float32(self.dtype)).contiguous()
 
     def _mask(self, mask: Tensor | None) -> Tensor | None:
         """`[O, T, I]`."""
@@ -250,7 +253,7 @@ class Layout:
         self._check_device(mask, "mask")
         if mask.dtype != torch.bool:
             raise TypeError(f"{rule}, got {mask.dtype}; use mask.bool()")
-        expected = self.x.shape[:-1]
+        expected = self.shape[:-1]
         if mask.shape != expected:
             raise ValueError(
                 f"mask must have the shape of {self.name} without its channel axis, "

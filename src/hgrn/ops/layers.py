@@ -25,7 +25,8 @@ def engine_of_layer(engine: str | None, name: str, x: Tensor) -> str | None:
     On a GPU only a named engine is asked: there PyTorch's own operations are fast enough.
     """
     if engine is None:
-        small = x.numel() < _SMALL and not torch.compiler.is_compiling()
+        # In this order: a compiler would make a guard of a comparison of sizes.
+        small = not torch.compiler.is_compiling() and x.numel() < _SMALL
         if x.device.type != "cpu" or small:
             return None
     engine = choose(engine, x.device.type)
