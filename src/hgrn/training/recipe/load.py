@@ -34,6 +34,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     are null for every field that may be null. Raises UserError that lists all problems.
     """
     document = _read(name_or_path)
+    # The kind says which fields there are, and so how a text on the command line is read.
     kind = kind_of(document)
     found = []
     for key, value in (overrides or {}).items():
