@@ -216,12 +216,9 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(fcntl, "flock", flock)
     for _ in range(2):
-        with locked(tmp_path):
-            with (
-                pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
-                locked(tmp_path),
-            ):
-                pass
+        in_use = f"in use by process {os.getpid()}"
+        with locked(tmp_path), pytest.raises(UserError, match=in_use), locked(tmp_path):
+            pass
         assert not os.listdir(tmp_path)
 
 

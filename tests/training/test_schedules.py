@@ -4,9 +4,8 @@ from hgrn.training.recipe import load_recipe
 from hgrn.training.schedules import constant, cosine, inverse_sqrt, learning_rate
 
 
-# 5e-4 at the top, 1e-7 at the bottom, 8000 steps of warm-up: 4.999e-4 / 8000 = 6.24875e-8 a step,
-# then
-# 5e-4 * sqrt(8000 / step): 2/3 at 18000, 1/2 at 32000, 1/3 at 72000, sqrt(0.08) at 100000.
+# 5e-4 at the top, 1e-7 at the bottom, 8000 steps of warm-up: 4.999e-4 / 8000 = 6.24875e-8 a step.
+# Then 5e-4 * sqrt(8000 / step): 2/3 at 18000, 1/2 at 32000, 1/3 at 72000, sqrt(0.08) at 100000.
 @pytest.mark.parametrize(
     "step, lr",
     [

@@ -105,6 +105,7 @@ def save(
         optimizer_state, shards = sharding.split_state(model, optimizer)
     else:
         optimizer_state = optimizer.state_dict()
+    # Every rank has the same optimizer state, or the part of it that is not sharded.
     if ranks.is_main:
         state = state | {"optimizer": optimizer_state}
 
@@ -134,6 +135,7 @@ def save(
                 _rotate(run, step, recipe.training.keep)
                 reached("rotated")
     except BaseException:
+        # A full disk needs the room at once.
         if ranks.is_main:
             remove(hidden)
         raise
@@ -168,6 +170,7 @@ def _seal(folder: Path, step: int, world: int, fingerprint: str) -> None:
 
     finish_folder(folder)
     reached("files on disk")
+    # The card is left out, because anyone may edit it.
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != card.NAME)
     listed = [SavedFile.of(file, folder) for file in files]
     Manifest(step, world, fingerprint, listed).write(folder)

@@ -54,6 +54,7 @@ class Ranks:
             torch.cuda.set_device(device)
         else:
             device = torch.device("cpu")
+        # The caller may have made a process group of its own.
         ours = not dist.is_initialized()
         world = int(os.environ.get("WORLD_SIZE", 1)) if ours else dist.get_world_size()
         if (
@@ -159,6 +160,7 @@ class Ranks:
             yield
         except UserError as found:
             error = found
+        # This sum also is where the ranks wait for each other.
         (failures,) = self.sum(error is not None)
         if not failures:
             return
@@ -169,6 +171,7 @@ class Ranks:
             dist.all_gather_object(messages, mine)
             # torchrun sends SIGTERM as soon as one rank ends, and each has something to raise.
             outlive_torchrun()
+        # One rank tells the user, so that an error of all ranks is not printed by each of them.
         speaker = next(rank for rank, message in enumerate(messages) if message is not None)
         if error is not None and self.rank == speaker:
             raise error

@@ -80,6 +80,7 @@ def steps_saved(run: Path) -> list[tuple[int, Path]]:
             names = os.listdir(folder)
     except FileNotFoundError:
         return []
+    # Hidden folders of saves that were killed have other names.
     for name in names:
         if number := re.fullmatch(r"step-(\d+)", name):
             found.append((int(number[1]), folder / name))
@@ -99,6 +100,7 @@ def damage(checkpoint: Path, *, for_inference: bool = False) -> str | None:
         except FileNotFoundError as error:
             return f"{Path(error.filename).name} is missing"
         except OSError as error:
+            # A failing disk is damage; a missing permission is for the user to mend.
             if error.errno != errno.EIO:
                 raise
             return f"a file cannot be read: {error.strerror}"
@@ -114,6 +116,7 @@ def _unlike_manifest(checkpoint: Path, for_inference: bool) -> str | None:
         file = checkpoint / listed.name
         if not file.is_file():
             return f"{listed.name} is missing"
+        # Sizes first: they cost nothing, and most damage shows in them.
         if file.stat().st_size != listed.size:
             return f"{listed.name} has {file.stat().st_size} bytes instead of {listed.size}"
         if for_inference and _ONLY_FOR_TRAINING.fullmatch(listed.name):

@@ -1,11 +1,13 @@
-"""The folder of a run: whose it is, and that only one process group writes to it.
+"""The folder of a run: who owns it, and that only one process group writes to it.
 
-`run.lock` says who holds the folder: host, process, and when the process began. Whoever judges or
-changes it holds `run.lock.guard` meanwhile and until the end of the run, a lock of the file system
-(of `filelock`), which goes away with its process: so of two runs that find the lock of a dead one
-at the same moment, one takes it over and the other waits and sees. Where the file system knows no
-locks, the guard is `run.lock.marker`, a file that only one process can make; filelock writes into
-it whose it is, and takes over that of a process that has ended.
+`run.lock` says who holds the folder: the host, the process, and when the process began. A run holds
+`run.lock.guard` as well, from before it judges `run.lock` until it ends. The guard is a lock of the
+file system (of `filelock`), which ends with its process. So when two runs find the lock of a dead
+one at the same moment, one takes it over, and the other waits and sees. On a file system without
+locks the guard is `run.lock.marker`, a file that only one process can make. filelock writes the
+owner into it, and takes over the file of a process that has ended.
+
+`hgrn.data.disk` needs one lock only: nobody has to be told who prepares data.
 """
 
 import json
@@ -29,9 +31,8 @@ LOCK = "run.lock"
 GUARD = "run.lock.guard"
 MARKER = "run.lock.marker"
 _ELSEWHERE = "give another folder for the run"
-# seconds: how long a process may take to take over a lock
-_PATIENCE = 10.0
-_POLL = 0.05
+_PATIENCE = 10.0  # seconds that a process may need to take over a lock
+_POLL = 0.05  # seconds between two looks at a lock that is held
 
 
 def check_free(run: Path, resume: bool) -> None:
@@ -77,14 +78,14 @@ def write_recipe(run: Path, recipe: Recipe) -> None:
 
 @contextmanager
 def locked(run: Path) -> Iterator[Callable[[], None]]:
-    """Make a run folder if need be, hold its lock, and remove what killed runs have left
-    half-written there.
+    """Make a run folder if need be, hold its lock, and remove the half-written files of killed
+    runs.
 
-    Yields what raises UserError if another run has the folder by now, since somebody has removed
-    the lock; a lock that is only gone is put back.
+    Yields a function that checks the lock. It raises UserError if another run has the folder by
+    now, because somebody removed the lock; it puts back a lock that is only gone.
 
-    Raises UserError if the folder cannot be written, or a live process or any on another host holds
-    the lock.
+    Raises UserError if the folder cannot be written, or if a live process, or any process on
+    another host, holds the lock.
     """
     lock = run / LOCK
     mine = Process.this()
@@ -108,8 +109,9 @@ def locked(run: Path) -> Iterator[Callable[[], None]]:
         holder = _holder(lock)
         if holder is not None and not holder.is_gone:
             raise _in_use(lock, holder)
+        # Leftovers go before anything is written, because they may fill the disk.
         with writing(run, _ELSEWHERE):
-            remove_leftovers(run)  # first: they may have all the room that the disk has
+            remove_leftovers(run)
         write()
         try:
             yield check
@@ -134,8 +136,10 @@ def _guarded(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if isinstance(guard, UnixFileLock):  # the others remove their file themselves
-            remove(run / GUARD)  # safe while it is held: who waits for a removed one begins anew
+        # The other kinds remove their file themselves. Removing it is safe while it is held, since
+        # a process that waits for a removed file starts over.
+        if isinstance(guard, UnixFileLock):
+            remove(run / GUARD)
         with writing(run):
             guard.release()
 
@@ -159,8 +163,7 @@ def _acquire(guard: BaseFileLock, run: Path) -> None:
 
 
 def _holder(lock: Path) -> Process | None:
-    """Whom the lock names; None where there is no lock. UserError for one that holds something
-    else."""
+    """The process that a lock names; None without a lock. UserError for any other content."""
     try:
         with reading(lock, "if no run writes to its folder now, remove it"):
             return Process.read(lock.read_text(encoding="utf-8"))
@@ -175,8 +178,7 @@ def _holder(lock: Path) -> Process | None:
 
 
 def _is_ours(lock: Path, mine: Process) -> bool:
-    """Whether the lock still names this process, at the end of a run, when nothing else matters any
-    more."""
+    """Whether the lock still names this process; False if it cannot be read at the end of a run."""
     try:
         return _holder(lock) == mine
     except UserError:

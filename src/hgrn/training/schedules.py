@@ -52,6 +52,7 @@ def learning_rate(
     """The schedule of a name ("inverse_sqrt", "cosine", "constant") as a function of the step."""
     # What all three have in common.
     ramp = {"peak": peak, "warmup_steps": warmup_steps, "warmup_init_lr": warmup_init_lr}
+    # Only the cosine needs to know where the run ends.
     match name:
         case "inverse_sqrt":
             return partial(inverse_sqrt, **ramp)

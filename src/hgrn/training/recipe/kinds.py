@@ -89,6 +89,7 @@ class Recipe(BaseModel):
     @classmethod
     def _suits_the_training(cls, parallel: ParallelSpec, info: ValidationInfo) -> ParallelSpec:
         training = info.data.get("training")
+        # torch.compile traces one process that reads whole sequences.
         found = []
         if training and training.compile and (parallel.mode == "fsdp" or parallel.context > 1):
             rule = "goes with parallel.mode = ddp and parallel.context = 1 only"

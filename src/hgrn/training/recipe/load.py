@@ -37,6 +37,7 @@ def load_recipe(
     weights that the recipe names are there. Raises UserError that lists all problems.
     """
     document = _read(name_or_path)
+    # The kind says which fields there are, and so how a text on the command line is read.
     kind = kind_of(document)
     found = []
     for key, value in (overrides or {}).items():

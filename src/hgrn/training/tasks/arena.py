@@ -74,6 +74,7 @@ class ArenaTask(ClassificationTask):
             model = kind(config)
         except ValueError as error:
             raise UserError(f"model: {error}") from error
+        # A vocabulary that the recipe sets may be too small for the data.
         if (needed := facts.get("vocab_size", 0)) > config.vocab_size:
             raise UserError(
                 f"model.vocab_size = {config.vocab_size}, but the data has {needed} tokens: raise "

@@ -107,6 +107,7 @@ class Task(ABC):
 
     def _precision(self) -> AbstractContextManager:
         """Inside, the model computes in the precision of the recipe."""
+        # Weights stay in fp32; autocast makes bf16 copies for the products.
         if self.recipe.training.precision == "bf16":
             return torch.autocast(self.ranks.device.type, torch.bfloat16)
         return nullcontext()
@@ -119,6 +120,7 @@ class Task(ABC):
 
 def not_finite(model: nn.Module, what: str) -> UserError:
     """The error for an output on `what` that is not finite; it names the weights to blame."""
+    # Weights that are not finite are the usual reason.
     names = [
         name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()
     ]

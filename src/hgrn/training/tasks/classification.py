@@ -126,6 +126,7 @@ def evaluate(
     in_top = torch.zeros((), dtype=torch.int64, device=device)
     nats = torch.zeros((), dtype=torch.float64, device=device)
     done = 0
+    # The caller may evaluate in the middle of training.
     was_training = model.training
     model.eval()
     for batch in batches:
