@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,7 @@ def test_adjacent_spans_share_out_the_bytes(tmp_path_factory, sizes, cuts):
         (folder / f"{number}.txt").write_bytes(bytes(range(size)))
     first, second = sorted(cuts)
     ends = [0.0, first, second, 1.0]
-    spans = [(a, b) for a, b in zip(ends, ends[1:]) if a < b]
+    spans = [(a, b) for a, b in pairwise(ends) if a < b]
     splits = {str(number): TextSplit(span=span) for number, span in enumerate(spans)}
     data = TextData(files=[str(folder)], splits=splits)
     whole = b"".join(bytes(range(size)) for size in sizes)

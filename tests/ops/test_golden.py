@@ -17,9 +17,8 @@ FILES = sorted(path.stem for path in FOLDER.glob("0[1-7]*.safetensors"))
 
 def load(name: str) -> tuple[dict, dict]:
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(
-            file.metadata()["json"]
-        )
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["json"])
 
 
 def project(x, p, name):

@@ -70,7 +70,10 @@ def scan_directions(
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A `DirectionalScan` on one device, also along other axes: `dims` of `[B, H, W, C]` for a grid."""
+    """A `DirectionalScan` on one device.
+
+    dims: the axes to scan along; for a grid `[B, H, W, C]` there are two.
+    """
     # All scans read the same projections, so nothing is copied for a direction or an axis.
     (h, final), *others = [
         hgru_scan(
