@@ -78,7 +78,7 @@ def with_data(tmp_path):
 
 
 def test_all_recipes_are_known_here():
-    assert shipped() == sorted(PARAMETERS)
+    assert list(shipped()) == sorted(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
