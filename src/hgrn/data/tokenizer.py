@@ -164,8 +164,8 @@ class StreamDecoder:
     """Turns ids into text as they arrive, and holds back incomplete characters.
 
     The pieces joined are `tokenizer.decode` of all ids without special tokens. To continue a
-    prompt,
-    push its ids first and drop what comes back: some tokenizers decode a first word differently.
+    prompt, push its ids first and drop what comes back: some tokenizers decode a first word
+    differently.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):

@@ -2,12 +2,12 @@
 
 A Python operator costs PyTorch's dispatcher more than a tenth of a millisecond a call, as much as
 the work of a small scan. So in plain eager mode a call goes straight to the function. There are two
-other
-ways: through the dispatcher, where something must see the operator; and through a composition of
-functions that PyTorch can derive, where it would not ask the operator for a derivative.
+other ways: through the dispatcher, where something must see the operator; and through a composition
+of functions that PyTorch can derive, where it would not ask the operator for a derivative.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class Operator:
             return self.composition(*arguments)
         return (self._registered if must_dispatch(arguments) else self._direct)(*arguments)
 
-    def without_derivatives(self, *arguments):
+    def without_derivatives(self, *arguments: Any) -> Any:
         """The results alone, for a function that knows its own derivatives."""
         return (self._registered if must_dispatch(arguments) else self._function)(*arguments)
 
@@ -95,14 +95,15 @@ class Operator:
         self.composition = composition
         return composition
 
-    def register_gradient(self, keep: tuple[int, ...] = (), constant: tuple[int, ...] = ()):
+    def register_gradient(
+        self, keep: tuple[int, ...] = (), constant: tuple[int, ...] = ()
+    ) -> Callable[[Callable], Callable]:
         """Registers the decorated function as the gradient.
 
         It takes the arguments of the operator, the outputs numbered in `keep`, and the gradients of
         all outputs. It returns the gradients of the first arguments; the rest have none.
         It need not be differentiable: where a derivative of a gradient is asked for, the gradient
-            is
-        that of the composition.
+        is that of the composition.
 
         Args:
             constant: numbers of the outputs that have no gradient.

@@ -5,7 +5,9 @@ because PyTorch's schemas have no records. Its engine is a name: "auto" is settl
 `hgrn.ops.transforms` adds what PyTorch derives under torch.func and in second derivatives.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -231,12 +233,17 @@ def _(arguments, kept, grads):
 # vmap
 
 
-def fold(function, overload, info, in_dims, *arguments):
+def fold(
+    function: Callable,
+    overload: Any,
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    *arguments: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """vmap of an operator that is called by `function`: the mapped axis joins the outer one.
 
     That cannot be for packed sequences, nor where each sample has its own lower bound or angles,
-    nor
-    for gradients of these, which each sample has of its own: then samples run one after the other.
+    nor for the gradients of these. Then the samples run one after the other.
     """
     names = [argument.name for argument in overload._schema.arguments]
     shared = ("lower_bound", "theta")

@@ -1,8 +1,7 @@
 """What a program calls to split sequences over the ranks of a group.
 
 Shape letters: R ranks, B batch, T positions of this rank's stretch, C channels of a state, N
-    sequences
-that are packed into the stretch, M sequences in all.
+sequences that are packed into the stretch, M sequences in all.
 
 Packed sequences are cut where the ranks meet, wherever that is; `local_cu_seqlens` says how each
 rank sees them.

@@ -66,8 +66,7 @@ class Program(addresses.HoldsAddresses):
 
     Raises:
         ValueError: from any method that appends a call, where a tensor is missing, has another
-        shape, or
-            does not lie in plain float32 memory of the CPU.
+            shape, or does not lie in plain float32 memory of the CPU.
     """
 
     def __init__(self):
