@@ -1,6 +1,6 @@
 """Measures the GPU kernels, training steps and decoding on one GPU.
 
-    python -m benchmarks gpu              at most 8 minutes; names what is left and measures it when
+    python -m benchmarks gpu              at most 8 minutes; names the rest and measures it when
                                           the command is given again
     python -m benchmarks gpu --rehearse   every path at tiny shapes on a CPU, in Triton's
                                           interpreter; its numbers mean nothing
