@@ -198,7 +198,8 @@ class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
             ValueError: a row of the prompt is packed of several documents, and each of them would
                 go on.
         """
-        inputs = super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
+        parent: Any = super()  # its type does not know of generation
+        inputs = parent.prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
         packing = {name: inputs.pop(name) for name in PACKING if name in inputs}
@@ -221,7 +222,8 @@ class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
         """As transformers does, but says why HGRN cannot decode with an assistant."""
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
             raise NotImplementedError(NO_WAY_BACK)
-        super()._validate_generation_mode(generation_mode, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        parent: Any = super()  # its type does not know of generation
+        parent._validate_generation_mode(generation_mode, *args, **kwargs)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Any, model_kwargs: Any) -> None:
         """Makes none: HGRN needs no positions, and making them at each step would cost time."""
@@ -231,7 +233,8 @@ class HGRNForCausalLM(HGRNPreTrainedModel, GenerationMixin):
     ) -> Any:
         """Start from our cache: none of transformers' own fits a model without attention."""
         if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
-            return super()._prepare_cache_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
+            parent: Any = super()  # its type does not know of generation
+            return parent._prepare_cache_for_generation(
                 generation_config, model_kwargs, *args, **kwargs
             )
         if generation_config.cache_implementation not in (None, "dynamic"):

@@ -89,7 +89,9 @@ class EventFile:
     def __init__(self, folder: Path, purge_step: int | None = None):
         """purge_step: TensorBoard drops rows from this step on in older files of the folder,
         because these steps are taken again."""
-        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.event_pb2 import (
+            SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+        )
 
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
@@ -102,7 +104,9 @@ class EventFile:
 
     def add(self, scalars: dict[str, float], step: int) -> None:
         """Write numbers of a step by their tags. Raises UserError if they cannot be written."""
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import (
+            Summary,  # pyright: ignore[reportAttributeAccessIssue]
+        )
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self.add_summary(Summary(value=values), step)
@@ -115,7 +119,9 @@ class EventFile:
         self._file.close()
 
     def _write(self, **event: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.event_pb2 import (
+            Event,  # pyright: ignore[reportAttributeAccessIssue]
+        )
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         record = Event(wall_time=time.time(), **event).SerializeToString()
