@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: whatever is wrong with the folder or its files, the scan runs, and its numbers are right."""
+"""Compiled kernels on disk: with any folder and any damage, the scan runs and is right."""
 
 import os
 import stat
@@ -24,7 +24,7 @@ SCAN = "import torch, hgrn; x = torch.ones(1, 3, 2); print(hgrn.hgru_scan(x, x)[
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A fresh folder of kernels, and a process that has compiled none and warned of nothing."""
+    """A new folder for kernels. The process has compiled none and warned of nothing."""
     monkeypatch.setattr(language, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(cache, "_said", set())
     return tmp_path
@@ -71,7 +71,7 @@ def test_a_damaged_file_is_compiled_again(damage, folder):
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 1
-    if damage == "other kernel":  # as two processes at once leave it in Numba's own cache
+    if damage == "other kernel":  # two processes at once can leave this in Numba's own cache
         compiled(2)
         (other,) = set(folder.iterdir()) - {path}
         content = other.read_bytes()
@@ -174,7 +174,8 @@ from hgrn.modules import quantize_int8
 rnn = quantize_int8(hgrn.HGRN(dim=8, depth=1).eval())
 with torch.no_grad():
     print(rnn(torch.randn(1, 4, 8))[0].shape)
-print(*(f"{{finding.name}}: {{finding.value}} -> {{finding.remedy}}" for finding in examine()), sep="\\n")
+for finding in examine():
+    print(f"{{finding.name}}: {{finding.value}} -> {{finding.remedy}}")
 """
     environment = os.environ | ({"NUMBA_DISABLE_JIT": "1"} if how == "environment" else {})
     done = subprocess.run(
@@ -183,6 +184,6 @@ print(*(f"{{finding.name}}: {{finding.value}} -> {{finding.remedy}}" for finding
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Warning") == 1 and "NUMBA_DISABLE_JIT is set; unset it" in done.stderr
     assert (
-        "engine numba (cpu): cannot be used; the slow reference takes its place -> NUMBA_DISABLE_JIT is set"
-        in done.stdout
+        "engine numba (cpu): cannot be used; the slow reference takes its place"
+        " -> NUMBA_DISABLE_JIT is set" in done.stdout
     )

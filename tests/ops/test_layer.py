@@ -1,4 +1,4 @@
-"""gated_norm and gated_unit: the engine against the composition that defines them, values and all gradients."""
+"""gated_norm and gated_unit: values and all gradients of the engine against their definition."""
 
 import itertools
 
@@ -12,13 +12,13 @@ pytestmark = pytest.mark.skipif(
     "numba" not in available_engines("cpu"), reason="no registered engine works here"
 )
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Rows of one and of several tasks, channels that fill vectors and that do not, leading axes of every kind.
+# One task and several; channels that fill vectors and that do not; leading axes of every kind.
 SHAPES = ((1, 1), (5, 3), (2, 65, 48), (3, 2, 2, 37), (130, 16), (0, 7))
 NORMS = list(itertools.product(("identity", "silu", "sigmoid"), (False, True)))
 
 
 def tensors(shape, *, spread=3.0, seed=0):
-    """x, gate, weight, bias and an upstream gradient in float64; gates far into saturation among them."""
+    """x, gate, weight, bias and an upstream gradient in float64. Some gates are saturated."""
     generator = torch.Generator().manual_seed(seed)
     x, gate, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     weight, bias = (
@@ -50,7 +50,7 @@ def test_gated_norm_is_its_definition(dtype, shape, activation, gate_first):
         **options,
     )
     assert y.dtype == dtype
-    if shape[-1] == 1:  # a row of one channel is its own mean: nothing but rounding is left of it
+    if shape[-1] == 1:  # a row of one channel is its own mean, so only rounding is left
         return
     assert_close(y, expected, dtype, "y")
     for name, found, wanted in zip(("x", "gate", "weight", "bias"), grads, exact):
@@ -100,7 +100,7 @@ def test_gradcheck_of_the_unit():
 
 
 def test_strided_parts_of_one_tensor():
-    """What a fused projection would hand over: no copy is needed, and the result is the same."""
+    """Parts of a fused projection need no copy, and the result is the same."""
     packed, (_, _, weight, bias, _) = torch.randn(2, 9, 96), tensors((1, 48))
     x, gate = packed.chunk(2, -1)
     whole = [x.contiguous(), gate.contiguous(), weight, bias]

@@ -1,4 +1,4 @@
-"""Linear maps of few rows: the kernels against the product, in float32 and with 8-bit weights, and whole models."""
+"""Linear maps of few rows against the product: in float32, with 8-bit weights, whole models."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from hgrn.models import HGRNConfig, HGRNForCausalLM
 from hgrn.modules import Int8Linear, quantize_int8
 from hgrn.ops import available_engines, int8_linear, linear, linear_maps, quantize_rows
 from hgrn.ops.cpu import launch
+from hgrn.ops.cpu.program import Program
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(
@@ -60,7 +61,7 @@ def test_large_products_and_their_gradients(shape, bias, monkeypatch):
     assert len(ran) == 2
     for found, right in zip(grads, true, strict=True):
         assert_close(found, right)
-    # an expanded cotangent, and only some of the inputs
+    # An expanded cotangent, and gradients of only some inputs.
     (found,) = torch.autograd.grad(linear(x.detach(), *tensors[1:]).sum(), weight)
     assert_close(
         found,
@@ -86,7 +87,7 @@ def test_second_derivatives_of_large_products():
 
 
 def test_what_the_kernel_is_not_for_is_pytorch_s(monkeypatch):
-    """More rows, gradients, other dtypes, small weights and autocast: the very same numbers as `F.linear`."""
+    """More rows, gradients, other dtypes, small weights, autocast: the same bits as `F.linear`."""
     monkeypatch.setattr(launch, "linear", None)
     monkeypatch.setattr(linear_maps, "product", None)
     weight = torch.randn(517, 512)
@@ -170,3 +171,21 @@ def test_what_does_not_fit_is_named():
             ValueError, match=r"int8_linear takes float32 x \[\.\.\., 3\], int8 weight \[4, 3\]"
         ):
             int8_linear(x, weight, scale)
+
+
+def test_a_program_makes_no_call_once_a_watched_tensor_has_changed():
+    x = torch.randn(1, 6)
+    weight = torch.randn(5, 6)
+    y = torch.zeros(1, 5)
+    watched = torch.tensor([1.0, torch.nan])
+    program = Program()
+    program.linear(x, weight, None, y)
+    program.watch(watched)
+    assert program.run()
+    assert_close(y, x @ weight.T)
+    y.zero_()
+    watched[0] = 2
+    assert not program.run() and not y.any()
+    # The program is of no use any more, even if the old values come back.
+    watched[0] = 1
+    assert not program.run() and not y.any()

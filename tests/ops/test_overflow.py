@@ -1,4 +1,4 @@
-"""float16 tensors whose states pass 65504: the state is float32, so gradients are what float32 makes of them."""
+"""float16 tensors whose states pass 65504: states are float32, so gradients are right still."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ KINDS = {
 
 
 def compare(function, inputs, engine):
-    """Gradients of the final state alone, which stays small where h was large, against the loop in float64."""
+    """Gradients of the final state, which is small where h was large, against the float64 loop."""
     wide = [x.detach().double().requires_grad_() for x in inputs]
     h, final = function(*inputs, engine=engine)
     expected = function(*wide, engine="reference")[1]

@@ -1,4 +1,4 @@
-"""The CPU engine's threads: concurrent callers, forked children, PyTorch's thread count, an unwritable cache."""
+"""The CPU engine's threads: many callers, forks, PyTorch's thread count, no writable cache."""
 
 import ctypes
 import itertools
@@ -103,12 +103,14 @@ from hgrn.ops import hgru_scan
 from hgrn.ops.cpu import threads
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
 torch.set_num_threads(2)
-x, gate = torch.linspace(-3, 3, 1 << 20).reshape(4, 256, 1024), torch.linspace(5, -5, 1 << 20).reshape(4, 256, 1024)
+x = torch.linspace(-3, 3, 1 << 20).reshape(4, 256, 1024)
+gate = torch.linspace(5, -5, 1 << 20).reshape(4, 256, 1024)
 expected = hgru_scan(x, gate)[0].numpy()
 assert not threads._forked
 child = os.fork()
 if child == 0:  # compared by NumPy: PyTorch's own threads do not survive a fork
-    os._exit(0 if threads._forked and np.array_equal(hgru_scan(x, gate)[0].numpy(), expected) and threads._pool else 1)
+    right = np.array_equal(hgru_scan(x, gate)[0].numpy(), expected)
+    os._exit(0 if threads._forked and right and threads._pool else 1)
 assert os.waitpid(child, 0)[1] == 0
 
 class Scans(torch.utils.data.Dataset):
@@ -117,7 +119,9 @@ class Scans(torch.utils.data.Dataset):
     def __getitem__(self, n):
         return hgru_scan(x, gate)[0]
 
-loader = torch.utils.data.DataLoader(Scans(), num_workers=2, batch_size=None, multiprocessing_context="fork")
+loader = torch.utils.data.DataLoader(
+    Scans(), num_workers=2, batch_size=None, multiprocessing_context="fork"
+)
 assert all(np.array_equal(h.numpy(), expected) for h in loader)
 """
 
@@ -139,23 +143,34 @@ from hgrn.ops import gated_norm, gated_unit, linear
 from hgrn.ops.cpu import threads
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside threads
 torch.set_num_threads(2)
-calls, generator = {}, torch.Generator().manual_seed(0)
+calls = {}
+generator = torch.Generator().manual_seed(0)
 
 def leaf(*shape):
     return torch.randn(shape, generator=generator).requires_grad_()
 
+def norm(x, gate, own):
+    return gated_norm(x, gate, own, own, engine="numba")
+
+def half(c, f, own):
+    return [y.float() for y in hgru_scan(c.half(), f.half(), None, own)]
+
 for width in (64, 128, 2048):
-    x, wide, own = leaf(2, 40, width), leaf(2, 40, 2 * width), leaf(width)
+    x = leaf(2, 40, width)
+    gate = leaf(2, 40, width)
+    wide = leaf(2, 40, 2 * width)
+    own = leaf(width)
     calls |= {
-        f"real {width}": (lambda c, f, own: hgru_scan(c, f, own.sigmoid()), x, leaf(2, 40, width), own),
+        f"real {width}": (lambda c, f, own: hgru_scan(c, f, own.sigmoid()), x, gate, own),
         f"complex {width}": (lambda c, f, own: hgru_scan(c, f, own.sigmoid(), own), wide, x, own),
         f"carry {width}": (lambda c, f, own: hgru_carry(c, f, None, own), wide, x, own),
         f"gated {width}": (lambda c, f, own: gated_scan(c, -f.abs(), theta=own), wide, x, own),
-        f"norm {width}": (lambda x, gate, own: gated_norm(x, gate, own, own, engine="numba"), x, leaf(2, 40, width), own),
+        f"norm {width}": (norm, x, gate, own),
         f"unit {width}": (lambda x: gated_unit(x, engine="numba"), wide),
-        f"half {width}": (lambda c, f, own: [y.float() for y in hgru_scan(c.half(), f.half(), None, own)], wide, x, own),
+        f"half {width}": (half, wide, x, own),
     }
-calls["many angles"] = (lambda c, f, own: hgru_scan(c, f, None, own), leaf(1, 2, 1 << 17), leaf(1, 2, 1 << 16), leaf(1 << 16))
+many = leaf(1, 2, 1 << 17), leaf(1, 2, 1 << 16), leaf(1 << 16)
+calls["many angles"] = (lambda c, f, own: hgru_scan(c, f, None, own), *many)
 calls["product"] = (linear, leaf(256, 512), leaf(1024, 512), leaf(1024))
 rnn = HGRN(128, 2)
 calls["stack"] = (lambda x, *parameters: rnn(x)[0], leaf(4, 64, 128), *rnn.parameters())
@@ -163,7 +178,8 @@ calls["stack"] = (lambda x, *parameters: rnn(x)[0], leaf(4, 64, 128), *rnn.param
 def results(function, *inputs):
     outputs = function(*inputs)
     outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    return [y.detach().numpy() for y in outputs + list(torch.autograd.grad([y.sum() for y in outputs], inputs))]
+    grads = torch.autograd.grad([y.sum() for y in outputs], inputs)
+    return [y.detach().numpy() for y in (*outputs, *grads)]
 
 SET_UP
 expected = {name: results(*call) for name, call in calls.items()}
@@ -263,7 +279,8 @@ x = torch.ones(1, 2, 3)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     hgrn.hgru_scan(x, x); hgrn.hgru_scan(x, x)
-assert [str(w.message) for w in caught] == ["hgrn runs its reference loop on cpu, which is slow: install numba for a fast one"]
+(said,) = [str(w.message) for w in caught]
+assert said == "hgrn runs its reference loop on cpu, which is slow: install numba for a fast one"
 try:
     hgrn.hgru_scan(x, x, engine="numba")
 except ImportError as error:

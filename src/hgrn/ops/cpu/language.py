@@ -139,7 +139,7 @@ def _next_task(typing, call):
 
 
 def by_constant(name: str, helpers: dict):
-    """A helper that is `helpers[k]` in calls whose constant `name` is k; the others are not compiled."""
+    """A helper that is `helpers[k]` where the constant `name` is k. No other one is compiled."""
 
     def chosen(call, *arguments):
         """Stands for one of the helpers."""

@@ -85,11 +85,12 @@ class ScanPlan:
     def _parameters(self) -> dict[str, Tensor | int]:
         """`1 - lower_bound`, cosine and sine of theta, each `[D]`; 0 for what no kernel reads."""
         parameters: dict[str, Tensor | int] = {"complement": 0, "cos": 0, "sin": 0}
-        if self.fused and self.scan.lower_bound is None:
+        lower_bound = self.scan.lower_bound
+        if lower_bound is not None:
+            parameters["complement"] = 1 - lower_bound
+        elif self.fused:
             ones = torch.ones(self.channels, dtype=self.accumulate, device="cpu")
             parameters["complement"] = ones
-        elif self.fused:
-            parameters["complement"] = 1 - self.scan.lower_bound
         if self.scan.theta is not None:
             # The angles are float64, so that cosine and sine are rounded once.
             theta = self.scan.theta.double()

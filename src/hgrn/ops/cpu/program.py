@@ -24,6 +24,7 @@ def _differ(width, x, copy):
     for j in range(width):
         a = x[j]
         b = copy[j]
+        # A sum without a branch, so that the loop becomes vector code. NaN differs from itself.
         different += a != b and (a == a or b == b)
     return different > 0
 
@@ -48,6 +49,7 @@ def _sequence(call, task):
         kernel = row[0]
         block = row[1]
         restart(block)
+        # Without OpenMP's function we are the only thread.
         if row[2] != 0 and call.parallel != 0:
             enter_parallel(call.parallel, kernel, block, call.threads)
         else:
@@ -196,6 +198,7 @@ class Program(addresses.HoldsAddresses):
         Returns:
             Whether it has. False where a watched tensor has changed, and then no call was made.
         """
+        # A fork or `torch.set_num_threads` since the last run changes how calls must be made.
         made_for = threads.count(), threads.parallel_address()
         if made_for != self._made_for:
             self._whole = self._sequence(*made_for)
