@@ -18,7 +18,7 @@ NORMS = list(itertools.product(("identity", "silu", "sigmoid"), (False, True)))
 
 
 def tensors(shape, *, spread=3.0, seed=0):
-    """x, gate, weight, bias and an upstream gradient in float64; some gates are saturated."""
+    """x, gate, weight, bias and an upstream gradient in float64. Some gates are saturated."""
     generator = torch.Generator().manual_seed(seed)
     x, gate, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     weight, bias = (
