@@ -151,11 +151,14 @@ def _save_model(
     facts: dict[str, str],
 ) -> None:
     """Write the model with everything to load it, and the recipe that it was trained with."""
+    from hgrn.models.backbone import HGRNPreTrainedModel
     from hgrn.models.card import write_card
 
     with without_bars():
         model.save_pretrained(folder, state_dict=weights)
-    write_card(model, folder, facts)
+    # The card describes an HGRN; the loop trains other people's models too.
+    if isinstance(model, HGRNPreTrainedModel):
+        write_card(model, folder, facts)
     reached("weights written")
     if processor is not None:
         processor.save_pretrained(folder)
