@@ -65,9 +65,14 @@ def _place(call, task):
 
 
 @helper
-def _lookahead(width):
-    """How many steps ahead to prefetch: one for wide rows, more for narrow ones, which end soon."""
-    return max(1, _AHEAD // max(width, 1))
+def _lookahead(call, width):
+    """How many steps ahead to prefetch: one for wide rows, more for narrow ones, which end soon.
+
+    `gated_scan` computes so little that one step ahead is best for all.
+    """
+    if call.fused:
+        return max(1, _AHEAD // max(width, 1))
+    return 1
 
 
 # --------------------------------------------------------------------------------------------------
@@ -93,20 +98,20 @@ def _new(call, write, x, j):
 
 
 @helper
-def _step_real(call, low, high, x, gate, complement, cos, sin, state, h):
-    """One time step of the channels from `low` to `high`."""
-    for j in range(low, high):
+def _step_real(call, width, x, gate, complement, cos, sin, state, h):
+    """One time step of `width` channels."""
+    for j in range(width):
         keep, write = _keep_and_write(call, gate, complement, j)
         state[j] = h[j] = keep * state[j] + _new(call, write, x, j)
 
 
 @helper
-def _step_complex(call, low, high, x, gate, complement, cos, sin, state, h):
+def _step_complex(call, width, x, gate, complement, cos, sin, state, h):
     """One time step of a complex state."""
     x_im = second(x, call.channels)
     state_im = second(state, call.channels)
     h_im = second(h, call.channels)
-    for j in range(low, high):
+    for j in range(width):
         keep, write = _keep_and_write(call, gate, complement, j)
 
         # Turn the old state by theta, then decay it.
@@ -130,13 +135,13 @@ def _hold(call, width, x, state, h):
 
 
 @helper
-def _multiply_gates(low, high, gate, complement, decay):
+def _multiply_gates(width, gate, complement, decay):
     """The product of the gates, for `hgru_carry`.
 
     Here a gate near 0 must be exact, since all that is left of a state is this product. So such a
     gate is computed as lower bound + complement sigmoid(gate), a sum in which nothing cancels.
     """
-    for j in range(low, high):
+    for j in range(width):
         on, off = sigmoid_pair(gate[j])
         small = one_minus(complement[j]) + complement[j] * on
         large = one_minus(complement[j] * off)
@@ -175,7 +180,7 @@ def scan_forward(call, task):
     h = call.h + ((row if call.decay else first) * call.parts * channels + start)
     h_time = 0 if call.decay else call.inner * call.parts * channels
 
-    ahead = -_lookahead(width) if reverse else _lookahead(width)
+    ahead = -_lookahead(call, width) if reverse else _lookahead(call, width)
     for step in range(end - begin):
         t = end - 1 - step if reverse else begin + step
         x_t = x + t * call.x_time
@@ -191,14 +196,19 @@ def scan_forward(call, task):
             continue
 
         for low in range(0, width, _PIECE):
-            high = min(low + _PIECE, width)
-            prefetch(gate_t + (ahead * call.gate_time + low), high - low)
+            piece = min(_PIECE, width - low)
+            prefetch(gate_t + (ahead * call.gate_time + low), piece)
             for part in range(call.parts):
                 further = part * channels + low
-                prefetch(x_t + (ahead * call.x_time + further), high - low)
-            _step(call, low, high, x_t, gate_t, complement, cos, sin, state, h_t)
+                prefetch(x_t + (ahead * call.x_time + further), piece)
+            x_p = x_t + low
+            gate_p = gate_t + low
+            complement_p = complement + low
+            _step(
+                call, piece, x_p, gate_p, complement_p, cos + low, sin + low, state + low, h_t + low
+            )
             if call.decay:
-                _multiply_gates(low, high, gate_t, complement, decay)
+                _multiply_gates(piece, gate_p, complement_p, decay + low)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -206,10 +216,10 @@ def scan_forward(call, task):
 
 
 @helper
-def _back_real(call, low, high, before, cos, sin, grad_theta, rows):
+def _back_real(call, width, before, cos, sin, grad_theta, rows):
     """One time step back. `before` is h_{t-1}, `grad_state` the gradient from later steps."""
     x, gate, complement, grad_h, grad_state, grad_x, grad_gate, grad_lower = rows
-    for j in range(low, high):
+    for j in range(width):
         grad = grad_state[j] + grad_h[j]
         if call.fused:
             on, off = sigmoid_pair(gate[j])
@@ -228,7 +238,7 @@ def _back_real(call, low, high, before, cos, sin, grad_theta, rows):
 
 
 @helper
-def _back_complex(call, low, high, before, cos, sin, grad_theta, rows):
+def _back_complex(call, width, before, cos, sin, grad_theta, rows):
     """One time step of a complex state back."""
     x, gate, complement, grad_h, grad_state, grad_x, grad_gate, grad_lower = rows
     x_im = second(x, call.channels)
@@ -236,7 +246,7 @@ def _back_complex(call, low, high, before, cos, sin, grad_theta, rows):
     grad_h_im = second(grad_h, call.channels)
     grad_state_im = second(grad_state, call.channels)
     grad_x_im = second(grad_x, call.channels)
-    for j in range(low, high):
+    for j in range(width):
         grad = grad_state[j] + grad_h[j]
         grad_im = grad_state_im[j] + grad_h_im[j]
         turned = cos[j] * before[j] - sin[j] * before_im[j]
@@ -325,7 +335,7 @@ def scan_backward(call, task):
 
     # The backward walks against the scan: `back` leads to the step that came before.
     back = 1 if reverse else -1
-    ahead = back * _lookahead(width)
+    ahead = back * _lookahead(call, width)
     for step in range(end - begin):
         t = begin + step if reverse else end - 1 - step
         grad_h_t = grad_h + t * call.grad_h_time
@@ -345,19 +355,28 @@ def scan_backward(call, task):
         x_t = x + t * call.x_time
         gate_t = gate + t * call.gate_time
         before = h + (t + back) * h_time
-        rows = (x_t, gate_t, complement, grad_h_t, grad_state, grad_x_t, grad_gate_t, grad_lower)
         for low in range(0, width, _PIECE):
-            high = min(low + _PIECE, width)
-            prefetch(gate_t + (ahead * call.gate_time + low), high - low)
+            piece = min(_PIECE, width - low)
+            prefetch(gate_t + (ahead * call.gate_time + low), piece)
             for part in range(call.parts):
                 further = part * channels + low
                 if call.fused:
-                    prefetch(x_t + (ahead * call.x_time + further), high - low)
-                prefetch(grad_h_t + (ahead * call.grad_h_time + further), high - low)
-                prefetch(before + (ahead * h_time + further), high - low)
+                    prefetch(x_t + (ahead * call.x_time + further), piece)
+                prefetch(grad_h_t + (ahead * call.grad_h_time + further), piece)
+                prefetch(before + (ahead * h_time + further), piece)
 
+            rows = (
+                x_t + low,
+                gate_t + low,
+                complement + low,
+                grad_h_t + low,
+                grad_state + low,
+                grad_x_t + low,
+                grad_gate_t + low,
+                grad_lower + low,
+            )
             # Before the first step of a sequence lies the initial state, in the dtype of states.
             if step == end - begin - 1:
-                _back(call, low, high, initial, cos, sin, grad_theta, rows)
+                _back(call, piece, initial + low, cos + low, sin + low, grad_theta + low, rows)
             else:
-                _back(call, low, high, before, cos, sin, grad_theta, rows)
+                _back(call, piece, before + low, cos + low, sin + low, grad_theta + low, rows)
