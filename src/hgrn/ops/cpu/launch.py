@@ -70,7 +70,11 @@ def hgru_scan_backward(
     scan: Scan, h: Tensor, grad_h: Tensor, grad_final: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `hgrn.ops.engines.Engine.hgru_scan_backward`."""
-    return _backward(ScanPlan(scan, fused=True), h, grad_h, grad_final)
+    plan = ScanPlan(scan, fused=True)
+    grad_x, grad_gate, (grad_theta, grad_lower), grad_initial = _backward(
+        plan, h, grad_h, grad_final
+    )
+    return grad_x, grad_gate, grad_lower, grad_theta, grad_initial
 
 
 def gated_scan_backward(
@@ -78,14 +82,14 @@ def gated_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `hgrn.ops.engines.Engine.gated_scan_backward`."""
     plan = ScanPlan(scan, fused=False)
-    grad_x, grad_gate, _, grad_theta, grad_initial = _backward(plan, h, grad_h, grad_final)
+    grad_x, grad_gate, (grad_theta,), grad_initial = _backward(plan, h, grad_h, grad_final)
     return grad_x, grad_gate, grad_theta, grad_initial
 
 
 def _backward(
     plan: ScanPlan, h: Tensor, grad_h: Tensor, grad_final: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, gate, lower_bound, theta and initial_state."""
+) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+    """Gradients of x and the gate, of theta and (if fused) lower_bound, and of initial_state."""
     scan = plan.scan
     initial = scan.initial_state
     grad_state = plan.states(grad_final.to(plan.accumulate))
@@ -93,18 +97,20 @@ def _backward(
     grad_gate = _empty(scan.gate.shape, plan.dtype)
     # The kernel sums over time; over sequences and inner indices we sum here, so that no two tasks
     # write to the same memory.
-    sums = torch.zeros(2, plan.rows, plan.channels, dtype=plan.accumulate, device="cpu")
+    sums = [
+        torch.zeros(plan.rows, plan.channels, dtype=plan.accumulate, device="cpu")
+        for _ in range(1 + plan.fused)
+    ]
     plan.launch(
         scan_backward,
         {"h": h.contiguous(), "grad_x": grad_x, "grad_gate": grad_gate},
         {"grad_h": grad_h},
         initial=plan.states(None) if initial is None else initial.contiguous(),
         grad_state=grad_state,
-        grad_lower=sums[0],
-        grad_theta=sums[1],
+        grad_theta=sums[0],
+        grad_lower=sums[1] if plan.fused else 0,
     ).run()
-    grad_lower, grad_theta = sums.sum(1).unbind(0)
-    return grad_x, grad_gate, grad_lower.clone(), grad_theta.clone(), grad_state
+    return grad_x, grad_gate, [sum_over_time.sum(0) for sum_over_time in sums], grad_state
 
 
 # --------------------------------------------------------------------------------------------------

@@ -58,11 +58,12 @@ class ScanPlan:
         self.scan = scan
         self.fused = fused
         self.channels = scan.channels
-        self.parts = scan.x.shape[-1] // max(scan.channels, 1)
+        self.sequences = scan.sequences
+        self.parts = scan.x.shape[-1] // max(self.channels, 1)
         self.dtype = scan.x.dtype
         self.accumulate = at_least_float32(scan.x.dtype)
         self.inner = scan.x.shape[2]
-        self.rows = scan.sequences * self.inner
+        self.rows = self.sequences * self.inner
 
         # As many blocks of channels as it takes for each thread to have a task.
         for_threads = _groups(threads.count(), max(self.rows, 1))
@@ -75,7 +76,7 @@ class ScanPlan:
         if given is not None:
             return given.clone(memory_format=torch.contiguous_format)
         return torch.zeros(
-            self.scan.sequences,
+            self.sequences,
             self.inner,
             self.parts * self.channels,
             dtype=self.accumulate,
