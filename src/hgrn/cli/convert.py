@@ -9,7 +9,7 @@ ABOUT = "turn a published checkpoint into one of ours, or one of ours into a pub
 MORE = """\
 A published checkpoint is a folder of flash-linear-attention (fla) or OpenNLPLab (opennlplab), or
 a file of tensors of these, of fairseq (fairseq-lm), or of the authors' models of images (vit) and
-of Long Range Arena (lra). docs/checkpoints.md says what is known of each.
+of Long Range Arena (lra). docs/checkpoints.md says what is known of each layout.
 
 examples:
   hgrn convert checkpoint_best.pt ours
@@ -21,8 +21,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument(
         "--to",
-        choices=("fla", "opennlplab", "fairseq-lm", "vit", "lra"),
-        help="the published layout to write (default: ours)",
+        metavar="LAYOUT",
+        help="the published layout to write, one of those above in brackets (default: ours)",
     )
     parser.add_argument(
         "--glu-act",

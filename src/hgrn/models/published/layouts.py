@@ -1,7 +1,8 @@
 """All published layouts, and how a checkpoint's own is recognised.
 
-To add one, write its record into the file of its family (or a new one) and list it in `LAYOUTS`;
-nothing else knows layouts by name.
+To add one, write its record into the file of its family (`language_models.py`, `classifiers.py`,
+`single_layers.py`) and add it to that file's tuple. No other code knows layouts by name. The help
+of `hgrn convert` and docs/checkpoints.md describe them; a test sees to that.
 """
 
 from collections.abc import Iterable, Mapping

@@ -117,7 +117,8 @@ class ConfigFile:
     """What is written down of the config.json of a layout.
 
     Attributes:
-        marks: keys that only this layout has.
+        marks: keys that only this layout has; any one of them identifies it. `model_type` cannot be
+            one, because values are not looked at.
         allowed: key -> the values that our models can have. We write the first one, and a key that
             is left out means it.
         ignored: keys that do not change the numbers of the model.
@@ -152,7 +153,8 @@ class Layout:
             head that such tensors are. The first match counts; the last one is "", which always
             matches.
         fits: whether this variant of the family is the one for such a configuration.
-        fixed: our fields that all models of the layout have in common.
+        fixed: our fields that all models of the layout have in common: every field that changes the
+            numbers and that neither config.json nor the tensors tell.
         defaults: our fields where neither the configuration nor the tensors say anything.
         infer: our fields that the tensors (under our names) tell, beyond those that `infer_fields`
             finds for all layouts.
