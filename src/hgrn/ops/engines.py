@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hgrn.ops.arguments import Scan
+from hgrn.ops.gla_arguments import GlaScan
 
 
 class Engine(Protocol):
@@ -54,6 +55,16 @@ class Engine(Protocol):
         ...
 
     # What only some engines have (`has_kernel`). Without one, PyTorch computes the operation.
+    def gla_scan(self, scan: GlaScan) -> tuple[Tensor, Tensor]:
+        """y `[B, T, H, V]` in v's dtype, and the final state `[N, H, K, V]`."""
+        ...
+
+    def gla_scan_backward(
+        self, scan: GlaScan, grad_y: Tensor, grad_final: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of q, k, v, log_f and initial_state; zeros for what was not given."""
+        ...
+
     gated_norm: Callable[..., tuple[Tensor, Tensor, Tensor]]
     gated_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     gated_unit: Callable[..., Tensor]
@@ -101,8 +112,14 @@ def _fastest(device_type: str) -> str:
 
 @torch.compiler.assume_constant_result
 def has_kernel(engine: str, name: str, device_type: str) -> bool:
-    """Whether `engine` has an operation that not every engine has."""
-    engine = _fastest(device_type) if engine == "auto" else engine
+    """Whether `engine` has a kernel for an operation that not every engine has.
+
+    With "auto" it is the fastest engine of the device, and the reference's loops are no kernels.
+    """
+    if engine == "auto":
+        engine = _fastest(device_type)
+        if engine == "reference":
+            return False
     return hasattr(_load(engine), name)
 
 

@@ -8,6 +8,10 @@ repository):
 
     lambda_t = gamma + (1 - gamma) * sigmoid(forget_t)
     h_t      = lambda_t * exp(i theta) * h_{t-1} + (1 - lambda_t) * SiLU(candidate_t)
+
+And for each head of HGRN2, whose state is a matrix (HGRN2 paper, arXiv 2404.07904, section 3):
+
+    S_t = Diag(exp(log_f_t)) S_{t-1} + k_t v_t^T,    y_t = q_t S_t
 """
 
 from collections.abc import Callable
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hgrn.ops.arguments import Scan, at_least_float32
+from hgrn.ops.gla_arguments import GlaScan
 
 
 def gates(forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -125,6 +130,50 @@ def gated_scan(scan: Scan) -> tuple[Tensor, Tensor]:
     wide = at_least_float32(scan.x.dtype)
     h, final = recurrence(scan, scan.gate.to(wide).exp(), scan.x.to(wide))
     return h.to(scan.x.dtype), final
+
+
+def gla_scan(scan: GlaScan) -> tuple[Tensor, Tensor]:
+    """The equations of HGRN2 at the top of this file."""
+    wide = at_least_float32(scan.q.dtype)
+    state = scan.initial_state
+    if state is None:
+        state = scan.q.new_zeros(scan.state_shape, dtype=wide)
+    q, k, v = (x.to(wide) for x in (scan.q, scan.k, scan.v))
+    keep = scan.log_f.exp()
+    if scan.cu_seqlens is None:
+        y, final = _outer_loop(q, k, v, keep, state)
+        return y.to(scan.v.dtype), final
+    pieces = [
+        _outer_loop(*(x[:, a:b] for x in (q, k, v, keep)), state[n : n + 1])
+        for n, (a, b) in enumerate(pairwise(scan.cu_seqlens.tolist()))
+    ]
+    y = torch.cat([y for y, _ in pieces], dim=1)
+    return y.to(scan.v.dtype), torch.cat([final for _, final in pieces])
+
+
+def _outer_loop(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`S_t = Diag(keep_t) S_{t-1} + k_t v_t^T` and `y_t = q_t S_t`, position by position."""
+    state = state.clone()  # no output may be an input, even where there is no step
+    y = []
+    for t in range(q.shape[1]):
+        written = k[:, t, :, :, None] * v[:, t, :, None, :]
+        state = keep[:, t, :, :, None] * state + written
+        y.append((q[:, t, :, None, :] @ state).squeeze(-2))
+    return torch.stack(y, dim=1) if y else torch.zeros_like(v), state
+
+
+def gla_scan_backward(
+    scan: GlaScan, grad_y: Tensor, grad_final: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.gla_scan_backward`."""
+    names = ("q", "k", "v", "log_f", "initial_state")
+    given = {name: x for name in names if (x := getattr(scan, name)) is not None}
+    pull_back = torch.func.vjp(lambda given: gla_scan(scan._replace(**given)), given)[1]
+    found = cast(dict[str, Tensor], pull_back((grad_y, grad_final))[0])
+    found = {"initial_state": torch.zeros_like(grad_final)} | found
+    return found["q"], found["k"], found["v"], found["log_f"], found["initial_state"]
 
 
 def _gradients(

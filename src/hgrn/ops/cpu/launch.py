@@ -14,8 +14,17 @@ from hgrn.ops.arguments import Scan, at_least_float32
 from hgrn.ops.cpu import layer
 from hgrn.ops.cpu import linear as maps
 from hgrn.ops.cpu.language import Kernel
-from hgrn.ops.cpu.plans import ROWS, ScanPlan, linear_launch, rows_launch, unit_last_stride
+from hgrn.ops.cpu.gla import gla_backward, gla_forward
+from hgrn.ops.cpu.plans import (
+    ROWS,
+    ScanPlan,
+    gla_launch,
+    linear_launch,
+    rows_launch,
+    unit_last_stride,
+)
 from hgrn.ops.cpu.scan import scan_backward, scan_forward
+from hgrn.ops.gla_arguments import GlaScan
 
 _HUGE = 4 << 20  # bytes from which NumPy asks for huge pages
 
@@ -111,6 +120,46 @@ def _backward(
         grad_lower=sums[1] if plan.fused else 0,
     ).run()
     return grad_x, grad_gate, [sum_over_time.sum(0) for sum_over_time in sums], grad_state
+
+
+def gla_scan(scan: GlaScan) -> tuple[Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.gla_scan`."""
+    state = _running(scan, scan.initial_state).mT.contiguous()
+    y = _empty(scan.v.shape, scan.v.dtype)
+    gla_launch(gla_forward, scan, {"y": y}, state=state).run()
+    return y, state.mT.contiguous()
+
+
+def gla_scan_backward(
+    scan: GlaScan, grad_y: Tensor, grad_final: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See `hgrn.ops.engines.Engine.gla_scan_backward`."""
+    # The kernel has states `[N, H, V, K]`.
+    initial = scan.initial_state
+    grad_state = _running(scan, grad_final).mT.contiguous()
+    grads = {
+        "grad_query": _empty(scan.q.shape, scan.q.dtype),
+        "grad_key": _empty(scan.k.shape, scan.k.dtype),
+        "grad_value": _empty(scan.v.shape, scan.v.dtype),
+    }
+    grad_log_f = _empty(scan.log_f.shape, scan.log_f.dtype)
+    gla_launch(
+        gla_backward,
+        scan,
+        grads,
+        {"grad_y": grad_y},
+        initial=0 if initial is None else initial.mT.contiguous(),
+        grad_state=grad_state,
+        grad_log_f=grad_log_f,
+    ).run()
+    return *grads.values(), grad_log_f, grad_state.mT.contiguous()
+
+
+def _running(scan: GlaScan, given: Tensor | None) -> Tensor:
+    """Running states `[N, H, K, V]`: a copy of `given`, or zeros."""
+    if given is not None:
+        return given.clone(memory_format=torch.contiguous_format)
+    return torch.zeros(scan.state_shape, dtype=scan.log_f.dtype, device="cpu")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ from torch import Tensor
 from hgrn.ops import addresses
 from hgrn.ops.arguments import Scan, at_least_float32
 from hgrn.ops.cpu import threads
+from hgrn.ops.cpu.gla import CHUNK, TILE
 from hgrn.ops.cpu.language import NEXT, Kernel
 from hgrn.ops.cpu.layer import ACTIVATIONS
+from hgrn.ops.gla_arguments import GlaScan
 
 # Channels of one task of a scan, at most: their states and parameters stay near the core.
 _CHANNELS = 1024
@@ -143,6 +145,71 @@ class ScanPlan:
         address = kernel.address(name_of(self.dtype), parts=self.parts, fused=self.fused)
         tensors = (bounds, mask, *strided.values(), *dense.values(), *states.values())
         return Launch(address, block, scan.x.numel(), tensors)
+
+
+def gla_launch(
+    kernel: Kernel,
+    scan: GlaScan,
+    dense: dict[str, Tensor],
+    strided: dict[str, Tensor] | None = None,
+    **states: Tensor | int,
+) -> Launch:
+    """A kernel of `gla` over all sequences and heads.
+
+    Args:
+        dense: contiguous tensors in the dtype of v.
+        strided: tensors `[B, T, H, *]` in that dtype besides q, k and v. Strides of the first three
+            axes are free.
+        states: contiguous tensors in the dtype of states; 0 for what is absent.
+    """
+    sequences, heads, keys, values = scan.state_shape
+    units = sequences * heads
+    # A few tasks for each thread, so that none waits long for the last one.
+    tasks = min(units, 4 * threads.count())
+    bounds = scan.cu_seqlens
+    longest = scan.q.shape[1]
+    if bounds is not None:
+        bounds = bounds.to(torch.int64).contiguous()
+        longest = int(bounds.diff().max()) if sequences else 0
+    most = max(1, _groups(longest, CHUNK))
+
+    def work(*shape: int) -> Tensor:
+        return torch.empty(tasks, *shape, dtype=scan.log_f.dtype, device="cpu")
+
+    if "grad_state" in states:
+        states |= {
+            "points": work(most, values, keys),
+            "history": work(CHUNK + 1, TILE, keys),
+            "keep": work(CHUNK, keys),
+            "sums": work(2, CHUNK, keys),
+        }
+    else:
+        states |= {"keep": work(keys)}
+    dtype = scan.v.dtype
+    inputs = {"query": scan.q, "key": scan.k, "value": scan.v} | (strided or {})
+    inputs = {name: unit_last_stride(x) for name, x in inputs.items()}
+    log_f = unit_last_stride(scan.log_f)
+    fields = _addresses(dtype, dense, states)
+    fields["log_f"] = addresses.address_of_rows(log_f, log_f.dtype)
+    for name, x in inputs.items():
+        fields[name] = addresses.address_of_rows(x, dtype)
+    for name, x in (inputs | {"gate": log_f}).items():
+        for axis, stride in zip(("batch", "time", "head"), x.stride()):
+            fields[f"{name}_{axis}"] = stride
+    if "grad_state" in states:
+        fields["most"] = most
+    block = kernel.block(
+        tasks,
+        steps=scan.q.shape[1],
+        heads=heads,
+        values=values,
+        units=units,
+        bounds=addresses.optional(bounds, torch.int64),
+        **fields,
+    )
+    tensors = (bounds, log_f, *inputs.values(), *dense.values(), *states.values())
+    size = scan.q.numel() * values
+    return Launch(kernel.address(name_of(dtype), keys=keys), block, size, tensors)
 
 
 def rows_launch(
