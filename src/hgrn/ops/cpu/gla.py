@@ -25,7 +25,7 @@ CHUNK = 32
 # for so many values at once, so that the states of a chunk fit into the second-level cache.
 TILE = 32
 _NUMBERS = (
-    "steps heads values units"
+    "steps heads units"
     " query_batch query_time query_head key_batch key_time key_head"
     " value_batch value_time value_head gate_batch gate_time gate_head"
 )
@@ -80,33 +80,36 @@ def _copy(width, row, to):
 # Forward
 
 
-@summing
-def _step(call, keep, key, query, value, state, y):
-    """A step of the state `[V, K]`, row by row: it decays, takes its value in, and is read."""
-    for v in range(call.values):
-        given = value[v]
-        row = state + v * call.keys
-        total = number(keep, 0)
-        for j in range(call.keys):
-            new = keep[j] * row[j] + key[j] * given
+@helper
+def _step(call, keep, key, query, value, state, total):
+    """A step of the state `[K, V]`, row by row: it decays, takes its share of the value, is read."""
+    for j in range(call.values):
+        total[j] = 0
+    for k in range(call.keys):
+        keep_k = keep[k]
+        key_k = key[k]
+        query_k = query[k]
+        row = state + k * call.values
+        for j in range(call.values):
+            new = keep_k * row[j] + key_k * value[j]
             row[j] = new
-            total += query[j] * new
-        y[v] = total
+            total[j] += query_k * new
 
 
 @Kernel(
-    constants="keys",
-    numbers=_NUMBERS,
+    constants="values",
+    numbers=_NUMBERS + " keys",
     tensors="query key value y",
-    states="log_f state keep",
+    states="log_f state keep total",
     integers="bounds",
 )
 def gla_forward(call, task):
     """Writes y; `state` holds the initial states and is left with the final ones.
 
-    Memory for the work: `keep` `[tasks, K]`.
+    Memory for the work: `keep` `[tasks, K]` and `total` `[tasks, V]`.
     """
     keep = call.keep + task * call.keys
+    total = call.total + task * call.values
     for unit in range(task, call.units, call.tasks):
         batch, head, begin, end = _place(call, unit)
         state = call.state + unit * call.keys * call.values
@@ -115,8 +118,9 @@ def gla_forward(call, task):
             key = _key(call, batch, t, head)
             value = _value(call, batch, t, head)
             _gates(call, batch, t, head, keep)
+            _step(call, keep, key, query, value, state, total)
             y = call.y + ((batch * call.steps + t) * call.heads + head) * call.values
-            _step(call, keep, key, query, value, state, y)
+            _copy(call.values, total, y)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -225,7 +229,7 @@ def _back_tile(call, batch, head, low, steps, v, width, point, grad_state, work)
 
 @Kernel(
     constants="keys",
-    numbers=_NUMBERS + " grad_y_batch grad_y_time grad_y_head most",
+    numbers=_NUMBERS + " values grad_y_batch grad_y_time grad_y_head most",
     tensors="query key value grad_y grad_query grad_key grad_value",
     states="log_f initial grad_state grad_log_f points history keep sums",
     integers="bounds",

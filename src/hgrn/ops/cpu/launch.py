@@ -124,10 +124,10 @@ def _backward(
 
 def gla_scan(scan: GlaScan) -> tuple[Tensor, Tensor]:
     """See `hgrn.ops.engines.Engine.gla_scan`."""
-    state = _running(scan, scan.initial_state).mT.contiguous()
+    state = _running(scan, scan.initial_state)
     y = _empty(scan.v.shape, scan.v.dtype)
     gla_launch(gla_forward, scan, {"y": y}, state=state).run()
-    return y, state.mT.contiguous()
+    return y, state
 
 
 def gla_scan_backward(

@@ -184,7 +184,7 @@ def gla_launch(
             "sums": work(2, CHUNK, keys),
         }
     else:
-        states |= {"keep": work(keys)}
+        states |= {"keep": work(keys), "total": work(values)}
     dtype = scan.v.dtype
     inputs = {"query": scan.q, "key": scan.k, "value": scan.v} | (strided or {})
     inputs = {name: unit_last_stride(x) for name, x in inputs.items()}
@@ -196,20 +196,24 @@ def gla_launch(
     for name, x in (inputs | {"gate": log_f}).items():
         for axis, stride in zip(("batch", "time", "head"), x.stride()):
             fields[f"{name}_{axis}"] = stride
+    # The rows that a kernel walks along have a width that is compiled in.
     if "grad_state" in states:
-        fields["most"] = most
+        fields |= {"most": most, "values": values}
+        constant = {"keys": keys}
+    else:
+        fields["keys"] = keys
+        constant = {"values": values}
     block = kernel.block(
         tasks,
         steps=scan.q.shape[1],
         heads=heads,
-        values=values,
         units=units,
         bounds=addresses.optional(bounds, torch.int64),
         **fields,
     )
     tensors = (bounds, log_f, *inputs.values(), *dense.values(), *states.values())
     size = scan.q.numel() * values
-    return Launch(kernel.address(name_of(dtype), keys=keys), block, size, tensors)
+    return Launch(kernel.address(name_of(dtype), **constant), block, size, tensors)
 
 
 def rows_launch(
