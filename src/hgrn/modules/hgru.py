@@ -5,7 +5,7 @@ C = D (real state) or 2D (complex, [Re | Im]).
 """
 
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,82 +17,17 @@ from hgrn.modules.arguments import (
     check_recurrent,
     check_state_tuple,
 )
+from hgrn.modules.directions import Direction, DirectionalScan, scan_directions
 from hgrn.modules.linear import Linear
-from hgrn.modules.norms import GATED_NORMS
-from hgrn.modules.parameters import Init, KeepsFloat32
+from hgrn.modules.mixer import Mixer, StepBuilder, Use, defined_anew
+from hgrn.modules.norms import GATED_NORMS, GatedLayerNorm
+from hgrn.modules.parameters import Init
 from hgrn.modules.short_conv import ShortConvolution
-from hgrn.ops import hgru_scan
 from hgrn.ops.arguments import at_least_float32
 from hgrn.ops.packing import check_boundaries
 
 GATE_ACTS = ("silu", "sigmoid")
 GATE_POSITIONS = ("after_norm", "before_norm")
-Direction = tuple[bool, Tensor | None]  # whether the scan runs in reverse, and its theta
-
-
-class DirectionalScan(Protocol):
-    """What an `HGRU` calls to run over time: `scan_directions`, or a replacement for it.
-
-    Args:
-        candidate: `[B, T, C]`, before its activation.
-        forget: `[B, T, D]`, before its activation.
-        lower_bound: `[D]`, or None (0).
-        directions: each adds a scan of its own to the result.
-        initial_state: `[N, C]`, or None (zeros); it enters all scans.
-        mask: bool `[B, T]`.
-        cu_seqlens: boundaries `[N + 1]`.
-
-    Returns:
-        the sum of the scans, like candidate, and the final state of the first of them, `[N, C]`.
-    """
-
-    def __call__(
-        self,
-        candidate: Tensor,
-        forget: Tensor,
-        lower_bound: Tensor | None,
-        directions: list[Direction],
-        initial_state: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-def scan_directions(
-    candidate: Tensor,
-    forget: Tensor,
-    lower_bound: Tensor | None,
-    directions: list[Direction],
-    initial_state: Tensor | None = None,
-    *,
-    dims: tuple[int, ...] = (1,),
-    mask: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A `DirectionalScan` on one device.
-
-    dims: the axes to scan along; for a grid `[B, H, W, C]` there are two.
-    """
-    # All scans read the same projections, so nothing is copied for a direction or an axis.
-    (h, final), *others = [
-        hgru_scan(
-            candidate,
-            forget,
-            lower_bound,
-            theta,
-            initial_state,
-            dim=dim,
-            reverse=reverse,
-            mask=mask,
-            cu_seqlens=cu_seqlens,
-        )
-        for dim in dims
-        for reverse, theta in directions
-    ]
-    for other, _ in others:
-        h = h + other
-    return h, final
 
 
 def initial_theta(dim: int) -> Tensor:
@@ -100,7 +35,7 @@ def initial_theta(dim: int) -> Tensor:
     return 10000.0 ** (-2.0 * torch.arange(dim, dtype=torch.float64, device="cpu") / dim)
 
 
-class HGRU(KeepsFloat32):
+class HGRU(Mixer):
     """The hierarchically gated recurrent unit: projections, scans, output gate.
 
     `c = SiLU(W_c x)`, `lambda = gamma + (1 - gamma) sigmoid(W_f x)`,
@@ -245,7 +180,7 @@ class HGRU(KeepsFloat32):
             sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
             self._check_state(state, parts, sequences)
         recurrent, *window = (None,) * parts if state is None else state
-        candidate, forget, gate, *window = self._project(
+        candidate, forget, gate, *window = self.project(
             x, *window, mask=mask, cu_seqlens=cu_seqlens
         )
         h, final = self.scan(
@@ -257,7 +192,7 @@ class HGRU(KeepsFloat32):
             mask=mask,
             cu_seqlens=cu_seqlens,
         )
-        return self._read_out(h, gate), None if self.bidirectional else (final, *window)
+        return self.read_out(h, gate), None if self.bidirectional else (final, *window)
 
     def initial_state(self, sequences: int) -> tuple[Tensor, ...]:
         """What state=None stands for: zeros in the shapes that `forward` returns."""
@@ -267,24 +202,23 @@ class HGRU(KeepsFloat32):
             return (recurrent,)
         return recurrent, self.short_conv.initial_state(sequences)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidate, forget gate and output gate of x, before their activations.
-
-        Shape:
-            `[..., D]` -> `[..., C]`, `[..., D]`, `[..., C]`. With a convolution x is `[B, T, D]`,
-            whole sequences.
-        """
-        candidate, forget, gate, *_ = self._project(x)
-        return candidate, forget, gate
-
-    def _project(
+    def project(
         self,
         x: Tensor,
         window: Tensor | None = None,
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """The three of `project`; with a convolution also its new state."""
+        """Candidate, forget gate and output gate of x, before their activations.
+
+        Args:
+            window: the convolution's state, `[N, conv_size - 1, C + D]`; None is zeros.
+            mask, cu_seqlens: as in `forward`; only the convolution needs them.
+
+        Shape:
+            `[..., D]` -> `[..., C]`, `[..., D]`, `[..., C]`. With a convolution x is `[B, T, D]`,
+            and a fourth tensor is its new state.
+        """
         projected = self.in_proj(x)
         rows = self.joined_rows["in_proj"]
         if self.short_conv is not None:
@@ -308,8 +242,63 @@ class HGRU(KeepsFloat32):
             second = self.theta[1]
         return [(False, first), (True, second)] if self.bidirectional else [(False, first)]
 
-    def _read_out(self, h: Tensor, gate: Tensor) -> Tensor:
+    def read_out(self, h: Tensor, gate: Tensor) -> Tensor:
+        """The output `[..., D]` of hidden states and output gate `[..., C]`."""
         return self.out_proj(self.norm(h, gate, self.gate_act, self.gate_position == "before_norm"))
+
+    def why_not(self, use: Use) -> str | None:
+        """Why the layer cannot be used so; None if it can (see `Mixer.why_not`)."""
+        if use in ("steps", "split") and (own := defined_anew(self, HGRU)):
+            # What is compiled or split is the computation of this class and no other.
+            return f"a {type(self).__name__} has {', '.join(own)} of its own"
+        if use in ("state", "steps") and self.bidirectional:
+            return "a bidirectional stack reads whole sequences and has no steps"
+        if use == "steps" and self.scan is not scan_directions:
+            return "the stack reads one stretch of longer sequences (hgrn.parallel)"
+        if use == "steps" and (
+            self.short_conv is not None or type(self.norm) is not GatedLayerNorm
+        ):
+            part = self.norm if self.short_conv is None else self.short_conv
+            return f"the mixer has a {type(part).__name__}, of which there are no compiled steps"
+        return None
+
+    def add_step(
+        self,
+        builder: StepBuilder,
+        x: Tensor,
+        lower_bound: Tensor | None,
+        state: tuple[Tensor, ...],
+        total: Tensor,
+    ) -> None:
+        """The calls of one position (see `Mixer.add_step`)."""
+        (recurrent,) = state
+        program = builder.program
+        projected = builder.zeros(len(x), len(self.in_proj.weight))
+        builder.linear(self.in_proj, x, projected)
+        candidate, forget, gate = projected.split(self.joined_rows["in_proj"], dim=-1)
+        if self.forget_up is not None and self.gate_up is not None:
+            low_forget = forget
+            low_gate = gate
+            forget = builder.zeros(len(x), self.dim)
+            gate = builder.zeros(*recurrent.shape)
+            builder.linear(self.forget_up, low_forget, forget)
+            builder.linear(self.gate_up, low_gate, gate)
+        h = builder.zeros(*recurrent.shape)
+        gated = builder.zeros(*recurrent.shape)
+        program.hgru_step(candidate, forget, lower_bound, self.theta, recurrent, h)
+        if self.theta is not None:
+            program.watch(self.theta)
+        program.gated_norm(
+            h,
+            gate,
+            self.norm.weight,
+            self.norm.bias,
+            self.norm.eps,
+            gated,
+            activation=self.gate_act,
+            gate_first=self.gate_position == "before_norm",
+        )
+        builder.linear(self.out_proj, gated, total, add=total)
 
     def _check_x(self, x: Tensor, letters: str) -> None:
         check_input(x, letters, self.dim)
@@ -365,4 +354,4 @@ class HGRU2d(HGRU):
                 )
         candidate, forget, gate = self.project(x)
         h, _ = scan_directions(candidate, forget, lower_bound, self._directions(), dims=(1, 2))
-        return self._read_out(h, gate), None
+        return self.read_out(h, gate), None

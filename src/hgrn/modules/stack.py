@@ -4,7 +4,7 @@ Shape letters: B batch, T time, N packed sequences, H, W rows and columns of a g
 C = D (real state) or 2D (complex state).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,12 @@ from hgrn.modules.block import Block
 from hgrn.modules.bounds import LowerBounds
 from hgrn.modules.glu import GLU
 from hgrn.modules.hgru import HGRU, HGRU2d
+from hgrn.modules.mixer import Mixer
+from hgrn.modules.mixers import mixer_named
 from hgrn.modules.norms import make_norm
+
+# A class of mixers, its registered name, or anything that makes one when it is called like a class.
+MixerKind = str | Callable[..., Mixer]
 
 
 class HGRN(nn.Module):
@@ -24,6 +29,9 @@ class HGRN(nn.Module):
     Args:
         dim: channels D of input and output.
         depth: number of blocks.
+        mixer: what mixes positions in each block: a class like `HGRU` or `HGRN2Mixer`, or its
+            registered name ("hgru", "hgrn2", or of `register_mixer`). A sequence has one for each
+            block.
         glu_dim: channels inside each GLU; None is `2 * dim`.
         glu_act: "silu" or "identity".
         dropout: probability on the output of every HGRU and GLU.
@@ -35,8 +43,8 @@ class HGRN(nn.Module):
         final_norm: whether a norm follows the last block.
         grid: read grids along both axes (`HGRU2d`) instead of sequences.
         use_lower_bound: False leaves every forget gate free between 0 and 1, the paper's ablation.
-        **hgru: further arguments of `HGRU`: bidirectional, shared_theta, complex_state,
-            gate_position, gate_act, gate_rank, conv_size.
+        **options: further arguments of the mixers. Those of `HGRU` are bidirectional, shared_theta,
+            complex_state, gate_position, gate_act, gate_rank and conv_size.
 
     Set `gradient_checkpointing = True` on members of `blocks` to trade time for memory in training.
 
@@ -61,6 +69,7 @@ class HGRN(nn.Module):
         dim: int,
         depth: int,
         *,
+        mixer: MixerKind | Sequence[MixerKind] = HGRU,
         glu_dim: int | None = None,
         glu_act: str = "silu",
         dropout: float = 0.0,
@@ -71,19 +80,29 @@ class HGRN(nn.Module):
         final_norm: bool = True,
         grid: bool = False,
         use_lower_bound: bool = True,
-        **hgru: Any,
+        **options: Any,
     ):
         super().__init__()
         self.dim = dim
         self.grid = grid
-        mixer = HGRU2d if grid else HGRU
+        kinds = [mixer] * depth if isinstance(mixer, str) or callable(mixer) else list(mixer)
+        if len(kinds) != depth:
+            raise ValueError(
+                f"mixer must be one class, or one for each of {depth} blocks, got {len(kinds)}"
+            )
+        makers = [mixer_named(kind) if isinstance(kind, str) else kind for kind in kinds]
+        if grid and any(make is not HGRU for make in makers):
+            raise ValueError("grid=True reads grids with HGRU2d, and goes with no other mixer")
+        makers = [HGRU2d] * depth if grid else makers
         # A read-out's norm is fused with its gate. No published model has a batch norm there.
         inner_norm = "layer" if norm_type == "batch" else norm_type
         self.bounds = LowerBounds(depth, dim) if use_lower_bound else None
         self.blocks = nn.ModuleList(
             Block(
                 dim,
-                mixer(dim, bias=bias, norm_eps=norm_eps, norm_type=inner_norm, **hgru),
+                make(
+                    dim, **({"bias": bias, "norm_eps": norm_eps, "norm_type": inner_norm} | options)
+                ),
                 GLU(
                     dim,
                     2 * dim if glu_dim is None else glu_dim,
@@ -95,7 +114,7 @@ class HGRN(nn.Module):
                 norm_eps=norm_eps,
                 norm_type=norm_type,
             )
-            for _ in range(depth)
+            for make in makers
         )
         self.norm = make_norm(norm_type, dim, norm_eps) if final_norm else nn.Identity()
 

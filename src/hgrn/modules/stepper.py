@@ -13,8 +13,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from hgrn.modules.block import Block
 from hgrn.modules.bounds import LowerBounds
 from hgrn.modules.glu import GLU
-from hgrn.modules.hgru import HGRU, scan_directions
 from hgrn.modules.linear import Int8Linear, Linear
+from hgrn.modules.mixer import Mixer
 from hgrn.modules.norms import GatedLayerNorm
 from hgrn.modules.stack import HGRN
 from hgrn.modules.watch import Watch
@@ -26,12 +26,12 @@ _LARGEST = 8
 _KNOWN = (
     HGRN,
     Block,
-    HGRU,
     GLU,
     Linear,
     Int8Linear,
     nn.Linear,
     nn.LayerNorm,
+    nn.RMSNorm,
     GatedLayerNorm,
     nn.Dropout,
     nn.ModuleList,
@@ -89,34 +89,36 @@ class Stepper:
             raise NotSteppable(f"Stepper: {problem}")
         from hgrn.ops.cpu import program  # imported here, because it needs numba
 
-        self._program = program.Program()
+        self.program = program.Program()
         blocks = [cast(Block, block) for block in stack.blocks]
-        width = cast(HGRU, blocks[0].mixer).joined_rows["in_proj"][0]
         # A tensor that is made in inference mode could be written in inference mode only.
         with torch.inference_mode(False), torch.no_grad():
             self._watch = Watch(
                 module for whole in (stack, head) if whole is not None for module in whole.modules()
             )
-            self._x = _zeros(sequences, stack.dim)
-            states = _zeros(len(blocks), sequences, width)
+            self._x = self.zeros(sequences, stack.dim)
+            # One tensor for each part of a state, for all blocks: so a step copies few tensors.
+            shapes = _state_shapes(stack, sequences)
+            states = [self.zeros(len(blocks), *shape) for shape in shapes]
             if hasattr(self, "_states"):
-                if self._states.shape != states.shape:
+                if [part.shape for part in self._states] != [part.shape for part in states]:
                     raise NotSteppable(
                         "Stepper: the stack now has another size, and its state no longer fits; "
                         "make a new Stepper"
                     )
                 states = self._states
             try:
-                for block, bound, state in zip(blocks, stack.lower_bounds(), states, strict=True):
-                    self._block(block, bound, state)
+                bounds = stack.lower_bounds()
+                for block, bound, *state in zip(blocks, bounds, *states, strict=True):
+                    self._block(block, bound, tuple(state))
                 if stack.bounds is not None:
-                    self._program.watch(stack.bounds.logits)
-                self._y = _zeros(sequences, stack.dim)
-                self._norm(stack.norm, self._x, self._y)
+                    self.program.watch(stack.bounds.logits)
+                self._y = self.zeros(sequences, stack.dim)
+                self.norm(stack.norm, self._x, self._y)
                 if head is not None:
                     normed = self._y
-                    self._y = _zeros(sequences, len(cast(nn.Linear, head).weight))
-                    self._linear(head, normed, self._y)
+                    self._y = self.zeros(sequences, len(cast(nn.Linear, head).weight))
+                    self.linear(head, normed, self._y)
             except ValueError as error:
                 raise NotSteppable(f"Stepper: {error}") from error
         self._states = states
@@ -134,29 +136,32 @@ class Stepper:
         self.state = kept["state"]
 
     @property
-    def state(self) -> tuple[tuple[Tensor], ...]:
-        """A copy of the state, in the form of `HGRN`: for each block `(recurrent [N, C],)`."""
-        self._returned = tuple((state,) for state in self._states.clone())
+    def state(self) -> tuple[tuple[Tensor, ...], ...]:
+        """A copy of the state, in the form of `HGRN`: for each block a tuple of tensors."""
+        self._returned = tuple(zip(*(part.clone() for part in self._states), strict=True))
         return self._returned
 
     @state.setter
     @torch.no_grad()
-    def state(self, state: tuple[tuple[Tensor], ...] | None) -> None:
+    def state(self, state: tuple[tuple[Tensor, ...], ...] | None) -> None:
         """None is the state before the first position."""
         if state is not None and state is self._returned:
             return  # the memory holds it already
         self._returned = None
         if state is None:
-            self._states.zero_()
+            for part in self._states:
+                part.zero_()
             return
-        if len(state) != len(self._states) or any(
-            part.shape != self._states.shape[1:] for (part,) in state
-        ):
+        shapes = [part.shape[1:] for part in self._states]
+        depth = len(self._states[0])
+        if len(state) != depth or any([part.shape for part in entry] != shapes for entry in state):
+            listed = ", ".join(str(tuple(shape)) for shape in shapes)
             raise ValueError(
-                f"state must have an entry for each of {len(self._states)} blocks, with a tensor "
-                f"of shape {tuple(self._states.shape[1:])}"
+                f"state must have an entry for each of {depth} blocks, with tensors of these "
+                f"shapes: {listed}"
             )
-        torch.stack([part for (part,) in state], out=self._states)
+        for parts, held in zip(zip(*state), self._states):
+            torch.stack(parts, out=held)
 
     def __call__(self, x: Tensor) -> Tensor:
         """One step: x `[N, D]` -> the stack's output `[N, D]`, or the head's `[N, V]`."""
@@ -171,68 +176,56 @@ class Stepper:
         self._returned = None
         # The program holds values computed from bounds and angles. Where these have changed it
         # computes nothing and says so.
-        if not self._program.run():
+        if not self.program.run():
             self._compile()
             self._x.copy_(x.detach())
-            self._program.run()
+            self.program.run()
         return self._y.clone()
 
     # The parts are those that `why_not` has let pass, which the types of the modules do not say.
-    def _linear(self, part: nn.Module, x: Tensor, y: Tensor, add: Tensor | None = None) -> None:
+    def linear(self, part: nn.Module, x: Tensor, y: Tensor, add: Tensor | None = None) -> None:
+        """Appends `y = part(x) + add` (see `hgrn.modules.mixer.StepBuilder`)."""
         part = cast(nn.Linear, part)
         scale = part.scale if isinstance(part, Int8Linear) else None
-        self._program.linear(x, part.weight, part.bias, y, scale=scale, add=add)
+        self.program.linear(x, part.weight, part.bias, y, scale=scale, add=add)
 
-    def _norm(self, part: nn.Module, x: Tensor, y: Tensor) -> None:
+    def norm(self, part: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Appends `y = part(x)` for a layer norm or an RMS norm."""
+        if isinstance(part, nn.RMSNorm):
+            # Without an epsilon PyTorch takes the smallest step of the dtype.
+            eps = torch.finfo(x.dtype).eps if part.eps is None else part.eps
+            self.program.norm(x, part.weight, None, eps, y, centred=False)
+            return
         part = cast(nn.LayerNorm, part)
-        self._program.norm(x, part.weight, part.bias, part.eps, y)
+        self.program.norm(x, part.weight, part.bias, part.eps, y)
 
-    def _block(self, block: Block, bound: Tensor | None, state: Tensor) -> None:
+    def zeros(self, *shape: int) -> Tensor:
+        """Memory of a step: float32 on the CPU, whatever PyTorch's defaults are."""
+        return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+    def _block(self, block: Block, bound: Tensor | None, state: tuple[Tensor, ...]) -> None:
         """Adds the code of both residual branches, which add their results to `self._x`."""
-        normed = _zeros(*self._x.shape)
-        self._norm(block.mixer_norm, self._x, normed)
-        self._mixer(cast(HGRU, block.mixer), normed, bound, state)
-        self._norm(block.glu_norm, self._x, normed)
+        normed = self.zeros(*self._x.shape)
+        self.norm(block.mixer_norm, self._x, normed)
+        cast(Mixer, block.mixer).add_step(self, normed, bound, state, self._x)
+        self.norm(block.glu_norm, self._x, normed)
         glu = cast(GLU, block.glu)
-        wide = _zeros(len(normed), len(glu.gate_up_proj.weight))
-        gated = _zeros(len(normed), glu.down_proj.weight.shape[1])
-        self._linear(glu.gate_up_proj, normed, wide)
-        self._program.gated_unit(wide, gated, activation=glu.act)
-        self._linear(glu.down_proj, gated, self._x, add=self._x)
-
-    def _mixer(self, mixer: HGRU, x: Tensor, bound: Tensor | None, state: Tensor) -> None:
-        projected = _zeros(len(x), len(mixer.in_proj.weight))
-        self._linear(mixer.in_proj, x, projected)
-        candidate, forget, gate = projected.split(mixer.joined_rows["in_proj"], dim=-1)
-        if mixer.forget_up is not None and mixer.gate_up is not None:
-            low_forget = forget
-            low_gate = gate
-            forget = _zeros(len(x), mixer.dim)
-            gate = _zeros(*state.shape)
-            self._linear(mixer.forget_up, low_forget, forget)
-            self._linear(mixer.gate_up, low_gate, gate)
-        h = _zeros(*state.shape)
-        gated = _zeros(*state.shape)
-        self._program.hgru_step(candidate, forget, bound, mixer.theta, state, h)
-        if mixer.theta is not None:
-            self._program.watch(mixer.theta)
-        norm = mixer.norm
-        self._program.gated_norm(
-            h,
-            gate,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            gated,
-            activation=mixer.gate_act,
-            gate_first=mixer.gate_position == "before_norm",
-        )
-        self._linear(mixer.out_proj, gated, self._x, add=self._x)
+        wide = self.zeros(len(normed), len(glu.gate_up_proj.weight))
+        gated = self.zeros(len(normed), glu.down_proj.weight.shape[1])
+        self.linear(glu.gate_up_proj, normed, wide)
+        self.program.gated_unit(wide, gated, activation=glu.act)
+        self.linear(glu.down_proj, gated, self._x, add=self._x)
 
 
-def _zeros(*shape: int) -> Tensor:
-    """Memory of a step: float32 on the CPU, whatever PyTorch's defaults are."""
-    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+def _state_shapes(stack: HGRN, sequences: int) -> list[tuple[int, ...]]:
+    """The shapes of the parts of each block's state."""
+    found = {
+        tuple(tuple(part.shape) for part in cast(Mixer, block.mixer).initial_state(sequences))
+        for block in stack.blocks
+    }
+    if len(found) > 1:
+        raise NotSteppable("Stepper: its blocks keep states of several shapes")
+    return list(found.pop())
 
 
 def why_not(stack: HGRN, sequences: int = 1, head: nn.Module | None = None) -> str | None:
@@ -249,17 +242,15 @@ def why_not(stack: HGRN, sequences: int = 1, head: nn.Module | None = None) -> s
     if _has_any_global_hook():
         return "there are hooks for all modules, which would not be called"
     for name, part in [*stack.named_modules(), ("head", head)]:
-        if part is not None and type(part) not in _KNOWN:
+        if isinstance(part, Mixer):
+            if reason := part.why_not("steps"):
+                return reason
+        elif part is not None and type(part) not in _KNOWN:
             return f"{name} is a {type(part).__name__}, of which there are no compiled steps"
         if part is not None and has_own_forward(part):
             return f"{name} has hooks, or a forward of its own, which would not be called"
         if isinstance(part, nn.Dropout) and part.training and part.p > 0:
             return f"{name} is in training mode; call eval()"
-    mixers = [part for part in stack.modules() if isinstance(part, HGRU)]
-    if any(mixer.bidirectional for mixer in mixers):
-        return "a bidirectional stack reads whole sequences and has no steps"
-    if any(mixer.scan is not scan_directions for mixer in mixers):
-        return "the stack reads one stretch of longer sequences (hgrn.parallel)"
     wholes = [whole for whole in (stack, head) if whole is not None]
     for whole in wholes:
         for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]:

@@ -14,7 +14,10 @@ from hgrn.ops.addresses import Places
 
 # Attributes that decide what a module computes, in the classes that have compiled steps. `training`
 # counts only for the first module and for dropout: it changes nothing in the others.
-_OPTIONS = ("training", "eps", "act", "gate_act", "gate_position")
+_OPTIONS = (
+    *("training", "eps", "act", "gate_act", "gate_position"),
+    *("query_act", "candidate_act", "scale", "heads"),
+)
 
 
 class Watch:

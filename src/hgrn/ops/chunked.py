@@ -1,6 +1,6 @@
 """`gla_scan` as matrix products: for devices without a kernel, and for derivatives of any order.
 
-The sequence is cut into chunks. A state goes from chunk to chunk; inside of a chunk a position reads
+The sequence is cut into chunks. A state goes from chunk to chunk. Inside a chunk a position reads
 the positions before it directly. Written out, what position i reads of position j <= i is
 
     y_ij = sum_k q_ik exp(log_f_{j+1,k} + ... + log_f_{i,k}) k_jk  v_j.
@@ -9,8 +9,8 @@ To make products of matrices of it, the exponential has to be split into a facto
 of j. The usual split, exp(b_i) exp(-b_j) with running sums b, overflows where gates are small, and
 loses the digits of a gate near 1 that follows a small one. We split at a place between j and i
 instead: exp(sum from there to i) exp(sum from j to there). Both sums are of numbers that are not
-positive, each is added up by itself, and nothing is ever subtracted. Halving a chunk again and again
-gives every pair of positions such a place.
+positive, each is added up by itself, and nothing is ever subtracted. Every pair of positions gets
+such a place when a chunk is halved again and again.
 
 Shape letters as in `hgrn.ops.gla_arguments`; C positions of a chunk, M chunks.
 """

@@ -6,7 +6,6 @@ A matrix for a state in each head, and one gate for each of its rows. It is gate
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from hgrn.ops import chunked
@@ -69,7 +68,7 @@ def gla_scan(
 
 
 def _has_scan(engine: str | None, device: str) -> bool:
-    """Whether the engine computes this scan; unless it is named, the reference's loop is not used."""
+    """Whether the engine computes this scan. The reference's loop does only if it is named."""
     if engine is None:
         return device == "meta" or has_kernel("auto", "gla_scan", device)
     return has_kernel(choose(engine, device), "gla_scan", device)

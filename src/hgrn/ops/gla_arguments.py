@@ -120,6 +120,5 @@ def _check_mask(mask: Tensor, q: Tensor) -> None:
         raise TypeError(f"{rule}, got {mask.dtype}; use mask.bool()")
     if mask.shape != q.shape[:2]:
         raise ValueError(
-            f"mask must have the first two axes of q, {tuple(q.shape[:2])}, got "
-            f"{tuple(mask.shape)}"
+            f"mask must have the first two axes of q, {tuple(q.shape[:2])}, got {tuple(mask.shape)}"
         )

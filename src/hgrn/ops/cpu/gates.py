@@ -128,6 +128,23 @@ def silu(x):
     return x * sigmoid(x)
 
 
+# The activations by name, and the number of each that a kernel is compiled for.
+IDENTITY = 0
+SILU = 1
+SIGMOID = 2
+ACTIVATIONS = {"identity": IDENTITY, "silu": SILU, "sigmoid": SIGMOID}
+
+
+@arithmetic
+def activated(activation, x):
+    """The activation with that number."""
+    if activation == SILU:
+        return silu(x)
+    if activation == SIGMOID:
+        return sigmoid(x)
+    return x
+
+
 @arithmetic
 def silu_pair(x):
     """`x sigmoid(x)` and its derivative."""

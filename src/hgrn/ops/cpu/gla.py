@@ -16,7 +16,7 @@ forward holds states as `[N, H, K, V]` and walks along values. The backward hold
 row by row, and only one sum runs along a row.
 """
 
-from hgrn.ops.cpu.gates import exp_nonpositive
+from hgrn.ops.cpu.gates import activated, exp_nonpositive, one_minus, sigmoid
 from hgrn.ops.cpu.language import Kernel, helper, summing
 from hgrn.ops.cpu.rows import number, second
 
@@ -82,7 +82,7 @@ def _copy(width, row, to):
 
 @helper
 def _step(call, keep, key, query, value, state, total):
-    """A step of the state `[K, V]`, row by row: it decays, takes its share of the value, is read."""
+    """A step of the state `[K, V]`: each row decays, takes in its share of the value, is read."""
     for j in range(call.values):
         total[j] = 0
     for k in range(call.keys):
@@ -121,6 +121,42 @@ def gla_forward(call, task):
             _step(call, keep, key, query, value, state, total)
             y = call.y + ((batch * call.steps + t) * call.heads + head) * call.values
             _copy(call.values, total, y)
+
+
+@Kernel(
+    constants="values query_act candidate_act",
+    numbers="heads keys projected_row",
+    tensors="projected y",
+    states="complement scale state keep key query value total",
+)
+def hgrn2_step(call, task):
+    """One position of HGRN2 from its projections, for one sequence and one head.
+
+    `projected` `[N, 3 D]` holds query, forget gate and candidate before their activations,
+    `complement` `[D]` is 1 - lower bound. keep, key, query, value and total are memory for the
+    work, `[N, H, K]` each, with as many keys as values.
+    """
+    width = call.values
+    channels = call.heads * width
+    head = task % call.heads
+    row = call.projected + (task // call.heads) * call.projected_row + head * width
+    complement = call.complement + head * width
+    keep = call.keep + task * width
+    key = call.key + task * width
+    query = call.query + task * width
+    value = call.value + task * width
+    total = call.total + task * width
+    scale = call.scale[0]
+    forget = row + channels
+    candidate = row + 2 * channels
+    for j in range(width):
+        write = complement[j] * sigmoid(-forget[j])
+        keep[j] = one_minus(write)
+        key[j] = write
+        query[j] = scale * activated(call.query_act, row[j])
+        value[j] = activated(call.candidate_act, candidate[j])
+    _step(call, keep, key, query, value, call.state + task * width * width, total)
+    _copy(width, total, call.y + task * width)
 
 
 # --------------------------------------------------------------------------------------------------

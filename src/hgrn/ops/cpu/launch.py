@@ -13,8 +13,8 @@ from torch import Tensor
 from hgrn.ops.arguments import Scan, at_least_float32
 from hgrn.ops.cpu import layer
 from hgrn.ops.cpu import linear as maps
-from hgrn.ops.cpu.language import Kernel
 from hgrn.ops.cpu.gla import gla_backward, gla_forward
+from hgrn.ops.cpu.language import Kernel
 from hgrn.ops.cpu.plans import (
     ROWS,
     ScanPlan,

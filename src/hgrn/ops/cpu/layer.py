@@ -19,23 +19,9 @@ and returns both sums, and a second loop finishes.
 
 import math
 
-from hgrn.ops.cpu.gates import sigmoid, sigmoid_pair
+from hgrn.ops.cpu.gates import SIGMOID, SILU, activated, sigmoid_pair
 from hgrn.ops.cpu.language import Kernel, arithmetic, helper, summing
 from hgrn.ops.cpu.rows import number, second
-
-IDENTITY = 0
-SILU = 1
-SIGMOID = 2
-ACTIVATIONS = {"identity": IDENTITY, "silu": SILU, "sigmoid": SIGMOID}
-
-
-@arithmetic
-def _activation(call, gate):
-    if call.activation == SILU:
-        return gate * sigmoid(gate)
-    if call.activation == SIGMOID:
-        return sigmoid(gate)
-    return gate
 
 
 @arithmetic
@@ -82,7 +68,7 @@ def _statistics(width, x, eps):
 @helper
 def _gate(call, width, x, gate, gated):
     for j in range(width):
-        gated[j] = x[j] * _activation(call, gate[j])
+        gated[j] = x[j] * activated(call.activation, gate[j])
 
 
 @helper
@@ -96,16 +82,27 @@ def _norm(width, x, mean, inverse, weight, bias, y):
 def _norm_and_gate(call, width, x, gate, mean, inverse, weight, bias, y):
     for j in range(width):
         normed = (x[j] - mean) * inverse
-        y[j] = (normed * weight[j] + bias[j]) * _activation(call, gate[j])
+        y[j] = (normed * weight[j] + bias[j]) * activated(call.activation, gate[j])
 
 
-@Kernel(numbers="rows block width x_row", tensors="x y", states="weight bias eps")
+@helper
+def _inverse_root(width, x, eps):
+    """1 / the root of the mean square of a row."""
+    count = number(x, width)
+    return number(x, 1) / math.sqrt(_sum_of_squares(width, x, number(x, 0)) / count + eps)
+
+
+@Kernel(numbers="rows block width centred x_row", tensors="x y", states="weight bias eps")
 def norm(call, task):
-    """Layer norm alone, for inference: it leaves nothing for a backward."""
+    """Layer norm alone, or RMS norm if not `centred`, for inference: nothing for a backward."""
     width = call.width
     for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
         x = call.x + row * call.x_row
-        mean, inverse = _statistics(width, x, call.eps[0])
+        if call.centred:
+            mean, inverse = _statistics(width, x, call.eps[0])
+        else:
+            mean = number(x, 0)
+            inverse = _inverse_root(width, x, call.eps[0])
         _norm(width, x, mean, inverse, call.weight, call.bias, call.y + row * width)
 
 
@@ -317,7 +314,7 @@ def gated_norm_backward(call, task):
 @helper
 def _unit(call, width, gate, up, y):
     for j in range(width):
-        y[j] = _activation(call, gate[j]) * up[j]
+        y[j] = activated(call.activation, gate[j]) * up[j]
 
 
 @helper

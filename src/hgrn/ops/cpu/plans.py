@@ -13,9 +13,9 @@ from torch import Tensor
 from hgrn.ops import addresses
 from hgrn.ops.arguments import Scan, at_least_float32
 from hgrn.ops.cpu import threads
-from hgrn.ops.cpu.gla import CHUNK, TILE
+from hgrn.ops.cpu.gates import ACTIVATIONS
+from hgrn.ops.cpu.gla import CHUNK, TILE, hgrn2_step
 from hgrn.ops.cpu.language import NEXT, Kernel
-from hgrn.ops.cpu.layer import ACTIVATIONS
 from hgrn.ops.gla_arguments import GlaScan
 
 # Channels of one task of a scan, at most: their states and parameters stay near the core.
@@ -216,6 +216,45 @@ def gla_launch(
     return Launch(kernel.address(name_of(dtype), **constant), block, size, tensors)
 
 
+def hgrn2_launch(
+    projected: Tensor,
+    lower_bound: Tensor | None,
+    state: Tensor,
+    y: Tensor,
+    *,
+    scale: float,
+    query_act: str,
+    candidate_act: str,
+) -> Launch:
+    """One position of HGRN2; see `Program.hgrn2_step`."""
+    sequences, heads, _, values = state.shape
+    dtype = y.dtype
+    states: dict[str, Tensor | int] = {
+        name: y.new_empty(y.shape) for name in ("keep", "key", "query", "value", "total")
+    }
+    ones = y.new_ones(y.shape[-1])
+    states |= {
+        "complement": ones if lower_bound is None else ones - lower_bound,
+        "scale": y.new_full((), scale),
+        "state": state,
+    }
+    block = hgrn2_step.block(
+        sequences * heads,
+        heads=heads,
+        keys=values,
+        projected=addresses.address_of_rows(projected, dtype),
+        projected_row=projected.stride(0),
+        **_addresses(dtype, {"y": y}, states),
+    )
+    address = hgrn2_step.address(
+        name_of(dtype),
+        values=values,
+        query_act=ACTIVATIONS[query_act],
+        candidate_act=ACTIVATIONS[candidate_act],
+    )
+    return Launch(address, block, state.numel(), (projected, y, *states.values()))
+
+
 def rows_launch(
     kernel: Kernel,
     like: Tensor,
@@ -224,6 +263,7 @@ def rows_launch(
     *,
     activation: str = "identity",
     gate_first: bool = False,
+    centred: bool = True,
     **states: Tensor | int,
 ) -> Launch:
     """A kernel of `layer` over the rows of `like` `[..., C]`.
@@ -241,7 +281,13 @@ def rows_launch(
         fields[name] = addresses.address_of_rows(x, dtype)
         fields[f"{name}_row"] = x.stride(0)
     block = kernel.block(
-        _groups(count, ROWS), rows=count, block=ROWS, width=width, gate_first=gate_first, **fields
+        _groups(count, ROWS),
+        rows=count,
+        block=ROWS,
+        width=width,
+        gate_first=gate_first,
+        centred=centred,
+        **fields,
     )
     address = kernel.address(name_of(dtype), activation=ACTIVATIONS[activation])
     tensors = (*rows.values(), *dense.values(), *states.values())

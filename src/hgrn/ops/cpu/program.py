@@ -13,7 +13,7 @@ from hgrn.ops import addresses
 from hgrn.ops.arguments import Scan
 from hgrn.ops.cpu import layer, linear, threads
 from hgrn.ops.cpu.language import Kernel, enter, enter_parallel, helper, restart
-from hgrn.ops.cpu.plans import Launch, ScanPlan, linear_launch, rows_launch
+from hgrn.ops.cpu.plans import Launch, ScanPlan, hgrn2_launch, linear_launch, rows_launch
 from hgrn.ops.cpu.scan import scan_forward
 
 
@@ -103,11 +103,23 @@ class Program(addresses.HoldsAddresses):
         kernel = linear.linear if scale is None else linear.int8_linear
         self._append(linear_launch(kernel, x, weight, bias, y, add, scale))
 
-    def norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor) -> None:
-        """`y = LayerNorm(x)`; x and y `[N, D]`."""
-        _check(weight=(weight, x.shape[-1:]), bias=(bias, x.shape[-1:]), y=(y, x.shape))
+    def norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        y: Tensor,
+        *,
+        centred: bool = True,
+    ) -> None:
+        """`y = LayerNorm(x)`, or if not `centred` `RMSNorm(x)`; x and y `[N, D]`."""
+        _check(weight=(weight, x.shape[-1:]), y=(y, x.shape))
+        _check_given(bias=(bias, x.shape[-1:]))
+        bias = x.new_zeros(x.shape[-1:]) if bias is None else bias
         states = {"weight": weight, "bias": bias, "eps": x.new_full((), eps)}
-        self._append(rows_launch(layer.norm, x, {"x": x}, {"y": y}, **states))
+        launch = rows_launch(layer.norm, x, {"x": x}, {"y": y}, centred=centred, **states)
+        self._append(launch)
 
     def gated_norm(
         self,
@@ -177,6 +189,34 @@ class Program(addresses.HoldsAddresses):
         scan = Scan(candidate, forget, lower_bound, theta, None, None, None, False)
         plan = ScanPlan(scan, fused=True)
         self._append(plan.launch(scan_forward, {"h": h}, state=state, decay=0))
+
+    def hgrn2_step(
+        self,
+        projected: Tensor,
+        lower_bound: Tensor | None,
+        state: Tensor,
+        y: Tensor,
+        *,
+        scale: float,
+        query_act: str,
+        candidate_act: str,
+    ) -> None:
+        """One position of an `HGRN2Mixer` (`hgrn.modules.hgrn2`) from projections to read values.
+
+        Args:
+            projected: `[N, 3 D]`: query, forget gate and candidate before their activations.
+            lower_bound: `[D]` or None.
+            state: `[N, H, K, V]` with D = H K = H V, which becomes the state after the position.
+            y: `[N, D]`.
+        """
+        channels = y.shape[-1:]
+        _check(
+            projected=(projected, (len(y), 3 * channels[0])),
+            state=(state, (len(y), state.shape[1], *(2 * (channels[0] // state.shape[1],)))),
+        )
+        _check_given(lower_bound=(lower_bound, channels))
+        options = {"scale": scale, "query_act": query_act, "candidate_act": candidate_act}
+        self._append(hgrn2_launch(projected, lower_bound, state, y, **options))
 
     def watch(self, x: Tensor) -> None:
         """Makes `run` stop once the values of x, contiguous float32, are other than now."""
