@@ -15,7 +15,7 @@ SHARED = {"errors", "files", "untrusted", "memory", "source", "progress", "recip
 # What each room may import of ours, besides itself.
 OURS: dict[str, set[str]] = {
     "ops": set(),
-    "modules": {"ops"},
+    "modules": {"ops", "errors"},
     "parallel": {"ops", "modules"},
     "models": {"modules", "ops"} | SHARED,
     "data": SHARED,

@@ -9,8 +9,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _NAMES = {
-    "hgrn.ops": "hgru_scan hgru_carry gated_scan available_engines",
-    "hgrn.modules": "HGRN HGRU HGRU2d GLU Stepper",
+    "hgrn.ops": "hgru_scan hgru_carry gated_scan gla_scan available_engines",
+    "hgrn.modules": "HGRN HGRU HGRU2d HGRN2Mixer Mixer GLU Stepper register_mixer",
     "hgrn.models": (
         "HGRNConfig HGRNModel HGRNForCausalLM HGRNForSequenceClassification "
         "HGRNForSequencePairClassification HGRNForImageClassification HGRNImageProcessor "

@@ -160,7 +160,7 @@ def test_what_cannot_be_stepped_says_why():
             stack(norm_type="rms"),
             1,
             None,
-            "blocks.0.mixer_norm is a RMSNorm, of which there are no compiled steps",
+            "the mixer has a GatedRMSNorm, of which there are no compiled steps",
         ),
         (
             stack(conv_size=4),

@@ -260,7 +260,7 @@ def negated(rnn):
 
 
 def no_offset(rnn):
-    norm = rnn.blocks[0].mixer_norm
+    norm = rnn.blocks[0].mixer.norm
     kept = norm.bias
     norm.bias = None
     return lambda: setattr(norm, "bias", kept)
@@ -283,7 +283,7 @@ OBSTACLES = {
     on_meta: "on meta",
     freed: "without memory",
     negated: "negated lazily",
-    no_offset: r"bias must have shape \(19,\), got None",
+    no_offset: r"bias must have shape \(38,\), got None",
     part_of_longer_sequences: "longer sequences",
 }
 

@@ -140,7 +140,7 @@ class StackCase:
                 candidate, forget, _ = block.mixer.joined_rows["in_proj"]
                 block.mixer.in_proj.bias[candidate : candidate + forget] = 9.2
                 block.gradient_checkpointing = self.checkpointing
-                if block.mixer.theta is not None:
+                if getattr(block.mixer, "theta", None) is not None:
                     block.mixer.theta.fill_(1.0)
                     if block.mixer.theta.ndim == 2:
                         block.mixer.theta[1] *= -0.5
@@ -168,6 +168,7 @@ class StackCase:
 
 
 CONVOLUTION = dict(conv_size=4, norm_type="rms")
+HGRN2 = dict(mixer="hgrn2", norm_type="rms")
 STACKS = {
     "plain": StackCase(25),
     "real, mask": StackCase(options=dict(complex_state=False), mask=True),
@@ -181,6 +182,12 @@ STACKS = {
         options=CONVOLUTION, lengths=tuple(EMPTY), mask=True
     ),
     "convolution, checkpointing": StackCase(options=CONVOLUTION, checkpointing=True),
+    "hgrn2": StackCase(25, options=HGRN2),
+    "hgrn2, mask": StackCase(options=HGRN2, mask=True),
+    "hgrn2, empty stretches": StackCase(3, options=HGRN2),
+    "hgrn2, packed": StackCase(options=HGRN2, lengths=(5, 1, 0, 5, 4, 2, 7)),
+    "hgrn2, packed on cuts, mask": StackCase(options=HGRN2, lengths=tuple(EMPTY), mask=True),
+    "hgrn2, convolution, packed": StackCase(options=HGRN2 | CONVOLUTION, lengths=(2, 20, 2)),
     "both directions": StackCase(options=dict(bidirectional=True), mask=True),
     "both directions, two thetas, packed": StackCase(
         options=dict(bidirectional=True, shared_theta=False), lengths=(2, 20, 2)

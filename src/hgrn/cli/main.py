@@ -35,7 +35,7 @@ from hgrn.cli import (
     train,
 )
 from hgrn.cli import eval as evaluate
-from hgrn.cli.options import Parser
+from hgrn.cli.options import Parser, import_modules
 from hgrn.errors import ToldElsewhere, UserError, near
 from hgrn.files import refusal
 
@@ -127,6 +127,7 @@ def _run(words: list[str]) -> int:
     arguments.overrides = _overrides(rest, parser)
     arguments.words = words
     _check_processes(name)
+    import_modules(getattr(arguments, "imports", []))
     return COMMANDS[name].run(arguments) or 0
 
 

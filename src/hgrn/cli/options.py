@@ -1,7 +1,9 @@
 """The parser of every command, and the kinds of values and options that several commands share."""
 
 import argparse
+import importlib
 import math
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,6 +74,38 @@ def number(text: str) -> float:
     return value
 
 
+def add_import(parser: Parser) -> None:
+    """Add the modules to import before anything is built, which may register mixers."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="import this Python module first, from the current folder or as installed: it may "
+        "register mixers of yours; can be given several times",
+    )
+
+
+def import_modules(names: list[str]) -> None:
+    """Import these modules; the current folder is searched first.
+
+    Raises UserError for a module that does not exist. What a module raises itself is not caught.
+    """
+    if names and "" not in sys.path:
+        sys.path.insert(0, "")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise
+            raise UserError(
+                f"--import {name}: there is no module {error.name!r} in the current folder or "
+                "among the installed ones; give its dotted name, without .py"
+            ) from None
+
+
 def add_checkpoint(parser: Parser, of: str = "") -> None:
     """Add the place of a saved model. of: which models the command takes, where not all."""
     parser.add_argument(
@@ -79,6 +113,7 @@ def add_checkpoint(parser: Parser, of: str = "") -> None:
         type=Path,
         help=f"a run folder, one of its checkpoints, or a saved model{of}",
     )
+    add_import(parser)
 
 
 def add_model_options(parser: Parser) -> None:
@@ -103,6 +138,7 @@ def add_recipe(parser: Parser, of: str = "") -> None:
         "recipe", help=f"the name of a shipped recipe{of}, or the path of a .yaml file"
     )
     parser.takes_overrides = True
+    add_import(parser)
 
 
 def add_generator_options(parser: Parser, numbers: dict[str, int]) -> None:

@@ -25,11 +25,12 @@ from hgrn.models.loading import (
     published_state_dict,
     refuse_int8_weights,
 )
+from hgrn.models.mixer_fields import mixer_arguments
 from hgrn.models.published.files import PublishedCheckpoint
 from hgrn.modules import (
     HGRN,
-    HGRU,
     Int8Linear,
+    Mixer,
     PatchEmbedding,
     layer_matrices,
     no_decay_names,
@@ -194,17 +195,12 @@ class HGRNModel(HGRNPreTrainedModel):
             glu_dropout=config.glu_dropout,
             bias=config.bias,
             norm_eps=config.norm_eps,
-            complex_state=config.complex_state,
-            gate_position=config.gate_position,
-            gate_act=config.gate_act,
-            gate_rank=config.gate_rank,
             norm_type=config.norm_type,
             final_norm=config.final_norm == "tokens",
             grid=config.grid,
             use_lower_bound=config.use_lower_bound,
-            conv_size=config.conv_size,
-            bidirectional=config.bidirectional,
-            shared_theta=config.shared_theta,
+            mixer=config.mixer,
+            **mixer_arguments(config),
         )
         self.post_init()
 
@@ -317,7 +313,7 @@ class HGRNModel(HGRNPreTrainedModel):
 
     def initial_state(self, sequences: int) -> tuple[tuple[Tensor, ...], ...]:
         """The state before the first position: for each layer a tuple, with N sequences."""
-        mixers = (cast(HGRU, block.mixer) for block in self.stack.blocks)
+        mixers = (cast(Mixer, block.mixer) for block in self.stack.blocks)
         return tuple(mixer.initial_state(sequences) for mixer in mixers)
 
     def mask(self, attention_mask: Tensor | None, x: Tensor) -> Tensor | None:
@@ -375,6 +371,9 @@ class HGRNModel(HGRNPreTrainedModel):
             "a model of images": self.config.patch_size is not None,
         }
         stateless = next((kind for kind, is_it in kinds.items() if is_it), None)
+        first = cast(Mixer, self.stack.blocks[0].mixer)
+        if stateless is None and (reason := first.why_not("state")):
+            stateless = f"a model whose mixer says {reason!r}"
         if stateless and (past_key_values is not None or use_cache):
             raise ValueError(
                 f"{stateless} reads whole sequences and keeps no state: it takes no "

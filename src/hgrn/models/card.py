@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -102,7 +103,6 @@ def write_card(
 
 def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
     name = type(model).__name__
-    config = model.config
     what, task, example = _KINDS.get(name, _OTHER_KIND)
     listed = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     rows = [f"| {key} | {_cell(value)} |" for key, value in _own_fields(model).items()]
@@ -112,7 +112,7 @@ def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
         what=what,
         parameters=model.num_parameters(),
         dtype=str(model.dtype).removeprefix("torch."),
-        state=_state(config),
+        state=_state(model),
         version=hgrn.__version__,
         example=example.format(name=name),
         facts=listed or "Not recorded: nothing is known here of a recipe, data or results.",
@@ -120,11 +120,13 @@ def _text(model: PreTrainedModel, facts: Mapping[str, object]) -> str:
     )
 
 
-def _state(config: PreTrainedConfig) -> str:
-    if config.bidirectional:
+def _state(model: PreTrainedModel) -> str:
+    config = model.config
+    backbone: Any = model.base_model
+    if any(block.mixer.why_not("state") for block in backbone.stack.blocks):
         what = "sequences" if config.patch_size is None else "images"
         return f"It reads whole {what}, from {'all four sides' if config.grid else 'both ends'}."
-    size = config.num_hidden_layers * config.hidden_size * (2 if config.complex_state else 1) * 4
+    size = sum(part.nbytes for layer in backbone.initial_state(1) for part in layer)
     return f"What it remembers of a sequence takes {size:,} bytes, however long that is."
 
 

@@ -22,6 +22,7 @@ from hgrn.models.fields import (
     with_documented_fields,
 )
 from hgrn.models.loader import AUTO_MAP, write_loader
+from hgrn.models.mixer_fields import mixer_problems, record
 from hgrn.models.presets import PRESETS
 from hgrn.models.published.config import as_our_fields
 from hgrn.models.transformers_fields import OF_TRANSFORMERS, transformers_problems
@@ -139,6 +140,16 @@ class HGRNConfig(PreTrainedConfig):
         "factor forget and gate projections through this many channels; None does not.",
         optional=True,
     )
+    mixer: str = other(
+        "hgru",
+        'what mixes the positions in each layer: "hgru"; "hgrn2", a matrix for a state in each '
+        'head (`HGRN2Mixer`); or a name given to `register_mixer`. Another mixer than "hgru" is '
+        "made with mixer_options, and with those of the fields from complex_state to shared_theta "
+        "that are not their defaults.",
+    )
+    mixer_options: dict[str, Any] | None = other(
+        None, "arguments of the mixer by name, such as head_dim: 64; None is none."
+    )
     conv_size: int | None = count(
         None,
         "taps of a causal convolution of candidate and forget gate (flash-linear-attention's); "
@@ -254,6 +265,7 @@ class HGRNConfig(PreTrainedConfig):
     ) -> None:
         """As transformers does, and the loader file, for programs that do not import hgrn."""
         self._raise_problems()
+        record(self)
         self.auto_map = dict(AUTO_MAP)
         write_loader(save_directory)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -286,6 +298,7 @@ class HGRNConfig(PreTrainedConfig):
                 "grid: must be False unless patch_size is set and bidirectional is True, got "
                 f"{given}"
             )
+        problems += mixer_problems(self)
         limit = self.vocab_size
         for name in _TOKENS:
             value = getattr(self, name)

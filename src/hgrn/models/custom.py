@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from hgrn.errors import UserError
-from hgrn.modules import GLU, HGRU, BatchNorm, Int8Linear
+from hgrn.modules import GLU, BatchNorm, Int8Linear, Mixer
 
 # What these compute depends on their settings too. The settings of all other modules are sizes,
 # which the weights show.
-_WITH_SETTINGS = (HGRU, GLU, nn.LayerNorm, nn.RMSNorm, BatchNorm)
+_WITH_SETTINGS = (Mixer, GLU, nn.LayerNorm, nn.RMSNorm, BatchNorm)
 
 
 def custom_modules(found: nn.Module, plain: nn.Module) -> dict[str, str]:

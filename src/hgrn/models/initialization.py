@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from hgrn.modules import HGRU, BatchNorm, LowerBounds, ShortConvolution
-from hgrn.modules.hgru import initial_theta
+from hgrn.modules import BatchNorm, LowerBounds, Mixer, ShortConvolution
 
 # The standard deviation of embeddings; "pytorch" has 1 / sqrt(hidden_size).
 _EMBEDDING_STD = {"normal": 0.02, "lra": 1.0}
@@ -35,8 +34,8 @@ def initialize(module: nn.Module, scheme: str) -> None:
     elif isinstance(module, (*_SELF_INITIALIZED, ShortConvolution)):
         with init.guard_torch_init_functions():
             module.reset_parameters()
-    elif isinstance(module, HGRU) and module.theta is not None:
-        init.copy_(module.theta, initial_theta(module.dim))
+    elif isinstance(module, Mixer):
+        module.reset_parameters(init)
 
 
 def _initialize_linear(module: nn.Linear, scheme: str) -> None:

@@ -38,7 +38,10 @@ _MEANING = (
 def fingerprint(model: HGRNForCausalLM) -> str:
     """A number that tells backbones apart: all tensors, and the fields that give them meaning."""
     meaning = {name: getattr(model.config, name) for name in _MEANING}
-    digest = hashlib.sha256(json.dumps(meaning).encode())
+    if model.config.mixer != "hgru":
+        names = ("mixer", "mixer_options", "mixer_record")
+        meaning |= {name: getattr(model.config, name, None) for name in names}
+    digest = hashlib.sha256(json.dumps(meaning, default=repr).encode())
     tensors = {**dict(model.model.named_parameters()), **dict(model.model.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -52,7 +55,8 @@ class Session:
     """N conversations with one model, which reads a piece of each in every call.
 
     A conversation is a state whose size does not grow: `4 * num_hidden_layers * hidden_size` bytes,
-    twice that for a complex state, and the last inputs of the convolution if there is one.
+    twice that for a complex state, head_dim times that for HGRN2, and the last inputs of the
+    convolution if there is one.
     `branch`, `pick` and `join` make new sessions and leave the old ones as they are.
 
     Args:

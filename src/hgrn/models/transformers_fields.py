@@ -24,6 +24,7 @@ OF_TRANSFORMERS = {
     "tie_last_hidden_states",
     "tokenizer_class",
     "transformers_weights",
+    "mixer_record",  # ours: which class a registered mixer was (hgrn.models.mixer_fields)
     "custom_modules",  # ours: `save_pretrained` records the custom parts of a model here
     "_name_or_path",
     "_commit_hash",

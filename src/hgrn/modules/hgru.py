@@ -355,3 +355,11 @@ class HGRU2d(HGRU):
         candidate, forget, gate = self.project(x)
         h, _ = scan_directions(candidate, forget, lower_bound, self._directions(), dims=(1, 2))
         return self.read_out(h, gate), None
+
+    def why_not(self, use: Use) -> str | None:
+        """Why the layer cannot be used so; None if it can (see `Mixer.why_not`)."""
+        if use in ("state", "steps"):
+            return "a grid is read whole and has no steps"
+        if use == "split":
+            return "an HGRU2d scans a grid, which is not split over ranks"
+        return None

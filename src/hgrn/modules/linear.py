@@ -101,11 +101,24 @@ def quantize_int8(module: nn.Module) -> nn.Module:
 
     Embeddings, norms, angles and bounds stay as they are. A head that was tied to an embedding gets
     a weight of its own.
+
+    Raises:
+        ValueError: a token mixer inside reads its weights in another way; nothing is replaced.
     """
+    for name, part in module.named_modules():
+        # Any mixer says so; to import the class here would be a circle.
+        why_not = getattr(part, "why_not", None)
+        if why_not is not None and (reason := why_not("int8")):
+            raise ValueError(f"{name or 'the module'} cannot have 8-bit weights: {reason}")
+    return _quantized(module)
+
+
+def _quantized(module: nn.Module) -> nn.Module:
+    """`quantize_int8` of the modules inside."""
     for name, child in module.named_children():
         # Also subclasses and parametrized maps: `Int8Linear` reads the weight that they compute.
         if isinstance(child, nn.Linear):
             setattr(module, name, Int8Linear(child))
         else:
-            quantize_int8(child)
+            _quantized(child)
     return module

@@ -10,13 +10,15 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
 from hgrn.errors import near
 from hgrn.modules.hgrn2 import HGRN2Mixer
 from hgrn.modules.hgru import HGRU
 from hgrn.modules.mixer import Mixer
 
 _Class = TypeVar("_Class", bound=type[Mixer])
-_OWN: dict[str, type[Mixer]] = {"hgru": HGRU, "hgrn2": HGRN2Mixer}
+OWN_MIXERS: dict[str, type[Mixer]] = {"hgru": HGRU, "hgrn2": HGRN2Mixer}
 _registered: dict[str, type[Mixer]] = {}
 # What a stack gives to every mixer.
 _OF_STACK = ("self", "dim", "bias", "norm_eps", "norm_type")
@@ -42,13 +44,13 @@ def register_mixer(name: str) -> Callable[[_Class], _Class]:
     def register(cls: _Class) -> _Class:
         if not (isinstance(cls, type) and issubclass(cls, Mixer)):
             raise TypeError(f"a mixer must be a class derived from hgrn.modules.Mixer, got {cls!r}")
-        known = _OWN.get(name) or _registered.get(name)
+        known = OWN_MIXERS.get(name) or _registered.get(name)
         if known is not None and not _same(class_path(known), class_path(cls)):
             raise ValueError(
                 f"the mixer {name!r} is {class_path(known)} already; give {class_path(cls)} "
                 "another name"
             )
-        if name not in _OWN:
+        if name not in OWN_MIXERS:
             _registered[name] = cls
         return cls
 
@@ -57,7 +59,7 @@ def register_mixer(name: str) -> Callable[[_Class], _Class]:
 
 def mixer_names() -> list[str]:
     """The names that a mixer can have now."""
-    return [*_OWN, *_registered]
+    return [*OWN_MIXERS, *_registered]
 
 
 def mixer_named(name: str) -> type[Mixer]:
@@ -67,7 +69,7 @@ def mixer_named(name: str) -> type[Mixer]:
     """
     if problem := unknown_mixer(name):
         raise ValueError(f"mixer {problem}")
-    return _OWN.get(name) or _registered[name]
+    return OWN_MIXERS.get(name) or _registered[name]
 
 
 def unknown_mixer(name: object) -> str:
@@ -82,11 +84,17 @@ def unknown_mixer(name: object) -> str:
     )
 
 
-def unknown_options(name: str, options: dict[str, Any]) -> str:
-    """Which of these options the mixer does not take, in words; "" if it takes them all."""
-    taken = _parameters(mixer_named(name))
+def problem_of_options(name: str, dim: int, options: dict[str, Any]) -> str:
+    """Why the mixer cannot be made with these options, in words; "" if it can."""
+    cls = mixer_named(name)
+    taken = _parameters(cls)
     unknown = [key for key in options if key not in taken]
     if not unknown:
+        try:
+            with torch.device("meta"):
+                cls(dim, **{"bias": True, "norm_eps": 1e-5, "norm_type": "layer"} | options)
+        except (TypeError, ValueError) as error:
+            return str(error)
         return ""
     known = [key for key in taken if key not in _OF_STACK]
     return (

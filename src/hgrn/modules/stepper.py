@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.parametrize import is_parametrized
 
 from hgrn.modules.block import Block
 from hgrn.modules.bounds import LowerBounds
@@ -242,6 +243,8 @@ def why_not(stack: HGRN, sequences: int = 1, head: nn.Module | None = None) -> s
     if _has_any_global_hook():
         return "there are hooks for all modules, which would not be called"
     for name, part in [*stack.named_modules(), ("head", head)]:
+        if part is not None and is_parametrized(part):
+            return f"{name} is a {type(part).__name__}, of which there are no compiled steps"
         if isinstance(part, Mixer):
             if reason := part.why_not("steps"):
                 return reason

@@ -7,17 +7,21 @@ Packed sequences are cut where the ranks meet, wherever that is; `local_cu_seqle
 rank sees them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from hgrn.modules import HGRU, HGRU2d, ShortConvolution
+from hgrn.modules import Block, Mixer
+from hgrn.modules.directions import scan_directions
+from hgrn.modules.outer import scan_heads
+from hgrn.modules.short_conv import own_halo
 from hgrn.ops import hgru_scan
 from hgrn.ops.packing import check_cu_seqlens
 from hgrn.parallel.exchange import Context, Group
+from hgrn.parallel.heads import heads_of_stretch
 from hgrn.parallel.scan import scan_stretch
 from hgrn.parallel.window import window_of_stretch
 
@@ -41,39 +45,60 @@ def parallelize(model: nn.Module, group: Group) -> None:
     `fullgraph=True` fails.
 
     Args:
-        model: any module. Modules inside that are neither HGRU nor ShortConvolution must treat each
-            position on its own.
+        model: any module. Its token mixers must say that they can be split (`Mixer.why_not`). All
+            other modules must treat each position on its own.
         group: a process group, or a device mesh of one dimension. A group of one rank changes
             nothing.
 
     Raises:
-        ValueError: the model has no HGRU, or one that scans a grid.
+        ValueError: the model has no token mixer, or one that cannot be split.
         TypeError: group is neither.
     """
     context = Context.of(group)
-    layers = _layers(model)
-    if any(isinstance(layer, HGRU2d) for layer in layers):
-        raise ValueError(
-            "an HGRU2d scans a grid, which is not split over ranks; "
-            "use data parallelism for this model"
-        )
-    if not any(isinstance(layer, HGRU) for layer in layers):
-        raise ValueError(f"model must have an HGRU inside, got {type(model).__name__} without one")
-    for layer in layers:
-        vars(layer).pop(_hook(layer), None)
+    _check(model)
+    for layer, name in _hooks(model):
+        vars(layer).pop(name, None)
         if context.world > 1:
-            function = scan_stretch if isinstance(layer, HGRU) else window_of_stretch
-            setattr(layer, _hook(layer), partial(function, context=context))
+            function = _STRETCHES[getattr(layer, name)]
+            setattr(layer, name, partial(function, context=context))
 
 
-def _layers(model: nn.Module) -> list[HGRU | ShortConvolution]:
-    """The modules inside that look at other positions."""
-    return [part for part in model.modules() if isinstance(part, HGRU | ShortConvolution)]
+# What looks at other positions in a layer, and what takes its place on a stretch.
+_STRETCHES: dict[Callable, Callable] = {
+    scan_directions: scan_stretch,
+    scan_heads: heads_of_stretch,
+    own_halo: window_of_stretch,
+}
 
 
-def _hook(layer: HGRU | ShortConvolution) -> str:
-    """The attribute of a layer in which its exchange with other ranks replaces the class's own."""
-    return "scan" if isinstance(layer, HGRU) else "halo"
+def _hooks(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The modules inside that look at other positions, and the attributes by which they do."""
+    found = []
+    for part in model.modules():
+        for name in ("scan", "halo"):
+            # The class has the function that is replaced; the module perhaps its replacement.
+            if getattr(type(part), name, None) in _STRETCHES:
+                found.append((part, name))
+    return found
+
+
+def _check(model: nn.Module) -> None:
+    """Raises ValueError unless all token mixers inside can read a stretch."""
+    mixers = 0
+    for name, part in model.named_modules():
+        if isinstance(part, Block) and not isinstance(part.mixer, Mixer):
+            kind = type(part.mixer).__name__
+            raise ValueError(
+                f"{name}.mixer is a {kind}, which is no hgrn.modules.Mixer and does not say how to "
+                "read a sequence that is split over ranks; use data parallelism for this model"
+            )
+        if isinstance(part, Mixer):
+            mixers += 1
+            if reason := part.why_not("split"):
+                where = f"{name}: " if name else ""
+                raise ValueError(f"{where}{reason}; use data parallelism for this model")
+    if not mixers:
+        raise ValueError(f"model must have an HGRU inside, got {type(model).__name__} without one")
 
 
 @contextmanager
@@ -82,14 +107,14 @@ def whole_sequences(model: nn.Module) -> Iterator[None]:
 
     It is for validating or generating on one rank.
     """
-    layers = _layers(model)
-    exchanges = [vars(layer).pop(_hook(layer), None) for layer in layers]
+    hooks = _hooks(model)
+    exchanges = [vars(layer).pop(name, None) for layer, name in hooks]
     try:
         yield
     finally:
-        for layer, exchange in zip(layers, exchanges):
+        for (layer, name), exchange in zip(hooks, exchanges):
             if exchange is not None:
-                setattr(layer, _hook(layer), exchange)
+                setattr(layer, name, exchange)
 
 
 def local_stretch(length: int, group: Group) -> slice:
