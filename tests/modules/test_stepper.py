@@ -88,7 +88,7 @@ def test_states_go_in_and_out():
     assert torch.equal(step(xs[0]), fresh(xs[0]))
     with pytest.raises(
         ValueError,
-        match=r"state must have an entry for each of 3 blocks, with a tensor of shape \(2, 38\)",
+        match=r"an entry for each of 3 blocks, with tensors of these shapes: \(2, 38\)",
     ):
         step.state = middle[:2]
 
@@ -166,7 +166,7 @@ def test_what_cannot_be_stepped_says_why():
             stack(conv_size=4),
             1,
             None,
-            "blocks.0.mixer.short_conv is a ShortConvolution, of which there are no compiled steps",
+            "the mixer has a ShortConvolution, of which there are no compiled steps",
         ),
     ]
     hooked = stack()

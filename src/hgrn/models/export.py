@@ -18,8 +18,9 @@ from hgrn.errors import UserError
 from hgrn.files import finish_folder, reading, writing
 from hgrn.models.cache import HGRNCache
 from hgrn.models.causal_lm import HGRNForCausalLM
-from hgrn.modules import Int8Linear
-from hgrn.ops.decompositions import DECOMPOSITIONS
+from hgrn.modules import Int8Linear, Mixer
+from hgrn.ops.decompositions import DECOMPOSITIONS, refuse_packed
+from hgrn.ops.gla import gla_scan_operator
 
 _OPSET = 20
 
@@ -30,10 +31,12 @@ def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: boo
     Inputs: input_ids int64 `[B, T]`; if wanted attention_mask int64 `[B, T]`, 0 where there is
     padding, on either side or inside, which is skipped exactly. Outputs: logits float32 `[B, T,
     V]`, and for each layer the state after the last position, `final_state.0`, ... float32 `[B,
-    C]`, from which a graph of `export_onnx_step` goes on.
+    C]`, for HGRN2 `[B, H, K, K]`, from which a graph of `export_onnx_step` goes on. A layer with a
+    convolution has a second tensor in its state, `final_state.0.1`, its last inputs.
 
-    The recurrence of each layer is one Scan of ONNX; all other nodes are plain ones of opset 20.
-    Runtimes compute the numbers of the model to the rounding of float32.
+    The recurrence of each layer is one Scan of ONNX; for HGRN2 it is one LinearAttention of the
+    domain com.microsoft, which onnxruntime has since 1.32. All other nodes are plain ones of opset
+    20. Runtimes compute the numbers of the model to the rounding of float32.
 
     Args:
         model: in eval mode, float32, on the CPU, without 8-bit weights or adapters.
@@ -51,6 +54,11 @@ def export_onnx(model: HGRNForCausalLM, path: str | Path, *, attention_mask: boo
     ids = torch.zeros(2, 3, dtype=torch.int64, device="cpu")
     free = {0: "batch", 1: "length"}
     inputs = {"input_ids": (ids, free)}
+    if attention_mask and model.config.conv_size is not None:
+        raise UserError(
+            "attention_mask=True does not go with a convolution (conv_size), whose windows over "
+            "padding have no form with a free batch; export without it, and give no padding"
+        )
     if attention_mask:
         inputs["attention_mask"] = (torch.ones_like(ids), free)
     _export(model, Path(path), inputs)
@@ -67,9 +75,25 @@ def export_onnx_step(model: HGRNForCausalLM, path: str | Path) -> None:
     """
     _check_model(model)
     inputs = {"input_ids": (torch.zeros(2, 1, dtype=torch.int64, device="cpu"), {0: "batch"})}
-    for index, (state,) in enumerate(model.model.initial_state(2)):
-        inputs[f"initial_state.{index}"] = (state, {0: "batch"})
+    for name, part in zip(
+        _state_names(model, "initial_state"), _parts(model.model.initial_state(2))
+    ):
+        inputs[name] = (part, {0: "batch"})
     _export(model, Path(path), inputs)
+
+
+def _parts(state: tuple[tuple[Tensor, ...], ...]) -> list[Tensor]:
+    """The tensors of a state, layer after layer."""
+    return [part for layer in state for part in layer]
+
+
+def _state_names(model: HGRNForCausalLM, kind: str) -> list[str]:
+    """Names of the tensors of a state, as a graph has them: `kind.0`, `kind.0.1`, `kind.1`, ..."""
+    return [
+        f"{kind}.{layer}.{number}" if number else f"{kind}.{layer}"
+        for layer, parts in enumerate(model.model.initial_state(1))
+        for number, _ in enumerate(parts)
+    ]
 
 
 class _Traced(nn.Module):
@@ -82,16 +106,40 @@ class _Traced(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self._names, inputs))
-        states = tuple(
-            (tensor,) for name, tensor in given.items() if name.startswith("initial_state")
-        )
+        # The second word of a state's name is the number of its layer.
+        layers: dict[str, list[Tensor]] = {}
+        for name, tensor in given.items():
+            if name.startswith("initial_state"):
+                layers.setdefault(name.split(".")[1], []).append(tensor)
+        states = tuple(map(tuple, layers.values()))
         output = self.model(
             input_ids=given["input_ids"],
             attention_mask=given.get("attention_mask"),
             past_key_values=HGRNCache(states or None),
             use_cache=True,
         )
-        return output.logits, *(state for (state,) in output.past_key_values.state)
+        return output.logits, *_parts(output.past_key_values.state)
+
+
+def _linear_attention(q, k, v, log_f, initial_state, cu_seqlens, engine) -> tuple[Tensor, Tensor]:
+    """`gla_scan` as one node of onnxruntime, which lays heads side by side, `[B, T, H * K]`."""
+    refuse_packed("gla_scan", cu_seqlens)
+    batch, length, heads, keys = q.shape
+    values = v.shape[3]
+    y, final = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::LinearAttention",
+        [q.flatten(2), k.flatten(2), v.flatten(2), initial_state, log_f.flatten(2)],
+        attrs={
+            "q_num_heads": heads,
+            "kv_num_heads": heads,
+            "update_rule": "gated",
+            "scale": 1.0,
+        },
+        dtypes=(v.dtype, log_f.dtype),
+        shapes=((batch, length, heads * values), (batch, heads, keys, values)),
+        version=1,
+    )
+    return y.unflatten(2, (heads, values)), final
 
 
 def _export(
@@ -106,14 +154,16 @@ def _export(
     axes = [named for _, named in inputs.values()]
     dims = {name: torch.export.Dim(name, min=1) for name in ("batch", "length")}
     free = [{axis: dims[name] for axis, name in named.items()} for named in axes]
-    states = [f"final_state.{index}" for index in range(model.config.num_hidden_layers)]
+    states = _state_names(model, "final_state")
     with torch.no_grad(), warnings.catch_warnings():
         # PyTorch 2.13 uses something here that it has itself deprecated.
         warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated", FutureWarning)
         program = torch.export.export(
             _Traced(model, names), examples, dynamic_shapes=(tuple(free),)
         )
-        program = program.run_decompositions(cast(Any, DECOMPOSITIONS))
+        program = program.run_decompositions(
+            cast(Any, DECOMPOSITIONS | {gla_scan_operator.overload: _linear_attention})
+        )
         written: Any = torch.onnx.export(
             program,
             dynamo=True,
@@ -151,6 +201,8 @@ def _check_model(model: nn.Module) -> None:
             "the model is in training mode, in which dropout acts; call model.eval() first"
         )
     for name, part in model.named_modules():
+        if isinstance(part, Mixer) and (reason := part.why_not("export")):
+            raise UserError(f"{name} cannot be exported: {reason}")
         if isinstance(part, Int8Linear):
             raise UserError(
                 f"{name} has 8-bit weights, which are for decoding here; export the model before "

@@ -9,19 +9,25 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 
-from hgrn.ops import layers, operators, reference
+from hgrn.ops import gla, layers, operators, reference
 from hgrn.ops.arguments import Scan, at_least_float32
+from hgrn.ops.gla_arguments import GlaScan
+
+
+def refuse_packed(name: str, cu_seqlens: Tensor | None) -> None:
+    """Raises NotImplementedError where sequences are packed."""
+    if cu_seqlens is not None:
+        raise NotImplementedError(
+            f"{name} with cu_seqlens has no decomposition: a scan cannot begin anew inside; "
+            "export without cu_seqlens, and give padded sequences with a mask"
+        )
 
 
 def _hgru_scan(
     candidate, forget, lower_bound, theta, initial_state, cu_seqlens, mask, reverse, engine
 ) -> tuple[Tensor, Tensor]:
     """`reference.hgru_scan` without its loop, whose every position would be a part of the graph."""
-    if cu_seqlens is not None:
-        raise NotImplementedError(
-            "hgru_scan with cu_seqlens has no decomposition: a scan cannot begin anew inside; "
-            "export without cu_seqlens, and give padded sequences with a mask"
-        )
+    refuse_packed("hgru_scan", cu_seqlens)
     # A free length is no int; to compare it with 1 would make a guard.
     if isinstance(candidate.shape[1], int) and candidate.shape[1] == 1:
         return reference.hgru_scan(
@@ -52,7 +58,26 @@ def _hgru_scan(
     return h.movedim(0, 1).to(candidate.dtype).contiguous(), final
 
 
+def _gla_scan(q, k, v, log_f, initial_state, cu_seqlens, engine) -> tuple[Tensor, Tensor]:
+    """`reference.gla_scan` without its loop."""
+    refuse_packed("gla_scan", cu_seqlens)
+    if isinstance(q.shape[1], int) and q.shape[1] == 1:
+        return reference.gla_scan(GlaScan(q, k, v, log_f, initial_state, None))
+    wide = at_least_float32(q.dtype)
+    if initial_state is None:
+        initial_state = q.new_zeros(q.shape[0], *q.shape[2:], v.shape[3], dtype=wide)
+
+    def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> list[Tensor]:
+        state = keep[..., None] * state + k[..., None] * v[..., None, :]
+        return [state, (q[..., None, :] @ state).squeeze(-2)]
+
+    moving = [x.to(wide).movedim(1, 0) for x in (q, k, v, log_f.exp())]
+    final, y = scan_op(step, [initial_state], moving, ())
+    return y.movedim(0, 1).to(v.dtype).contiguous(), final
+
+
 DECOMPOSITIONS = {
+    gla.gla_scan_operator.overload: _gla_scan,
     operators.hgru_scan.overload: _hgru_scan,
     layers.gated_norm_operator.overload: layers.gated_norm_operator.composition,
     layers.gated_unit_operator.overload: layers.gated_unit_operator.composition,
