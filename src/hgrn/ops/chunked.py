@@ -95,6 +95,6 @@ def _packed(scan: GlaScan, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     def padded(x: Tensor) -> Tensor:
         return torch.where(kept[..., None, None], x[0][rows], 0)
 
-    moving = (padded(x) for x in (scan.q, scan.k, scan.v, scan.log_f))
-    y, final = gla_scan(GlaScan(*moving, scan.initial_state, None))
+    q, k, v, log_f = (padded(x) for x in (scan.q, scan.k, scan.v, scan.log_f))
+    y, final = gla_scan(GlaScan(q, k, v, log_f, scan.initial_state, None))
     return y[kept][None], final

@@ -144,7 +144,7 @@ def gla_scan(scan: GlaScan) -> tuple[Tensor, Tensor]:
         y, final = _outer_loop(q, k, v, keep, state)
         return y.to(scan.v.dtype), final
     pieces = [
-        _outer_loop(*(x[:, a:b] for x in (q, k, v, keep)), state[n : n + 1])
+        _outer_loop(q[:, a:b], k[:, a:b], v[:, a:b], keep[:, a:b], state[n : n + 1])
         for n, (a, b) in enumerate(pairwise(scan.cu_seqlens.tolist()))
     ]
     y = torch.cat([y for y, _ in pieces], dim=1)

@@ -48,8 +48,7 @@ def heads_of_stretch(
         kept[entering] = False
         start = torch.where(kept, start, 0)
 
-    where = {"mask": mask, "cu_seqlens": cu_seqlens}
-    _, end = gla_scan(q, k, v, log_f, start, **where)
+    _, end = gla_scan(q, k, v, log_f, start, mask=mask, cu_seqlens=cu_seqlens)
     gates = log_f if mask is None else torch.where(mask[..., None, None], log_f, 0)
     decay = gates.sum(1).exp()
     if not passes(cu_seqlens):
@@ -60,7 +59,7 @@ def heads_of_stretch(
     # On the first rank these are zeros. It adds them too: then every rank has a part in the
     # exchange of the backward.
     start = torch.cat([start[entering] + arriving, start[len(arriving) :]])
-    return gla_scan(q, k, v, log_f, start, **where)
+    return gla_scan(q, k, v, log_f, start, mask=mask, cu_seqlens=cu_seqlens)
 
 
 def _arriving(before: Tensor) -> Tensor:

@@ -152,7 +152,8 @@ def gla_scan_backward(
         grad_state=grad_state,
         grad_log_f=grad_log_f,
     ).run()
-    return *grads.values(), grad_log_f, grad_state.mT.contiguous()
+    grad_initial = grad_state.mT.contiguous()
+    return grads["grad_query"], grads["grad_key"], grads["grad_value"], grad_log_f, grad_initial
 
 
 def _running(scan: GlaScan, given: Tensor | None) -> Tensor:
