@@ -28,8 +28,8 @@ class HGRN2Mixer(Mixer):
 
     Args:
         dim: channels D of input and output.
-        head_dim: channels K of each head, which must divide dim; None is 64, or dim if that is
-            less.
+        head_dim: channels K of each head, which must divide dim; None is the largest that does, up
+            to 64.
         query_act: activation of the query, "silu" or "sigmoid" or "identity".
         candidate_act: activation of the candidate, likewise; "identity" is that of the language
             models.
@@ -67,7 +67,8 @@ class HGRN2Mixer(Mixer):
         norm_type: str = "rms",
     ):
         super().__init__()
-        head_dim = min(dim, 64) if head_dim is None else head_dim
+        if head_dim is None:
+            head_dim = max(size for size in range(1, 65) if dim % size == 0)
         if head_dim < 1 or dim % head_dim:
             raise ValueError(f"head_dim must divide dim ({dim}), got {head_dim}")
         check_choice("query_act", query_act, tuple(ACTIVATIONS))
