@@ -32,8 +32,8 @@ def gla_scan(scan: GlaScan) -> tuple[Tensor, Tensor]:
     wide = at_least_float32(scan.q.dtype)
     steps = scan.q.shape[1]
     moving = (scan.q.to(wide), scan.k.to(wide), scan.v.to(wide), scan.log_f)
-    # Positions that are added keep the state and give nothing.
-    padding = (0, 0, 0, -steps % _CHUNK)
+    # Positions that are added keep the state and give nothing. At least one chunk.
+    padding = (0, 0, 0, max(-(-steps // _CHUNK), 1) * _CHUNK - steps)
     q, k, v, log_f = (
         F.pad(x.movedim(1, 2), padding).unflatten(2, (-1, _CHUNK)) for x in moving
     )  # [B, H, M, C, *]
@@ -51,8 +51,6 @@ def gla_scan(scan: GlaScan) -> tuple[Tensor, Tensor]:
     for chunk in range(q.shape[2]):
         entering.append(state)
         state = keep[:, :, chunk] * state + writing[:, :, chunk]
-    if not entering:
-        return torch.zeros_like(scan.v), state.clone()
     y = y + reading @ torch.stack(entering, 2)
     y = y.flatten(2, 3)[:, :, :steps].movedim(2, 1)
     return y.to(scan.v.dtype), state
