@@ -115,7 +115,9 @@ def test_options_are_checked_without_making_the_mixer():
     register_mixer("plain")(Plain)
     assert mixers.problem_of_options("plain", 8, {"gate_act": "sigmoid"}) == ""
     problem = mixers.problem_of_options("plain", 8, {"gate_akt": "sigmoid"})
-    assert problem.startswith("mixer 'plain' takes no gate_akt; did you mean gate_act or gate_rank?")
+    assert problem.startswith(
+        "mixer 'plain' takes no gate_akt; did you mean gate_act or gate_rank?"
+    )
     assert "head_dim must divide" in mixers.problem_of_options("hgrn2", 8, {"head_dim": 3})
 
 

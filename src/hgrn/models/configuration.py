@@ -201,6 +201,9 @@ class HGRNConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.intermediate_size is None and isinstance(self.hidden_size, int):
             self.intermediate_size = 2 * self.hidden_size
+        # What a checkpoint records is compared with what is here, before the rest is taken over.
+        if "mixer_record" in kwargs:
+            self.mixer_record = kwargs["mixer_record"]
         known = {field.name for field in fields(self)} | OF_TRANSFORMERS
         self._raise_problems(
             transformers_problems(self, kwargs), [key for key in kwargs if key not in known]
