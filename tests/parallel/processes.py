@@ -89,7 +89,8 @@ def stretch_of_scan(
     candidate, forget, lower_bound, theta, initial = [
         None if x is None else x.detach() for x in case.inputs(dtype)
     ]
-    options = {key: value for key, value in case.options.items() if key == "reverse"}
+    # What follows is split over the ranks; all other options go to every rank as they are.
+    options = {k: v for k, v in case.options.items() if k not in ("mask", "cu_seqlens")}
     if "mask" in case.options:
         options["mask"] = case.options["mask"][:, mine]
     if "cu_seqlens" in case.options:
