@@ -7,7 +7,13 @@ import torch
 
 from hgrn.models import HGRNForCausalLM
 
-MODELS = ["13c_fla_hgrn_lm", "13d_fla_hgrn_lm_conv"]
+# Their names, and the layouts they are in.
+MODELS = {
+    "13c_fla_hgrn_lm": "fla",
+    "13d_fla_hgrn_lm_conv": "fla",
+    "14a_fla_hgrn2_lm": "fla-hgrn2",
+    "14b_fla_hgrn2_lm_conv": "fla-hgrn2",
+}
 
 
 def change(folder: Path, remove: tuple[str, ...] = (), **keys: object) -> None:

@@ -27,8 +27,10 @@ def test_there_and_back_gives_the_same_bits(name, tmp_path, capsys):
     folder = shutil.copytree(FOLDER / f"{name}_hf", tmp_path / "theirs")
     (folder / "tokenizer.json").write_text("{}")
     assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
-    assert "layout fla" in (printed := capsys.readouterr().out) and "with tokenizer.json" in printed
-    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "fla"]) == 0
+    layout = MODELS[name]
+    printed = capsys.readouterr().out
+    assert f"layout {layout}: " in printed and "with tokenizer.json" in printed
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", layout]) == 0
     theirs, back = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
     assert theirs.keys() == back.keys() and all(
         torch.equal(back[key], theirs[key]) for key in theirs
@@ -48,9 +50,10 @@ def test_there_and_back_gives_the_same_bits(name, tmp_path, capsys):
     assert files[0] == files[1]
 
 
-def test_there_and_back_in_bfloat16(tmp_path):
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_in_bfloat16(name, tmp_path):
     """The bits of every weight; only the bounds are float32, with equal values."""
-    folder = shutil.copytree(FOLDER / "13c_fla_hgrn_lm_hf", tmp_path / "theirs")
+    folder = shutil.copytree(FOLDER / f"{name}_hf", tmp_path / "theirs")
     theirs = {
         key: tensor.bfloat16() for key, tensor in load_file(folder / "model.safetensors").items()
     }
@@ -58,7 +61,9 @@ def test_there_and_back_in_bfloat16(tmp_path):
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))
     assert main(["convert", str(folder), str(tmp_path / "ours")]) == 0
-    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "fla"]) == 0
+    assert (
+        main(["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", MODELS[name]]) == 0
+    )
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert theirs.keys() == back.keys()
     for key, tensor in theirs.items():

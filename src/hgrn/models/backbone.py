@@ -96,8 +96,9 @@ class HGRNPreTrainedModel(PreTrainedModel):
         if config is None:
             # These two belong to the loader, though the configuration would take them.
             dtypes = {key: options.pop(key) for key in ("dtype", "torch_dtype") if key in options}
+            fields = found.fields(options.pop("mixer_options", None))
             config, unused = cls.config_class.from_dict(
-                found.fields(), return_unused_kwargs=True, **options
+                fields, return_unused_kwargs=True, **options
             )
             options = unused | dtypes
         check_published_size(found, config)
@@ -200,7 +201,7 @@ class HGRNModel(HGRNPreTrainedModel):
             grid=config.grid,
             use_lower_bound=config.use_lower_bound,
             mixer=config.mixer,
-            **mixer_arguments(config),
+            mixer_options=mixer_arguments(config),
         )
         self.post_init()
 

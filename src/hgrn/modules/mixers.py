@@ -91,8 +91,7 @@ def problem_of_options(name: str, dim: int, options: dict[str, Any]) -> str:
     unknown = [key for key in options if key not in taken]
     if not unknown:
         try:
-            with torch.device("meta"):
-                cls(dim, **{"bias": True, "norm_eps": 1e-5, "norm_type": "layer"} | options)
+            mixer_on_meta(name, dim, options)
         except (TypeError, ValueError) as error:
             return str(error)
         return ""
@@ -103,19 +102,33 @@ def problem_of_options(name: str, dim: int, options: dict[str, Any]) -> str:
     )
 
 
+def mixer_on_meta(name: str, dim: int, options: dict[str, Any]) -> Mixer:
+    """Such a mixer without numbers, which costs no memory.
+
+    Raises ValueError or TypeError if the mixer cannot be made with these options.
+    """
+    of_stack = {"bias": True, "norm_eps": 1e-5, "norm_type": "layer"}
+    with torch.device("meta"):
+        return mixer_named(name)(dim, **of_stack | options)
+
+
+def all_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """These options and, by their defaults, all others that are not a stack's to give."""
+    return {
+        key: options.get(key, parameter.default)
+        for key, parameter in _parameters(mixer_named(name)).items()
+        if key not in _OF_STACK or key in options
+    }
+
+
 def record_of(name: str, options: dict[str, Any]) -> dict[str, str]:
     """What a checkpoint records of a mixer: its class, and a digest of all options it is made with.
 
     The options that were not given count with their defaults, so a changed default shows.
     """
-    cls = mixer_named(name)
-    resolved = {
-        key: options.get(key, parameter.default)
-        for key, parameter in _parameters(cls).items()
-        if key not in _OF_STACK or key in options
-    }
-    digest = hashlib.sha256(json.dumps(resolved, sort_keys=True, default=repr).encode())
-    return {"class": class_path(cls), "options": digest.hexdigest()[:16]}
+    resolved = json.dumps(all_options(name, options), sort_keys=True, default=repr)
+    digest = hashlib.sha256(resolved.encode())
+    return {"class": class_path(mixer_named(name)), "options": digest.hexdigest()[:16]}
 
 
 def differs(recorded: dict[str, str], found: dict[str, str]) -> str:

@@ -4,7 +4,7 @@ Shape letters: B batch, T time, N packed sequences, H, W rows and columns of a g
 C = D (real state) or 2D (complex state).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ class HGRN(nn.Module):
         final_norm: whether a norm follows the last block.
         grid: read grids along both axes (`HGRU2d`) instead of sequences.
         use_lower_bound: False leaves every forget gate free between 0 and 1, the paper's ablation.
+        mixer_options: arguments of the mixers in place of those of the stack, such as another
+            norm_eps.
         **options: further arguments of the mixers. Those of `HGRU` are bidirectional, shared_theta,
             complex_state, gate_position, gate_act, gate_rank and conv_size.
 
@@ -80,6 +82,7 @@ class HGRN(nn.Module):
         final_norm: bool = True,
         grid: bool = False,
         use_lower_bound: bool = True,
+        mixer_options: Mapping[str, Any] | None = None,
         **options: Any,
     ):
         super().__init__()
@@ -96,13 +99,13 @@ class HGRN(nn.Module):
         makers = [HGRU2d] * depth if grid else makers
         # A read-out's norm is fused with its gate. No published model has a batch norm there.
         inner_norm = "layer" if norm_type == "batch" else norm_type
+        of_mixer = {"bias": bias, "norm_eps": norm_eps, "norm_type": inner_norm, **options}
+        of_mixer |= mixer_options or {}
         self.bounds = LowerBounds(depth, dim) if use_lower_bound else None
         self.blocks = nn.ModuleList(
             Block(
                 dim,
-                make(
-                    dim, **({"bias": bias, "norm_eps": norm_eps, "norm_type": inner_norm} | options)
-                ),
+                make(dim, **of_mixer),
                 GLU(
                     dim,
                     2 * dim if glu_dim is None else glu_dim,

@@ -6,8 +6,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from hgrn.models.mixer_fields import mixer_arguments
 from hgrn.models.published.layouts import OURS, layout_of_config
 from hgrn.models.published.record import ConversionError, Layout, raise_problems
+from hgrn.modules.mixers import all_options
 
 # Written under our names, or under those that the layout has in their place.
 _SHARED_FIELDS = (
@@ -61,7 +63,8 @@ def to_fields(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
         problems.append(f"{', '.join(missing)}: not given")
     raise_problems(problems, f"a configuration of the layout {layout.name!r} cannot be converted")
     # A head that is added later starts as these packages start theirs.
-    return {**layout.fixed, "initialization": "normal", **layout.defaults, **given}
+    fields = {**layout.fixed, "initialization": "normal", **layout.defaults, **given}
+    return fields | _mixer_options(fields, layout)
 
 
 def from_fields(config: PreTrainedConfig, layout: Layout) -> dict[str, Any] | None:
@@ -75,6 +78,9 @@ def from_fields(config: PreTrainedConfig, layout: Layout) -> dict[str, Any] | No
         for name, value in layout.fixed.items()
         if getattr(config, name) != value
     ]
+    # The options of two mixers have nothing to do with each other.
+    if config.mixer == layout.fixed["mixer"]:
+        problems += _mixer_problems(config, layout)
     raise_problems(problems, f"a model for the layout {layout.name!r} cannot be converted")
     file = layout.config_file
     if file is None:
@@ -124,4 +130,22 @@ def infer_fields(tensors: Mapping[str, Tensor], layout: Layout, path: str) -> di
             for name, value in defaults.items()
             if not name.endswith("_id") or value < sizes["vocab_size"]
         }
-    return {**layout.fixed, **defaults, **sizes, **layout.infer(tensors)}
+    found = {**layout.fixed, **defaults, **sizes, **layout.infer(tensors)}
+    return found | _mixer_options(found, layout)
+
+
+def _mixer_options(fields: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """The field mixer_options, those that all models of the layout have included."""
+    options = {**layout.mixer_options, **fields.get("mixer_options", {})}
+    return {"mixer_options": options} if options else {}
+
+
+def _mixer_problems(config: PreTrainedConfig, layout: Layout) -> list[str]:
+    """A line for each option of the mixers that is not as all models of the layout have it."""
+    of_stack = {name: getattr(config, name) for name in ("bias", "norm_eps", "norm_type")}
+    given = all_options(config.mixer, of_stack | mixer_arguments(config))
+    return [
+        f"mixer_options: {name} must be {value!r} there, is {given[name]!r}"
+        for name, value in (of_stack | dict(layout.mixer_options)).items()
+        if given[name] != value
+    ]

@@ -116,16 +116,25 @@ class PublishedCheckpoint:
             tensors |= file.tensors
         return tensors
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self, mixer_options: Any = None) -> dict[str, Any]:
         """Fields of `HGRNConfig`, from the configuration or, without one, from the tensors.
+
+        Args:
+            mixer_options: what the caller gives for this field. Options that it does not name stay
+                those of the checkpoint.
 
         Raises:
             ConversionError: as `to_fields`; without a configuration as `from_published` and
                 `infer_fields`.
         """
         if self.config is not None:
-            return to_fields(self.config, self.layout)
-        return infer_fields(from_published(self.tensors, self.layout.name), self.layout, self.path)
+            fields = to_fields(self.config, self.layout)
+        else:
+            tensors = from_published(self.tensors, self.layout.name)
+            fields = infer_fields(tensors, self.layout, self.path)
+        if isinstance(mixer_options, dict):
+            mixer_options = fields.get("mixer_options", {}) | mixer_options
+        return fields if mixer_options is None else {**fields, "mixer_options": mixer_options}
 
     def loading_options(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The given arguments without the hub's, and the checkpoint's settings of generation."""

@@ -21,7 +21,9 @@ LAYOUTS = {layout.name: layout for layout in (*SINGLE_LAYERS, *LANGUAGE_MODELS, 
 OURS = Layout(
     name="hgrn",
     has=(r"model\.stack\.",),
-    config_file=ConfigFile(marks=("complex_state", "gate_position", "scale_embeddings")),
+    config_file=ConfigFile(
+        marks=("complex_state", "gate_position", "scale_embeddings", "mixer_options")
+    ),
 )
 
 
@@ -54,12 +56,18 @@ def layout_of_config(config: Mapping[str, Any]) -> Layout:
     Raises:
         ConversionError: it has keys of several layouts.
     """
-    # Configurations of several packages have fields in common, so only marks count.
+    files = {layout.name: layout.config_file for layout in (*LAYOUTS.values(), OURS)}
+    known = [file.model_type for file in files.values() if file is not None]
+    kind = config.get("model_type")
+    kind = kind if kind in known else "hgrn"
+    # Configurations of several packages have fields in common, so only marks count. Ours always do:
+    # a published file with one of them would set a field that it should not.
     found: dict[str, list[str]] = {}
-    for layout in (*LAYOUTS.values(), OURS):
-        marks = () if layout.config_file is None else layout.config_file.marks
-        if keys := [key for key in marks if key in config]:
-            found[layout.name] = keys
+    for name, file in files.items():
+        if file is None or (file.model_type != kind and name != OURS.name):
+            continue
+        if keys := [key for key in file.marks if key in config]:
+            found[name] = keys
     if len(found) > 1:
         listed = "; ".join(f"{name} has {', '.join(keys)}" for name, keys in found.items())
         raise ConversionError(

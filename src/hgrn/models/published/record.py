@@ -48,6 +48,11 @@ ANGLES_OF_ONE = Change(lambda x: x.flatten()[None], lambda x: x.flatten()[None, 
 # gamma^k is P_2 + ... + P_k there and P_1 + ... + P_{k-1} here, so the same bounds come from rows
 # that are moved by one (see docs/maths.md).
 ROLL = Change(lambda x: x.roll(-1, 0), lambda x: x.roll(1, 0))
+# Rows (candidate, query, forget) become (query, forget, candidate).
+CANDIDATE_LAST = Change(
+    lambda x: x.roll(-(x.shape[0] // 3), 0),
+    lambda x: x.roll(x.shape[0] // 3, 0),
+)
 # The weight of a depthwise convolution has an axis for its one input channel there.
 TAPS = Change(lambda x: x.flatten(1), lambda x: x[:, None])
 
@@ -117,8 +122,10 @@ class ConfigFile:
     """What is written down of the config.json of a layout.
 
     Attributes:
-        marks: keys that only this layout has; any one of them identifies it. `model_type` cannot be
-            one, because values are not looked at.
+        model_type: the value of that key. Only layouts with the value that a file has are looked
+            at; those of "hgrn" where it has none that is known.
+        marks: keys that no other layout with this model_type has; any one of them identifies it.
+            Their values are not looked at.
         allowed: key -> the values that our models can have. We write the first one, and a key that
             is left out means it.
         ignored: keys that do not change the numbers of the model.
@@ -130,11 +137,16 @@ class ConfigFile:
     """
 
     marks: tuple[str, ...]
+    model_type: str = "hgrn"
     allowed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     read: Callable[[dict[str, Any]], list[str]] = lambda given: []
     write: Callable[[PreTrainedConfig], dict[str, Any]] = lambda config: {}
+
+    def __post_init__(self) -> None:
+        allowed = {"model_type": (self.model_type,), **self.allowed}
+        object.__setattr__(self, "allowed", allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +158,7 @@ class Layout:
         family: how `hgrn convert --to` calls it, if it is one of several variants; the default is
             the name.
         lines: its tensors.
+        ones: names of our tensors that it does not have, because they are all one there.
         has, lacks: regular expressions for the start of tensor names. A file is in this layout if
             each one in `has` matches a tensor and none in `lacks` does. A layout with an empty
             `has` is never recognised.
@@ -154,7 +167,10 @@ class Layout:
             matches.
         fits: whether this variant of the family is the one for such a configuration.
         fixed: our fields that all models of the layout have in common: every field that changes the
-            numbers and that neither config.json nor the tensors tell.
+            numbers and that neither config.json nor the tensors tell. A mixer that is not named is
+            "hgru".
+        mixer_options: likewise, the options of their mixers. Those that a stack gives to its mixers
+            (bias, norm_eps, norm_type) are the stack's unless they stand here.
         defaults: our fields where neither the configuration nor the tensors say anything.
         infer: our fields that the tensors (under our names) tell, beyond those that `infer_fields`
             finds for all layouts.
@@ -166,11 +182,13 @@ class Layout:
     name: str
     family: str = ""
     lines: tuple[Line, ...] = ()
+    ones: tuple[str, ...] = ()
     has: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     classes: Mapping[str, str] = field(default_factory=dict)
     fits: Callable[[PreTrainedConfig], bool] = lambda config: True
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    mixer_options: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     infer: Callable[[Mapping[str, Tensor]], dict[str, Any]] = lambda tensors: {}
     assumed: tuple[str, ...] = ()
@@ -178,6 +196,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
+        object.__setattr__(self, "fixed", {"mixer": "hgru", **self.fixed})
 
     @property
     def reads_images(self) -> bool:
@@ -207,6 +226,10 @@ class Layout:
             if number is not None:
                 return line, number
         return None
+
+    def is_one(self, name: str) -> bool:
+        """Whether our tensor of this name is all one in every model of the layout."""
+        return any(layer_in(template, name) is not None for template in self.ones)
 
     def lines_of_ours(self, name: str) -> list[tuple[Line, int]]:
         """The lines that make up our tensor of this name, and the number of its layer."""

@@ -58,5 +58,19 @@ FLA_LAYER = Layout(
         Line("o_proj.weight", "out_proj.weight"),
     ),
 )
+# flash-linear-attention's HGRN2Attention
+FLA_HGRN2_LAYER = Layout(
+    name="fla-hgrn2-layer",
+    lines=(
+        Line("q_proj.weight", "in_proj.weight", part=0),
+        Line("f_proj.weight", "in_proj.weight", part=1),
+        Line("i_proj.weight", "in_proj.weight", part=2),
+        Line("q_conv1d.weight", "short_conv.weight", TAPS, 0),
+        Line("f_conv1d.weight", "short_conv.weight", TAPS, 1),
+        Line("i_conv1d.weight", "short_conv.weight", TAPS, 2),
+        Line("g_norm.weight", "norm.weight"),
+        Line("o_proj.weight", "out_proj.weight"),
+    ),
+)
 
-SINGLE_LAYERS = (HGRU, HGRU_LOW_RANK, BIHGRU, HGRU_REAL, FLA_LAYER)
+SINGLE_LAYERS = (HGRU, HGRU_LOW_RANK, BIHGRU, HGRU_REAL, FLA_LAYER, FLA_HGRN2_LAYER)

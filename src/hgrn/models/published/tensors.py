@@ -34,7 +34,11 @@ def state_dict_for(
     Raises:
         ConversionError: naming all that is unexpected, missing or of another shape.
     """
-    converted, problems = _convert(tensors, layout_named(layout))
+    record = layout_named(layout)
+    converted, problems = _convert(tensors, record)
+    for name, parameter in parameters.items():
+        if record.is_one(name):
+            converted[name] = torch.ones(parameter.shape, dtype=parameter.dtype)
     first_value: dict[int, Tensor] = {}  # of each parameter, which may have several names
     for name, value in converted.items():
         parameter = parameters.get(name)
@@ -75,7 +79,7 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
     """The parameters and statistics of `module` under published names; tied ones once.
 
     Raises:
-        ConversionError: naming every one that the layout does not have.
+        ConversionError: naming every one that the layout does not have, or has as ones only.
     """
     record = layout_named(layout)
     published = {}
@@ -85,6 +89,10 @@ def to_published(module: nn.Module, layout: str) -> dict[str, Tensor]:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
+        if record.is_one(name):
+            if not tensor.eq(1).all():
+                problems.append(f"other: {name} must be all one, as norms have no weights there")
+            continue
         lines = record.lines_of_ours(name)
         if not lines:
             problems.append(f"unexpected: {name}")
