@@ -20,6 +20,7 @@ SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 # The size where the recipe has a published or derived size; None: our own.
 PARAMETERS = {
     "quickstart": None,
+    "quickstart-hgrn2": None,
     "lm/sotu": None,
     "lm/text": None,
     "lm/long-context": None,
@@ -127,7 +128,7 @@ def test_dry_run(with_data, name):
     assert (recipe.target is None) == (PARAMETERS[name] is None)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "lm/sotu", "lm/text"])
+@pytest.mark.parametrize("name", ["quickstart", "quickstart-hgrn2", "lm/sotu", "lm/text"])
 def test_small_recipes_train(with_data, tmp_path, name):
     short = {
         "training.steps": 2,

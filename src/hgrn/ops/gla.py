@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from hgrn.ops import chunked
+from hgrn.ops import chunked, fla
 from hgrn.ops.arguments import at_least_float32
 from hgrn.ops.dispatch import operator
 from hgrn.ops.engines import choose, engine_for, has_kernel
@@ -31,8 +31,10 @@ def gla_scan(
     """In each head, `S_t = Diag(exp(log_f_t)) S_{t-1} + k_t v_t^T` and `y_t = q_t S_t`.
 
     It is the recurrence of HGRN2 (arXiv 2404.07904, section 3), with k_t = 1 - exp(log_f_t) there.
-    On a CPU with numba it walks along time with the state in the cache; elsewhere it is products of
-    matrices (`hgrn.ops.chunked`). It has gradients of any order.
+    On a CPU with numba it walks along time with the state in the cache; on a GPU it is
+    flash-linear-attention's where that is installed (`hgrn.ops.fla`); elsewhere it is products of
+    matrices (`hgrn.ops.chunked`). It has gradients of any order, but flash-linear-attention's has
+    only the first.
 
     Args:
         q, k: `[B, T, H, K]`, of one dtype.
@@ -61,10 +63,20 @@ def gla_scan(
         y, final = gla_scan_operator(*scan, choose(engine, device))
     else:
         scan.check_values()
-        y, final = chunked.gla_scan(scan)
+        y, final = _without_kernel(scan, engine, device)
     if not reverse:
         return y, final
     return y.flip(1), final if scan.cu_seqlens is None else final.flip(0)
+
+
+def _without_kernel(scan: GlaScan, engine: str | None, device: str) -> tuple[Tensor, Tensor]:
+    """By flash-linear-attention on a GPU where it can, unless an engine is named; else products."""
+    if engine is None and device == "cuda":
+        reason = fla.why_not(scan)
+        if reason is None:
+            return fla.gla_scan(scan)
+        fla.tell(reason)
+    return chunked.gla_scan(scan)
 
 
 def _has_scan(engine: str | None, device: str) -> bool:
