@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "hgrn"
 ROOMS = ("ops", "modules", "models")
 # Numba and Triton read kernels, whose types Python has no words for (see pyproject.toml).
-KERNELS = {"language", "rows", "gates", "scan", "gla", "layer", "linear", "program"}
+KERNELS = {"language", "rows", "gates", "scan", "gla", "hgrn2", "layer", "linear", "program"}
 KERNELS |= {"helpers", "forward", "backward"}
 FILES = [
     path

@@ -13,6 +13,7 @@ from hgrn.modules.norms import make_norm
 from hgrn.modules.outer import OuterScan, scan_heads
 from hgrn.modules.short_conv import ShortConvolution
 from hgrn.ops.arguments import at_least_float32
+from hgrn.ops.hgrn2 import hgrn2_inputs
 from hgrn.ops.layers import ACTIVATIONS
 from hgrn.ops.packing import check_boundaries
 
@@ -123,20 +124,16 @@ class HGRN2Mixer(Mixer):
             sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
             self._check_state(state, parts, sequences)
         memory, *window = (None,) * parts if state is None else state
-        query, forget, candidate, *window = self.project(
-            x, *window, mask=mask, cu_seqlens=cu_seqlens
+        projected, *window = self._joined(x, *window, mask=mask, cu_seqlens=cu_seqlens)
+        inputs = hgrn2_inputs(
+            projected,
+            lower_bound,
+            scale=self.scale,
+            query_act=self.query_act,
+            candidate_act=self.candidate_act,
         )
-        log_f, write = self.gates(forget, lower_bound)
-        heads = (self.heads, self.head_dim)
-        y, memory = self.scan(
-            (ACTIVATIONS[self.query_act](query) * self.scale).unflatten(-1, heads),
-            write.to(x.dtype).unflatten(-1, heads),
-            ACTIVATIONS[self.candidate_act](candidate).unflatten(-1, heads),
-            log_f.unflatten(-1, heads),
-            memory,
-            mask=mask,
-            cu_seqlens=cu_seqlens,
-        )
+        q, k, v, log_f = (part.unflatten(-1, (self.heads, self.head_dim)) for part in inputs)
+        y, memory = self.scan(q, k, v, log_f, memory, mask=mask, cu_seqlens=cu_seqlens)
         return self.read_out(y.flatten(-2)), (memory, *window)
 
     def initial_state(self, sequences: int) -> tuple[Tensor, ...]:
@@ -170,11 +167,21 @@ class HGRN2Mixer(Mixer):
             `[..., D]` -> three times `[..., D]`. With a convolution x is `[B, T, D]`, and a fourth
             tensor is its new state.
         """
+        projected, *after = self._joined(x, window, mask, cu_seqlens)
+        return *projected.chunk(3, dim=-1), *after
+
+    def _joined(
+        self,
+        x: Tensor,
+        window: Tensor | None = None,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The three of `project` side by side, `[..., 3 D]`; with a convolution its new state."""
         projected = self.in_proj(x)
         if self.short_conv is None:
-            return projected.chunk(3, dim=-1)
-        mixed, after = self.short_conv(projected, window, mask, cu_seqlens)
-        return *mixed.chunk(3, dim=-1), after
+            return (projected,)
+        return self.short_conv(projected, window, mask, cu_seqlens)
 
     def read_out(self, y: Tensor) -> Tensor:
         """The output `[..., D]` of what the queries have read, `[..., D]`."""

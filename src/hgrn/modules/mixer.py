@@ -7,13 +7,10 @@ it (docs/mixers.md). Shape letters: B batch, T time, N sequences, D channels.
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hgrn.modules.parameters import Init, KeepsFloat32
-from hgrn.ops import reference
-from hgrn.ops.arguments import at_least_float32
+from hgrn.ops.hgrn2 import bounded_gates
 
 # What not every mixer can do, as `Mixer.why_not` is asked:
 # "state": go on from a state, as generation and sessions do.
@@ -121,12 +118,7 @@ class Mixer(KeepsFloat32):
         Returns:
             `[..., D]` each, float32 (float64 for float64).
         """
-        forget = forget.to(at_least_float32(forget.dtype))
-        if lower_bound is None:
-            return F.logsigmoid(forget), torch.sigmoid(-forget)
-        keep, write = reference.gates(forget, lower_bound)
-        # A gate of 0 has no logarithm; the smallest number does as well.
-        return keep.clamp(min=torch.finfo(keep.dtype).tiny).log(), write
+        return bounded_gates(forget, lower_bound)
 
 
 def defined_anew(mixer: Mixer, base: type[Mixer]) -> list[str]:

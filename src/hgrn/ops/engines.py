@@ -71,6 +71,8 @@ class Engine(Protocol):
     gated_unit_backward: Callable[..., Tensor]
     linear: Callable[..., Tensor]
     int8_linear: Callable[..., Tensor]
+    hgrn2_inputs: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    hgrn2_inputs_backward: Callable[..., tuple[Tensor, Tensor]]
 
 
 ENGINE_OF_DEVICE = {"cpu": "numba", "cuda": "triton"}

@@ -16,7 +16,7 @@ forward holds states as `[N, H, K, V]` and walks along values. The backward hold
 row by row, and only one sum runs along a row.
 """
 
-from hgrn.ops.cpu.gates import activated, exp_nonpositive, one_minus, sigmoid
+from hgrn.ops.cpu.gates import exp_nonpositive
 from hgrn.ops.cpu.language import Kernel, helper, summing
 from hgrn.ops.cpu.rows import number, second
 
@@ -71,7 +71,7 @@ def _clear(width, row):
 
 
 @helper
-def _copy(width, row, to):
+def copy(width, row, to):
     for j in range(width):
         to[j] = row[j]
 
@@ -81,7 +81,7 @@ def _copy(width, row, to):
 
 
 @helper
-def _step(call, keep, key, query, value, state, total):
+def step_of_state(call, keep, key, query, value, state, total):
     """A step of the state `[K, V]`: each row decays, takes in its share of the value, is read."""
     for j in range(call.values):
         total[j] = 0
@@ -118,45 +118,9 @@ def gla_forward(call, task):
             key = _key(call, batch, t, head)
             value = _value(call, batch, t, head)
             _gates(call, batch, t, head, keep)
-            _step(call, keep, key, query, value, state, total)
+            step_of_state(call, keep, key, query, value, state, total)
             y = call.y + ((batch * call.steps + t) * call.heads + head) * call.values
-            _copy(call.values, total, y)
-
-
-@Kernel(
-    constants="values query_act candidate_act",
-    numbers="heads keys projected_row",
-    tensors="projected y",
-    states="complement scale state keep key query value total",
-)
-def hgrn2_step(call, task):
-    """One position of HGRN2 from its projections, for one sequence and one head.
-
-    `projected` `[N, 3 D]` holds query, forget gate and candidate before their activations,
-    `complement` `[D]` is 1 - lower bound. keep, key, query, value and total are memory for the
-    work, `[N, H, K]` each, with as many keys as values.
-    """
-    width = call.values
-    channels = call.heads * width
-    head = task % call.heads
-    row = call.projected + (task // call.heads) * call.projected_row + head * width
-    complement = call.complement + head * width
-    keep = call.keep + task * width
-    key = call.key + task * width
-    query = call.query + task * width
-    value = call.value + task * width
-    total = call.total + task * width
-    scale = call.scale[0]
-    forget = row + channels
-    candidate = row + 2 * channels
-    for j in range(width):
-        write = complement[j] * sigmoid(-forget[j])
-        keep[j] = one_minus(write)
-        key[j] = write
-        query[j] = scale * activated(call.query_act, row[j])
-        value[j] = activated(call.candidate_act, candidate[j])
-    _step(call, keep, key, query, value, call.state + task * width * width, total)
-    _copy(width, total, call.y + task * width)
+            copy(call.values, total, y)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -217,11 +181,11 @@ def _keep_points(call, unit, points, keep):
     batch, head, begin, end = _place(call, unit)
     size = call.keys * call.values
     if call.initial:
-        _copy(size, call.initial + unit * size, points)
+        copy(size, call.initial + unit * size, points)
     else:
         _clear(size, points)
     for low in range(begin, end - CHUNK, CHUNK):
-        _copy(size, points, points + size)
+        copy(size, points, points + size)
         points = points + size
         for t in range(low, low + CHUNK):
             key = _key(call, batch, t, head)
@@ -236,7 +200,7 @@ def _back_tile(call, batch, head, low, steps, v, width, point, grad_state, work)
     keys = call.keys
     history, keep, sum_query, sum_key = work
     rows = TILE * keys
-    _copy(width * keys, point + v * keys, history)
+    copy(width * keys, point + v * keys, history)
     for step in range(steps):
         key = _key(call, batch, low + step, head)
         value = _value(call, batch, low + step, head) + v
@@ -307,5 +271,5 @@ def gla_backward(call, task):
 
             for step in range(steps):
                 place = (batch * call.steps + low + step) * call.heads + head
-                _copy(keys, sum_query + step * keys, call.grad_query + place * keys)
-                _copy(keys, sum_key + step * keys, call.grad_key + place * keys)
+                copy(keys, sum_query + step * keys, call.grad_query + place * keys)
+                copy(keys, sum_key + step * keys, call.grad_key + place * keys)

@@ -14,11 +14,13 @@ from hgrn.ops.arguments import Scan, at_least_float32
 from hgrn.ops.cpu import layer
 from hgrn.ops.cpu import linear as maps
 from hgrn.ops.cpu.gla import gla_backward, gla_forward
+from hgrn.ops.cpu.gla_plans import gla_launch, inputs_launch
+from hgrn.ops.cpu.hgrn2 import hgrn2_inputs as inputs_kernel
+from hgrn.ops.cpu.hgrn2 import hgrn2_inputs_backward as inputs_backward_kernel
 from hgrn.ops.cpu.language import Kernel
 from hgrn.ops.cpu.plans import (
     ROWS,
     ScanPlan,
-    gla_launch,
     linear_launch,
     rows_launch,
     unit_last_stride,
@@ -154,6 +156,60 @@ def gla_scan_backward(
     ).run()
     grad_initial = grad_state.mT.contiguous()
     return grads["grad_query"], grads["grad_key"], grads["grad_value"], grad_log_f, grad_initial
+
+
+def hgrn2_inputs(
+    projected: Tensor, lower_bound: Tensor | None, scale: float, query_act: str, candidate_act: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `hgrn.ops.hgrn2`."""
+    rows = _rows(projected)
+    shape = torch.Size((*projected.shape[:-1], projected.shape[-1] // 3))
+    states = _of_gates(rows, lower_bound, scale)
+    q, k, v = (_empty(shape, rows.dtype) for _ in range(3))
+    log_f = _empty(shape, states["scale"].dtype)
+    dense = {"q": q, "k": k, "v": v}
+    inputs_launch(
+        inputs_kernel, {"projected": rows}, dense, query_act, candidate_act, log_f=log_f, **states
+    ).run()
+    return q, k, v, log_f
+
+
+def hgrn2_inputs_backward(
+    grads: tuple[Tensor, Tensor, Tensor, Tensor],
+    projected: Tensor,
+    lower_bound: Tensor | None,
+    scale: float,
+    query_act: str,
+    candidate_act: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of projected and lower_bound `[D]`; see `hgrn.ops.hgrn2`."""
+    rows = _rows(projected)
+    states = _of_gates(rows, lower_bound, scale)
+    names = ("grad_q", "grad_k", "grad_v")
+    given = {name: _rows(grad) for name, grad in zip(names, grads)}
+    grad_projected = _empty(projected.shape, projected.dtype)
+    grad_lower = _row_for_each_task(rows[:, : rows.shape[1] // 3])
+    smallest = torch.finfo(states["scale"].dtype).tiny
+    inputs_launch(
+        inputs_backward_kernel,
+        {"projected": rows, **given},
+        {"grad_projected": grad_projected},
+        query_act,
+        candidate_act,
+        grad_log_f=grads[3].contiguous(),
+        grad_lower=grad_lower,
+        smallest=torch.full_like(states["scale"], smallest),
+        **states,
+    ).run()
+    return grad_projected, grad_lower.sum(0)
+
+
+def _of_gates(rows: Tensor, lower_bound: Tensor | None, scale: float) -> dict[str, Tensor]:
+    """What the kernels need of the bound and the scale, in the dtype of states."""
+    wide = at_least_float32(rows.dtype)
+    ones = torch.ones(rows.shape[1] // 3, dtype=wide, device="cpu")
+    complement = ones if lower_bound is None else ones - lower_bound
+    return {"complement": complement, "scale": torch.tensor(scale, dtype=wide, device="cpu")}
 
 
 def _running(scan: GlaScan, given: Tensor | None) -> Tensor:

@@ -19,21 +19,9 @@ and returns both sums, and a second loop finishes.
 
 import math
 
-from hgrn.ops.cpu.gates import SIGMOID, SILU, activated, sigmoid_pair
-from hgrn.ops.cpu.language import Kernel, arithmetic, helper, summing
+from hgrn.ops.cpu.gates import activated, activated_pair
+from hgrn.ops.cpu.language import Kernel, helper, summing
 from hgrn.ops.cpu.rows import number, second
-
-
-@arithmetic
-def _activation_pair(call, gate):
-    """The activation and its derivative."""
-    on, off = sigmoid_pair(gate)
-    if call.activation == SILU:
-        return gate * on, on + gate * on * off
-    if call.activation == SIGMOID:
-        return on, on * off
-    return gate, number(gate, 1)
-
 
 # --------------------------------------------------------------------------------------------------
 # Layer norm with an output gate, forward
@@ -156,7 +144,7 @@ def _back_after(
     bias = call.bias
     total = total_of_products = number(slope, 0)
     for j in range(width):
-        act, act_slope = _activation_pair(call, gate[j])
+        act, act_slope = activated_pair(call.activation, gate[j])
         g = grad[j]
         w = weight[j]
         u = (x[j] - mean) * inverse
@@ -191,7 +179,7 @@ def _back_before(
     weight = call.weight
     total = total_of_products = number(slope, 0)
     for j in range(width):
-        act, act_slope = _activation_pair(call, gate[j])
+        act, act_slope = activated_pair(call.activation, gate[j])
         g = grad[j]
         u = (x[j] * act - mean) * inverse
         grad_weight[j] += g * u
@@ -320,7 +308,7 @@ def _unit(call, width, gate, up, y):
 @helper
 def _unit_back(call, width, gate, up, grad, grad_gate, grad_up):
     for j in range(width):
-        act, act_slope = _activation_pair(call, gate[j])
+        act, act_slope = activated_pair(call.activation, gate[j])
         g = grad[j]
         grad_gate[j] = g * up[j] * act_slope
         grad_up[j] = g * act

@@ -14,9 +14,7 @@ from hgrn.ops import addresses
 from hgrn.ops.arguments import Scan, at_least_float32
 from hgrn.ops.cpu import threads
 from hgrn.ops.cpu.gates import ACTIVATIONS
-from hgrn.ops.cpu.gla import CHUNK, TILE, hgrn2_step
 from hgrn.ops.cpu.language import NEXT, Kernel
-from hgrn.ops.gla_arguments import GlaScan
 
 # Channels of one task of a scan, at most: their states and parameters stay near the core.
 _CHANNELS = 1024
@@ -68,10 +66,10 @@ class ScanPlan:
         self.rows = self.sequences * self.inner
 
         # As many blocks of channels as it takes for each thread to have a task.
-        for_threads = _groups(threads.count(), max(self.rows, 1))
-        wanted = max(for_threads, _groups(self.channels, _CHANNELS))
-        self.block = max(1, _groups(self.channels, wanted * _LINE)) * _LINE
-        self.blocks = _groups(self.channels, self.block)
+        for_threads = groups(threads.count(), max(self.rows, 1))
+        wanted = max(for_threads, groups(self.channels, _CHANNELS))
+        self.block = max(1, groups(self.channels, wanted * _LINE)) * _LINE
+        self.blocks = groups(self.channels, self.block)
 
     def states(self, given: Tensor | None) -> Tensor:
         """Running states `[N, I, C]`: a copy of `given`, or zeros."""
@@ -125,7 +123,7 @@ class ScanPlan:
             bounds = bounds.to(torch.int64).contiguous()
         mask = None if scan.mask is None else scan.mask.contiguous()
 
-        fields = _addresses(self.dtype, dense, states)
+        fields = addresses_of(self.dtype, dense, states)
         for name, x in strided.items():
             fields[name] = addresses.address_of_rows(x, self.dtype)
             for axis, stride in zip(("outer", "time", "inner"), x.stride()):
@@ -145,114 +143,6 @@ class ScanPlan:
         address = kernel.address(name_of(self.dtype), parts=self.parts, fused=self.fused)
         tensors = (bounds, mask, *strided.values(), *dense.values(), *states.values())
         return Launch(address, block, scan.x.numel(), tensors)
-
-
-def gla_launch(
-    kernel: Kernel,
-    scan: GlaScan,
-    dense: dict[str, Tensor],
-    strided: dict[str, Tensor] | None = None,
-    **states: Tensor | int,
-) -> Launch:
-    """A kernel of `gla` over all sequences and heads.
-
-    Args:
-        dense: contiguous tensors in the dtype of v.
-        strided: tensors `[B, T, H, *]` in that dtype besides q, k and v. Strides of the first three
-            axes are free.
-        states: contiguous tensors in the dtype of states; 0 for what is absent.
-    """
-    sequences, heads, keys, values = scan.state_shape
-    units = sequences * heads
-    # A few tasks for each thread, so that none waits long for the last one.
-    tasks = min(units, 4 * threads.count())
-    bounds = scan.cu_seqlens
-    longest = scan.q.shape[1]
-    if bounds is not None:
-        bounds = bounds.to(torch.int64).contiguous()
-        longest = int(bounds.diff().max()) if sequences else 0
-    most = max(1, _groups(longest, CHUNK))
-
-    def work(*shape: int) -> Tensor:
-        return torch.empty(tasks, *shape, dtype=scan.log_f.dtype, device="cpu")
-
-    if "grad_state" in states:
-        states |= {
-            "points": work(most, values, keys),
-            "history": work(CHUNK + 1, TILE, keys),
-            "keep": work(CHUNK, keys),
-            "sums": work(2, CHUNK, keys),
-        }
-    else:
-        states |= {"keep": work(keys), "total": work(values)}
-    dtype = scan.v.dtype
-    inputs = {"query": scan.q, "key": scan.k, "value": scan.v} | (strided or {})
-    inputs = {name: unit_last_stride(x) for name, x in inputs.items()}
-    log_f = unit_last_stride(scan.log_f)
-    fields = _addresses(dtype, dense, states)
-    fields["log_f"] = addresses.address_of_rows(log_f, log_f.dtype)
-    for name, x in inputs.items():
-        fields[name] = addresses.address_of_rows(x, dtype)
-    for name, x in (inputs | {"gate": log_f}).items():
-        for axis, stride in zip(("batch", "time", "head"), x.stride()):
-            fields[f"{name}_{axis}"] = stride
-    # The rows that a kernel walks along have a width that is compiled in.
-    if "grad_state" in states:
-        fields |= {"most": most, "values": values}
-        constant = {"keys": keys}
-    else:
-        fields["keys"] = keys
-        constant = {"values": values}
-    block = kernel.block(
-        tasks,
-        steps=scan.q.shape[1],
-        heads=heads,
-        units=units,
-        bounds=addresses.optional(bounds, torch.int64),
-        **fields,
-    )
-    tensors = (bounds, log_f, *inputs.values(), *dense.values(), *states.values())
-    size = scan.q.numel() * values
-    return Launch(kernel.address(name_of(dtype), **constant), block, size, tensors)
-
-
-def hgrn2_launch(
-    projected: Tensor,
-    lower_bound: Tensor | None,
-    state: Tensor,
-    y: Tensor,
-    *,
-    scale: float,
-    query_act: str,
-    candidate_act: str,
-) -> Launch:
-    """One position of HGRN2; see `Program.hgrn2_step`."""
-    sequences, heads, _, values = state.shape
-    dtype = y.dtype
-    states: dict[str, Tensor | int] = {
-        name: y.new_empty(y.shape) for name in ("keep", "key", "query", "value", "total")
-    }
-    ones = y.new_ones(y.shape[-1])
-    states |= {
-        "complement": ones if lower_bound is None else ones - lower_bound,
-        "scale": y.new_full((), scale),
-        "state": state,
-    }
-    block = hgrn2_step.block(
-        sequences * heads,
-        heads=heads,
-        keys=values,
-        projected=addresses.address_of_rows(projected, dtype),
-        projected_row=projected.stride(0),
-        **_addresses(dtype, {"y": y}, states),
-    )
-    address = hgrn2_step.address(
-        name_of(dtype),
-        values=values,
-        query_act=ACTIVATIONS[query_act],
-        candidate_act=ACTIVATIONS[candidate_act],
-    )
-    return Launch(address, block, state.numel(), (projected, y, *states.values()))
 
 
 def rows_launch(
@@ -276,12 +166,12 @@ def rows_launch(
     dtype = like.dtype
     width = like.shape[-1]
     count = like.numel() // max(width, 1)
-    fields = _addresses(dtype, dense, states)
+    fields = addresses_of(dtype, dense, states)
     for name, x in rows.items():
         fields[name] = addresses.address_of_rows(x, dtype)
         fields[f"{name}_row"] = x.stride(0)
     block = kernel.block(
-        _groups(count, ROWS),
+        groups(count, ROWS),
         rows=count,
         block=ROWS,
         width=width,
@@ -310,7 +200,7 @@ def linear_launch(
     out, width = weight.shape
     dtype = x.dtype
     block = kernel.block(
-        _groups(out, ROWS),
+        groups(out, ROWS),
         rows=out,
         block=ROWS,
         width=width,
@@ -327,7 +217,7 @@ def linear_launch(
     return Launch(kernel.address(name_of(dtype)), block, weight.numel(), tensors)
 
 
-def _addresses(
+def addresses_of(
     dtype: torch.dtype, dense: dict[str, Tensor], states: dict[str, Tensor | int]
 ) -> dict[str, int]:
     fields = {name: addresses.address(x, dtype) for name, x in dense.items()}
@@ -342,7 +232,7 @@ def unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _groups(count: int, size: int) -> int:
+def groups(count: int, size: int) -> int:
     """How many groups of `size` it takes to hold `count`."""
     return -(-count // size)
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from hgrn.ops import addresses
 from hgrn.ops.arguments import Scan
 from hgrn.ops.cpu import layer, linear, threads
+from hgrn.ops.cpu.gla_plans import hgrn2_launch
 from hgrn.ops.cpu.language import Kernel, enter, enter_parallel, helper, restart
-from hgrn.ops.cpu.plans import Launch, ScanPlan, hgrn2_launch, linear_launch, rows_launch
+from hgrn.ops.cpu.plans import Launch, ScanPlan, linear_launch, rows_launch
 from hgrn.ops.cpu.scan import scan_forward
 
 
