@@ -82,7 +82,6 @@ def _training(width: int, depth: int, steps: int, batch: int, head_dim: int, rep
             vocab_size=BYTES,
             hidden_size=width,
             num_hidden_layers=depth,
-            norm_type="rms",
             mixer="hgrn2",
             mixer_options={"head_dim": head_dim},
         )
