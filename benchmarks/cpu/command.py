@@ -5,6 +5,7 @@ names, and how long each takes on two cores:
   scan      our scans against the bandwidth, and against other packages    4 minutes
   train     training steps against their matrix products, and other models 10 minutes
   decode    one token at a time, beside a Transformer with its cache       1 minute
+  mixers    what each token mixer costs, at equal width                    3 minutes
   length    time and memory of up to 262,144 tokens                        5 minutes
   start     import, compilation of kernels, and freed memory               2 minutes
   quality   bits per byte against seconds of training                      2 hours
@@ -21,6 +22,7 @@ from benchmarks.cpu import (
     decoding,
     lengths,
     limits,
+    mixers,
     pictures,
     quality,
     scans,
@@ -38,6 +40,7 @@ _TIMED: dict[str, Callable[[bool], list[Part]]] = {
     "scan": scans.parts,
     "train": training.parts,
     "decode": decoding.parts,
+    "mixers": mixers.parts,
     "length": lengths.parts,
     "start": start.parts,
 }

@@ -102,6 +102,7 @@ def measure(contestant: Contestant, plan: Plan, results: Results) -> None:
 def best_rate(rows: Sequence[Cells], mixer: str) -> str:
     """The rate with which the seed that tried all has the best mean accuracy in validation."""
     own = [row for row in rows if row["mixer"] == mixer]
+    # Seeds are compared as numbers: as text, 10 would come before 2.
     searched = [row for row in own if row["seed"] == min((row["seed"] for row in own), key=int)]
     rates = list(dict.fromkeys(row["lr"] for row in searched))
     return max(
@@ -130,6 +131,7 @@ def _do(contestant: Contestant, plan: Plan, rate: float, seed: int, results: Res
 
 def _rows(contestant: Contestant, plan: Plan, outcome: Outcome) -> list[Cells]:
     """What all rows of a run have in common, and the accuracy for each number of pairs."""
+    # How much state a mixer has is what the comparison turns on, so it stands in every row.
     shared = {
         "budget": plan.budget,
         "parameters": str(outcome.parameters),
@@ -189,6 +191,7 @@ def _picture(rows: Sequence[Cells]):
         xlabel="pairs to remember",
         ylabel="right answers, test",
     )
+    counts = sorted({int(row["pairs"]) for row in rows})
     colours = (*look.COLOURS, look.SHADE)
     kinds = list(dict.fromkeys(each.label.removesuffix(BARE) for each in CONTESTANTS))
     for contestant in _measured(rows):
@@ -199,11 +202,14 @@ def _picture(rows: Sequence[Cells]):
         panel.plot(list(found), means, style, color=colour, label=contestant.label)
         dots = [(pairs, share) for pairs, shares in found.items() for share in shares]
         panel.plot(*zip(*dots), "o", markersize=3, color=colour)
-    counts = sorted({int(row["pairs"]) for row in rows})
+    # Who remembers the values, but not which key each belongs to, can only guess among them.
+    guesses = [1 / pairs for pairs in counts]
+    panel.plot(counts, guesses, ":", color="0.5", label="one of the values, at random")
     panel.set_xscale("log", base=2)
     panel.set_xticks(counts, [str(pairs) for pairs in counts])
     panel.set_ylim(-0.02, 1.02)
     look.finish(panel)
     # The lines cross the whole panel, so their names stand beside it.
     panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.set_size_inches(8.5, 4.2)
     return figure

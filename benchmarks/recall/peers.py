@@ -57,6 +57,7 @@ class MinGRU(Mixer):
             x, last = self.short_conv(x, *window, mask, cu_seqlens)
             after.append(last)
         candidate, gate = self.in_proj(x).chunk(2, dim=-1)
+        # log(1 - sigmoid(g)) = logsigmoid(-g) keeps its digits where a gate is nearly closed.
         entering = torch.sigmoid(gate) * candidate
         h, memory = gated_scan(
             entering, F.logsigmoid(-gate), memory, mask=mask, cu_seqlens=cu_seqlens
@@ -89,6 +90,8 @@ class FixedDecay(Mixer):
     The state is `(S [N, H, K, K],)`, with a convolution followed by its window.
     """
 
+    log_decay: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -105,6 +108,7 @@ class FixedDecay(Mixer):
         self.short_conv = None if conv_size is None else ShortConvolution(3 * dim, conv_size)
         self.norm = make_norm(norm_type, dim, norm_eps)
         self.out_proj = Linear(dim, dim, bias=bias)
+        # A buffer moves with the module; it is not saved, since the heads determine it.
         decays = torch.log1p(-(2.0 ** (-5.0 - torch.arange(self.heads[0]))))
         self.register_buffer("log_decay", decays[:, None], persistent=False)
 
@@ -124,6 +128,7 @@ class FixedDecay(Mixer):
             projected, last = self.short_conv(projected, *window, mask, cu_seqlens)
             after.append(last)
         query, key, value = (part.unflatten(-1, self.heads) for part in projected.chunk(3, -1))
+        # The scan has a gate for each row of the state; here all rows of a head share one.
         log_f = self.log_decay.expand(key.shape)
         y, memory = gla_scan(
             query * self.heads[1] ** -0.5,
@@ -200,11 +205,13 @@ class Mamba(Mixer):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One call for all uses; arguments as `Mixer.forward`."""
         memory, window = (None, None) if state is None else state
+        # The convolution comes first, so that the gates see the tokens before theirs.
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         u, window = self.short_conv(u, window, mask, cu_seqlens)
         u = F.silu(u)
         low, write, read = self.select(u).split(self.rows, dim=-1)
         dt = F.softplus(self.step(low))
+        # From here on `[B, T, E, S]`: the largest tensors, S times as many numbers as u.
         log_f = dt[..., None] * -self.log_a.exp()
         entering = (dt * u)[..., None] * write[..., None, :]
         h, memory = gated_scan(

@@ -1,12 +1,20 @@
 """The questions of associative recall, and the token mixers that are asked beside ours."""
 
+from dataclasses import replace
+from typing import cast
+
 import pytest
 import torch
 
-from benchmarks.recall.data import FILLERS, KEYS, VALUES, questions
+from benchmarks.__main__ import main
+from benchmarks.recall import command
+from benchmarks.recall.command import QUICK, accuracies_of, best_rate
+from benchmarks.recall.data import FILLER, KEYS, VALUES, questions
 from benchmarks.recall.models import CONTESTANTS, Recall, state_bytes
 from benchmarks.recall.peers import FixedDecay, Mamba, MinGRU
-from hgrn.modules import HGRN, HGRU
+from benchmarks.recall.training import accuracies, trained
+from benchmarks.rows import read_csv
+from hgrn.modules import HGRN, HGRU, Mixer
 
 COUNTS = (4, 8, 16, 32)
 PEERS = [
@@ -36,9 +44,16 @@ def test_each_question_has_the_answer_of_its_pair(pairs):
         is_filler[: 2 * pairs] = False
         is_filler[places] = False
         assert (places.diff() > 0).all() and places[0] >= 2 * pairs
-        fillers = tokens[is_filler] - KEYS - VALUES
-        assert len(fillers) == 256 - 2 * pairs - 64
-        assert fillers.min() >= 0 and fillers.max() < FILLERS
+        fillers = tokens[is_filler].tolist()
+        assert fillers == [FILLER] * (256 - 2 * pairs - 64)
+
+
+def test_most_questions_are_near_the_pairs():
+    places = questions([4], 200, (0,)).places
+    near = (places < 8 + 124).double().mean()
+    # Half of the positions: with equal chances it would be a half.
+    assert 0.6 < near < 0.8
+    assert (places[:, 0] == 8).double().mean() > 0.95 and places.max() == 255
 
 
 def test_questions_depend_on_the_seed_alone():
@@ -68,7 +83,8 @@ def test_a_peer_reads_chunks_and_steps_as_it_reads_all(mixer, options):
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, 1), whole)
     torch.testing.assert_close(state, last)
-    start = tuple(block.mixer.initial_state(2) for block in rnn.blocks)
+    mixers = [cast(Mixer, block.mixer) for block in rnn.blocks]
+    start = tuple(each.initial_state(2) for each in mixers)
     assert [[a.shape for a in parts] for parts in start] == [
         [a.shape for a in parts] for parts in last
     ]
@@ -97,6 +113,7 @@ def test_a_peer_is_causal_and_its_gradients_are_finite(mixer, options):
     rnn = HGRN(8, 2, mixer=mixer, **options)
     x = torch.randn(2, 12, 8, requires_grad=True)
     y, _ = rnn(x)
+    # One channel: the sum over all channels behind a layer norm is constant.
     (past,) = torch.autograd.grad(y[:, 6, 0].sum(), x, retain_graph=True)
     assert past[:, :7].abs().sum() > 0 and past[:, 7:].abs().max() == 0
     y.square().sum().backward()
@@ -146,9 +163,71 @@ def test_models_answer_for_the_places_that_are_asked():
         logits = model(asked.tokens, asked.places)
         assert logits.shape == (3, 4, VALUES), contestant.name
         y, _ = model.stack(model.embedding(asked.tokens[1:2]))
-        torch.testing.assert_close(logits[1, 2], model.head(y[0, asked.places[1, 2]]))
+        names = model.embedding.weight[KEYS : KEYS + VALUES]
+        torch.testing.assert_close(logits[1, 2], names @ y[0, asked.places[1, 2]])
 
 
 def test_the_bytes_of_a_state():
     assert state_bytes(HGRU(8)) == 2 * 8 * 4
     assert state_bytes(Mamba(8)) == (16 * 16 + 3 * 16) * 4
+
+
+def test_the_test_counts_right_answers():
+    class Knows(torch.nn.Module):
+        """Answers right in the sequences with fewer than 4 pairs."""
+
+        def forward(self, tokens, places):
+            known = {tuple(row): index for index, row in enumerate(asked.tokens.tolist())}
+            rows = [known[tuple(row)] for row in tokens.tolist()]
+            wrong = (asked.pairs[rows] >= 4).long()[:, None]
+            answers = (asked.values[rows] + wrong) % VALUES
+            return torch.nn.functional.one_hot(answers, VALUES).float()
+
+    asked = questions([1, 2, 4], 70, (3,), length=24, asked=4)
+    assert accuracies(Knows(), asked) == {1: 1.0, 2: 1.0, 4: 0.0}
+
+
+def test_a_run_is_the_same_again_and_learns():
+    plan = replace(QUICK, counts=(1,), steps=8, each=8)
+    first, again = (trained(CONTESTANTS[-1], plan, 1e-2, 0, lambda *_: None) for _ in range(2))
+    assert (first.validation, first.test) == (again.validation, again.test)
+    easy = replace(plan, steps=100, each=32, length=6, asked=2, tested=100)
+    # Of 64 values.
+    assert trained(CONTESTANTS[-1], easy, 1e-2, 0, lambda *_: None).test[1] > 0.5
+
+
+def rows_of(*cells: tuple[str, ...]) -> list[dict[str, str]]:
+    names = ("mixer", "lr", "seed", "pairs", "validation_accuracy", "test_accuracy")
+    return [dict(zip(names, row)) for row in cells]
+
+
+def test_the_rate_is_chosen_by_the_first_seed_in_validation():
+    rows = rows_of(
+        ("a", "0.1", "2", "4", "0.5", "0.11"),
+        ("a", "0.1", "10", "4", "0.0", "0.12"),
+        ("a", "0.2", "2", "4", "0.4", "0.99"),
+        ("b", "0.2", "2", "4", "0.9", "0.13"),
+    )
+    assert best_rate(rows, "a") == "0.1" and best_rate(rows, "b") == "0.2"
+    assert accuracies_of(rows, "a") == {4: [0.11, 0.12]}
+
+
+def test_the_command_trains_once_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: True)
+    arguments = ["recall", "mingru", "--quick", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    rows = read_csv(tmp_path / "recall.csv")
+    # Two rates with the first seed and one with the second, for two numbers of pairs each.
+    assert len(rows) == 6 and {row["budget"] for row in rows} == {QUICK.budget}
+    assert [row["seed"] for row in rows] == ["0"] * 4 + ["1"] * 2
+    assert rows[0]["state_bytes"] == "1024" and rows[0]["threads"] == "1"
+    assert (tmp_path / "bench_recall.png").stat().st_size > 10_000
+
+    capsys.readouterr()
+    assert main(["recall", "mingru", "hgrn-real", "--quick", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("measured before") == 3
+    assert read_csv(tmp_path / "recall.csv")[:6] == rows
+    assert main(["recall", "--list", "--out", str(tmp_path)]) == 0
+    assert "begun" in capsys.readouterr().out
+    assert main(["recall", "mingro", "--quick", "--out", str(tmp_path)]) == 2
+    assert "did you mean mingru" in capsys.readouterr().err
