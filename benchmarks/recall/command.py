@@ -32,7 +32,7 @@ COLUMNS = (
     *("validation_accuracy", "test_accuracy", "tested"),
 )
 KEY = ("mixer", "pairs", "lr", "seed")
-FULL = Plan((4, 8, 16, 32), 2500, 6, (3e-3, 6e-3), (0, 1, 2), 256, 256, 64)
+FULL = Plan((1, 2, 4, 8, 16, 32), 4000, 5, (2e-3, 4e-3), (0, 1, 2), 500, 128, 32)
 QUICK = Plan((2, 4), 3, 2, (3e-3, 6e-3), (0, 1), 4, 32, 8)
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 # Zoology has 8,192 tokens, and 100,000 sequences an epoch. These learn in minutes on a CPU.
-KEYS = 64
-VALUES = 64
+KEYS = 32
+VALUES = 32
 FILLER = KEYS + VALUES
 VOCABULARY = FILLER + 1
-LENGTH = 256
-QUESTIONS = 64
+LENGTH = 128
+QUESTIONS = 32
 # Zoology's: the probability of a position falls as its distance to the pairs to the power of this
 # less 1, so that many questions are near and the first steps have something to learn.
 _POWER = 0.01
