@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.recall.data import Questions, questions
+from benchmarks.recall.data import KEYS, Questions, questions
 from benchmarks.recall.models import Contestant, Recall
 from hgrn.modules import no_decay_names
 from hgrn.progress import OnProgress
@@ -49,7 +49,7 @@ class Plan:
         """What a run learns from, in words; rows of other budgets are not comparable."""
         return (
             f"{self.steps} steps of {self.each * len(self.counts)} sequences, T={self.length}, "
-            f"{self.asked} questions"
+            f"{self.asked} questions, {KEYS} keys"
         )
 
     def questions(self, each: int, *seed: int) -> Questions:
