@@ -6,6 +6,7 @@
     python -m benchmarks gpu                    the kernels for GPUs on one GPU, in 8 minutes
     python -m benchmarks gpu --rehearse         the same at tiny shapes on a CPU, in 5 minutes
     python -m benchmarks trained                trains the classifiers of docs/reproduction.md
+    python -m benchmarks recall                 which mixers can look up what they have read
     python -m benchmarks newsgroups OUT         makes the text that some of these learn from
     python -m benchmarks pathfinder FOLDER      compares our Pathfinder images with the originals
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "cpu": "benchmarks.cpu.command",
     "gpu": "benchmarks.gpu.command",
     "trained": "benchmarks.trained.command",
+    "recall": "benchmarks.recall.command",
     "newsgroups": "benchmarks.arena.newsgroups",
     "pathfinder": "benchmarks.arena.pathfinder",
 }

@@ -6,6 +6,7 @@ names, and how long each takes on two cores:
   train     training steps against their matrix products, and other models 10 minutes
   decode    one token at a time, beside a Transformer with its cache       1 minute
   hgrn2     training and decoding with HGRN2, against their limits         2 minutes
+  mixers    what each token mixer costs, at equal width                    3 minutes
   length    time and memory of up to 262,144 tokens                        5 minutes
   start     import, compilation of kernels, and freed memory               2 minutes
   quality   bits per byte against seconds of training                      2 hours
@@ -23,6 +24,7 @@ from benchmarks.cpu import (
     hgrn2,
     lengths,
     limits,
+    mixers,
     pictures,
     quality,
     scans,
@@ -41,6 +43,7 @@ _TIMED: dict[str, Callable[[bool], list[Part]]] = {
     "train": training.parts,
     "decode": decoding.parts,
     "hgrn2": hgrn2.parts,
+    "mixers": mixers.parts,
     "length": lengths.parts,
     "start": start.parts,
 }

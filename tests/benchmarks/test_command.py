@@ -42,13 +42,15 @@ def test_limits_and_scan(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["train", "decode", "length", "start", "quality", "context"])
+@pytest.mark.parametrize(
+    "name", ["train", "decode", "mixers", "length", "start", "quality", "context"]
+)
 def test_the_others(tmp_path, monkeypatch, name):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plots = tmp_path / "plots"
     assert main(["cpu", name, "--quick", "--out", str(tmp_path), "--plots", str(plots)]) == 0
     assert read_csv(tmp_path / f"{name}.csv")
-    assert name in ("start", "context") or list(plots.glob("bench_*.png"))
+    assert name in ("start", "mixers", "context") or list(plots.glob("bench_*.png"))
 
 
 def test_an_unknown_name_is_refused(capsys):

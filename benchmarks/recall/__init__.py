@@ -1,0 +1,1 @@
+"""Associative recall: which token mixers can look up what they have read."""
