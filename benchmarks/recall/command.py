@@ -5,12 +5,12 @@
     python -m benchmarks recall --list
 
 The task is multi-query associative recall (benchmarks/recall/data.py). Every mixer stands in the
-same stack, of two layers with 64 channels. The first seed tries all learning rates, and the one
-with the best validation accuracy trains the other seeds. A row is the test accuracy of one run for
-one number of pairs.
+same stack, of two layers with 64 channels. The plan (`FULL`) says which learning rates the first
+seed tries; the one with the best validation accuracy trains the other seeds. A row is the test
+accuracy of one run for one number of pairs.
 
 Every run takes one thread, so two of these commands with different names can share two cores. A run
-takes 4 to 8 minutes on one core, that of Mamba 20; all mixers take 5 hours, or half of that on two.
+takes 8 to 16 minutes on one core, that of Mamba 40.
 """
 
 import argparse
