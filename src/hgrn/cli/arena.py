@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hgrn.cli.options import Parser
+from hgrn.cli.options import Parser, add_import
 
 ABOUT = "make one table of all runs of Long Range Arena, beside the paper's numbers"
 MORE = """\
@@ -22,6 +22,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="FOLDER",
         help="where to look for runs, and to write arena.md (default: runs)",
     )
+    add_import(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

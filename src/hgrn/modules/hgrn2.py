@@ -3,7 +3,6 @@
 Shape letters: B batch, T time, D channels, H heads of K channels each (D = H K), N sequences.
 """
 
-import torch
 from torch import Tensor
 
 from hgrn.modules.arguments import check_choice, check_dtype, check_input, check_state_tuple
@@ -138,14 +137,10 @@ class HGRN2Mixer(Mixer):
 
     def initial_state(self, sequences: int) -> tuple[Tensor, ...]:
         """What state=None stands for: zeros in the shapes that `forward` returns."""
-        weight = self.out_proj.weight
-        memory = weight.new_zeros(
-            sequences,
-            self.heads,
-            self.head_dim,
-            self.head_dim,
-            dtype=at_least_float32(weight.dtype) if weight.is_floating_point() else torch.float32,
-        )
+        # The linear maps may have 8-bit weights; the norm never has.
+        weight = self.norm.weight
+        shape = (sequences, self.heads, self.head_dim, self.head_dim)
+        memory = weight.new_zeros(shape, dtype=at_least_float32(weight.dtype))
         if self.short_conv is None:
             return (memory,)
         return memory, self.short_conv.initial_state(sequences)
