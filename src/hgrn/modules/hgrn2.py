@@ -138,7 +138,7 @@ class HGRN2Mixer(Mixer):
     def initial_state(self, sequences: int) -> tuple[Tensor, ...]:
         """What state=None stands for: zeros in the shapes that `forward` returns."""
         # The linear maps may have 8-bit weights; the norm never has.
-        weight = self.norm.weight
+        weight = self.norm.get_parameter("weight")
         shape = (sequences, self.heads, self.head_dim, self.head_dim)
         memory = weight.new_zeros(shape, dtype=at_least_float32(weight.dtype))
         if self.short_conv is None:
