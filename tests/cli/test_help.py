@@ -44,7 +44,7 @@ def test_every_help_has_an_example(name, capsys):
         (["train", "quickstart", "--data.files", "a.txt", "--resum"], "did you mean --resume?"),
         (["train", "quickstart", "--lr", "1"], "such as --optimizer.lr 1e-3: `hgrn recipes NAME`"),
         (["train", "quickstart", "--optimizer.learning_rate", "1"], "did you mean lr?"),
-        (["recipes", "quikstart"], "did you mean quickstart?"),
+        (["recipes", "quikstart"], "did you mean quickstart or quickstart-hgrn2?"),
         (["eval", "run", "more"], "unknown argument 'more' (see hgrn eval --help)"),
     ],
 )

@@ -339,8 +339,8 @@ def test_a_program_checks_what_it_is_given():
     y = torch.zeros(1, 3)
     with pytest.raises(ValueError, match=r"weight must have shape \(3, 4\), got \(4, 3\)"):
         Program().linear(x, weight.T, None, y)
-    with pytest.raises(ValueError, match=r"bias must have shape \(4,\), got None"):
-        Program().norm(x, torch.ones(4), None, 1e-5, torch.zeros(1, 4))
+    with pytest.raises(ValueError, match=r"bias must have shape \(4,\), got \(3,\)"):
+        Program().norm(x, torch.ones(4), torch.zeros(3), 1e-5, torch.zeros(1, 4))
     with pytest.raises(ValueError, match="needs torch.int8 in plain contiguous memory"):
         Program().linear(x, weight, None, y, scale=torch.ones(3))
     with pytest.raises(ValueError, match="negated lazily"):

@@ -10,13 +10,13 @@ if "numba" not in available_engines("cpu"):
 
 from numba import cfunc, types
 
-from hgrn.ops.cpu import layer, linear, scan, threads
+from hgrn.ops.cpu import gates, gla, hgrn2, layer, linear, scan, threads
 from hgrn.ops.cpu.language import OPTIONS, Kernel
 from hgrn.ops.cpu.rows import number, second
 
 KERNELS = {
     name: kernel
-    for module in (layer, linear, scan)
+    for module in (gla, hgrn2, layer, linear, scan)
     for name, kernel in vars(module).items()
     if isinstance(kernel, Kernel)
 }
@@ -24,10 +24,15 @@ SCANS = [(parts, fused) for parts in (1, 2) for fused in (0, 1)]
 CONSTANTS = {
     "scan_forward": SCANS,
     "scan_backward": SCANS,
-    "gated_norm": [(layer.SILU,)],
-    "gated_norm_backward": [(layer.SILU,)],
-    "gated_unit": [(layer.SILU,)],
-    "gated_unit_backward": [(layer.SILU,)],
+    "gated_norm": [(gates.SILU,)],
+    "gated_norm_backward": [(gates.SILU,)],
+    "gated_unit": [(gates.SILU,)],
+    "gated_unit_backward": [(gates.SILU,)],
+    "gla_forward": [(64,)],
+    "gla_backward": [(64,)],
+    "hgrn2_inputs": [(gates.SILU, gates.IDENTITY)],
+    "hgrn2_inputs_backward": [(gates.SILU, gates.IDENTITY)],
+    "hgrn2_step": [(64, gates.SILU, gates.IDENTITY)],
 }
 VARIANTS = [(name, constants) for name in KERNELS for constants in CONSTANTS.get(name, [()])]
 

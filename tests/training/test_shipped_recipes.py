@@ -141,6 +141,8 @@ def test_small_recipes_train(with_data, tmp_path, name):
         "batch.block_size": 32,
         "batch.batch_size": 4,
     }
+    if name == "quickstart-hgrn2":
+        short["model.mixer_options"] = {"head_dim": 4}
     outcome = train(with_data(name, **short), tmp_path / "run")
     assert outcome.step == 2 and outcome.best["bits_per_byte"] < 12
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 
-from hgrn.ops import gla, layers, operators, reference
+from hgrn.ops import gla, hgrn2, layers, operators, reference
 from hgrn.ops.arguments import Scan, at_least_float32
 from hgrn.ops.gla_arguments import GlaScan
 
@@ -105,4 +105,5 @@ DECOMPOSITIONS = {
     operators.hgru_scan.overload: _hgru_scan,
     layers.gated_norm_operator.overload: layers.gated_norm_operator.composition,
     layers.gated_unit_operator.overload: layers.gated_unit_operator.composition,
+    hgrn2.hgrn2_inputs_operator.overload: hgrn2.hgrn2_inputs_operator.composition,
 }

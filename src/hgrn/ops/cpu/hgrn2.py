@@ -64,23 +64,26 @@ def hgrn2_inputs(call, task):
         )
 
 
+# Each loop of a row's gradient has few rows. With all of them in one loop the compiler would have to
+# compare too many places for overlaps, and would take one element at a time.
 @helper
-def _back_row(call, width, inputs, grads, grad_query, grad_forget, grad_candidate, grad_lower):
-    query, forget, candidate = inputs
-    grad_q, grad_k, grad_v, grad_log_f = grads
-    scale = call.scale[0]
-    complement = call.complement
+def _back_activation(activation, width, scale, x, grad, grad_x):
     for j in range(width):
-        _, slope = activated_pair(call.query_act, query[j])
-        _, candidate_slope = activated_pair(call.candidate_act, candidate[j])
+        _, slope = activated_pair(activation, x[j])
+        grad_x[j] = scale * slope * grad[j]
+
+
+@helper
+def _back_gates(call, width, forget, grad_k, grad_log_f, grad_forget, grad_lower):
+    complement = call.complement
+    smallest = call.smallest[0]
+    for j in range(width):
         on, off = sigmoid_pair(forget[j])
         keep, _ = _gate_pair(complement[j], forget[j])
         # A gate of 0 passes nothing on, so its gradient is 0 as well.
-        inverse = number(keep, 1) / select(keep < call.smallest[0], call.smallest[0], keep)
+        inverse = number(keep, 1) / select(keep < smallest, smallest, keep)
         both = off * (grad_log_f[j] * inverse - grad_k[j])
-        grad_query[j] = scale * slope * grad_q[j]
         grad_forget[j] = complement[j] * on * both
-        grad_candidate[j] = candidate_slope * grad_v[j]
         grad_lower[j] += both
 
 
@@ -95,20 +98,22 @@ def hgrn2_inputs_backward(call, task):
     width = call.width
     for row in range(task * call.block, min((task + 1) * call.block, call.rows)):
         query = call.projected + row * call.projected_row
-        grad = call.grad_projected + row * 3 * width
-        _back_row(
+        grad_query = call.grad_projected + row * 3 * width
+        grad_q = call.grad_q + row * call.grad_q_row
+        grad_v = call.grad_v + row * call.grad_v_row
+        scale = call.scale[0]
+        one = number(scale, 1)
+        _back_activation(call.query_act, width, scale, query, grad_q, grad_query)
+        _back_activation(
+            call.candidate_act, width, one, query + 2 * width, grad_v, grad_query + 2 * width
+        )
+        _back_gates(
             call,
             width,
-            (query, query + width, query + 2 * width),
-            (
-                call.grad_q + row * call.grad_q_row,
-                call.grad_k + row * call.grad_k_row,
-                call.grad_v + row * call.grad_v_row,
-                call.grad_log_f + row * width,
-            ),
-            grad,
-            grad + width,
-            grad + 2 * width,
+            query + width,
+            call.grad_k + row * call.grad_k_row,
+            call.grad_log_f + row * width,
+            grad_query + width,
             call.grad_lower + task * width,
         )
 
