@@ -64,8 +64,8 @@ def hgrn2_inputs(call, task):
         )
 
 
-# Each loop of a row's gradient has few rows. With all of them in one loop the compiler would have to
-# compare too many places for overlaps, and would take one element at a time.
+# Each loop of a row's gradient has few rows. With all of them in one loop, the compiler would have
+# to compare too many places for overlaps, and would take one element at a time.
 @helper
 def _back_activation(activation, width, scale, x, grad, grad_x):
     for j in range(width):
