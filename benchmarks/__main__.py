@@ -29,7 +29,9 @@ COMMANDS = {
     "cpu": "benchmarks.cpu.command",
     "gpu": "benchmarks.gpu.command",
     "trained": "benchmarks.trained.command",
-    "recall": "benchmarks.recall.command",
+    "recall": "benchmarks.probes.recall_command",
+    "memory": "benchmarks.probes.memory_command",
+    "probes": "benchmarks.probes.command",
     "newsgroups": "benchmarks.arena.newsgroups",
     "pathfinder": "benchmarks.arena.pathfinder",
 }

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.cpu.models import parameters
 from benchmarks.parts import Part
-from benchmarks.recall.models import Contestant, state_bytes
-from benchmarks.recall.peers import FixedDecay, Mamba, MinGRU
+from benchmarks.probes.models import Contestant, state_bytes
+from benchmarks.probes.peers import FixedDecay, Mamba, MinGRU
 from benchmarks.rows import Row
 from benchmarks.scan_cases import refuse_if_wrong
 from hgrn.cli.speed import round_robin

@@ -1,18 +1,17 @@
 """The questions of associative recall, and the token mixers that are asked beside ours."""
 
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.recall import command
-from benchmarks.recall.command import QUICK, accuracies_of, best_rate
-from benchmarks.recall.data import FILLER, KEYS, VALUES, questions
-from benchmarks.recall.models import CONTESTANTS, Recall, state_bytes
-from benchmarks.recall.peers import FixedDecay, Mamba, MinGRU
-from benchmarks.recall.training import accuracies, trained
+from benchmarks.probes import recall_command as command
+from benchmarks.probes.models import CONTESTANTS, Answerer, stack_of, state_bytes
+from benchmarks.probes.peers import FixedDecay, Mamba, MinGRU
+from benchmarks.probes.recall import FILLER, KEYS, VALUES, VOCABULARY, questions
+from benchmarks.probes.recall_command import QUICK, accuracies, accuracies_of, best_rate, trained
 from benchmarks.rows import read_csv
 from hgrn.modules import HGRN, HGRU, Mixer
 
@@ -59,7 +58,6 @@ def test_most_questions_are_near_the_pairs():
 def test_questions_depend_on_the_seed_alone():
     first, same, other = (questions(COUNTS, 2, seed) for seed in ((0, 1), (0, 1), (0, 2)))
     assert first.tokens.shape == (8, 128) and first.values.shape == first.places.shape == (8, 32)
-    assert first.pairs.tolist() == [4, 4, 8, 8, 16, 16, 32, 32]
     assert all(torch.equal(a, b) for a, b in zip(first, same))
     assert not torch.equal(first.tokens, other.tokens)
 
@@ -159,7 +157,7 @@ def test_a_peer_computes_its_equation():
 def test_models_answer_for_the_places_that_are_asked():
     asked = questions([2], 3, (0,), length=24, asked=4)
     for contestant in CONTESTANTS:
-        model = Recall(contestant, width=64)
+        model = Answerer(stack_of(contestant, 64, 2), VOCABULARY, slice(KEYS, KEYS + VALUES))
         logits = model(asked.tokens, asked.places)
         assert logits.shape == (3, 4, VALUES), contestant.name
         y, _ = model.stack(model.embedding(asked.tokens[1:2]))
@@ -178,13 +176,14 @@ def test_the_test_counts_right_answers():
 
         def forward(self, tokens, places):
             known = {tuple(row): index for index, row in enumerate(asked.tokens.tolist())}
-            rows = [known[tuple(row)] for row in tokens.tolist()]
-            wrong = (asked.pairs[rows] >= 4).long()[:, None]
+            rows = torch.tensor([known[tuple(row)] for row in tokens.tolist()])
+            wrong = (rows >= 2 * 70).long()[:, None]
             answers = (asked.values[rows] + wrong) % VALUES
             return torch.nn.functional.one_hot(answers, VALUES).float()
 
-    asked = questions([1, 2, 4], 70, (3,), length=24, asked=4)
-    assert accuracies(Knows(), asked) == {1: 1.0, 2: 1.0, 4: 0.0}
+    plan = replace(QUICK, counts=(1, 2, 4), tested=70, length=24, asked=4)
+    asked = plan.questions(70, 3)
+    assert accuracies(cast(Any, Knows()), plan, 3) == {1: 1.0, 2: 1.0, 4: 0.0}
 
 
 def test_a_run_is_the_same_again_and_learns():

@@ -7,11 +7,11 @@ Shape letters: B sequences, T positions, n pairs, Q questions.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from benchmarks.probes.questions import Questions
 
 # Zoology has 8,192 tokens, and learns from 100,000 sequences many times over, on a GPU. So few
 # tokens are learned in minutes on a CPU.
@@ -26,20 +26,6 @@ QUESTIONS = 32
 _POWER = 0.01
 
 
-class Questions(NamedTuple):
-    """Sequences and what is asked in them.
-
-    tokens: int64 `[B, T]`. places: the positions of the keys that are asked for, ascending,
-    `[B, Q]`. values: the right answers, 0 to VALUES - 1, `[B, Q]`. pairs: n of each sequence,
-    `[B]`.
-    """
-
-    tokens: Tensor
-    places: Tensor
-    values: Tensor
-    pairs: Tensor
-
-
 def questions(
     counts: Sequence[int],
     each: int,
@@ -48,7 +34,7 @@ def questions(
     length: int = LENGTH,
     asked: int = QUESTIONS,
 ) -> Questions:
-    """Random sequences, `each` of them for every number of pairs; the same for the same seed.
+    """Random sequences, `each` of them for every number of pairs in turn; the same for one seed.
 
     Zoology asks once for each key. Here every sequence has equally many questions, so that a
     sequence of few pairs teaches as much as one of many.
@@ -94,7 +80,7 @@ def _of_equal_pairs(
     which = _drawn(generator, sequences, np.ones(asked), asked) % pairs
     np.put_along_axis(tokens, places, np.take_along_axis(keys, which, 1), 1)
     answers = np.take_along_axis(values, which, 1)
-    return tokens, places, answers, np.full(sequences, pairs)
+    return tokens, places, answers
 
 
 def _drawn(

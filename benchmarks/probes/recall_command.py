@@ -4,7 +4,7 @@
     python -m benchmarks recall hgrn2-64 mingru   some of them
     python -m benchmarks recall --list
 
-The task is multi-query associative recall (benchmarks/recall/data.py). Every mixer stands in the
+The task is multi-query associative recall (benchmarks/probes/recall.py). Every mixer stands in the
 same stack, of two layers with 64 channels. The plan (`FULL`) says which learning rates the first
 seed tries; the one with the best validation accuracy trains the other seeds. A row is the test
 accuracy of one run for one number of pairs.
@@ -15,19 +15,87 @@ takes 8 to 16 minutes on one core, that of Mamba 40.
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+import torch
+
 from benchmarks import drawing
 from benchmarks.machine import environment
-from benchmarks.recall.models import BARE, CONTESTANTS, Contestant, Recall, state_bytes
-from benchmarks.recall.training import Outcome, Plan, trained
+from benchmarks.probes.models import (
+    BARE,
+    CONTESTANTS,
+    Answerer,
+    Contestant,
+    first_mixer,
+    stack_of,
+    state_bytes,
+)
+from benchmarks.probes.questions import Questions
+from benchmarks.probes.recall import KEYS, VALUES, VOCABULARY, questions
+from benchmarks.probes.training import right_answers, steps
 from benchmarks.rows import IMAGES, RESULTS, Cells, Results, read_csv
 from benchmarks.telling import show, telling
 from hgrn.analysis import look
 from hgrn.errors import UserError, near
 from hgrn.memory import keep_freed_memory
+from hgrn.progress import OnProgress
+from hgrn.training.schedules import cosine
 from hgrn.training.threads import cpu_threads
+
+_WIDTH = 64
+_DEPTH = 2
+_WARM_UP = 0.05  # of the steps
+# The first number of a generator's seed. The steps of a run are a third number, so nothing that is
+# tested was trained on. All runs take the same tests.
+_TRAINING = 0
+_VALIDATION = 1
+_TEST = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every contestant does.
+
+    counts: numbers of pairs. All are learned at once, in equal parts of every batch, so that the
+    easy ones lead to the hard ones. steps: of training. each: sequences of a batch for every
+    number of pairs. rates: learning rates that the first seed tries. seeds: the others take the
+    best rate. tested: sequences of each split for every number of pairs. length: positions of a
+    sequence. asked: questions in it.
+    """
+
+    counts: tuple[int, ...]
+    steps: int
+    each: int
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    tested: int
+    length: int
+    asked: int
+
+    @property
+    def budget(self) -> str:
+        """What a run learns from, in words; rows of other budgets are not comparable."""
+        return (
+            f"{self.steps} steps of {self.each * len(self.counts)} sequences, T={self.length}, "
+            f"{self.asked} questions, {KEYS} keys"
+        )
+
+    def questions(self, each: int, *seed: int) -> Questions:
+        """Sequences of all numbers of pairs."""
+        return questions(self.counts, each, seed, length=self.length, asked=self.asked)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run: accuracies for every number of pairs, and seconds of a core."""
+
+    validation: dict[int, float]
+    test: dict[int, float]
+    seconds: float
+    parameters: int
+
 
 COLUMNS = (
     *("mixer", "pairs", "lr", "seed", "budget", "parameters", "state_bytes", "train_seconds"),
@@ -131,13 +199,44 @@ def _do(contestant: Contestant, plan: Plan, rate: float, seed: int, results: Res
     print(f"{title}: {told} ({outcome.seconds:.0f} s)", flush=True)
 
 
+def trained(
+    contestant: Contestant, plan: Plan, rate: float, seed: int, tell: OnProgress
+) -> Outcome:
+    """Train a model, and test it."""
+    torch.manual_seed(seed)
+    model = Answerer(stack_of(contestant, _WIDTH, _DEPTH), VOCABULARY, slice(KEYS, KEYS + VALUES))
+    seconds = 0.0
+    for step in steps(
+        model,
+        lambda number: plan.questions(plan.each, _TRAINING, seed, number),
+        lambda number: cosine(number, rate, plan.steps + 1, round(_WARM_UP * plan.steps)),
+    ):
+        seconds = step.seconds
+        tell(step.number, plan.steps)
+        if step.number == plan.steps:
+            break
+    return Outcome(
+        accuracies(model, plan, _VALIDATION),
+        accuracies(model, plan, _TEST),
+        seconds,
+        sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def accuracies(model: Answerer, plan: Plan, seed: int) -> dict[int, float]:
+    """The share of right answers for every number of pairs."""
+    right = right_answers(model, plan.questions(plan.tested, seed))
+    parts = right.double().split(plan.tested)
+    return {pairs: part.mean().item() for pairs, part in zip(plan.counts, parts, strict=True)}
+
+
 def _rows(contestant: Contestant, plan: Plan, outcome: Outcome) -> list[Cells]:
     """What all rows of a run have in common, and the accuracy for each number of pairs."""
     # How much state a mixer has is what the comparison turns on, so it stands in every row.
     shared = {
         "budget": plan.budget,
         "parameters": str(outcome.parameters),
-        "state_bytes": str(state_bytes(Recall(contestant).mixer)),
+        "state_bytes": str(state_bytes(first_mixer(stack_of(contestant, _WIDTH, _DEPTH)))),
         "train_seconds": f"{outcome.seconds:.0f}",
         "tested": str(plan.tested * plan.asked),
     }

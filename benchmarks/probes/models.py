@@ -1,4 +1,4 @@
-"""The models that are asked: an embedding, two blocks of one mixer, and the embedding again."""
+"""The models that are asked: an embedding, blocks of one mixer, and the embedding again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from benchmarks.recall import peers
-from benchmarks.recall.data import KEYS, VALUES, VOCABULARY
+from benchmarks.probes import peers
+from benchmarks.probes.classics import Attention, Recurrent
 from hgrn.modules import HGRN, HGRU, HGRN2Mixer, Mixer
-
-WIDTH = 64
-DEPTH = 2
 
 
 @dataclass(frozen=True)
@@ -41,28 +38,46 @@ CONTESTANTS = (
     Contestant("hgrn2-64-bare", f"HGRN2, heads of 64{BARE}", HGRN2Mixer, {"head_dim": 64}),
     Contestant("hgrn-complex-bare", f"HGRN, complex{BARE}", HGRU),
 )
+# These read whole sequences, so they have no state to compare.
+CLASSICS = (
+    Contestant("gru", "GRU", Recurrent, _CONV | {"kind": nn.GRU}),
+    Contestant("lstm", "LSTM", Recurrent, _CONV | {"kind": nn.LSTM}),
+    Contestant("attention", "attention", Attention, _CONV),
+)
 
 
-class Recall(nn.Module):
-    """Tokens to the logits of the values that are asked for."""
+class Answerer(nn.Module):
+    """Tokens to the logits of the answers that are asked for.
 
-    def __init__(self, contestant: Contestant, width: int = WIDTH):
+    Args:
+        stack: the blocks, of D channels.
+        vocabulary: number of tokens.
+        answers: which of them are answers.
+    """
+
+    def __init__(self, stack: HGRN, vocabulary: int, answers: slice):
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, width)
-        nn.init.normal_(self.embedding.weight, std=width**-0.5)
-        self.stack = HGRN(width, DEPTH, mixer=contestant.mixer, **contestant.options)
-
-    @property
-    def mixer(self) -> Mixer:
-        """The mixer of the first block."""
-        return cast(Mixer, self.stack.blocks[0].mixer)
+        self.embedding = nn.Embedding(vocabulary, stack.dim)
+        nn.init.normal_(self.embedding.weight, std=stack.dim**-0.5)
+        self.stack = stack
+        self._answers = answers
 
     def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """tokens int64 `[B, T]`, places `[B, Q]` -> logits `[B, Q, VALUES]`."""
+        """tokens int64 `[B, T]`, places `[B, Q]` -> logits `[B, Q, answers]`."""
         y, _ = self.stack(self.embedding(tokens))
         read = torch.take_along_dim(y, places[..., None], dim=1)
-        # The rows of the values. Tied as in Zoology: what is remembered can be named at once.
-        return read @ self.embedding.weight[KEYS : KEYS + VALUES].T
+        # The rows of the answers. Tied as in Zoology: what is remembered can be named at once.
+        return read @ self.embedding.weight[self._answers].T
+
+
+def stack_of(contestant: Contestant, width: int, depth: int) -> HGRN:
+    """The blocks of a contestant, at the start of training."""
+    return HGRN(width, depth, mixer=contestant.mixer, **contestant.options)
+
+
+def first_mixer(stack: HGRN) -> Mixer:
+    """The mixer of the first block."""
+    return cast(Mixer, stack.blocks[0].mixer)
 
 
 def state_bytes(mixer: Mixer) -> int:
