@@ -4,7 +4,7 @@ They read whole sequences only: no state goes in or out, and nothing is masked o
 Shape letters: B batch, T time, D channels.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +77,13 @@ class Recurrent(_Whole):
 
     @torch.no_grad()
     def _remember(self, inner: int, horizon: int) -> None:
-        self.rnn.bias_hh_l0.zero_()
+        cast(Tensor, self.rnn.bias_hh_l0).zero_()
+        biases = cast(Tensor, self.rnn.bias_ih_l0)
         keeps = torch.empty(inner).uniform_(1, horizon - 1).log()
         # The second gate in both: z of the GRU, f of the LSTM.
-        self.rnn.bias_ih_l0[inner : 2 * inner] = keeps
+        biases[inner : 2 * inner] = keeps
         if isinstance(self.rnn, nn.LSTM):
-            self.rnn.bias_ih_l0[:inner] = -keeps
+            biases[:inner] = -keeps
 
     def mix(self, x: Tensor) -> Tensor:
         """x `[B, T, D]` -> y like x."""

@@ -39,7 +39,7 @@ def unbounded(distance: int) -> HGRN:
 def fixed(distance: int) -> HGRN:
     """The published bounds, never trained."""
     stack = HGRN(WIDTH, DEPTH)
-    stack.bounds.requires_grad_(False)
+    _logits(stack).requires_grad_(False)
     return stack
 
 
@@ -47,13 +47,19 @@ def spread(distance: int) -> HGRN:
     """Learned bounds whose horizons `1 / (1 - bound)` start at 1 in the first layer and `distance`
     in the last, by equal factors in between."""
     stack = HGRN(WIDTH, DEPTH)
-    logits = stack.bounds.logits
     bounds = 1 - torch.logspace(0, 1, DEPTH, base=distance, dtype=torch.float64).reciprocal()
     # Bound k is the sum of the shares below k, so the shares are its differences.
     shares = torch.diff(bounds, append=torch.ones(1, dtype=torch.float64))
+    logits = _logits(stack)
     with torch.no_grad():
         logits.copy_(shares.log()[:, None].expand_as(logits))
     return stack
+
+
+def _logits(stack: HGRN) -> nn.Parameter:
+    """What the bounds are calculated from."""
+    assert stack.bounds is not None
+    return stack.bounds.logits
 
 
 def _recurrent(kind: type[nn.GRU] | type[nn.LSTM], far: bool) -> Callable[[int], HGRN]:

@@ -17,13 +17,11 @@ Every run takes one thread. Two of these commands share two cores with --share 1
 """
 
 import argparse
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
 
@@ -32,11 +30,13 @@ from benchmarks.machine import environment
 from benchmarks.probes.memory import CANDIDATES, Candidate, kept, reach
 from benchmarks.probes.models import Answerer
 from benchmarks.probes.questions import DELAYED, SELECTIVE, Task
-from benchmarks.probes.training import right_answers, steps
+from benchmarks.probes.sharing import add_share, share_of
+from benchmarks.probes.training import SOLVED, right_answers, until_solved
 from benchmarks.rows import IMAGES, RESULTS, Cells, Results
 from benchmarks.telling import show, telling
 from hgrn.analysis import look
 from hgrn.memory import keep_freed_memory
+from hgrn.progress import OnProgress
 from hgrn.training.threads import cpu_threads
 
 COLUMNS = (
@@ -45,9 +45,6 @@ COLUMNS = (
 )
 KEY = ("task", "distance", "model", "lr", "seed")
 TASKS = (DELAYED, SELECTIVE)
-_SOLVED = 0.99
-_RECENT = 256  # answers whose share tells that a task is solved
-_WARM_UP = 50  # steps
 _TRAINING = 0
 _TEST = 1
 
@@ -68,7 +65,7 @@ class Plan:
     @property
     def budget(self) -> str:
         """What a run learns from, in words; rows of other budgets are not comparable."""
-        return f"until {_SOLVED:.0%} of {_RECENT} answers or {self.seconds:g} s of a core"
+        return f"until {SOLVED:.0%} of 256 answers or {self.seconds:g} s of a core"
 
     def sequences(self, distance: int) -> int:
         """Sequences of a step: fewer where they are long."""
@@ -104,9 +101,7 @@ class Trial:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("--draw", action="store_true", help="train nothing")
-    parser.add_argument(
-        "--share", default="1/1", metavar="K/N", help="the k-th of N parts of the models"
-    )
+    add_share(parser)
     parser.add_argument(
         "--quick", action="store_true", help="moments: to see that it works, not to be quoted"
     )
@@ -122,14 +117,16 @@ def run(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Do the runs that have no rows yet, print a table, and draw."""
     plan = QUICK if given.quick else FULL
     out = given.out or (RESULTS.with_name("quick") if given.quick else RESULTS)
-    number, parts = _share(given.share, parser)
+    mine = share_of(CANDIDATES, given.share, parser)
     keep_freed_memory()
     results = Results(out / "memory.csv", COLUMNS, KEY)
     with cpu_threads(1):
         if not given.draw:
             results.forget(lambda row: row["budget"] != plan.budget)
-            for candidate, seed in _in_order(plan, number, parts):
-                _all_distances(candidate, seed, plan, results)
+            # Seed after seed, so that an early end leaves a whole picture with fewer seeds.
+            for seed in plan.seeds:
+                for candidate in mine:
+                    _all_distances(candidate, seed, plan, results)
         reaches = _reaches(64 if given.quick else 4096)
     rows = results.rows()
     for task in TASKS:
@@ -141,20 +138,6 @@ def run(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     ]
     print(f"written: {results.path}, {', '.join(map(str, drawn))}")
     return 0
-
-
-def _share(text: str, parser: argparse.ArgumentParser) -> tuple[int, int]:
-    number, _, parts = text.partition("/")
-    if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
-        parser.error(f"--share must be like 1/2, the first of two parts, got {text!r}")
-    return int(number), int(parts)
-
-
-def _in_order(plan: Plan, number: int, parts: int) -> Iterator[tuple[Candidate, int]]:
-    """Seed after seed, so that an early end leaves a whole picture with fewer seeds."""
-    for seed in plan.seeds:
-        for candidate in CANDIDATES[number - 1 :: parts]:
-            yield candidate, seed
 
 
 def _all_distances(candidate: Candidate, seed: int, plan: Plan, results: Results) -> None:
@@ -207,36 +190,27 @@ def _do(trial: Trial, plan: Plan, results: Results) -> None:
     print(f"{title}: {float(cells['accuracy']):.1%} in {cells['core_seconds']} s", flush=True)
 
 
-def trained(trial: Trial, plan: Plan, tell: Any) -> Cells:
+def trained(trial: Trial, plan: Plan, tell: OnProgress) -> Cells:
     """Train until the task is solved or the budget spent; the cells that the key lacks."""
     torch.manual_seed(trial.seed)
     task = trial.task
     stack = trial.candidate.build(trial.distance)
     model = Answerer(stack, task.vocabulary, task.answers)
     sequences = plan.sequences(trial.distance)
-    recent: deque[float] = deque(maxlen=-(-_RECENT // (sequences * (1 if task is DELAYED else 4))))
-    solved = False
-    number = 0
-    seconds = 0.0
-    for step in steps(
+    end = until_solved(
         model,
         lambda number: task.draw(trial.distance, sequences, (_TRAINING, trial.seed, number)),
-        lambda number: trial.rate * min(1.0, number / _WARM_UP),
-    ):
-        number = step.number
-        seconds = step.seconds
-        recent.append(step.right)
-        solved = len(recent) == recent.maxlen and mean(recent) >= _SOLVED
-        tell(min(int(seconds), int(plan.seconds)), max(1, int(plan.seconds)))
-        if solved or seconds >= plan.seconds:
-            break
+        trial.rate,
+        plan.seconds,
+        tell,
+    )
     tested = max(sequences, plan.tested // (1 if task is DELAYED else 4))
     right = right_answers(model, task.draw(trial.distance, tested, (_TEST,)), together=sequences)
     return {
         "accuracy": f"{right.double().mean().item():.4f}",
-        "solved": "yes" if solved else "",
-        "steps": str(number),
-        "core_seconds": f"{seconds:.1f}",
+        "solved": "yes" if end.solved else "",
+        "steps": str(end.steps),
+        "core_seconds": f"{end.seconds:.1f}",
         "parameters": str(sum(parameter.numel() for parameter in model.parameters())),
         "budget": plan.budget,
     }

@@ -1,9 +1,12 @@
 """How a model learns here: from new questions at every step, so nothing is seen twice."""
 
 import itertools
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +15,12 @@ from torch import Tensor, nn
 from benchmarks.probes.models import Answerer
 from benchmarks.probes.questions import Questions
 from hgrn.modules import no_decay_names
+from hgrn.progress import OnProgress
 
 _DECAY = 0.1
+SOLVED = 0.99
+_RECENT = 256  # answers whose share tells that a task is solved
+_WARM_UP = 50  # steps
 _TOGETHER = 64  # sequences of one call that tests
 
 
@@ -51,6 +58,37 @@ def steps(
         optimizer.zero_grad()
         right = (logits.detach().argmax(-1) == asked.values).double().mean().item()
         yield Step(number, time.process_time() - began, right)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended: whether the task was solved, after how many steps and core seconds."""
+
+    solved: bool
+    steps: int
+    seconds: float
+
+
+def until_solved(
+    model: Answerer, draw: Callable[[int], Questions], rate: float, seconds: float, tell: OnProgress
+) -> End:
+    """Train until 99 % of the last 256 answers are right, or for so many seconds of a core.
+
+    The answers are to new questions, so their share is that of a test. The rate rises for 50 steps.
+    """
+    # Shares of right answers, and how many answers each one is of.
+    recent: deque[float] = deque()
+    answers = draw(0).values.numel()
+    enough = math.ceil(_RECENT / answers)
+    for step in steps(model, draw, lambda number: rate * min(1.0, number / _WARM_UP)):
+        recent.append(step.right)
+        if len(recent) > enough:
+            recent.popleft()
+        solved = len(recent) == enough and mean(recent) >= SOLVED
+        tell(min(int(step.seconds), int(seconds)), math.ceil(seconds))
+        if solved or step.seconds >= seconds:
+            return End(solved, step.number, step.seconds)
+    raise AssertionError("steps never end")
 
 
 def _groups(model: nn.Module) -> Iterator[dict]:
