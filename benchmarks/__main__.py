@@ -7,6 +7,9 @@
     python -m benchmarks gpu --rehearse         the same at tiny shapes on a CPU, in 5 minutes
     python -m benchmarks trained                trains the classifiers of docs/reproduction.md
     python -m benchmarks recall                 which mixers can look up what they have read
+    python -m benchmarks memory                 over which distance models can remember
+    python -m benchmarks probes                 parity, copying and recall, also at longer lengths
+    python -m benchmarks ablations              what each part of HGRN is worth
     python -m benchmarks newsgroups OUT         makes the text that some of these learn from
     python -m benchmarks pathfinder FOLDER      compares our Pathfinder images with the originals
 
@@ -30,6 +33,7 @@ COMMANDS = {
     "gpu": "benchmarks.gpu.command",
     "trained": "benchmarks.trained.command",
     "recall": "benchmarks.probes.recall_command",
+    "ablations": "benchmarks.ablations.command",
     "memory": "benchmarks.probes.memory_command",
     "probes": "benchmarks.probes.command",
     "newsgroups": "benchmarks.arena.newsgroups",
