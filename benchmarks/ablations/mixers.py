@@ -23,7 +23,10 @@ _SMALLEST = 1e-6
 
 
 class Variant(HGRU):
-    """An HGRU with its own gates: `h_t = keep_t E h_{t-1} + write_t c_t`."""
+    """An HGRU with gates of its own: `h_t = keep_t E h_{t-1} + write_t c_t`.
+
+    `gates` says what is kept, and what would be written.
+    """
 
     def forward(
         self,
@@ -35,8 +38,8 @@ class Variant(HGRU):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Arguments as `HGRU.forward`."""
         candidate, forget, gate = self.project(x)
-        log_keep, write = self.keep_and_write(x, forget, lower_bound)
-        write = write.to(x.dtype)
+        log_keep, write = self.gates(forget, lower_bound)
+        write = self.written(x, write.to(x.dtype))
         if self.theta is not None:
             # Real and imaginary half of a channel share their gates.
             write = torch.cat([write, write], dim=-1)
@@ -50,11 +53,9 @@ class Variant(HGRU):
         )
         return self.read_out(h, gate), (final,)
 
-    def keep_and_write(
-        self, x: Tensor, forget: Tensor, lower_bound: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """`[B, T, D]` each: the logarithm of what is kept, and the share of c that is written."""
-        return self.gates(forget, lower_bound)
+    def written(self, x: Tensor, write: Tensor) -> Tensor:
+        """The share of c that is written, `[B, T, D]`, from that of HGRN."""
+        return write
 
 
 @register_mixer("ablation-random-bound")
@@ -67,11 +68,9 @@ class RandomBound(Variant):
         super().__init__(dim, **options)
         self.register_buffer("bound", torch.rand(dim))
 
-    def keep_and_write(
-        self, x: Tensor, forget: Tensor, lower_bound: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def gates(self, forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
         """With the drawn bound in place of the stack's."""
-        return self.gates(forget, self.bound)
+        return super().gates(forget, self.bound)
 
 
 @register_mixer("ablation-decreasing-bound")
@@ -88,21 +87,17 @@ class DecreasingBound(Variant):
         super().__init__(dim, **options)
         self.highest = 1 - 1 / depth
 
-    def keep_and_write(
-        self, x: Tensor, forget: Tensor, lower_bound: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def gates(self, forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
         """With the falling bound."""
         assert lower_bound is not None
-        return self.gates(forget, (self.highest - lower_bound).clamp(min=0))
+        return super().gates(forget, (self.highest - lower_bound).clamp(min=0))
 
 
 @register_mixer("ablation-only-bound")
 class OnlyBound(Variant):
     """`h_t = gamma E h_{t-1} + (1 - gamma) c_t`: the gate does not depend on the data."""
 
-    def keep_and_write(
-        self, x: Tensor, forget: Tensor, lower_bound: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def gates(self, forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
         """The bound itself, at every position."""
         assert lower_bound is not None
         bound = lower_bound.clamp(min=_SMALLEST)
@@ -113,9 +108,7 @@ class OnlyBound(Variant):
 class NoForgetGate(Variant):
     """`h_t = E h_{t-1} + c_t`: nothing is ever forgotten."""
 
-    def keep_and_write(
-        self, x: Tensor, forget: Tensor, lower_bound: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def gates(self, forget: Tensor, lower_bound: Tensor | None) -> tuple[Tensor, Tensor]:
         """All is kept, and all is written."""
         return torch.zeros_like(forget), torch.ones_like(forget)
 
@@ -128,11 +121,9 @@ class UntiedInputGate(Variant):
         super().__init__(dim, **options)
         self.input_gate = Linear(dim, dim, bias=self.in_proj.bias is not None)
 
-    def keep_and_write(
-        self, x: Tensor, forget: Tensor, lower_bound: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """HGRN's forget gate, and the input gate."""
-        return self.gates(forget, lower_bound)[0], torch.sigmoid(self.input_gate(x))
+    def written(self, x: Tensor, write: Tensor) -> Tensor:
+        """The input gate."""
+        return torch.sigmoid(self.input_gate(x))
 
 
 @register_mixer("ablation-no-output-gate")

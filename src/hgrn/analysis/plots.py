@@ -49,7 +49,7 @@ def learning_curve(rows: list[dict[str, Any]], path: Path, test: float | None = 
     save(picture, path)
 
 
-def forget_gates(layers: list[LayerGates], path: Path) -> None:
+def gates_of_layers(layers: list[LayerGates], path: Path) -> None:
     """Draw the forget gates of each layer beside its lower bounds, if it has learned any.
 
     The channels of a layer are sorted by their mean gate. Raises UserError if `path` cannot be

@@ -28,6 +28,7 @@ from hgrn.cli import (
     data_preview,
     doctor,
     generate,
+    plot_gates,
     predict,
     quickstart,
     recipes,
@@ -46,6 +47,7 @@ COMMANDS = {
     "eval": evaluate,
     "generate": generate,
     "predict": predict,
+    "plot gates": plot_gates,
     "arena": arena,
     "tokenizer train": tokenizer_train,
     "data preview": data_preview,
@@ -56,6 +58,7 @@ COMMANDS = {
 }
 GROUPS = {
     "tokenizer": "make tokenizers",
+    "plot": "draw what a model does",
     "data": "look at training data, and make the synthetic tasks of Long Range Arena",
 }
 _UNDER_TORCHRUN = ("train", "doctor")

@@ -94,7 +94,7 @@ def tour(out: Path, overrides: dict[str, Any] | None = None) -> "Evaluation | No
     curve = out / "learning_curve.png"
     picture = out / "forget_gates.png"
     plots.learning_curve(read_rows(out / "log.jsonl"), curve, result.bits_per_byte)
-    plots.forget_gates(gates.gate_statistics(model, ids), picture)
+    plots.gates_of_layers(gates.gate_statistics(model, ids), picture)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     batch = f"{recipe.batch.batch_size} x {recipe.batch.block_size} bytes"
