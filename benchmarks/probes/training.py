@@ -45,7 +45,7 @@ def steps(
         rate: the learning rate of a step, by its number from 1.
     """
     optimizer = torch.optim.AdamW(_groups(model), betas=(0.9, 0.98))
-    # The time of the core, because other work on the machine must not take from a run's budget.
+    # The time of the core, which other work on the machine changes least.
     began = time.process_time()
     for number in itertools.count(1):
         for group in optimizer.param_groups:
@@ -70,9 +70,9 @@ class End:
 
 
 def until_solved(
-    model: Answerer, draw: Callable[[int], Questions], rate: float, seconds: float, tell: OnProgress
+    model: Answerer, draw: Callable[[int], Questions], rate: float, most: int, tell: OnProgress
 ) -> End:
-    """Train until 99 % of the last 256 answers are right, or for so many seconds of a core.
+    """Train until 99 % of the last 256 answers are right, or for `most` steps.
 
     The answers are to new questions, so their share is that of a test. The rate rises for 50 steps.
     """
@@ -85,8 +85,8 @@ def until_solved(
         if len(recent) > enough:
             recent.popleft()
         solved = len(recent) == enough and mean(recent) >= SOLVED
-        tell(min(int(step.seconds), int(seconds)), math.ceil(seconds))
-        if solved or step.seconds >= seconds:
+        tell(step.number, most)
+        if solved or step.number == most:
             return End(solved, step.number, step.seconds)
     raise AssertionError("steps never end")
 
