@@ -12,8 +12,8 @@ at 1, 2, 4, 8 and 16 times that length:
 
 Nine mixers stand in the same stack of two layers with 64 channels, each behind a convolution of 4
 taps: HGRN real and complex, HGRN2, minGRU, fixed decay, Mamba, GRU, LSTM, and attention with rotary
-positions. Every run learns from new sequences until 99 % of its last answers are right, or for 1,000
-steps of 64 sequences.
+positions. Every run learns from new sequences until 99 % of its last answers are right, or for
+1,000 steps of 64 sequences.
 
 Every run takes one thread. Two of these commands share two cores with --share 1/2 and --share 2/2.
 """

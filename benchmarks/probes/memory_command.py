@@ -9,9 +9,9 @@ ones untrained, and with bounds spread over horizons of 1 to d; GRU and LSTM, al
 set for d, with as many parameters.
 
 Every run learns from new sequences until 99 % of its last answers are right, or for as many steps
-as HGRN manages in two minutes of a core that has nothing else to do. Three learning rates are tried for delayed recall at d = 64 with the first seed; the best
-one does all other runs of that model. Beyond the first distance at which a model fails with every
-seed, only the first seed is run.
+as HGRN manages in two minutes of a core that has nothing else to do. Three learning rates are tried
+for delayed recall at d = 64 with the first seed; the best one does all other runs of that model.
+Beyond the first distance at which a model fails with every seed, only the first seed is run.
 
 Every run takes one thread. Two of these commands share two cores with --share 1/2 and --share 2/2.
 """
