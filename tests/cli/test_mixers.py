@@ -52,6 +52,8 @@ def test_the_example_end_to_end(here, text, monkeypatch, capsys, fails):
     train = ["train", "lm/text", "--data.files", str(text), "--out", "tanh", *TINY]
     assert "'tanh-input-gate'; a mixer of your own must be registered" in fails(*train, *MIXER)
     assert main([*train, *IMPORT, *MIXER]) == 0
+    hint = capsys.readouterr().out.splitlines()[-1]
+    assert hint == f"measure it with: hgrn eval tanh {' '.join(IMPORT)}"
     saved = next((here / "tanh" / "checkpoints").glob("*/config.json"))
     assert json.loads(saved.read_text())["mixer_record"]["class"] == "my_mixers.TanhHGRU"
     assert main(["eval", "tanh", *IMPORT]) == 0

@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     if outcome.interrupted:
         print(f"go on with: {_resuming(arguments.words)}")
         return 130
-    print(f"done: {outcome.checkpoint}\nmeasure it with: {pasted('hgrn', 'eval', out)}")
+    imports = [word for name in arguments.imports for word in ("--import", name)]
+    print(f"done: {outcome.checkpoint}\nmeasure it with: {pasted('hgrn', 'eval', out, *imports)}")
     return 0
 
 
