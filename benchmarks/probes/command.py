@@ -245,6 +245,8 @@ def _picture(rows: Sequence[Cells], probes: Sequence[Probe]):
             dots = [(times, share) for times, shares in found.items() for share in shares]
             panel.plot(*zip(*dots), "o", markersize=3, color=colour)
         panel.axhline(100 * probe.task.chance, color="0.5", linestyle=":", label="chance")
+        # Without the limits, a panel with no runs yet could have no logarithms.
+        panel.set_xlim(TIMES[0] / 1.2, TIMES[-1] * 1.2)
         panel.set_xscale("log", base=2)
         panel.set_xticks(TIMES, [f"{times * probe.length:,}" for times in TIMES])
         panel.set(

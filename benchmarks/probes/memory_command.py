@@ -272,6 +272,8 @@ def _accuracy_picture(rows: Sequence[Cells], plan: Plan):
             if dots:
                 panel.plot(*zip(*dots), "o", markersize=3, color=colour)
         panel.axhline(100 * task.chance, color="0.5", linestyle=":", label="chance")
+        # Without the limits, a panel with no runs yet could have no logarithms.
+        panel.set_xlim(plan.distances[0] / 1.3, plan.distances[-1] * 1.3)
         panel.set_xscale("log", base=2)
         panel.set_xticks(plan.distances, [f"{distance:,}" for distance in plan.distances])
         panel.set(title=task.name.capitalize(), xlabel="steps from the symbol to the question")

@@ -186,3 +186,10 @@ def test_a_part_that_is_none_is_refused(capsys):
 def test_what_reads_whole_sequences_refuses_the_rest(mixer):
     with pytest.raises(ValueError, match="takes no state, mask or cu_seqlens"):
         cast(Any, mixer)(torch.zeros(1, 3, 8), None, (torch.zeros(1, 8),))
+
+
+@pytest.mark.parametrize("name", ["memory", "probes"])
+def test_what_has_no_rows_yet_is_drawn_empty(name, tmp_path, capsys):
+    assert main([name, "--quick", "--draw", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / f"bench_{name}.png").stat().st_size > 10_000
+    assert not (tmp_path / f"{name}.csv").exists()
