@@ -5,7 +5,7 @@ import pytest
 
 from hgrn.errors import UserError
 from hgrn.training.loop import train
-from hgrn.training.runlog import Console, RunLog, read_rows
+from hgrn.training.runlog import Console, RunLog, part_of_split, read_rows
 from tests.training.tiny_runs import tiny_recipe
 
 
@@ -75,6 +75,23 @@ def test_plain_lines(tmp_path):
     ]
     assert "bits per byte" in lines[1] and "tokens/s" in lines[1] and "left" in lines[1]
     assert lines[-1].startswith("step 12: validation ")
+
+
+def test_a_validation_of_a_part_says_which(tmp_path):
+    stream = io.StringIO()
+    recipe = tiny_recipe(tmp_path, training__eval_tokens=20)
+    with Console(bar=None, stream=stream) as console:
+        outcome = train(recipe, tmp_path / "run", on_event=console)
+    last = read_rows(tmp_path / "run" / "log.jsonl")[-1]
+    part = f"the first 20 of {last['split_tokens']:,} tokens"
+    assert last["kind"] == "validation" and last["read_tokens"] == 20 < last["split_tokens"]
+    assert stream.getvalue().splitlines()[-1].endswith(f" bits per byte ({part})")
+    assert (
+        f" on {part} of the validation split at step "
+        in (outcome.checkpoint / "README.md").read_text()
+    )
+    # A whole split has no part.
+    assert part_of_split({"kind": "validation", "step": 1}) is None
 
 
 def test_the_bar_on_request(tmp_path):

@@ -43,7 +43,7 @@ def memory_of_layers(
 
 
 def _draw_horizons(axes: Any, before: Sequence[LayerGates], after: Sequence[LayerGates]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes.set(
         xscale="log",
@@ -52,7 +52,7 @@ def _draw_horizons(axes: Any, before: Sequence[LayerGates], after: Sequence[Laye
     )
     # Tokens are counted: 1, 2, 5, 10 ... read better than powers.
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     generator = torch.Generator().manual_seed(0)

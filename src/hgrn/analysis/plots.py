@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hgrn.analysis.gates import LayerGates
 from hgrn.analysis.look import ACCENT, INK, SHADE, figure, finish, save
+from hgrn.training.runlog import part_of_split
 
 _MOST_NAMED = 20  # classes; of more, neither names nor numbers could be read
 
@@ -21,6 +22,7 @@ def learning_curve(rows: list[dict[str, Any]], path: Path, test: float | None = 
     axes = picture.add_subplot()
     train = [row for row in rows if row["kind"] == "train"]
     validation = [row for row in rows if row["kind"] == "validation"]
+    part = part_of_split(validation[-1]) if validation else None
     axes.plot(
         [row["step"] for row in train],
         [row["bits_per_byte"] for row in train],
@@ -32,7 +34,7 @@ def learning_curve(rows: list[dict[str, Any]], path: Path, test: float | None = 
         [row["bits_per_byte"] for row in validation],
         "o-",
         color=INK,
-        label="validation",
+        label="validation" + (f", {part}" if part else ""),
     )
     if test is not None:
         axes.axhline(test, color=ACCENT, linestyle="--", label=f"test: {test:.3f}")

@@ -24,7 +24,7 @@ from hgrn.training.distributed import Ranks
 from hgrn.training.optimizer import build_optimizer, local, parameters_of, set_learning_rate
 from hgrn.training.recipe import Recipe, can_be_longer
 from hgrn.training.runfolder import check_free, locked, write_recipe
-from hgrn.training.runlog import RunLog
+from hgrn.training.runlog import RunLog, part_of_split
 from hgrn.training.schedules import learning_rate
 from hgrn.training.signals import stop_signals
 from hgrn.training.tasks import Task, build_task
@@ -331,7 +331,7 @@ class Trainer:
                 self.counters.best = {"step": self.counters.step, metric: numbers[metric]}
         with self.ranks.together():
             if numbers is not None:
-                self._emit("validation", **numbers)
+                self._emit("validation", **numbers, **self.task.validated)
 
     def _save(self) -> None:
         """Save a checkpoint."""
@@ -364,8 +364,10 @@ class Trainer:
         recipe = self.recipe
         best = counters.best
         metric = task.metric
+        part = part_of_split(task.validated)
         measured = (
-            f"{best[metric]:.4f} on the validation split at step {best['step']}, the best so far"
+            f"{best[metric]:.4f} on {f'{part} of ' if part else ''}the validation split at step "
+            f"{best['step']}, the best so far"
             if best
             else "not measured"
         )

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -21,6 +22,8 @@ from hgrn.progress import Bar
 from hgrn.training.recipe import Recipe, leaves, recipe_to_yaml
 
 ROWS = ("train", "validation")
+# They say how a row was measured, and make no curves.
+_NO_CURVES = ("kind", "step", "read_tokens", "split_tokens")
 # What TensorBoard shows beside the settings of runs.
 _COMPARED = ("train/loss", "validation/bits_per_byte", "validation/accuracy")
 _REMEDY = "make room or mend it, and go on with --resume: the checkpoints are whole"
@@ -53,7 +56,7 @@ class RunLog:
             self._rows.write(json.dumps(event).encode() + b"\n")
         kind = event["kind"]
         step = event["step"]
-        scalars = {f"{kind}/{name}": event[name] for name in event if name not in ("kind", "step")}
+        scalars = {f"{kind}/{name}": event[name] for name in event if name not in _NO_CURVES}
         self._board.add(scalars, step)
 
     def _show(self, recipe: Recipe, step: int) -> None:
@@ -155,6 +158,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for line in lines if (row := _row(line)) is not None]
 
 
+def part_of_split(row: Mapping[str, Any]) -> str | None:
+    """Which part of the split a validation has read, in words; None if all of it."""
+    if "read_tokens" not in row:
+        return None
+    return f"the first {row['read_tokens']:,} of {row['split_tokens']:,} tokens"
+
+
 def _row(line: bytes) -> dict[str, Any] | None:
     """The row in a line if `RunLog` wrote it: a kind, a step, and numbers by their names."""
     try:
@@ -238,7 +248,9 @@ class Console:
                     f"step {event['step']}: {_numbers(event)}, {_duration(event['time_left'])} left"
                 )
             case "validation":
-                return f"step {event['step']}: validation {_measured(event)}"
+                part = part_of_split(event)
+                told = f"validation {_measured(event)}" + (f" ({part})" if part else "")
+                return f"step {event['step']}: {told}"
             case "interrupted":
                 return f"stopped at step {event['step']}; saved as {event['path']}"
         return None

@@ -69,6 +69,11 @@ class Task(ABC):
     def _build_model(self) -> "PreTrainedModel":
         """The model, with weights drawn from torch's generator."""
 
+    @property
+    def validated(self) -> dict[str, int]:
+        """How much of the validation split is read, for `runlog.part_of_split`; {} for all of it."""
+        return {}
+
     @abstractmethod
     def next_batches(self) -> tuple[list[Any], int]:
         """This rank's micro-batches of the next step, and how many units in them count for the

@@ -121,6 +121,14 @@ class LanguageModelTask(Task):
             state = tuple(tuple(part[index + micro] for part in layer) for layer in whole)
             self.carried[micro] = self._cache(state, caches[0][1])
 
+    @property
+    def validated(self) -> dict[str, int]:
+        """The first `training.eval_tokens` tokens, unless these are all."""
+        limit = self.recipe.training.eval_tokens
+        if limit is None or self.validation is None or limit >= len(self.validation):
+            return {}
+        return {"read_tokens": limit, "split_tokens": len(self.validation)}
+
     def validate(self) -> dict[str, float]:
         """Bits per byte of the validation split, or of its first `training.eval_tokens` tokens."""
         assert self.validation is not None  # only a run with training.eval_every validates
