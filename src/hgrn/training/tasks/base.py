@@ -71,7 +71,7 @@ class Task(ABC):
 
     @property
     def validated(self) -> dict[str, int]:
-        """How much of the validation split is read, for `runlog.part_of_split`; {} for all of it."""
+        """How much of the split is read, as `runlog.part_of_split` takes it; {} for all of it."""
         return {}
 
     @abstractmethod
