@@ -4,7 +4,7 @@
     python -m benchmarks cpu scan train         some of it; all names: python -m benchmarks cpu -h
     python -m benchmarks cpu --quick            does it work here? half a minute, small shapes
     python -m benchmarks gpu                    the kernels for GPUs on one GPU, in 8 minutes
-    python -m benchmarks gpu --rehearse         the same at tiny shapes on a CPU, in 5 minutes
+    python -m benchmarks gpu --rehearse         the same at tiny shapes on a CPU, in 2 minutes
     python -m benchmarks trained                trains the classifiers of docs/reproduction.md
     python -m benchmarks recall                 which mixers can look up what they have read
     python -m benchmarks memory                 over which distance models can remember

@@ -20,7 +20,7 @@ from hgrn import ops
 SHAPES = ((8, 2048, 1024), (8, 2048, 2048), (1, 65536, 1024), (64, 512, 256))
 # The interpreter is slow. The second shape, of several tiles, is checked and not timed.
 TINY = (1, 24, 16)
-TINY_LONG = (1, 600, 8)
+TINY_LONG = (1, 100, 8)
 DTYPES = (torch.bfloat16, torch.float32)
 TARGETS = {"forward": 0.7, "backward": 0.8}  # of the speed of the copy, at the first three shapes
 PARTS = ("h", "the gradient of candidate", "of forget", "of lower_bound", "of theta")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -20,8 +20,20 @@ _BEYOND_CACHES = 1 << 28  # bytes that no L2 cache holds
 
 @contextmanager
 def interpreted(on: bool) -> Iterator[None]:
-    """Inside, tensors on the CPU run as a GPU's do: scans by Triton, the rest by PyTorch."""
-    with mock.patch.dict(engines.ENGINE_OF_DEVICE, cpu="triton" if on else "numba"):
+    """Inside, tensors on the CPU run as a GPU's do: scans by Triton, the rest by PyTorch.
+
+    Tiles are small, because the interpreter takes each element of a tile on its own.
+    """
+    with ExitStack() as patches:
+        name = "triton" if on else "numba"
+        patches.enter_context(mock.patch.dict(engines.ENGINE_OF_DEVICE, cpu=name))
+        if on:
+            from hgrn.ops.triton import plan
+
+            tile = plan.Tile(
+                rows=4, slots=4, block=8, vector=2, threads=32, stages=1, registers=None
+            )
+            patches.enter_context(mock.patch.object(plan, "tile_of", lambda *_: tile))
         yield
 
 
