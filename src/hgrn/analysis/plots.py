@@ -7,22 +7,23 @@ from torch import Tensor
 
 from hgrn.analysis.gates import LayerGates
 from hgrn.analysis.look import ACCENT, INK, SHADE, figure, finish, save
-from hgrn.training.runlog import part_of_split
 
 _MOST_NAMED = 20  # classes; of more, neither names nor numbers could be read
 
 
-def learning_curve(rows: list[dict[str, Any]], path: Path, test: float | None = None) -> None:
+def learning_curve(
+    rows: list[dict[str, Any]], path: Path, test: float | None = None, part: str | None = None
+) -> None:
     """Draw bits per byte over the steps of training.
 
-    rows: those of a run's log.jsonl. test: the figure of the test split, drawn as a line.
+    rows: those of a run's log.jsonl. test: the figure of the test split, drawn as a line. part: of
+    the validation split that was read, in words.
     Raises UserError if `path` cannot be written.
     """
     picture = figure(7, 4.2)
     axes = picture.add_subplot()
     train = [row for row in rows if row["kind"] == "train"]
     validation = [row for row in rows if row["kind"] == "validation"]
-    part = part_of_split(validation[-1]) if validation else None
     axes.plot(
         [row["step"] for row in train],
         [row["bits_per_byte"] for row in train],

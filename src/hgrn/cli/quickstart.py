@@ -63,7 +63,7 @@ def tour(out: Path, overrides: dict[str, Any] | None = None) -> "Evaluation | No
     from hgrn.training.loop import train
     from hgrn.training.manifests import find_checkpoint
     from hgrn.training.recipe import LanguageRecipe, load_recipe
-    from hgrn.training.runlog import Console, read_rows
+    from hgrn.training.runlog import Console, part_of_split, read_rows
     from hgrn.training.tasks.language import evaluate
 
     began = time.perf_counter()
@@ -93,7 +93,9 @@ def tour(out: Path, overrides: dict[str, Any] | None = None) -> "Evaluation | No
     ids = torch.from_numpy(test.read(0, min(len(test), _GATE_TOKENS)))[None]
     curve = out / "learning_curve.png"
     picture = out / "forget_gates.png"
-    plots.learning_curve(read_rows(out / "log.jsonl"), curve, result.bits_per_byte)
+    rows = read_rows(out / "log.jsonl")
+    part = part_of_split(rows[-1])
+    plots.learning_curve(rows, curve, result.bits_per_byte, part)
     plots.gates_of_layers(gates.gate_statistics(model, ids), picture)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
