@@ -1,5 +1,6 @@
 """`hgrn quickstart`: a tiny one for its parts, and the real one for its figure."""
 
+import os
 import re
 import subprocess
 import sys
@@ -48,8 +49,13 @@ def test_the_next_free_folder(tmp_path):
 @pytest.mark.slow
 def test_the_quickstart_reaches_its_figure(tmp_path):
     """The real thing, as a user runs it; and its checkpoint in a program that imports no hgrn."""
+    # One thread: two would wait for each other where other tests run beside this one.
     done = subprocess.run(
-        [sys.executable, "-m", "hgrn", "quickstart"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "hgrn", "quickstart"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
